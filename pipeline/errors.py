@@ -1,0 +1,77 @@
+"""The errors a user can act on.
+
+Every one says what was expected, what was found and the way out, in one line. The command line turns them
+into an exit code; everything else that escapes is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """Something the user can mend: a one-line message that names the way out."""
+
+
+class SourceError(PipelineError):
+    """The images, or the table that lists them, cannot be used as given."""
+
+
+class BackboneError(PipelineError):
+    """The network, its weights or one of its layers cannot be had."""
+
+
+class EngineError(PipelineError):
+    """The device or the precision asked for cannot run the network."""
+
+
+class CacheError(PipelineError):
+    """The file is not a cache, is damaged, or cannot be written."""
+
+
+class FingerprintError(CacheError):
+    """The cache was made by other weights, layers, preprocessing or precision."""
+
+
+class LockedError(CacheError):
+    """Another process is writing the cache."""
+
+
+class HeadError(PipelineError):
+    """The head cannot be fitted, or a saved head cannot be used."""
+
+
+def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
+    """Say which known names look like ``name``, for the end of an error message.
+
+    Parameters
+    ----------
+    name : str
+        What was asked for.
+    known : iterable of str
+        What there is.
+    most : int
+        How many to list.
+
+    Returns
+    -------
+    str
+        ``"did you mean a, b?"``, or the first known names where nothing is near.
+
+    Examples
+    --------
+    >>> near_names("resnet5", ["resnet50", "vgg16"])
+    'did you mean resnet50?'
+    >>> near_names("zzz", ["resnet50", "vgg16"])
+    'there are resnet50, vgg16'
+    """
+    names = list(known)
+    near = difflib.get_close_matches(name, names, n=most, cutoff=0.5)
+    if near:
+        return f"did you mean {', '.join(near)}?"
+    shown = ", ".join(names[:most])
+    return f"there are {shown}{', …' if len(names) > most else ''}"
