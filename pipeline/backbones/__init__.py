@@ -1,0 +1,52 @@
+"""Backbones: frozen pretrained networks. One file per family; each names its networks and builds one of them."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+from pipeline.backbones.base import PENULTIMATE, Backbone, Layer, assemble
+from pipeline.errors import BackboneError, near_names
+
+__all__ = ["DEFAULT_BACKBONE", "PENULTIMATE", "Backbone", "Layer", "list_backbones", "load_backbone"]
+
+DEFAULT_BACKBONE = "efficientnet_lite0"
+
+# What a name begins with -> the module that builds it. A family is imported only when it is asked for.
+FAMILIES = {
+    "efficientnet_lite0": "pipeline.backbones.efficientnet_lite",
+    "torchvision": "pipeline.backbones.torchvision",
+    "timm": "pipeline.backbones.timm",
+}
+
+
+def load_backbone(name: str = DEFAULT_BACKBONE, weights: str | None = None, layers: tuple[str, ...] = ()) -> Backbone:
+    """Build a frozen network with its weights.
+
+    Parameters
+    ----------
+    name : str
+        ``efficientnet_lite0``, ``torchvision/NAME`` or ``timm/NAME``.
+    weights : str, optional
+        A name that the family knows, a ``.safetensors`` or ``.pth`` file, or ``"random"``.
+    layers : tuple of str
+        Outputs besides ``penultimate``, ``NODE`` or ``NODE:POOLING``.
+
+    Raises
+    ------
+    BackboneError
+        Unknown name, weights or layer; weights that cannot be had or do not fit.
+    """
+    return assemble(_family(name).build(name, weights), layers)
+
+
+def list_backbones(family: str | None = None) -> list[str]:
+    """Return the names of all backbones, or of one family."""
+    return [name for key in FAMILIES if family in (None, key) for name in importlib.import_module(FAMILIES[key]).names()]
+
+
+def _family(name: str) -> ModuleType:
+    family = FAMILIES.get(name.partition("/")[0])
+    if family is None:
+        raise BackboneError(f"there is no backbone {name!r}: {near_names(name, list_backbones())}")
+    return importlib.import_module(family)

@@ -1,0 +1,294 @@
+"""What every family of backbones hands over, and how its layers become embeddings.
+
+Axis letters: B batch, C channels, H W pixels or positions, T tokens, D embedding width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import BackboneError, near_names
+from pipeline.preprocess import Preprocess
+
+PENULTIMATE = "penultimate"
+POOLINGS = ("avg", "max", "gem", "cls", "flatten")
+GEM_POWER = 3.0
+GEM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Which weights these are.
+
+    Attributes
+    ----------
+    name : str
+        The resolved name (never an alias such as ``DEFAULT``), ``"file"`` or ``"random"``.
+    origin : str
+        Where they came from, for people: a package, a hub, a file's name.
+    sha256 : str
+        Of the tensors that are used (see `hash_weights`), whatever file held them.
+    """
+
+    name: str
+    origin: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A named output.
+
+    Attributes
+    ----------
+    name : str
+        ``"penultimate"``, or ``"NODE:POOLING"``.
+    node : str
+        Module path inside the network; empty for the penultimate output.
+    pooling : str
+        One of `POOLINGS`; ``"network"`` for the penultimate output, which the network pools itself.
+    width : int
+        D.
+    """
+
+    name: str
+    node: str
+    pooling: str
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """What a family builds: the network without its classifier, and all that belongs to it.
+
+    Attributes
+    ----------
+    name : str
+        Full name, e.g. ``"torchvision/resnet50"``.
+    module : nn.Module
+        (B, 3, H, W) normalised float → (B, D) penultimate output.
+    preprocess : Preprocess
+        Of the weights.
+    weights_name, weights_origin : str
+        See `Weights`.
+    maps : {"NCHW", "NHWC"}
+        Axis order of the network's four-dimensional feature maps.
+    prefix_tokens : int
+        How many tokens (class token, registers) stand before those of the image patches.
+    """
+
+    name: str
+    module: nn.Module
+    preprocess: Preprocess
+    weights_name: str
+    weights_origin: str
+    maps: Literal["NCHW", "NHWC"] = "NCHW"
+    prefix_tokens: int = 0
+
+
+class EmbeddingNetwork(nn.Module):
+    """uint8 images in, one embedding per layer out: what an engine runs, exports or compiles.
+
+    Parameters
+    ----------
+    body : Body
+        The network.
+    layers : tuple of Layer
+        The outputs, in order.
+
+    Notes
+    -----
+    ``compute_dtype`` is the type of the layers' arithmetic; normalisation is always float32, and so is the output.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, body: Body, layers: tuple[Layer, ...]) -> None:
+        super().__init__()
+        self.body = body.module
+        self.layers = layers
+        self.compute_dtype = torch.float32
+        self._maps = body.maps
+        self._prefix_tokens = body.prefix_tokens
+        self._taken: dict[str, Any] = {}
+        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (body.preprocess.mean, body.preprocess.std))
+        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
+        modules = dict(self.body.named_modules())
+        for node in {layer.node for layer in layers if layer.node}:
+            if node not in modules:
+                raise BackboneError(f"{body.name} has no layer {node!r}: {near_names(node, [n for n in modules if n])}")
+            modules[node].register_forward_hook(self._take(node))
+
+    def _take(self, node: str) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            self._taken[node] = output
+
+        return hook
+
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Embed a batch.
+
+        Parameters
+        ----------
+        images : (B, H, W, 3) uint8
+
+        Returns
+        -------
+        tuple of (B, D) float32
+            One per layer.
+        """
+        # ToTensor's and Normalize's own arithmetic; the permuted NHWC bytes are channels_last already.
+        x = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
+        x = ((x - self.mean) / self.std).to(self.compute_dtype)
+        penultimate = self.body(x)
+        outputs = []
+        for layer in self.layers:
+            taken = self._taken.pop(layer.node) if layer.node else penultimate
+            outputs.append(self._pool(taken, layer).to(torch.float32))
+            if layer.node:
+                self._taken[layer.node] = taken  # another layer may pool the same node
+        self._taken.clear()
+        return tuple(outputs)
+
+    def _pool(self, x: Any, layer: Layer) -> Tensor:
+        if not isinstance(x, Tensor):
+            raise BackboneError(f"layer {layer.node!r} gives a {type(x).__name__}, not a tensor: choose a layer inside it")
+        if not layer.node:
+            return x.flatten(1)
+        return pool(x, layer.pooling, maps=self._maps, prefix_tokens=self._prefix_tokens)
+
+
+def pool(x: Tensor, pooling: str, *, maps: str = "NCHW", prefix_tokens: int = 0) -> Tensor:
+    """Reduce a layer's output to one vector per image.
+
+    Parameters
+    ----------
+    x : (B, C, H, W), (B, H, W, C), (B, T, C) or (B, C) Tensor
+        Feature map, tokens, or a vector already.
+    pooling : str
+        ``avg``, ``max``; ``gem``: generalised mean with power 3 [1]_; ``cls``: the first token; ``flatten``: all of it.
+    maps : {"NCHW", "NHWC"}
+        Axis order of a four-dimensional ``x``.
+    prefix_tokens : int
+        Tokens left out of ``avg``, ``max`` and ``gem``.
+
+    Returns
+    -------
+    (B, D) Tensor
+
+    Raises
+    ------
+    BackboneError
+        The pooling does not fit the shape.
+
+    References
+    ----------
+    .. [1] Radenović, Tolias, Chum: Fine-tuning CNN image retrieval with no human annotation. TPAMI 2019, eq. 4.
+    """
+    if pooling == "flatten" or x.ndim == 2:
+        return x.flatten(1)
+    if pooling == "cls":
+        if x.ndim != 3 or prefix_tokens < 1:
+            raise BackboneError("pooling 'cls' needs a class token, and this layer has none: choose avg, max, gem or flatten")
+        return x[:, 0]
+    if x.ndim == 3:
+        positions = x[:, prefix_tokens:] if x.shape[1] > prefix_tokens else x
+    elif x.ndim == 4:
+        positions = (x.flatten(2).transpose(1, 2)) if maps == "NCHW" else x.flatten(1, 2)
+    else:
+        raise BackboneError(f"a layer of {x.ndim} dimensions cannot be pooled by {pooling!r}: choose flatten")
+    if pooling == "avg":
+        return positions.mean(1)
+    if pooling == "max":
+        return positions.amax(1)
+    return positions.clamp(min=GEM_FLOOR).pow(GEM_POWER).mean(1).pow(1.0 / GEM_POWER)
+
+
+@dataclass(frozen=True, slots=True)
+class Backbone:
+    """A frozen network, its outputs, and the preprocessing that belongs to its weights.
+
+    Attributes
+    ----------
+    name : str
+    network : EmbeddingNetwork
+        In evaluation mode, without gradients.
+    layers : tuple of Layer
+        ``penultimate`` first.
+    preprocess : Preprocess
+    weights : Weights
+    """
+
+    name: str
+    network: EmbeddingNetwork
+    layers: tuple[Layer, ...]
+    preprocess: Preprocess
+    weights: Weights
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return what identifies the numbers this backbone gives, as JSON-like data."""
+        return {
+            "backbone": self.name,
+            "weights": {"name": self.weights.name, "origin": self.weights.origin, "sha256": self.weights.sha256},
+            "layers": [
+                {"name": layer.name, "node": layer.node, "pooling": layer.pooling, "width": layer.width}
+                for layer in self.layers
+            ],
+            "preprocess": self.preprocess.to_spec(),
+        }
+
+
+def assemble(body: Body, layer_names: tuple[str, ...] = ()) -> Backbone:
+    """Freeze a body and attach its outputs.
+
+    Parameters
+    ----------
+    body : Body
+        From a family.
+    layer_names : tuple of str
+        Further layers, ``NODE`` (pooling ``avg``) or ``NODE:POOLING``.
+
+    Raises
+    ------
+    BackboneError
+        A layer is unknown, or its pooling does not fit.
+    """
+    body.module.eval().requires_grad_(False)
+    asked = [Layer(PENULTIMATE, "", "network", 0)]
+    for name in layer_names:
+        layer = _parse_layer(name)
+        if layer.name != PENULTIMATE and layer.name not in {known.name for known in asked}:
+            asked.append(layer)
+    network = EmbeddingNetwork(body, tuple(asked)).eval()
+    with torch.inference_mode():
+        outputs = network(torch.zeros(1, *body.preprocess.shape, dtype=torch.uint8))
+    layers = tuple(replace(layer, width=out.shape[1]) for layer, out in zip(asked, outputs, strict=True))
+    network.layers = layers
+    weights = Weights(body.weights_name, body.weights_origin, hash_weights(body.module))
+    return Backbone(body.name, network, layers, body.preprocess, weights)
+
+
+def _parse_layer(name: str) -> Layer:
+    if name == PENULTIMATE:
+        return Layer(PENULTIMATE, "", "network", 0)
+    node, _, pooling = name.partition(":")
+    pooling = pooling or "avg"
+    if pooling not in POOLINGS:
+        raise BackboneError(f"expected a pooling of {', '.join(POOLINGS)}, found {pooling!r} in {name!r}: mend --layer")
+    return Layer(f"{node}:{pooling}", node, pooling, 0)
+
+
+def hash_weights(module: nn.Module) -> str:
+    """Return the SHA-256 of all tensors of a network: sorted by name, each with its type, shape and bytes."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

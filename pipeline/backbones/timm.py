@@ -1,0 +1,127 @@
+"""``timm/NAME``: the networks of the timm library, with the preprocessing of their pretrained configuration."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import nn
+
+from pipeline.backbones.base import Body
+from pipeline.backbones.weights import (
+    RANDOM,
+    RANDOM_SEED,
+    cannot_download,
+    is_file,
+    load_strictly,
+    read_weights,
+)
+from pipeline.errors import BackboneError, near_names
+from pipeline.preprocess import RESAMPLING, Preprocess
+
+PREFIX = "timm/"
+
+
+def names() -> list[str]:
+    """Return the names of this family."""
+    return [PREFIX + name for name in timm.list_models()]
+
+
+def build(name: str, weights: str | None) -> Body:
+    """Build a timm network.
+
+    Parameters
+    ----------
+    name : str
+        ``timm/ARCHITECTURE`` or ``timm/ARCHITECTURE.TAG``.
+    weights : str or None
+        A tag of that architecture, a file, ``"random"``; None takes timm's default tag.
+
+    Raises
+    ------
+    BackboneError
+        Unknown name or tag, weights that cannot be had or do not fit.
+    """
+    wanted = name.removeprefix(PREFIX)
+    architecture, _, tag = wanted.partition(".")
+    if architecture not in timm.list_models():
+        raise BackboneError(f"there is no backbone {name!r}: {near_names(name, names())}")
+    if weights == RANDOM:
+        return body_of(architecture, PREFIX + architecture, weights)
+    if weights is not None and is_file(weights):
+        # The tag still chooses the preprocessing.
+        module = timm.create_model(wanted, pretrained=False, num_classes=0)
+        load_strictly(module, read_weights(weights), origin=weights, ignore=head_prefixes(module))
+        return body_of(
+            architecture, PREFIX + architecture, None, module=module, weights_name="file", weights_origin=Path(weights).name
+        )
+    tag = weights or tag
+    known = timm.list_pretrained(f"{architecture}*")
+    known = [full for full in known if full.partition(".")[0] == architecture]
+    full_name = f"{architecture}.{tag}" if tag else architecture
+    # timm would go on with random features where there are no weights.
+    if not known or (tag and full_name not in known):
+        found = f"there is no {full_name!r}, {near_names(full_name, known)}" if known else "timm has none"
+        raise BackboneError(f"expected pretrained weights for {name}: {found}: pass --weights with a tag or a file")
+    try:
+        module = timm.create_model(full_name, pretrained=True, num_classes=0)
+    except Exception as error:  # the hub's client raises whatever its transport does
+        raise cannot_download(name, error) from None
+    resolved = f"{architecture}.{module.pretrained_cfg['tag']}"
+    origin = str(module.pretrained_cfg.get("hf_hub_id") or module.pretrained_cfg.get("url"))
+    return body_of(architecture, PREFIX + architecture, None, module=module, weights_name=resolved, weights_origin=origin)
+
+
+def body_of(
+    architecture: str,
+    name: str,
+    weights: str | None,
+    *,
+    module: nn.Module | None = None,
+    weights_name: str = RANDOM,
+    weights_origin: str = f"seed {RANDOM_SEED}",
+) -> Body:
+    """Wrap a timm network that was built without its classifier; without ``module``, one with random weights."""
+    if module is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(RANDOM_SEED)
+            module = timm.create_model(architecture, pretrained=False, num_classes=0)
+    return Body(
+        name=name,
+        module=module,
+        preprocess=_preprocess(name, resolve_model_data_config(module)),
+        weights_name=weights_name,
+        weights_origin=weights_origin,
+        maps="NHWC" if str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC") else "NCHW",
+        prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
+    )
+
+
+def head_prefixes(module: nn.Module) -> tuple[str, ...]:
+    """Return how the names of the classifier's tensors begin, as timm's configuration says."""
+    classifier: Any = module.pretrained_cfg.get("classifier", ()) if hasattr(module, "pretrained_cfg") else ()
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
+    return tuple(f"{head}." for head in heads)
+
+
+def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:
+    _, height, width = config["input_size"]
+    interpolation, mode = str(config["interpolation"]), str(config["crop_mode"])
+    resize = tuple(math.floor(size / config["crop_pct"]) for size in (height, width))
+    if interpolation not in RESAMPLING or mode not in ("center", "squash") or (mode == "center" and height != width):
+        raise BackboneError(
+            f"{name} wants crop mode {mode!r} at {height} × {width} with {interpolation!r}, which is not supported: "
+            "choose another backbone"
+        )
+    mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))
+    return Preprocess(
+        resize=resize if mode == "squash" else resize[:1],
+        crop=(height, width),
+        interpolation=interpolation,
+        mean=(mean[0], mean[1], mean[2]),
+        std=(std[0], std[1], std[2]),
+    )

@@ -1,0 +1,11 @@
+"""The cache: one HDF5 file of embeddings. The only package that knows HDF5; none of it imports torch."""
+
+from __future__ import annotations
+
+from pipeline.cache.format import Items
+from pipeline.cache.lock import write_lock
+from pipeline.cache.reader import Cache, open_cache
+from pipeline.cache.spec import check_same_numbers, fingerprint
+from pipeline.cache.writer import CacheWriter
+
+__all__ = ["Cache", "CacheWriter", "Items", "check_same_numbers", "fingerprint", "open_cache", "write_lock"]

@@ -1,0 +1,313 @@
+"""The file itself: what lies where, and how an empty one is laid out. `docs/format.md` says it in MUST and MAY.
+
+All metadata is written once, here; afterwards only the *mutable* datasets change, by plain writes at fixed offsets. So HDF5's
+own structures cannot be caught half written, and any reader can open the file at any moment.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import h5py
+import numpy as np
+from h5py import h5d, h5p, h5s, h5t
+from numpy.typing import DTypeLike, NDArray
+
+from pipeline.errors import CacheError
+
+FORMAT = "embedding-pipeline"
+FORMAT_VERSION = 1
+ALIGNMENT = 4096
+HASH_BYTES = 16
+MAX_ROW_BYTES = 1 << 28
+EMBEDDINGS = "embeddings"
+LAYERS = "layers"
+COLUMNS = "columns"
+STATUS = "status"
+CRC = "crc32"
+LEDGER_CRC = "ledger_crc32"
+CONTENT_HASH = "content_hash"
+STATIC_SHA256 = "static_sha256"
+KEYS = "keys"
+LABELS = "labels"
+LABEL_NAMES = "label_names"
+SIZES = "source_size"
+MTIMES = "source_mtime_ns"
+
+
+@dataclass(frozen=True, slots=True)
+class Extent:
+    """Where a contiguous dataset's bytes lie in the file.
+
+    Attributes
+    ----------
+    offset : int
+        Bytes from the start of the file.
+    shape : tuple of int
+    dtype : np.dtype
+        Little-endian.
+    """
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes per row."""
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.shape[0] * self.row_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Items:
+    """The item list of a cache, as `pipeline.sources.ItemTable` has it: row i of each array belongs to row i of the file."""
+
+    keys: NDArray[np.bytes_]
+    labels: NDArray[np.int32]
+    label_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    mtimes_ns: NDArray[np.int64]
+    columns: Mapping[str, NDArray[Any]]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def canonical_json(data: Any) -> str:
+    """Return JSON in one spelling: sorted names, no spaces, ASCII."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def create(
+    path: Path,
+    items: Items,
+    *,
+    widths: Mapping[str, int],
+    dtype: DTypeLike,
+    attributes: Mapping[str, str | int],
+) -> None:
+    """Lay out a complete file whose rows are all still to do, reserve its space, and make it durable.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist; the caller renames it into place.
+    items : Items
+        What the rows will be of.
+    widths : mapping of str to int
+        Embedding width of each layer; the first is the one that goes to `/embeddings`.
+    dtype : data type
+        float32 or float16.
+    attributes : mapping of str to str or int
+        Of the file, beside ``format`` and ``format_version``.
+
+    Raises
+    ------
+    CacheError
+        A full disk, a folder that cannot be written, a row above `MAX_ROW_BYTES`.
+    """
+    count, kind = len(items), np.dtype(dtype).newbyteorder("<")
+    too_wide = [name for name, width in widths.items() if width * kind.itemsize > MAX_ROW_BYTES]
+    if too_wide:
+        raise CacheError(f"a row of layer {too_wide[0]} would take {widths[too_wide[0]] * kind.itemsize} bytes: pool it")
+    try:
+        with h5py.File(
+            path, "x", libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=ALIGNMENT, track_order=False
+        ) as file:
+            for name, value in {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes}.items():
+                _write_attribute(file, name, value)
+            main, *others = widths
+            _reserve(file, EMBEDDINGS, (count, widths[main]), kind)
+            if others:
+                layers = file.create_group(LAYERS)
+                for name in others:
+                    _reserve(layers, name, (count, widths[name]), kind)
+            _reserve(file, STATUS, (count,), np.dtype("u1"))
+            _reserve(file, CRC, (count,), np.dtype("<u4"))
+            _reserve(file, LEDGER_CRC, (count,), np.dtype("<u4"))
+            _reserve(file, CONTENT_HASH, (count, HASH_BYTES), np.dtype("u1"))
+            _write(file, KEYS, items.keys)
+            _write(file, LABELS, items.labels.astype("<i4"))
+            names = [name.encode("utf-8", "surrogateescape") for name in items.label_names]
+            _write(file, LABEL_NAMES, np.array(names, dtype=np.bytes_))
+            _write(file, SIZES, items.sizes.astype("<i8"))
+            _write(file, MTIMES, items.mtimes_ns.astype("<i8"))
+            columns = file.create_group(COLUMNS)
+            for name, values in items.columns.items():
+                _write(columns, column_name(name), _fixed_length(values))
+            _reserve(file, STATIC_SHA256, (32,), np.dtype("u1"))
+        with path.open("r+b") as raw:
+            # A full disk is an error now, not after a night; it also gives the file its final length.
+            _allocate(raw.fileno(), os.fstat(raw.fileno()).st_size)
+            extents = read_extents(path)
+            digest = static_sha256(path, extents)
+            os.pwrite(raw.fileno(), digest, extents[STATIC_SHA256].offset)
+            os.fsync(raw.fileno())
+    except OSError as error:
+        raise CacheError(f"cannot write {path.parent}: {_os_reason(error)}: free space, or choose another output") from None
+
+
+def column_name(name: str) -> str:
+    """Return the name of a column inside the file: percent-encoded, since '/' would make a group.
+
+    Examples
+    --------
+    >>> column_name("width/px")
+    'width%2Fpx'
+    """
+    encoded = quote(name, safe=" ()[]{}<>,;:!?*+=@#$&'\"^_|~-", errors="surrogateescape")
+    return encoded.replace(".", "%2E") if set(encoded) == {"."} else encoded
+
+
+def original_column_name(name: str) -> str:
+    """Return the name that `column_name` encoded."""
+    return unquote(name, errors="surrogateescape")
+
+
+def read_extents(path: Path) -> dict[str, Extent]:
+    """Return where every dataset lies, by its path in the file.
+
+    Raises
+    ------
+    CacheError
+        A dataset is not contiguous, reaches past the end of the file, or the file is no HDF5.
+    """
+    extents: dict[str, Extent] = {}
+    length = path.stat().st_size
+    try:
+        with open_hdf5(path) as file:
+            for name, dataset in _datasets(file):
+                offset = dataset.id.get_offset()
+                extent = Extent(-1 if offset is None else int(offset), dataset.shape, dataset.dtype)
+                if offset is None and extent.nbytes == 0:
+                    extent = Extent(0, dataset.shape, dataset.dtype)
+                if dataset.chunks is not None or extent.offset < 0:
+                    raise CacheError(f"expected {name} of {path} in one piece, found it chunked: it is not one of our caches")
+                if extent.offset + extent.nbytes > length:
+                    raise CacheError(
+                        f"expected {extent.offset + extent.nbytes} bytes or more in {path}, found {length}: it was cut off; "
+                        "restore it from a copy, or extract again"
+                    )
+                extents[name] = extent
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise not_a_cache(path, error) from None
+    return extents
+
+
+def open_hdf5(path: Path) -> h5py.File:
+    """Open for reading, without HDF5's own lock: the writer's lock is ours, and readers are never blocked."""
+    return h5py.File(path, "r", locking=False)
+
+
+def not_a_cache(path: Path, error: Exception | str) -> CacheError:
+    """Return the error for a file that is something else."""
+    return CacheError(f"expected a cache at {path}, found something else ({str(error).splitlines()[0][:120]}): check the path")
+
+
+def is_mutable(name: str) -> bool:
+    """Tell whether a dataset changes after creation."""
+    return name in (EMBEDDINGS, STATUS, CRC, LEDGER_CRC, CONTENT_HASH) or name.startswith(LAYERS + "/")
+
+
+def static_sha256(path: Path, extents: Mapping[str, Extent]) -> bytes:
+    """Hash all that never changes after creation: HDF5's metadata, item list, attributes, gaps."""
+    holes = sorted(
+        (extent.offset, extent.offset + extent.nbytes)
+        for name, extent in extents.items()
+        if is_mutable(name) or name == STATIC_SHA256
+    )
+    digest, position = hashlib.sha256(), 0
+    with path.open("rb") as raw:
+        for start, stop in [*holes, (path.stat().st_size, 0)]:
+            raw.seek(position)
+            while position < start:
+                block = raw.read(min(1 << 20, start - position))
+                if not block:
+                    break
+                digest.update(block)
+                position += len(block)
+            position = max(position, stop)
+    return digest.digest()
+
+
+def row_crc32(row: int, pieces: Sequence[bytes | memoryview]) -> int:
+    """Return the checksum of a row: CRC-32 of its bytes in all layers, in the file's order, seeded with the row number."""
+    crc = row & 0xFFFFFFFF
+    for piece in pieces:
+        crc = zlib.crc32(piece, crc)
+    return crc
+
+
+def ledger_crc32(row: int, status: int, crc: int, content_hash: bytes | memoryview) -> int:
+    """Return the checksum of a row's status, checksum and content hash, seeded with the row number."""
+    return zlib.crc32(content_hash, zlib.crc32(crc.to_bytes(4, "little"), zlib.crc32(bytes([status]), row & 0xFFFFFFFF)))
+
+
+def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
+    for name, member in file.items():
+        if isinstance(member, h5py.Dataset):
+            yield name, member
+        elif isinstance(member, h5py.Group):
+            yield from ((f"{name}/{inner}", dataset) for inner, dataset in member.items() if isinstance(dataset, h5py.Dataset))
+
+
+def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5d.DatasetID:
+    """Create a contiguous dataset that has its place in the file at once and is never filled."""
+    plan = h5p.create(h5p.DATASET_CREATE)
+    plan.set_layout(h5d.CONTIGUOUS)
+    plan.set_alloc_time(h5d.ALLOC_TIME_EARLY)
+    plan.set_fill_time(h5d.FILL_TIME_NEVER)
+    plan.set_obj_track_times(False)  # the same content gives the same bytes
+    if dtype.kind == "S":
+        kind = h5t.py_create(h5py.string_dtype("utf-8", dtype.itemsize), logical=True)
+    else:
+        kind = h5t.py_create(dtype, logical=True)
+    return h5d.create(group.id, name.encode("utf-8", "surrogateescape"), kind, h5s.create_simple(shape), dcpl=plan)
+
+
+def _write(group: h5py.Group, name: str, values: NDArray[Any]) -> None:
+    if values.dtype.kind == "S" and values.dtype.itemsize == 0:
+        values = values.astype("S1")
+    dataset = _reserve(group, name, values.shape, values.dtype)
+    if len(values):
+        dataset.write(h5s.ALL, h5s.ALL, np.ascontiguousarray(values), mtype=dataset.get_type())
+
+
+def _write_attribute(file: h5py.File, name: str, value: str | int) -> None:
+    if isinstance(value, int):
+        file.attrs.create(name, value, dtype="<i8")
+    else:
+        encoded = value.encode()
+        file.attrs.create(name, np.bytes_(encoded), dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
+
+
+def _fixed_length(values: NDArray[Any]) -> NDArray[Any]:
+    if values.dtype.kind == "U":
+        return np.char.encode(values, "utf-8", "surrogateescape") if len(values) else values.astype("S1")
+    if values.dtype.kind == "b":
+        return values.astype("u1")
+    return values.astype(values.dtype.newbyteorder("<"))
+
+
+def _allocate(fd: int, length: int) -> None:
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(fd, 0, length)
+    else:  # macOS: the space is not reserved, see docs/format.md
+        os.ftruncate(fd, length)
+
+
+def _os_reason(error: OSError) -> str:
+    return error.strerror or str(error).splitlines()[0]

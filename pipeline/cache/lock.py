@@ -1,0 +1,75 @@
+"""One writer at a time: a POSIX record lock on a file beside the cache, freed by the kernel when its holder dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.errors import CacheError, LockedError
+
+_held: set[tuple[int, int]] = set()
+"""Locks of this process: record locks do not keep a process from itself."""
+
+
+def lock_path(cache: Path) -> Path:
+    """Return the lock file's path."""
+    return cache.with_name(cache.name + ".lock")
+
+
+@contextlib.contextmanager
+def write_lock(cache: Path) -> Iterator[None]:
+    """Hold the right to write ``cache``.
+
+    Raises
+    ------
+    LockedError
+        Another process holds it; the message names the process and its machine.
+    CacheError
+        The folder cannot be written.
+    """
+    path = lock_path(cache)
+    fd = _acquire(path)
+    identity = _identity(os.fstat(fd))
+    _held.add(identity)
+    try:
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        yield
+    finally:
+        _held.discard(identity)
+        # Removed while still locked: whoever opened it meanwhile sees, in `_acquire`, that it is gone.
+        path.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _acquire(path: Path) -> int:
+    import fcntl
+
+    while True:
+        # Looked at before it is opened: closing any descriptor of the file would free this process's own lock.
+        with contextlib.suppress(OSError):
+            if _identity(path.stat()) in _held:
+                raise LockedError(f"{path.with_suffix('')} is being written by this very process: wait for it to finish")
+        try:
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        except OSError as error:
+            raise CacheError(f"cannot write {path.parent}: {error.strerror}: choose another output") from None
+        try:
+            fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
+            os.close(fd)
+            raise LockedError(
+                f"{path.with_suffix('')} is being written by {holder}: wait for it, or choose another output"
+            ) from None
+        with contextlib.suppress(FileNotFoundError):
+            if _identity(path.stat()) == _identity(os.fstat(fd)):
+                return fd
+        os.close(fd)  # the holder removed it between our opening and locking: try the new one
+
+
+def _identity(info: os.stat_result) -> tuple[int, int]:
+    return info.st_dev, info.st_ino

@@ -1,0 +1,196 @@
+"""Reading a cache: one object with the arrays of the file, mapped, never copied. Imports neither torch nor a backbone."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache import format as fmt
+from pipeline.cache.failures import read_reasons
+from pipeline.cache.format import Extent, Items
+from pipeline.errors import CacheError
+
+
+class Cache:
+    """A cache of embeddings, open for reading; also while it is being written.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file.
+
+    Raises
+    ------
+    CacheError
+        It is missing, something else, damaged in structure, or of a newer format.
+
+    Notes
+    -----
+    Row arrays are maps of the file, not HDF5 reads: HDF5 would buffer rows of a file that is still growing.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise CacheError(f"expected a cache at {self.path}, found nothing: run pipeline extract first, or check the path")
+        self._extents: dict[str, Extent] = {}
+        try:
+            with fmt.open_hdf5(self.path) as file:
+                attributes = {name: _plain(value) for name, value in file.attrs.items()}
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise fmt.not_a_cache(self.path, error) from None
+        if attributes.get("format") != fmt.FORMAT:
+            raise fmt.not_a_cache(self.path, "an HDF5 file of another kind")
+        if attributes.get("format_version") != fmt.FORMAT_VERSION:
+            raise CacheError(
+                f"expected format version {fmt.FORMAT_VERSION} in {self.path}, found {attributes.get('format_version')}: "
+                "use the version of this program that wrote it, or a newer one"
+            )
+        self._extents = fmt.read_extents(self.path)
+        try:
+            self.fingerprint = str(attributes["fingerprint"])
+            self.spec: dict[str, Any] = json.loads(attributes["spec"])
+            self.versions: dict[str, str] = json.loads(attributes["versions"])
+            self.self_check: dict[str, Any] = json.loads(attributes["self_check"])
+            self.source: dict[str, str] = json.loads(attributes["source"])
+            counts = {self._extents[name].shape[0] for name in (fmt.EMBEDDINGS, fmt.STATUS, fmt.CRC, fmt.KEYS, fmt.LABELS)}
+        except (KeyError, ValueError) as error:
+            raise CacheError(f"expected a whole cache at {self.path}, found it damaged ({error!r}): restore it from a copy") from None
+        if len(counts) != 1:
+            raise CacheError(f"expected as many rows everywhere in {self.path}, found {sorted(counts)}: restore it from a copy")
+
+    def __len__(self) -> int:
+        return self._extents[fmt.EMBEDDINGS].shape[0]
+
+    def __repr__(self) -> str:
+        return f"<Cache {self.path}: {len(self)} × {self.width}, {self.spec.get('backbone')}>"
+
+    @property
+    def width(self) -> int:
+        """Embedding width D of the penultimate layer."""
+        return self._extents[fmt.EMBEDDINGS].shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the embeddings."""
+        return self._extents[fmt.EMBEDDINGS].dtype
+
+    @cached_property
+    def embeddings(self) -> NDArray[Any]:
+        """(N, D) map of the penultimate layer; rows that are not done hold nothing of use."""
+        return self._map(fmt.EMBEDDINGS)
+
+    @cached_property
+    def layers(self) -> Mapping[str, NDArray[Any]]:
+        """(N, D) map of every layer by name, ``penultimate`` first."""
+        prefix = fmt.LAYERS + "/"
+        others = {name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)}
+        return {"penultimate": self.embeddings, **others}
+
+    @cached_property
+    def status(self) -> NDArray[np.uint8]:
+        """(N,) map: 0 to do, 1 done, 2 and up failed (see `pipeline.decode.Status`)."""
+        return self._map(fmt.STATUS)
+
+    @cached_property
+    def crc32(self) -> NDArray[np.uint32]:
+        """(N,) map of the rows' checksums."""
+        return self._map(fmt.CRC)
+
+    @cached_property
+    def ledger_crc32(self) -> NDArray[np.uint32]:
+        """(N,) map of the checksums of status, checksum and content hash."""
+        return self._map(fmt.LEDGER_CRC)
+
+    @cached_property
+    def content_hash(self) -> NDArray[np.uint8]:
+        """(N, 16) map: BLAKE2b of the bytes handed to the decoder; zeros where none were read."""
+        return self._map(fmt.CONTENT_HASH)
+
+    @cached_property
+    def items(self) -> Items:
+        """The item list, its keys as bytes."""
+        columns = {
+            fmt.original_column_name(name.removeprefix(fmt.COLUMNS + "/")): self._column(name)
+            for name in self._extents
+            if name.startswith(fmt.COLUMNS + "/")
+        }
+        return Items(
+            keys=self._map(fmt.KEYS),
+            labels=self._map(fmt.LABELS),
+            label_names=tuple(_texts(self._map(fmt.LABEL_NAMES)).tolist()),
+            sizes=self._map(fmt.SIZES),
+            mtimes_ns=self._map(fmt.MTIMES),
+            columns=columns,
+        )
+
+    @cached_property
+    def keys(self) -> NDArray[np.str_]:
+        """(N,) keys as text; bytes that are not UTF-8 come as surrogate escapes."""
+        return _texts(self.items.keys)
+
+    @property
+    def labels(self) -> NDArray[np.int32]:
+        """(N,) index into ``label_names``; -1 for none."""
+        return self.items.labels
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """Class names."""
+        return self.items.label_names
+
+    @property
+    def columns(self) -> Mapping[str, NDArray[Any]]:
+        """(N,) array of every further column by name."""
+        return self.items.columns
+
+    def reasons(self) -> dict[int, str]:
+        """Return why rows failed, by row, from the file beside the cache; rows since mended are left out."""
+        status = self.status
+        return {row: text for row, text in read_reasons(self.path).items() if row < len(self) and status[row] > 1}
+
+    def image_bytes(self, row: int) -> bytes | None:
+        """Return the bytes of a row's image file, or None where it is gone or the source is none of files."""
+        folder = self.source.get("root")
+        if folder is None:
+            return None
+        try:
+            return (Path(folder) / os.fsdecode(bytes(self.items.keys[row]))).read_bytes()
+        except OSError:
+            return None
+
+    def extent(self, name: str) -> Extent:
+        """Return where a dataset lies in the file."""
+        return self._extents[name]
+
+    def _map(self, name: str) -> NDArray[Any]:
+        extent = self._extents[name]
+        if extent.nbytes == 0:
+            return np.zeros(extent.shape, extent.dtype)
+        return np.memmap(self.path, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
+
+    def _column(self, name: str) -> NDArray[Any]:
+        values = self._map(name)
+        if values.dtype.kind == "S":
+            return _texts(values)
+        return values.view(np.bool_) if values.dtype == np.uint8 else values
+
+
+def open_cache(path: str | os.PathLike[str]) -> Cache:
+    """Open a cache for reading; see `Cache`."""
+    return Cache(path)
+
+
+def _plain(value: Any) -> Any:
+    return value.decode() if isinstance(value, bytes) else value
+
+
+def _texts(values: NDArray[np.bytes_]) -> NDArray[np.str_]:
+    return np.char.decode(values, "utf-8", "surrogateescape") if len(values) else values.astype(np.str_)

@@ -1,0 +1,216 @@
+"""Bytes → uint8 RGB: one stated policy for orientation, transparency, depth, animation and size.
+
+Needs Pillow and NumPy only: decode workers import this module and `pipeline.preprocess`, and start quickly.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+SNIFF_BYTES = 32
+FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""The allow-list. MPO is what Pillow calls the JPEGs of phones that hold a second picture."""
+
+_MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"\0\0\0\x0cjP  \r\n\x87\n",
+    b"\xff\x4f\xff\x51",
+)
+
+
+class Status(IntEnum):
+    """What became of an item; the values are the cache's `/status`."""
+
+    TODO = 0
+    DONE = 1
+    UNREADABLE = 2
+    NOT_AN_IMAGE = 3
+    CORRUPT = 4
+    TOO_LARGE = 5
+    UNSUPPORTED = 6
+    DECODER_CRASHED = 7
+    TIMED_OUT = 8
+    OUT_OF_MEMORY = 9
+    NOT_FINITE = 10
+
+
+class DecodeError(Exception):
+    """An image that cannot be decoded, with the status its row gets.
+
+    Attributes
+    ----------
+    status : Status
+        Which kind of failure.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePolicy:
+    """How bytes become pixels; every field is part of the cache's spec.
+
+    Attributes
+    ----------
+    orientation : str
+        ``"exif"``: the EXIF orientation is applied (one that cannot be read counts as none).
+    background : str
+        ``"white"``: what shows through transparent pixels.
+    depth : str
+        ``"scale16"``: 16-bit samples are divided by 257 and rounded; 32-bit and float ones have no known range and fail.
+    frame : str
+        ``"first"`` frame of an animation or page of a document.
+    max_pixels : int
+        Larger images fail before they are decoded.
+    jpeg_scale : str
+        ``"full"``: JPEGs are decoded at full size. ``"half"``: at the smallest of 1/2, 1/4, 1/8 that still leaves at least
+        twice the size they are then resized to.
+    formats : tuple of str
+        Pillow's names of the formats that are decoded at all.
+    """
+
+    orientation: str = "exif"
+    background: str = "white"
+    depth: str = "scale16"
+    frame: str = "first"
+    max_pixels: int = 200_000_000
+    jpeg_scale: str = "full"
+    formats: tuple[str, ...] = FORMATS
+
+
+def is_image(head: bytes) -> bool:
+    """Tell from a file's first `SNIFF_BYTES` bytes whether it claims to be an image of an allowed format."""
+    if head.startswith(_MAGIC):
+        return True
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return True
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return True
+    return len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#"
+
+
+def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uint8]:  # noqa: B008 - frozen
+    """Decode one image.
+
+    Parameters
+    ----------
+    data : bytes
+        The encoded image.
+    policy : DecodePolicy
+        How.
+
+    Returns
+    -------
+    (H, W, 3) uint8
+        RGB, upright.
+
+    Raises
+    ------
+    DecodeError
+        The bytes are no image of an allowed format, or a damaged or too large one.
+    """
+    return np.asarray(decode_image(data, policy))
+
+
+def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None = None) -> Image.Image:
+    """Decode to an upright RGB Pillow image; the form that `pipeline.preprocess` continues from.
+
+    Parameters
+    ----------
+    data : bytes
+        The encoded image.
+    policy : DecodePolicy
+        How.
+    resize_short : int, optional
+        Shorter side that the image is resized to afterwards, in pixels; lets ``jpeg_scale="half"`` decode fewer pixels.
+
+    Raises
+    ------
+    DecodeError
+        As `decode`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts here
+            image = Image.open(io.BytesIO(data), formats=policy.formats)
+            if image.width * image.height > policy.max_pixels:
+                raise DecodeError(
+                    Status.TOO_LARGE,
+                    f"{image.width} × {image.height} pixels, above the limit of {policy.max_pixels}",
+                )
+            if resize_short is not None and policy.jpeg_scale == "half" and image.format in ("JPEG", "MPO"):
+                _draft(image, 2 * resize_short)
+            image.load()
+            return _rgb(_upright(image))
+    except DecodeError:
+        raise
+    except UnidentifiedImageError:
+        raise DecodeError(Status.NOT_AN_IMAGE, "no image of an allowed format") from None
+    except Image.DecompressionBombError as error:
+        raise DecodeError(Status.TOO_LARGE, str(error)) from None
+    except MemoryError:
+        raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them raise
+        raise DecodeError(Status.CORRUPT, _reason(error)) from None
+
+
+def _draft(image: Image.Image, shorter: int) -> None:
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 while the shorter side keeps at least ``shorter`` pixels."""
+    scale = min(image.width, image.height) / shorter
+    if scale >= 2:
+        # draft() takes the largest reduction that leaves both sides at least this large.
+        image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF blocks raise anything
+        return image
+    if orientation == 1:
+        return image
+    return ImageOps.exif_transpose(image)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _from_16_bit(image)
+    if image.mode == "F":
+        raise DecodeError(Status.UNSUPPORTED, "floating-point pixels have no known range; convert to 8 or 16 bit")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    wide: NDArray[Any] = np.asarray(image).astype(np.int64)
+    if wide.min() < 0 or wide.max() > 0xFFFF:
+        raise DecodeError(Status.UNSUPPORTED, "32-bit pixels have no known range; convert to 8 or 16 bit")
+    return Image.fromarray(((wide + 128) // 257).astype(np.uint8), mode="L").convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]

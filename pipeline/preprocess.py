@@ -1,0 +1,113 @@
+"""The weights' own resize, crop, interpolation, mean and standard deviation, as plain data.
+
+The geometric part runs here, on uint8, with the very resampler of the reference (Pillow); the normalisation runs inside the
+engine's graph, where it costs nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+RESAMPLING = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocess:
+    """How an image of any size becomes the network's input.
+
+    Attributes
+    ----------
+    resize : tuple of int
+        One number: the shorter side becomes this, the aspect ratio stays. Two numbers: height and width become these.
+    crop : (int, int)
+        Height and width cut from the centre.
+    interpolation : str
+        A name in `RESAMPLING`.
+    mean, std : (float, float, float)
+        Of the channels, for pixel values scaled to 0…1.
+    """
+
+    resize: tuple[int, ...]
+    crop: tuple[int, int]
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (H, W, 3) of a prepared image."""
+        return (*self.crop, 3)
+
+    @property
+    def resize_short(self) -> int:
+        """Shorter side after resizing, in pixels: what a scaled decode has to leave twice of."""
+        return max(self.resize)
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Return (width, height) after resizing an image of ``width`` × ``height``.
+
+        The longer side is truncated, not rounded, as torchvision's ``Resize`` does.
+        """
+        if len(self.resize) == 2:
+            return self.resize[1], self.resize[0]
+        size = self.resize[0]
+        if width <= height:
+            return size, int(size * height / width)
+        return int(size * width / height), size
+
+    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+        """Resize and crop.
+
+        Parameters
+        ----------
+        image : PIL.Image.Image
+            RGB, of any size.
+
+        Returns
+        -------
+        (H, W, 3) uint8
+            What the engine takes.
+        """
+        size = self.resized(*image.size)
+        if size != image.size:
+            image = image.resize(size, RESAMPLING[self.interpolation])
+        height, width = self.crop
+        if image.size != (width, height):
+            top = round((image.height - height) / 2.0)
+            left = round((image.width - width) / 2.0)
+            image = image.crop((left, top, left + width, top + height))  # outside the image: black, as torchvision pads
+        return np.asarray(image)
+
+    def to_spec(self) -> dict[str, Any]:
+        """Return the fields as JSON-like data."""
+        return {
+            "resize": list(self.resize),
+            "crop": list(self.crop),
+            "interpolation": self.interpolation,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any]) -> Preprocess:
+        """Return what `to_spec` described."""
+        mean, std = (tuple(map(float, spec[name])) for name in ("mean", "std"))
+        return cls(
+            resize=tuple(spec["resize"]),
+            crop=(spec["crop"][0], spec["crop"][1]),
+            interpolation=spec["interpolation"],
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
+        )

@@ -1,0 +1,188 @@
+"""What every kind of source offers: an ordered list of items, and a reader of their bytes.
+
+The list is columnar (arrays, not objects), so that ten million items stay within memory. The reader is a small
+picklable callable: decode workers get the reader and one locator at a time, never the list.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+
+Reader = Callable[[Any], bytes]
+"""Takes a locator (what `Source.locator` returned), gives the bytes for the decoder; raises `OSError`."""
+
+MAX_FILE_BYTES = 1 << 30
+"""A file above this is refused unread: no photograph is that large, and /dev/zero has no end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a source.
+
+    Attributes
+    ----------
+    key : str
+        Stable name, unique within the source (e.g. the path relative to the folder).
+    label, split, group : str or None
+        Class name, part of the data set, and what must stay on one side of a split.
+    """
+
+    key: str
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was seen and is not an item, with the reason."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """The items as columns; row i of each belongs to item i.
+
+    Attributes
+    ----------
+    keys : (N,) fixed-length bytes
+        File-system bytes of the keys (UTF-8 but for names that are not).
+    labels : (N,) int32
+        Index into ``label_names``; -1 for none.
+    label_names : tuple of str
+        Class names, sorted, so that a new class never depends on the order of files.
+    sizes, mtimes_ns : (N,) int64
+        Size in bytes and modification time in nanoseconds; -1 where the source does not know.
+    columns : mapping of str to (N,) array
+        Further columns: ``split`` and ``group`` when there are any, and those of a table.
+    """
+
+    keys: NDArray[np.bytes_]
+    labels: NDArray[np.int32]
+    label_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    mtimes_ns: NDArray[np.int64]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+class Source(ABC):
+    """An ordered list of items and how to get their bytes.
+
+    Attributes
+    ----------
+    kind : str
+        ``"folder"``, ``"table"``, …
+    location : str
+        What the user named.
+    items : ItemTable
+        The list.
+    skipped : sequence of Skipped
+        Files that were seen and left out.
+    """
+
+    kind: str
+    location: str
+    items: ItemTable
+    skipped: Sequence[Skipped] = ()
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, i: int) -> Item:
+        label = int(self.items.labels[i])
+        columns = self.items.columns
+        return Item(
+            key=os.fsdecode(self.items.keys[i]),
+            label=self.items.label_names[label] if label >= 0 else None,
+            split=str(columns["split"][i]) or None if "split" in columns else None,
+            group=str(columns["group"][i]) or None if "group" in columns else None,
+        )
+
+    @abstractmethod
+    def locator(self, i: int) -> Any:
+        """Return what the reader needs to find item ``i`` (picklable, small)."""
+
+    @abstractmethod
+    def reader(self) -> Reader:
+        """Return the picklable callable that turns a locator into bytes."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileReader:
+    """Reads regular files below a folder; never blocks on a FIFO or a device.
+
+    Parameters
+    ----------
+    root : bytes
+        Folder that relative paths start from.
+    """
+
+    root: bytes
+
+    def __call__(self, locator: bytes) -> bytes:
+        """Return the file's bytes.
+
+        Raises
+        ------
+        OSError
+            Missing, unreadable, not a regular file, or larger than `MAX_FILE_BYTES`.
+        """
+        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+        fd = os.open(os.path.join(self.root, locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # noqa: PTH118
+        with open(fd, "rb", buffering=0) as file:
+            info = os.fstat(fd)
+            if not stat.S_ISREG(info.st_mode):
+                raise OSError(errno.EINVAL, "not a regular file")
+            if info.st_size > MAX_FILE_BYTES:
+                raise OSError(errno.EFBIG, f"file of {info.st_size} bytes, above {MAX_FILE_BYTES}")
+            return file.read()
+
+
+def key_array(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
+    """Pack keys into a fixed-length array, refusing duplicates.
+
+    Raises
+    ------
+    SourceError
+        A key occurs twice: rows could not be told apart.
+    """
+    array = np.array(keys, dtype=np.bytes_)
+    if len(array) > 1:
+        ordered = np.sort(array)
+        twice = ordered[1:][ordered[1:] == ordered[:-1]]
+        if len(twice):
+            raise SourceError(
+                f"every image needs a key of its own, but {os.fsdecode(twice[0])!r} occurs more than once "
+                f"({len(np.unique(twice))} such keys): remove the duplicate rows"
+            )
+    return array
+
+
+def encode_labels(labels: Sequence[str | None]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Turn class names into indices of the sorted names; None becomes -1.
+
+    Examples
+    --------
+    >>> encode_labels(["cat", None, "ant"])
+    (array([ 1, -1,  0], dtype=int32), ('ant', 'cat'))
+    """
+    names = tuple(sorted({label for label in labels if label is not None}))
+    index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
+    index[None] = -1
+    return np.array([index[label] for label in labels], dtype=np.int32), names

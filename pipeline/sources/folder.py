@@ -1,0 +1,146 @@
+"""A folder of images: recursive, in a stable order, sub-folders are classes."""
+
+from __future__ import annotations
+
+import os
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.decode import SNIFF_BYTES, is_image
+from pipeline.errors import SourceError
+from pipeline.sources.base import FileReader, ItemTable, Reader, Skipped, Source, encode_labels, key_array
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SPLIT_FOLDERS = {
+    b"train": "train",
+    b"training": "train",
+    b"val": "val",
+    b"valid": "val",
+    b"validation": "val",
+    b"test": "test",
+    b"testing": "test",
+}
+
+
+class FolderSource(Source):
+    """Every image below a folder.
+
+    The first folder level gives the class. Where the first level holds nothing but ``train``, ``val`` and ``test``
+    (two of them at least), it gives the split and the second level the class. Content decides what an image is, not
+    the name's ending; hidden files and folders, files that are no images and things that are no files are listed
+    in ``skipped``. Files that cannot be opened stay items: they fail later, with their reason, in a row of their own.
+
+    Parameters
+    ----------
+    location : str
+        The folder.
+
+    Raises
+    ------
+    SourceError
+        Nothing there, or no image in it.
+    """
+
+    kind = "folder"
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        root = os.fsencode(location)
+        self._root = root
+        found = sorted(_walk(root))
+        skipped = [Skipped(os.fsdecode(key), reason) for key, _, reason in found if reason]
+        files = [(key, info) for key, info, reason in found if not reason and info is not None]
+        with ThreadPoolExecutor(8) as threads:  # opening a file waits for the disk, not for Python
+            wanted = list(threads.map(lambda file: _looks_like_image(root, file[0]), files, chunksize=256))
+        skipped += [
+            Skipped(os.fsdecode(key), "not an image") for (key, _), yes in zip(files, wanted, strict=True) if not yes
+        ]
+        images = [file for file, yes in zip(files, wanted, strict=True) if yes]
+        self.skipped = skipped
+        if not images:
+            raise SourceError(_nothing_found(location, skipped))
+        self.items = _table(images)
+
+    def locator(self, i: int) -> bytes:
+        """Return the path of item ``i`` relative to the folder."""
+        return bytes(self.items.keys[i])
+
+    def reader(self) -> Reader:
+        """Return a reader of files below the folder."""
+        return FileReader(os.path.abspath(self._root))  # noqa: PTH100 - names are bytes here
+
+
+def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result | None, str]]:
+    """Yield (key, stat, reason to skip or "") of everything below ``root``; links are followed, loops are not."""
+    pending: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(b"", frozenset())]
+    while pending:
+        folder, above = pending.pop()
+        try:
+            here = os.stat(os.path.join(root, folder))  # noqa: PTH116, PTH118
+            entries = list(os.scandir(os.path.join(root, folder)))  # noqa: PTH118
+        except OSError as error:
+            if not folder:
+                raise SourceError(f"cannot read the folder {os.fsdecode(root)}: {error.strerror}") from None
+            yield folder, None, f"folder cannot be read: {error.strerror}"
+            continue
+        identity = (here.st_dev, here.st_ino)
+        if identity in above:
+            yield folder, None, "link to a folder above it"
+            continue
+        for entry in entries:
+            key = os.path.join(folder, entry.name)  # noqa: PTH118
+            if entry.name.startswith(b"."):
+                yield key, None, "hidden"
+            elif entry.is_dir():
+                pending.append((key, above | {identity}))
+            else:
+                try:
+                    info = entry.stat()
+                except OSError as error:
+                    yield key, None, f"cannot be looked at: {error.strerror}"
+                    continue
+                yield key, info, "" if stat.S_ISREG(info.st_mode) else "not a regular file"
+
+
+def _looks_like_image(root: bytes, key: bytes) -> bool:
+    try:
+        with open(os.path.join(root, key), "rb", buffering=0) as file:  # noqa: PTH118, PTH123
+            return is_image(file.read(SNIFF_BYTES))
+    except OSError:
+        return True  # not known to be something else: its row will say why it cannot be read
+
+
+def _table(images: list[tuple[bytes, os.stat_result]]) -> ItemTable:
+    keys = [key for key, _ in images]
+    parts = [key.split(b"/") for key in keys]
+    tops = {part[0].lower() for part in parts if len(part) > 1}
+    split_level = len(tops) > 1 and tops <= SPLIT_FOLDERS.keys() and all(len(part) > 1 for part in parts)
+    depth = 1 if split_level else 0
+    labels, names = encode_labels([os.fsdecode(part[depth]) if len(part) > depth + 1 else None for part in parts])
+    columns = {}
+    if split_level:
+        columns["split"] = np.array([SPLIT_FOLDERS[part[0].lower()] for part in parts])
+    return ItemTable(
+        keys=key_array(keys),
+        labels=labels,
+        label_names=names,
+        sizes=np.array([info.st_size for _, info in images], dtype=np.int64),
+        mtimes_ns=np.array([info.st_mtime_ns for _, info in images], dtype=np.int64),
+        columns=columns,
+    )
+
+
+def _nothing_found(location: str, skipped: list[Skipped]) -> str:
+    if not skipped:
+        return f"expected images in {location}, found an empty folder: name the folder that holds them"
+    some = ", ".join(f"{Path(skip.key).name} ({skip.reason})" for skip in skipped[:3])
+    return (
+        f"expected images in {location}, found {len(skipped)} other file{'s' * (len(skipped) > 1)}: {some}"
+        f"{', …' if len(skipped) > 3 else ''}: name the folder that holds them"
+    )
