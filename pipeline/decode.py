@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 SNIFF_BYTES = 32
-FORMATS = ("JPEG", "MPO", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
-"""The allow-list. MPO is what Pillow calls the JPEGs of phones that hold a second picture."""
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""The allow-list, in Pillow's names. JPEG includes the JPEGs of phones that hold a second picture (MPO)."""
 
 _MAGIC = (
     b"\xff\xd8\xff",

@@ -47,7 +47,7 @@ class CacheWriter:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         extents = read_extents(path)
         self._row_extents = {
             "penultimate": extents[EMBEDDINGS],
@@ -178,7 +178,7 @@ class CacheWriter:
     def _give_up(self, doing: str, error: OSError) -> None:
         self._abandon()
         raise CacheError(
-            f"{doing} {self._path} failed ({error.strerror}): what was committed before is safe; mend the disk, then run the same "
+            f"{doing} {self.path} failed ({error.strerror}): what was committed before is safe; mend the disk, then run the same "
             "command again"
         ) from None
 

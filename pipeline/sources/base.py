@@ -122,6 +122,10 @@ class Source(ABC):
     def reader(self) -> Reader:
         """Return the picklable callable that turns a locator into bytes."""
 
+    def describe(self) -> dict[str, str]:
+        """Return where the images are, for the cache; ``root`` is the folder of files, where they are files."""
+        return {"kind": self.kind, "location": self.location}
+
 
 @dataclass(frozen=True, slots=True)
 class FileReader:

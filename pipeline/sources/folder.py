@@ -71,6 +71,10 @@ class FolderSource(Source):
         """Return the path of item ``i`` relative to the folder."""
         return bytes(self.items.keys[i])
 
+    def describe(self) -> dict[str, str]:
+        """Return where the images are, for the cache."""
+        return {**super().describe(), "root": os.fsdecode(os.path.abspath(self._root))}  # noqa: PTH100
+
     def reader(self) -> Reader:
         """Return a reader of files below the folder."""
         return FileReader(os.path.abspath(self._root))  # noqa: PTH100 - names are bytes here

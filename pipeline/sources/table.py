@@ -78,6 +78,10 @@ class TableSource(Source):
         """Return the path of item ``i`` as the table gives it."""
         return bytes(self.items.keys[i])
 
+    def describe(self) -> dict[str, str]:
+        """Return where the images are, for the cache."""
+        return {**super().describe(), "root": os.fsdecode(os.path.abspath(self._folder))}  # noqa: PTH100
+
     def reader(self) -> Reader:
         """Return a reader of files relative to the table's folder."""
         return FileReader(self._folder)

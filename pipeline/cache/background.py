@@ -1,0 +1,105 @@
+"""Writing beside the forward pass: a thread that takes finished batches and commits every other second."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.failures import append_reasons
+from pipeline.cache.writer import CacheWriter
+
+COMMIT_EVERY_S = 2.0
+QUEUE_BATCHES = 8
+
+
+class BackgroundWriter:
+    """Feeds a `CacheWriter` from a bounded queue.
+
+    Parameters
+    ----------
+    writer : CacheWriter
+        Closed when this is.
+    commit_every : float
+        Seconds between commits: what a kill may cost.
+    """
+
+    def __init__(self, writer: CacheWriter, *, commit_every: float = COMMIT_EVERY_S) -> None:
+        self._writer = writer
+        self._every = commit_every
+        self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_BATCHES)
+        self._reasons: dict[int, tuple[str, str]] = {}
+        self._error: BaseException | None = None
+        self.seconds = 0.0
+        self._thread = threading.Thread(target=self._run, name="cache-writer")
+        self._thread.start()
+
+    def write(self, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[Any]], hashes: NDArray[np.uint8]) -> None:
+        """Queue finished rows; see `CacheWriter.write`.
+
+        Raises
+        ------
+        CacheError
+            The thread met one; nothing more is written.
+        """
+        self._put(lambda: self._writer.write(rows, outputs, hashes))
+
+    def fail(self, row: int, key: str, status: int, reason: str, content_hash: bytes) -> None:
+        """Queue a failed row and the line that says why."""
+
+        def record() -> None:
+            self._writer.fail(row, status, content_hash)
+            self._reasons[row] = (key, reason)
+
+        self._put(record)
+
+    def close(self) -> None:
+        """Write and commit what is queued; raise what the thread met."""
+        self._queue.put(None)
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    def _put(self, job: Callable[[], None]) -> None:
+        if self._error is not None:
+            raise self._error
+        self._queue.put(job)
+
+    def _run(self) -> None:
+        try:
+            self._serve()
+        except BaseException as error:
+            self._error = error
+            while self._queue.get() is not None:  # let the producer come by and see the error
+                pass
+
+    def _serve(self) -> None:
+        due = time.monotonic() + self._every
+        while True:
+            try:
+                job = self._queue.get(timeout=max(0.0, due - time.monotonic()))
+            except queue.Empty:
+                job = _nothing
+            started = time.perf_counter()
+            if job is not None:
+                job()
+            if job is None or time.monotonic() >= due:
+                # Reasons first: a committed failure always has its line.
+                append_reasons(self._writer.path, self._reasons)
+                self._reasons.clear()
+                self._writer.commit()
+                due = time.monotonic() + self._every
+            if job is None:
+                self._writer.close()
+                self.seconds += time.perf_counter() - started
+                return
+            self.seconds += time.perf_counter() - started
+
+
+def _nothing() -> None:
+    """Stand in for a job when it is only time to commit."""

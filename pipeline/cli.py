@@ -1,0 +1,265 @@
+"""The command line: the only place that prints, and that turns errors into exit codes.
+
+Data go to files or standard output; messages and progress to standard error. Heavy modules are imported inside the
+commands, so that ``--help`` stays quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from pipeline.extract import Summary
+
+EXIT_ERROR = 1
+EXIT_SOME_FAILED = 3
+LOG_EVERY_S = 30.0
+
+
+class _Stopped(Exception):
+    """A signal asked for the end, and everything finished so far is safe."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+
+class _Commands(click.Group):
+    """Turns what went wrong into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            say(f"error: {error}")
+            ctx.exit(EXIT_ERROR)
+        except _Stopped as stopped:
+            ctx.exit(stopped.exit_code)
+        except BrokenPipeError:
+            # The reader of our output (head, a pager) has had enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+def say(text: str) -> None:
+    """Print a message for people."""
+    click.echo(text, err=True)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="embedding-pipeline", prog_name="pipeline")
+def cli() -> None:
+    """Run a frozen pretrained network once over an image archive, cache the embeddings, fit heads in seconds."""
+
+
+def main() -> None:
+    """Run the command line."""
+    cli(prog_name="pipeline")
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Give an event that SIGINT and SIGTERM set; a second signal ends the process at once.
+
+    Raises
+    ------
+    _Stopped
+        On leaving, when a signal had come.
+    """
+    stop = threading.Event()
+    came: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(128 + signum)
+        came.append(signum)
+        stop.set()
+        say("\nstopping: committing what is done (once more to stop at once)")
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if came:
+        raise _Stopped(came[0])
+
+
+class ProgressLine:
+    """A bar with images/s and time left on a terminal, a line now and then in a log."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+        self._first = (0, 0.0)
+        self._logged = 0.0
+
+    def __call__(self, ready: int, failed: int, total: int) -> None:
+        """Show the state."""
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total,
+                initial=ready,
+                unit=" images",
+                desc=self._what,
+                disable=not sys.stderr.isatty(),
+                dynamic_ncols=True,
+                smoothing=0.1,
+            )
+            self._first, self._logged = (ready, time.monotonic()), time.monotonic()
+            return
+        if not self._bar.disable:
+            self._bar.update(ready - self._bar.n)
+            if failed:
+                self._bar.set_postfix_str(f"{failed} failed", refresh=False)
+        elif time.monotonic() - self._logged > LOG_EVERY_S:
+            self._logged = time.monotonic()
+            rate = (ready - self._first[0]) / max(self._logged - self._first[1], 1e-9)
+            left = (total - ready) / max(rate, 1e-9)
+            say(f"{self._what}: {ready} of {total} images, {failed} failed, {rate:.0f} images/s, {left / 60:.0f} min left")
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+@cli.command()
+@click.argument("images")
+@click.option("-o", "--output", required=True, metavar="CACHE.h5", help="The cache to write, or to complete.")
+@click.option("--backbone", default="efficientnet_lite0", show_default=True, help="See 'pipeline backbones'.")
+@click.option("--weights", metavar="W", help="Name of the weights, a .safetensors or .pth file, or 'random'.")
+@click.option(
+    "--layer", "layers", multiple=True, metavar="NODE[:POOLING]",
+    help="Another layer besides 'penultimate'; pooling is avg, max, gem, cls or flatten. Repeatable.",
+)  # fmt: skip
+@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the file.")
+@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1, 4096))
+@click.option("--workers", default=0, type=click.IntRange(0, 256), help="Decode processes.  [default: one per processor]")
+@click.option("--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail.")
+@click.option("--time-limit", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds an image may take.")
+@click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
+def extract(
+    images: str,
+    output: str,
+    backbone: str,
+    weights: str | None,
+    layers: tuple[str, ...],
+    precision: str,
+    dtype: str,
+    device: str,
+    batch_size: int,
+    workers: int,
+    max_pixels: int,
+    time_limit: float,
+    allow_missing: bool,
+) -> None:
+    """Embed every image of IMAGES into a cache.
+
+    IMAGES is a folder (sub-folders are classes), or a CSV or Parquet table with a column 'path' and, if you like,
+    'label', 'split', 'group' and more. Stop it at any time: the same command goes on where it stopped.
+    """
+    from pipeline.decode import DecodePolicy
+    from pipeline.decode_pool import Limits
+    from pipeline.extract import ExtractSettings
+    from pipeline.extract import extract as run
+
+    settings = ExtractSettings(
+        backbone=backbone,
+        weights=weights,
+        layers=layers,
+        device=device,
+        precision=precision,
+        dtype=dtype,
+        batch_size=batch_size,
+        workers=workers,
+        decode=DecodePolicy(max_pixels=max_pixels),
+        limits=Limits(seconds=time_limit),
+        allow_missing=allow_missing,
+    )
+    progress = ProgressLine("extract")
+    with stop_on_signal() as stop:
+        try:
+            summary = run(images, output, settings, stop=stop, say=say, progress=progress)
+        finally:
+            progress.close()
+        _say_summary(summary, output)
+        if summary.stopped:
+            say(f"stopped; the same command goes on: {summary.total - summary.already - summary.computed - summary.failed} left")
+    if summary.failed:
+        say(f"{summary.failed} images failed: 'pipeline info --failed {output}' lists them")
+        click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _say_summary(summary: Summary, output: str) -> None:
+    seconds = summary.seconds
+    rate = summary.computed / seconds["total"] if seconds["total"] else 0.0
+    say(
+        f"{output}: {summary.already + summary.computed} of {summary.total} images done ({summary.computed} now, "
+        f"{summary.failed} failed) in {seconds['total']:.1f} s, {rate:.0f} images/s, on {summary.engine}"
+    )
+    if summary.failures:
+        say("failed: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(summary.failures.items())))
+    if summary.skipped:
+        what = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
+        say(f"left out: {what} (such as {', '.join(summary.skipped_examples)})")
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.option("--failed", is_flag=True, help="List the failed images, one line each: key, tab, reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def info(cache: str, failed: bool, as_json: bool) -> None:
+    """Show what is in a cache and what made it."""
+    from pipeline.info import describe, describe_failures
+
+    if failed:
+        for key, reason in describe_failures(cache):
+            click.echo(f"{key}\t{reason}")
+        return
+    facts = describe(cache)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {_one_line(value)}")
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_one_line(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_one_line(inner) for inner in value) or "none"
+    return str(value)
+
+
+@cli.command()
+@click.option("--family", help="Only efficientnet_lite0, torchvision or timm.")
+def backbones(family: str | None) -> None:
+    """List the names that --backbone takes."""
+    from pipeline.backbones import list_backbones
+
+    for name in list_backbones(family):
+        click.echo(name)
+
+

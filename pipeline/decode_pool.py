@@ -1,0 +1,368 @@
+"""Reading and decoding beside the forward pass: worker processes fill a ring of batches in shared memory.
+
+Memory is bounded by the ring, whatever the number of images. Batches come out in order. A worker that dies or hangs is
+replaced, and the image it was on is found by the board, a line of shared memory per worker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import mmap
+import os
+import queue
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decode import DecodePolicy, Status
+from pipeline.decode_worker import HASH_BYTES, NOBODY, Outcome, Setup, Task, board_bytes, views
+from pipeline.errors import PipelineError
+from pipeline.preprocess import Preprocess
+from pipeline.sources.base import Reader
+
+TASK_IMAGES = 8
+TASKS_PER_WORKER = 2
+CRASHES_TO_BLAME = 2
+"""A worker may be killed from outside; the image it was on is blamed when it happens to it twice."""
+CHECK_EVERY_S = 0.25
+# Not ``-m``: its classes would be those of ``__main__``, and could not be sent back.
+WORKER = "import sys; from pipeline.decode_worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one image may take.
+
+    Attributes
+    ----------
+    seconds : float
+        For reading and decoding.
+    memory : int
+        Bytes, per worker.
+    """
+
+    seconds: float = 60.0
+    memory: int = 3 << 30
+
+
+@dataclass(slots=True)
+class Batch:
+    """Prepared images of consecutive work.
+
+    Attributes
+    ----------
+    rows : (n,) int64
+        Their rows; n is the batch size but for the last one.
+    images : (B, H, W, 3) uint8
+        Shared memory, valid until `release`; positions from n on, and those that failed, hold anything.
+    outcomes : list of Outcome
+        Of the n images, in order.
+    """
+
+    rows: NDArray[np.int64]
+    images: NDArray[np.uint8]
+    outcomes: list[Outcome]
+    release: Callable[[], None]
+
+
+@dataclass(slots=True)
+class _Filling:
+    number: int
+    slot: int
+    rows: NDArray[np.int64]
+    outcomes: dict[int, Outcome] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Worker:
+    number: int
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    tasks: deque[Task] = field(default_factory=deque)
+    ready: bool = False
+
+
+class DecodePool:
+    """Worker processes that read and decode images into batches.
+
+    Parameters
+    ----------
+    reader : Reader
+        Locator → bytes; pickled to the workers.
+    policy : DecodePolicy
+    preprocess : Preprocess
+    batch_size : int
+        B.
+    workers : int
+        Processes.
+    slots : int
+        Batches in the ring: what bounds memory and read-ahead.
+    limits : Limits
+        Per image.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        policy: DecodePolicy,
+        preprocess: Preprocess,
+        *,
+        batch_size: int,
+        workers: int,
+        slots: int = 4,
+        limits: Limits = Limits(),  # noqa: B008 - frozen
+    ) -> None:
+        self._shape = (slots, batch_size, *preprocess.shape)
+        self._setup = (reader, policy, preprocess, self._shape, workers)
+        self._limits = limits
+        self._memory_fd = _shared_memory_file(board_bytes(workers) + int(np.prod(self._shape)))
+        self._memory = mmap.mmap(self._memory_fd, 0)
+        self._board, self._images = views(self._memory, self._shape, workers)
+        self._board[:] = NOBODY, 0
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
+        for slot in range(slots):
+            self._free.put(slot)
+        self._wake_in, self._wake_out = os.pipe()
+        os.set_blocking(self._wake_out, False)
+        self._ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
+        self._stopped = False
+        self._thread: threading.Thread | None = None
+        self._workers: dict[int, _Worker] = {}
+        self.replaced = 0
+        for number in range(workers):
+            self._start(number)
+
+    def batches(self, rows: NDArray[np.int64], locator: Callable[[int], Any]) -> Iterator[Batch]:
+        """Yield the batches of ``rows``, in order; release each when the engine is through with it.
+
+        Parameters
+        ----------
+        rows : (n,) int64
+            Which items.
+        locator : callable
+            Row → what the reader takes.
+
+        Raises
+        ------
+        PipelineError
+            The workers do not even start.
+        """
+        self._thread = threading.Thread(target=self._pump_guarded, args=(rows, locator), daemon=True, name="decode-pool")
+        self._thread.start()
+        while (batch := self._ready.get()) is not None:
+            if isinstance(batch, BaseException):
+                raise batch
+            yield batch
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        self._stopped = True
+        self._wake()
+        if self._thread is not None:
+            self._thread.join()
+        for worker in self._workers.values():
+            _end(worker)
+        self._workers.clear()
+        for fd in (self._memory_fd, self._wake_in, self._wake_out):
+            if fd >= 0:
+                os.close(fd)
+        self._memory_fd = self._wake_in = self._wake_out = -1
+
+    def __enter__(self) -> DecodePool:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # ---- the pump: one thread that talks to all workers ----
+
+    def _pump_guarded(self, rows: NDArray[np.int64], locator: Callable[[int], Any]) -> None:
+        try:
+            self._pump(rows, locator)
+        except BaseException as error:  # handed to the consumer, which raises it
+            self._ready.put(error)
+
+    def _pump(self, rows: NDArray[np.int64], locator: Callable[[int], Any]) -> None:
+        size = self._shape[1]
+        numbers = itertools.count()
+        starts = iter(range(0, len(rows), size))
+        filling: dict[int, _Filling] = {}
+        pending: deque[Task] = deque()
+        crashes: dict[int, int] = {}
+        emitted, total = 0, -(-len(rows) // size)
+        while emitted < total and not self._stopped:
+            self._plan(rows, locator, starts, numbers, filling, pending)
+            for worker in self._workers.values():
+                while pending and len(worker.tasks) < TASKS_PER_WORKER:
+                    self._send(worker, pending.popleft())
+            by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers.values()}
+            for ready in wait([*by_connection, self._wake_in], timeout=CHECK_EVERY_S):
+                if ready == self._wake_in:
+                    os.read(self._wake_in, 4096)
+                    continue
+                worker = by_connection[ready]
+                try:
+                    outcomes = worker.connection.recv()
+                except (EOFError, OSError):
+                    self._bury(worker, filling, pending, crashes)
+                    continue
+                if outcomes is None:
+                    worker.ready = True
+                else:
+                    filling[worker.tasks.popleft().slot].outcomes.update((o.position, o) for o in outcomes)
+            self._end_hung_workers(filling, pending)
+            emitted += self._emit(filling, emitted)
+        self._ready.put(None)
+
+    def _plan(
+        self,
+        rows: NDArray[np.int64],
+        locator: Callable[[int], Any],
+        starts: Iterator[int],
+        numbers: Iterator[int],
+        filling: dict[int, _Filling],
+        pending: deque[Task],
+    ) -> None:
+        """Give every free slot a batch, cut into tasks."""
+        while not self._free.empty() and (start := next(starts, None)) is not None:
+            slot = self._free.get()
+            batch = rows[start : start + self._shape[1]]
+            filling[slot] = _Filling(next(numbers), slot, batch)
+            items = [(position, row, locator(row)) for position, row in enumerate(batch.tolist())]
+            pending.extend(
+                Task(slot, tuple(items[first : first + TASK_IMAGES])) for first in range(0, len(items), TASK_IMAGES)
+            )
+
+    def _emit(self, filling: dict[int, _Filling], number: int) -> int:
+        """Pass on the batches that are complete and whose turn it is; return how many."""
+        count = 0
+        while True:
+            turn = next((f for f in filling.values() if f.number == number + count), None)
+            if turn is None or len(turn.outcomes) < len(turn.rows):
+                return count
+            del filling[turn.slot]
+            outcomes = [turn.outcomes[position] for position in range(len(turn.rows))]
+            self._ready.put(Batch(turn.rows, self._images[turn.slot], outcomes, self._releaser(turn.slot)))
+            count += 1
+
+    def _releaser(self, slot: int) -> Callable[[], None]:
+        def release() -> None:
+            self._free.put(slot)
+            self._wake()
+
+        return release
+
+    def _wake(self) -> None:
+        try:
+            os.write(self._wake_out, b"!")
+        except (BlockingIOError, OSError):
+            return  # full, so it will wake anyway; or closed
+
+    # ---- workers ----
+
+    def _start(self, number: int) -> None:
+        ours, theirs = Pipe()
+        package_root = str(Path(__file__).parent.parent)
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
+        process = subprocess.Popen(
+            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(self._memory_fd)],
+            pass_fds=(theirs.fileno(), self._memory_fd),
+            stdin=subprocess.DEVNULL,
+            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+        )
+        theirs.close()
+        reader, policy, preprocess, images, workers = self._setup
+        worker = self._workers[number] = _Worker(number, process, ours)
+        try:
+            ours.send(Setup(reader, policy, preprocess, images, workers, number, self._limits.memory))
+        except OSError:
+            worker.ready = False  # it died at once: the pump will find its connection closed
+
+    def _send(self, worker: _Worker, task: Task) -> None:
+        worker.tasks.append(task)
+        try:
+            worker.connection.send(task)
+        except OSError:
+            return  # it died: the pump will find its connection closed, and give the task to another
+
+    def _bury(
+        self, worker: _Worker, filling: dict[int, _Filling], pending: deque[Task], crashes: dict[int, int]
+    ) -> None:
+        """Replace a worker that died, and find the image it died of."""
+        _end(worker)
+        if not worker.ready:
+            raise PipelineError(
+                f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it said "
+                "stands above; check that the installation is whole"
+            )
+        culprit = int(self._board[worker.number, 0])
+        crashes[culprit] = crashes.get(culprit, 0) + 1
+        how = _manner_of_death(worker.process.returncode)
+        blamed = Outcome(-1, Status.DECODER_CRASHED, how, bytes(HASH_BYTES), 0.0, 0.0)
+        self._replace(worker, culprit, blamed if crashes[culprit] >= CRASHES_TO_BLAME else None, filling, pending)
+
+    def _end_hung_workers(self, filling: dict[int, _Filling], pending: deque[Task]) -> None:
+        now = time.monotonic_ns()
+        for worker in list(self._workers.values()):
+            row, since = (int(value) for value in self._board[worker.number])
+            if row == NOBODY or (now - since) < self._limits.seconds * 1e9:
+                continue
+            _end(worker)
+            reason = f"took longer than {self._limits.seconds:g} s"
+            self._replace(worker, row, Outcome(-1, Status.TIMED_OUT, reason, bytes(HASH_BYTES), 0.0, 0.0), filling, pending)
+
+    def _replace(
+        self,
+        worker: _Worker,
+        culprit: int,
+        blamed: Outcome | None,
+        filling: dict[int, _Filling],
+        pending: deque[Task],
+    ) -> None:
+        """Start a new worker; its predecessor's tasks go back to the queue, the culprit alone or, once blamed, not at all."""
+        for task in worker.tasks:
+            for item in task.items:
+                position, row, _ = item
+                if row == culprit and blamed is not None:
+                    outcome = Outcome(position, blamed.status, blamed.reason, blamed.content_hash, 0.0, 0.0)
+                    filling[task.slot].outcomes[position] = outcome
+            innocent = tuple(item for item in task.items if item[1] != culprit)
+            alone = tuple(item for item in task.items if item[1] == culprit and blamed is None)
+            pending.extend(Task(task.slot, items) for items in (innocent, alone) if items)
+        self.replaced += 1
+        self._board[worker.number] = NOBODY, 0
+        self._start(worker.number)
+
+
+def _end(worker: _Worker) -> None:
+    worker.process.kill()
+    worker.process.wait()
+    worker.connection.close()
+
+
+def _manner_of_death(returncode: int) -> str:
+    if returncode < 0:
+        return f"the decoder was ended by {signal.Signals(-returncode).name}"
+    return f"the decoder ended with exit code {returncode}"
+
+
+def _shared_memory_file(size: int) -> int:
+    if hasattr(os, "memfd_create"):
+        fd = os.memfd_create("pipeline-images", os.MFD_CLOEXEC)
+    else:
+        with tempfile.TemporaryFile() as file:
+            fd = os.dup(file.fileno())
+    os.ftruncate(fd, size)
+    return fd

@@ -1,0 +1,149 @@
+"""A decode worker: reads, hashes, decodes and prepares images into shared memory.
+
+`pipeline.decode_pool` starts it: a process of its own, so that a decoder that crashes, hangs or eats memory costs one image, not the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import mmap
+import os
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipeline.decode import DecodeError, DecodePolicy, Status, decode_image
+from pipeline.preprocess import Preprocess
+from pipeline.sources.base import Reader
+
+HASH_BYTES = 16
+NOBODY = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker needs to know once.
+
+    Attributes
+    ----------
+    reader : Reader
+    policy : DecodePolicy
+    preprocess : Preprocess
+    images : (int, int, int, int, int)
+        Shape (slots, B, H, W, 3) of the shared images, which follow the board in memory.
+    workers, number : int
+        How many workers share the board, and which line is this one's.
+    memory_limit : int
+        Bytes this process may take beyond what it holds when it is ready; 0 for no limit.
+    """
+
+    reader: Reader
+    policy: DecodePolicy
+    preprocess: Preprocess
+    images: tuple[int, int, int, int, int]
+    workers: int
+    number: int
+    memory_limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Images for one worker: (position in the batch, row, locator) each, all of one slot."""
+
+    slot: int
+    items: tuple[tuple[int, int, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one image."""
+
+    position: int
+    status: int
+    reason: str
+    content_hash: bytes
+    read_s: float
+    decode_s: float
+
+
+def board_bytes(workers: int) -> int:
+    """Size of the board: per worker its current row and since when, int64 each; rounded up to a page."""
+    return -(-workers * 16 // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def views(memory: mmap.mmap, setup_images: tuple[int, ...], workers: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+    """Return the board (workers, 2) int64 and the images (slots, B, H, W, 3) uint8 as arrays over the shared memory."""
+    board = np.frombuffer(memory, dtype=np.int64, count=2 * workers).reshape(workers, 2)
+    count = int(np.prod(setup_images))
+    images = np.frombuffer(memory, dtype=np.uint8, count=count, offset=board_bytes(workers)).reshape(setup_images)
+    return board, images
+
+
+def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Decode and apply the geometric preprocessing: bytes → (H, W, 3) uint8."""
+    return preprocess.apply(decode_image(data, policy, resize_short=preprocess.resize_short))
+
+
+def _work(setup: Setup, row: int, position: int, locator: Any, target: NDArray[np.uint8]) -> Outcome:
+    started = time.perf_counter()
+    try:
+        data = setup.reader(locator)
+    except MemoryError:
+        return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        return Outcome(position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
+    read = time.perf_counter()
+    digest = hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+    status, reason = Status.DONE, ""
+    try:
+        target[...] = prepare(data, setup.policy, setup.preprocess)
+    except DecodeError as error:
+        status, reason = error.status, str(error)
+    except MemoryError:
+        status, reason = Status.OUT_OF_MEMORY, "not enough memory to prepare it"
+    return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read)
+
+
+def _limit_memory(limit: int) -> None:
+    """Bound the address space, so that a bomb ends in MemoryError here instead of the kernel killing the run."""
+    if not limit:
+        return
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not everywhere; then there is no limit
+        import resource
+        from pathlib import Path
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE + limit,) * 2)
+
+
+def main(connection_fd: int, memory_fd: int) -> None:
+    """Serve tasks until the connection closes."""
+    # Signals to the whole group are for the main process, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = Connection(connection_fd)
+    setup: Setup = connection.recv()
+    board, images = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers)
+    Image.MAX_IMAGE_PIXELS = None  # the policy's own limit is checked instead
+    Image.init()
+    _limit_memory(setup.memory_limit)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - C libraries chat on standard error
+        os.dup2(nowhere.fileno(), 2)
+    connection.send(None)  # ready
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
+        while True:
+            task: Task = connection.recv()
+            outcomes = []
+            for position, row, locator in task.items:
+                board[setup.number] = row, time.monotonic_ns()
+                outcomes.append(_work(setup, row, position, locator, images[task.slot, position]))
+            board[setup.number] = NOBODY, 0
+            connection.send(outcomes)

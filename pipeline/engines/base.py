@@ -1,0 +1,64 @@
+"""What every engine offers: batches of uint8 images in, float32 embeddings out, several batches under way at once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+PRECISIONS = ("float32", "bfloat16", "float16")
+
+Embeddings = dict[str, NDArray[Any]]
+"""(B, D) float32 by layer name."""
+
+
+class Engine(ABC):
+    """Runs a backbone on this machine.
+
+    Attributes
+    ----------
+    name : str
+        ``"torch"`` or ``"openvino"``.
+    device : str
+        For people: ``"cpu"``, ``"cuda:0 (NVIDIA …)"``.
+    precision : str
+        One of `PRECISIONS`: the type of the layers' arithmetic.
+    batch_size : int
+        B; fixed, so that a row does not depend on how many came with it.
+    in_flight : int
+        How many batches to keep submitted for full speed.
+    """
+
+    name: str
+    device: str
+    precision: str
+    batch_size: int
+    in_flight: int = 2
+
+    @abstractmethod
+    def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:
+        """Start a batch.
+
+        Parameters
+        ----------
+        images : (B, H, W, 3) uint8
+            Exactly ``batch_size`` of them; must stay untouched until the future is done.
+
+        Returns
+        -------
+        Future of dict of str to (B, D) float32
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of threads and device memory."""
+
+    def run(self, images: NDArray[np.uint8]) -> Embeddings:
+        """Embed up to ``batch_size`` images; fewer are padded, and only theirs come back."""
+        count = len(images)
+        if count < self.batch_size:
+            images = np.concatenate([images, np.zeros((self.batch_size - count, *images.shape[1:]), np.uint8)])
+        return {name: rows[:count] for name, rows in self.submit(images).result().items()}

@@ -1,0 +1,93 @@
+"""PyTorch: CUDA, MPS and CPU."""
+
+from __future__ import annotations
+
+import copy
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pipeline.backbones.base import Backbone
+from pipeline.engines.base import Embeddings, Engine
+from pipeline.errors import EngineError
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class TorchEngine(Engine):
+    """Eager PyTorch in inference mode, channels last, normalisation on the device.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    device : str
+        ``"auto"``, ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``.
+    precision : str
+        Of the layers; the normalisation before and the embeddings after are float32.
+    batch_size : int
+
+    Raises
+    ------
+    EngineError
+        No such device here.
+    """
+
+    name = "torch"
+
+    def __init__(self, backbone: Backbone, *, device: str, precision: str, batch_size: int) -> None:
+        self._device = pick_device(device)
+        self.device = describe_device(self._device)
+        self.precision = precision
+        self.batch_size = batch_size
+        self._names = tuple(layer.name for layer in backbone.layers)
+        network = copy.deepcopy(backbone.network).to(self._device)
+        network.compute_dtype = _DTYPES[precision]
+        network.body.to(dtype=_DTYPES[precision], memory_format=torch.channels_last)
+        self._network = network.eval()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
+
+    def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:
+        """Start a batch on the engine's own thread; see `Engine.submit`."""
+        return self._thread.submit(self._forward, images)
+
+    def close(self) -> None:
+        """Wait for what was started, and stop the thread."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _forward(self, images: NDArray[np.uint8]) -> Embeddings:
+        with torch.inference_mode():
+            outputs = self._network(torch.from_numpy(images).to(self._device))
+            return {name: out.cpu().numpy() for name, out in zip(self._names, outputs, strict=True)}
+
+
+def pick_device(device: str) -> torch.device:
+    """Return the device of that name; ``auto`` takes CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    EngineError
+        The name means nothing, or this machine has no such device.
+    """
+    if device == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda:0")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise EngineError(f"expected a device such as cpu, cuda, cuda:1 or mps, found {device!r}: mend --device") from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(wanted.type, False):
+        raise EngineError(f"there is no device {device} on this machine: use --device cpu, or leave --device out")
+    return torch.device("cuda:0") if device == "cuda" else wanted
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device's name for people."""
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)
