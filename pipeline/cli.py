@@ -148,10 +148,14 @@ class ProgressLine:
     "--layer", "layers", multiple=True, metavar="NODE[:POOLING]",
     help="Another layer besides 'penultimate'; pooling is avg, max, gem, cls or flatten. Repeatable.",
 )  # fmt: skip
-@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16", "float16"]))
+@click.option(
+    "--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+    help="Of the network; auto takes the fastest whose numbers agree with float32.",
+)  # fmt: skip
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the file.")
+@click.option("--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"]))
 @click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1, 4096))
+@click.option("--batch-size", default=0, type=click.IntRange(0, 4096), help="  [default: what suits the device]")
 @click.option("--workers", default=0, type=click.IntRange(0, 256), help="Decode processes.  [default: one per processor]")
 @click.option("--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail.")
 @click.option("--time-limit", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds an image may take.")
@@ -164,6 +168,7 @@ def extract(
     layers: tuple[str, ...],
     precision: str,
     dtype: str,
+    engine: str,
     device: str,
     batch_size: int,
     workers: int,
@@ -178,6 +183,7 @@ def extract(
     """
     from pipeline.decode import DecodePolicy
     from pipeline.decode_pool import Limits
+    from pipeline.embed import RunSettings
     from pipeline.extract import ExtractSettings
     from pipeline.extract import extract as run
 
@@ -185,13 +191,16 @@ def extract(
         backbone=backbone,
         weights=weights,
         layers=layers,
-        device=device,
-        precision=precision,
         dtype=dtype,
-        batch_size=batch_size,
-        workers=workers,
         decode=DecodePolicy(max_pixels=max_pixels),
-        limits=Limits(seconds=time_limit),
+        run=RunSettings(
+            engine=engine,
+            device=device,
+            precision=precision,
+            batch_size=batch_size,
+            workers=workers,
+            limits=Limits(seconds=time_limit),
+        ),
         allow_missing=allow_missing,
     )
     progress = ProgressLine("extract")

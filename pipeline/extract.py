@@ -10,9 +10,8 @@ import os
 import platform
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterable
-from concurrent.futures import Future
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -25,8 +24,9 @@ from pipeline.cache import Cache, CacheWriter, Items, check_same_numbers, finger
 from pipeline.cache import format as cache_format
 from pipeline.cache.background import BackgroundWriter
 from pipeline.decode import DecodePolicy, Status
-from pipeline.decode_pool import Batch, DecodePool, Limits
-from pipeline.errors import CacheError, PipelineError
+from pipeline.decode_pool import Batch
+from pipeline.embed import AUTO, RunSettings, choose_engine, embed
+from pipeline.errors import CacheError
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -46,16 +46,11 @@ class ExtractSettings:
         See `pipeline.backbones.load_backbone`.
     layers : tuple of str
         Outputs besides ``penultimate``.
-    device, precision : str
-        See `pipeline.engines.open_engine`.
     dtype : str
         Of the stored embeddings, ``float32`` or ``float16``.
-    batch_size : int
-        Images per forward pass.
-    workers : int
-        Decode processes; 0 takes one per processor.
     decode : DecodePolicy
-    limits : Limits
+    run : RunSettings
+        Engine, device, precision, batch size, workers, limits.
     allow_missing : bool
         See `pipeline.sources.open_source`.
     """
@@ -63,13 +58,9 @@ class ExtractSettings:
     backbone: str = "efficientnet_lite0"
     weights: str | None = None
     layers: tuple[str, ...] = ()
-    device: str = "auto"
-    precision: str = "float32"
     dtype: str = "float32"
-    batch_size: int = 32
-    workers: int = 0
     decode: DecodePolicy = field(default_factory=DecodePolicy)
-    limits: Limits = field(default_factory=Limits)
+    run: RunSettings = field(default_factory=RunSettings)
     allow_missing: bool = False
 
 
@@ -142,45 +133,53 @@ def extract(
     """
     started = time.perf_counter()
     stop = stop or threading.Event()
+    from pipeline.backbones import load_backbone
+
     path = Path(output)
     _check_output(path)
     source = open_source(images, allow_missing=settings.allow_missing) if isinstance(images, str) else images
-    backbone, engine = prepare(settings)
-    try:
-        with write_lock(path):
-            items = Items(**{name: getattr(source.items, name) for name in Items.__dataclass_fields__})
-            spec = make_spec(backbone, settings)
-            if path.exists():
-                _check_same(open_cache(path), items, spec)
-            else:
-                _create(path, items, source, backbone, engine, spec, settings)
-            summary = _fill(path, source, backbone, engine, settings, stop, progress)
-    finally:
-        engine.close()
+    backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
+    with write_lock(path):
+        summary = _extract_locked(path, source, backbone, settings, stop, say, progress)
     summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
     summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
-    summary.engine = f"{engine.name}, {engine.device}, {engine.precision}"
     summary.seconds["total"] = time.perf_counter() - started
     return summary
 
 
-def prepare(settings: ExtractSettings) -> tuple[Backbone, Engine]:
-    """Build the backbone and the engine that runs it."""
-    from pipeline.backbones import load_backbone
-    from pipeline.engines import open_engine
+def _extract_locked(
+    path: Path,
+    source: Source,
+    backbone: Backbone,
+    settings: ExtractSettings,
+    stop: threading.Event,
+    say: Say,
+    progress: Progress,
+) -> Summary:
+    items = Items(**{name: getattr(source.items, name) for name in Items.__dataclass_fields__})
+    if path.exists():
+        cache = open_cache(path)
+        if settings.run.precision == AUTO:  # what it was begun in
+            settings = replace(settings, run=replace(settings.run, precision=cache.spec["precision"]))
+        _check_same(cache, items, make_spec(backbone, settings, settings.run.precision))
+        if not (cache.status == Status.TODO).any():
+            return _summarise(path, already=len(cache))
+    engine, self_check = choose_engine(source, backbone, settings.decode, settings.run, say=say)
+    try:
+        if not path.exists():
+            _create(path, items, source, backbone, engine, make_spec(backbone, settings, engine.precision), self_check)
+        summary = _fill(path, source, backbone, engine, settings, stop, progress)
+    finally:
+        engine.close()
+    summary.engine = f"{engine.name}, {engine.device}, {engine.precision}"
+    return summary
 
-    backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
-    engine = open_engine(
-        backbone, device=settings.device, precision=settings.precision, batch_size=settings.batch_size
-    )
-    return backbone, engine
 
-
-def make_spec(backbone: Backbone, settings: ExtractSettings) -> dict[str, Any]:
+def make_spec(backbone: Backbone, settings: ExtractSettings, precision: str) -> dict[str, Any]:
     """Return all that produces a cache's numbers, as JSON-like data."""
     decode = asdict(settings.decode)
     decode["formats"] = list(settings.decode.formats)
-    return {**backbone.to_spec(), "decode": decode, "dtype": settings.dtype, "precision": settings.precision}
+    return {**backbone.to_spec(), "decode": decode, "dtype": settings.dtype, "precision": precision}
 
 
 def _check_output(path: Path) -> None:
@@ -208,7 +207,7 @@ def _create(
     backbone: Backbone,
     engine: Engine,
     spec: dict[str, Any],
-    settings: ExtractSettings,
+    self_check: dict[str, Any],
 ) -> None:
     unfinished = path.with_name(path.name + ".new")
     unfinished.unlink(missing_ok=True)  # of a run that was killed just here; the lock is ours
@@ -217,12 +216,12 @@ def _create(
             unfinished,
             items,
             widths={layer.name: layer.width for layer in backbone.layers},
-            dtype=settings.dtype,
+            dtype=spec["dtype"],
             attributes={
                 "spec": cache_format.canonical_json(spec),
                 "fingerprint": fingerprint(spec),
                 "versions": cache_format.canonical_json(_versions(engine)),
-                "self_check": "{}",
+                "self_check": cache_format.canonical_json(self_check),
                 "source": cache_format.canonical_json(source.describe()),
             },
         )
@@ -245,57 +244,27 @@ def _fill(
     status = np.array(open_cache(path).status)
     todo = np.flatnonzero(status == Status.TODO).astype(np.int64)
     total, failed = len(status), int((status > Status.DONE).sum())
-    summary = Summary(total=total, already=int((status == Status.DONE).sum()))
+    already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(todo)
     seconds: Counter[str] = Counter()
-    progress(total - len(todo), failed, total)
-    if len(todo):
-        writer = BackgroundWriter(CacheWriter(path))
-        try:
-            with DecodePool(
-                source.reader(),
-                settings.decode,
-                backbone.preprocess,
-                batch_size=settings.batch_size,
-                workers=settings.workers or os.cpu_count() or 1,
-                slots=engine.in_flight + 2,
-                limits=settings.limits,
-            ) as pool:
-                ready = total - len(todo)
-                for batch, outputs in _forward(pool.batches(todo, source.locator), engine, stop, seconds):
-                    good = _write(batch, outputs, source, writer)
-                    seconds["read"] += sum(outcome.read_s for outcome in batch.outcomes)
-                    seconds["decode"] += sum(outcome.decode_s for outcome in batch.outcomes)
-                    ready, failed = ready + len(batch.rows), failed + len(batch.rows) - good
-                    summary.computed += good
-                    progress(ready, failed, total)
-        finally:
-            writer.close()
-        seconds["write"] = writer.seconds
-    status = np.array(open_cache(path).status)
-    names = Counter(Status(code).name.lower() for code in status[status > Status.DONE].tolist())
-    return replace(summary, failed=int((status > Status.DONE).sum()), failures=dict(names), stopped=stop.is_set(), seconds=dict(seconds))
+    progress(ready, failed, total)
+    writer = BackgroundWriter(CacheWriter(path))
+    try:
+        batches = embed(source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds)
+        for batch, outputs in batches:
+            good = _write(batch, outputs, source, writer)
+            ready, failed, computed = ready + len(batch.rows), failed + len(batch.rows) - good, computed + good
+            progress(ready, failed, total)
+    finally:
+        writer.close()
+    seconds["write"] = writer.seconds
+    return replace(_summarise(path, already), computed=computed, stopped=stop.is_set(), seconds=dict(seconds))
 
 
-def _forward(
-    batches: Iterable[Batch], engine: Engine, stop: threading.Event, seconds: Counter[str]
-) -> Iterable[tuple[Batch, Embeddings]]:
-    """Yield batches with their embeddings, keeping as many under way as the engine likes; end early when told to stop."""
-    under_way: deque[tuple[Batch, Future[Embeddings]]] = deque()
-    source = iter(batches)
-    while True:
-        waited = time.perf_counter()
-        batch = None if stop.is_set() else next(source, None)
-        seconds["wait for decode"] += time.perf_counter() - waited
-        if batch is not None:
-            under_way.append((batch, engine.submit(batch.images)))
-        if under_way and (batch is None or len(under_way) >= engine.in_flight):
-            first, future = under_way.popleft()
-            waited = time.perf_counter()
-            outputs = future.result()
-            seconds["wait for forward"] += time.perf_counter() - waited
-            yield first, outputs
-        if batch is None and not under_way:
-            return
+def _summarise(path: Path, already: int) -> Summary:
+    status = open_cache(path).status
+    failed = status[status > Status.DONE]
+    names = Counter(Status(code).name.lower() for code in failed.tolist())
+    return Summary(total=len(status), already=min(already, len(status) - len(failed)), failed=len(failed), failures=dict(names))
 
 
 def _write(batch: Batch, outputs: Embeddings, source: Source, writer: BackgroundWriter) -> int:
@@ -312,7 +281,6 @@ def _write(batch: Batch, outputs: Embeddings, source: Source, writer: Background
     if len(positions):
         hashes = np.frombuffer(b"".join(batch.outcomes[i].content_hash for i in positions), np.uint8).reshape(len(positions), -1)
         writer.write(batch.rows[positions], {name: rows[positions] for name, rows in outputs.items()}, hashes)
-    batch.release()
     return len(positions)
 
 

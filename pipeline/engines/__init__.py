@@ -1,31 +1,75 @@
-"""Engines: what runs a backbone on this machine. One file per engine."""
+"""Engines: what runs a backbone on this machine. One file per engine; `open_engine` chooses, and checks what it chose."""
 
 from __future__ import annotations
 
-from pipeline.backbones.base import Backbone
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
 from pipeline.engines.base import PRECISIONS, Embeddings, Engine
+from pipeline.errors import EngineError
 
-__all__ = ["PRECISIONS", "Embeddings", "Engine", "open_engine"]
+if TYPE_CHECKING:
+    from pipeline.backbones.base import Backbone
+
+__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "open_engine", "precisions"]
+
+ENGINES = ("auto", "openvino", "torch")
 
 
-def open_engine(backbone: Backbone, *, device: str = "auto", precision: str = "float32", batch_size: int = 32) -> Engine:
+def open_engine(
+    backbone: Backbone,
+    *,
+    engine: str = "auto",
+    device: str = "auto",
+    precision: str = "float32",
+    batch_size: int = 0,
+    say: Callable[[str], None] = lambda text: None,
+) -> Engine:
     """Prepare a backbone to run.
 
     Parameters
     ----------
     backbone : Backbone
+    engine : str
+        One of `ENGINES`; ``auto`` takes OpenVINO on a CPU, and torch where there is a GPU or OpenVINO cannot convert.
     device : str
         ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
     precision : str
         One of `PRECISIONS`.
     batch_size : int
-        Images per batch.
+        Images per batch; 0 takes what suits the engine and the device.
+    say : callable
+        Is told when ``auto`` had to fall back.
 
     Raises
     ------
     EngineError
         The device or the precision is not to be had here.
     """
-    from pipeline.engines.torch import TorchEngine
+    from pipeline.engines.torch import TorchEngine, default_batch, pick_device
 
-    return TorchEngine(backbone, device=device, precision=precision, batch_size=batch_size)
+    where = pick_device(device)
+    if engine == "openvino" and where.type != "cpu" and device != "auto":
+        raise EngineError(f"OpenVINO runs on the CPU, found --device {device}: leave one of the two out")
+    if engine == "openvino" or (engine == "auto" and where.type == "cpu"):
+        try:
+            from pipeline.engines.openvino import DEFAULT_BATCH, OpenVinoEngine
+
+            return OpenVinoEngine(backbone, precision=precision, batch_size=batch_size or DEFAULT_BATCH)
+        except ImportError:
+            problem = EngineError("OpenVINO is not installed: pip install openvino, or use --engine torch")
+        except EngineError as error:
+            problem = error
+        if engine == "openvino":
+            raise problem
+        say(f"running on PyTorch, which is slower: {problem}")
+    return TorchEngine(backbone, device=str(where), precision=precision, batch_size=batch_size or default_batch(where))
+
+
+def precisions(engine: Engine) -> tuple[str, ...]:
+    """Return the precisions worth trying on an engine's device, fastest first."""
+    if engine.name == "openvino":
+        from pipeline.engines.openvino import supported_precisions
+
+        return tuple(reversed(supported_precisions()))
+    return ("bfloat16", "float16", "float32") if engine.device.startswith("cuda") else ("float32",)

@@ -88,6 +88,11 @@ def pick_device(device: str) -> torch.device:
     return torch.device("cuda:0") if device == "cuda" else wanted
 
 
+def default_batch(device: torch.device) -> int:
+    """Return the images per batch that suit a device."""
+    return {"cuda": 256, "mps": 64}.get(device.type, 16)
+
+
 def describe_device(device: torch.device) -> str:
     """Return the device's name for people."""
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

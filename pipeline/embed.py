@@ -1,0 +1,252 @@
+"""Images → embeddings, without a cache: what extracting, predicting and searching share.
+
+Chooses the engine and the precision, keeps decoding and the forward pass going side by side, and measures where time goes.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.decode import DecodePolicy, Status
+from pipeline.decode_pool import Batch, DecodePool, Limits
+from pipeline.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.backbones import Backbone
+    from pipeline.engines import Embeddings, Engine
+    from pipeline.sources import Source
+
+AUTO = "auto"
+CHECK_IMAGES = 16
+RING_IMAGES = 64
+"""Prepared images waiting for the engine, at least; more do not make it faster."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """How to run on this machine; none of it but the precision changes numbers.
+
+    Attributes
+    ----------
+    engine, device : str
+        See `pipeline.engines.open_engine`.
+    precision : str
+        ``auto`` takes the fastest that passes the self-check.
+    batch_size : int
+        Images per forward pass; 0 takes what suits the engine.
+    workers : int
+        Decode processes; 0 takes one per processor.
+    limits : Limits
+        What an image may take.
+    """
+
+    engine: str = AUTO
+    device: str = AUTO
+    precision: str = AUTO
+    batch_size: int = 0
+    workers: int = 0
+    limits: Limits = field(default_factory=Limits)
+
+
+def embed(
+    source: Source,
+    rows: NDArray[np.int64],
+    backbone: Backbone,
+    engine: Engine,
+    decode: DecodePolicy,
+    settings: RunSettings,
+    *,
+    stop: threading.Event | None = None,
+    seconds: Counter[str] | None = None,
+) -> Iterator[tuple[Batch, Embeddings]]:
+    """Yield every batch of ``rows`` with its embeddings, in order.
+
+    Parameters
+    ----------
+    source : Source
+    rows : (n,) int64
+        Which items.
+    backbone : Backbone
+    engine : Engine
+        Of that backbone.
+    decode : DecodePolicy
+    settings : RunSettings
+    stop : threading.Event, optional
+        When set, batches under way are still yielded, then no more.
+    seconds : Counter, optional
+        Receives worker time of ``read`` and ``decode``, and the time this loop waited for either side.
+
+    Yields
+    ------
+    batch : Batch
+        Released when the next one is asked for.
+    embeddings : dict of str to (B, D) float32
+        By layer; positions that failed or are beyond the batch's rows hold anything.
+    """
+    seconds = Counter() if seconds is None else seconds
+    with _pool(source, backbone, engine.batch_size, engine.in_flight, decode, settings) as pool:
+        batches = pool.batches(rows, source.locator)
+        for batch, outputs in _forward(batches, engine, stop or threading.Event(), seconds):
+            seconds["read"] += sum(outcome.read_s for outcome in batch.outcomes)
+            seconds["decode"] += sum(outcome.decode_s for outcome in batch.outcomes)
+            yield batch, outputs
+            batch.release()
+
+
+def choose_engine(
+    source: Source,
+    backbone: Backbone,
+    decode: DecodePolicy,
+    settings: RunSettings,
+    *,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Engine, dict[str, Any]]:
+    """Open an engine that keeps the numbers contract on images of this source.
+
+    The precision asked for, or with ``auto`` each that the device has, fastest first, is compared with eager float32
+    PyTorch on `CHECK_IMAGES` images spread over the source. OpenVINO gives way to torch when even its float32 fails.
+
+    Returns
+    -------
+    engine : Engine
+    self_check : dict
+        ``images``: how many were compared; ``cosine``: the least, by precision that was tried.
+
+    Raises
+    ------
+    EngineError
+        No such device or precision here, or the precision asked for fails the check.
+    """
+    from pipeline.engines import open_engine, precisions
+    from pipeline.engines.selfcheck import LEAST_COSINE, check, reference
+
+    def open_with(precision: str, name: str) -> Engine:
+        return open_engine(
+            backbone,
+            engine=name,
+            device=settings.device,
+            precision=precision,
+            batch_size=settings.batch_size,
+            say=say,
+        )
+
+    sample = _sample(source, backbone, decode, settings)
+    expected = reference(backbone, sample) if len(sample) else {}
+    cosines: dict[str, float] = {}
+    engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)
+    if settings.precision == AUTO:
+        wanted = precisions(engine)
+    else:
+        wanted = (settings.precision,)
+    for precision in wanted:
+        if precision != engine.precision:
+            engine.close()
+            engine = open_with(precision, engine.name)
+        if not len(sample):
+            return engine, {"images": 0, "cosine": {}}
+        cosine = cosines[precision] = round(check(engine, sample, expected), 7)
+        if cosine >= LEAST_COSINE[precision]:
+            return engine, {"images": len(sample), "cosine": cosines}
+    engine.close()
+    found = f"cosine {min(cosines.values()):.6f} to eager float32 on {len(sample)} images"
+    if engine.name == "openvino" and settings.engine == AUTO and "float32" in wanted:
+        say(f"running on PyTorch, which is slower: OpenVINO gave {found}")
+        return open_with("float32", "torch"), {"images": len(sample), "cosine": cosines}
+    raise EngineError(
+        f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {engine.name} in {wanted[-1]}, found {found}: use --precision auto"
+    )
+
+
+def _sample(source: Source, backbone: Backbone, decode: DecodePolicy, settings: RunSettings) -> NDArray[np.uint8]:
+    """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the source."""
+    rows = np.unique(np.linspace(0, len(source) - 1, CHECK_IMAGES).astype(np.int64))
+    with _pool(source, backbone, len(rows), 0, decode, settings) as pool:
+        batch = next(iter(pool.batches(rows, source.locator)))
+        good = [i for i, outcome in enumerate(batch.outcomes) if outcome.status == Status.DONE]
+        return np.array(batch.images[good])
+
+
+def _pool(
+    source: Source, backbone: Backbone, batch_size: int, in_flight: int, decode: DecodePolicy, settings: RunSettings
+) -> DecodePool:
+    return DecodePool(
+        source.reader(),
+        decode,
+        backbone.preprocess,
+        batch_size=batch_size,
+        workers=settings.workers or os.cpu_count() or 1,
+        slots=in_flight + max(2, -(-RING_IMAGES // batch_size)),
+        limits=settings.limits,
+    )
+
+
+def _forward(
+    batches: Iterator[Batch], engine: Engine, stop: threading.Event, seconds: Counter[str]
+) -> Iterator[tuple[Batch, Embeddings]]:
+    """Yield batches with their embeddings, keeping as many under way as the engine likes; end early when told to stop."""
+    under_way: deque[tuple[Batch, Future[Embeddings]]] = deque()
+    while True:
+        waited = time.perf_counter()
+        batch = None if stop.is_set() else next(batches, None)
+        seconds["wait for decode"] += time.perf_counter() - waited
+        waited = time.perf_counter()
+        if batch is not None:
+            under_way.append((batch, engine.submit(batch.images)))
+        if under_way and (batch is None or len(under_way) >= engine.in_flight):
+            first, future = under_way.popleft()
+            outputs = future.result()
+            seconds["wait for forward"] += time.perf_counter() - waited
+            yield first, outputs
+        if batch is None and not under_way:
+            return
+
+
+def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Backbone:
+    """Build the backbone that a cache's spec describes, and check that its numbers are the same.
+
+    Parameters
+    ----------
+    spec : mapping
+        Of a cache or a head.
+    weights : str, optional
+        Where its weights are, when they came from a file.
+
+    Raises
+    ------
+    BackboneError
+        Its weights cannot be had.
+    FingerprintError
+        What was built is not what the spec says; the message names the fields.
+    """
+    from pipeline.backbones import PENULTIMATE, load_backbone
+    from pipeline.cache.spec import check_same_numbers
+    from pipeline.errors import BackboneError
+
+    name = spec["weights"]["name"]
+    if weights is None and name == "file":
+        raise BackboneError(f"the weights came from the file {spec['weights']['origin']}: pass --weights FILE with it")
+    known_name = name.partition(".")[2] if spec["backbone"].startswith("timm/") and name != "random" else name
+    if weights is None and spec["backbone"] != "efficientnet_lite0":
+        weights = known_name
+    layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
+    backbone = load_backbone(spec["backbone"], weights if name != "random" else name, layers)
+    wanted = {name: spec[name] for name in backbone.to_spec()}
+    check_same_numbers(wanted, backbone.to_spec(), where="the spec", way_out="pass --weights FILE with the weights it was made with")
+    return backbone
+
+
+def decode_of_spec(spec: Mapping[str, Any]) -> DecodePolicy:
+    """Return the decode policy that a spec describes."""
+    return DecodePolicy(**{**spec["decode"], "formats": tuple(spec["decode"]["formats"])})

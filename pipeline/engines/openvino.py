@@ -1,0 +1,146 @@
+"""OpenVINO: several times eager PyTorch's speed on a CPU, the same numbers.
+
+The traced network is converted once per backbone and kept, as OpenVINO's own files, in the user's cache folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import shutil
+import tempfile
+import warnings
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import openvino as ov
+import torch
+from numpy.typing import NDArray
+
+from pipeline.backbones.base import Backbone
+from pipeline.engines.base import Embeddings, Engine
+from pipeline.errors import EngineError
+
+# Small batches stay in the processor's caches; measured in docs/performance.md.
+DEFAULT_BATCH = 4
+TRACE_BATCH = 2  # a batch of one would be baked into the graph of some networks
+_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class OpenVinoEngine(Engine):
+    """The network compiled for this CPU, one stream per core.
+
+    A stream runs a whole batch on one core. Streams never wait for each other, so decode workers on the same cores slow
+    the forward pass down by what they take and no more.
+
+    Parameters
+    ----------
+    backbone : Backbone
+    precision : str
+        ``float32``, or ``bfloat16`` where the processor computes in it.
+    batch_size : int
+
+    Raises
+    ------
+    EngineError
+        The network cannot be converted, or the processor lacks the precision.
+    """
+
+    name = "openvino"
+    device = "cpu"
+
+    def __init__(self, backbone: Backbone, *, precision: str, batch_size: int) -> None:
+        if precision not in supported_precisions():
+            raise EngineError(
+                f"this processor computes in {' or '.join(supported_precisions())} under OpenVINO, found --precision "
+                f"{precision}: choose one of these, or --engine torch"
+            )
+        self.precision = precision
+        self.batch_size = batch_size
+        self._names = tuple(layer.name for layer in backbone.layers)
+        core = ov.Core()
+        try:
+            model = core.read_model(_converted(backbone))
+            model.reshape([batch_size, *backbone.preprocess.shape])
+            compiled = core.compile_model(
+                model,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
+                    "PERFORMANCE_HINT": "THROUGHPUT",
+                    "NUM_STREAMS": os.cpu_count() or 1,
+                },
+            )
+        except Exception as error:  # tracing and conversion raise whatever the network's code does
+            raise EngineError(f"OpenVINO cannot run {backbone.name} ({_first_line(error)}): use --engine torch") from None
+        streams = int(compiled.get_property("NUM_STREAMS"))
+        self.in_flight = 2 * streams
+        self._queue = ov.AsyncInferQueue(compiled, self.in_flight)
+        self._queue.set_callback(self._finish)
+
+    def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:
+        """Start a batch on a free stream; see `Engine.submit`."""
+        future: Future[Embeddings] = Future()
+        self._queue.start_async([images], userdata=future, share_inputs=True)
+        return future
+
+    def close(self) -> None:
+        """Wait for what was started."""
+        self._queue.wait_all()
+
+    def _finish(self, request: Any, future: Future[Embeddings]) -> None:
+        try:
+            future.set_result(
+                {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(self._names)}
+            )
+        except BaseException as error:
+            future.set_exception(error)
+
+
+def supported_precisions() -> tuple[str, ...]:
+    """Return the precisions that this processor computes in, slowest first."""
+    capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return ("float32", "bfloat16") if "BF16" in capabilities else ("float32",)
+
+
+def cache_folder() -> Path:
+    """Return where converted networks are kept: ``$XDG_CACHE_HOME/embedding-pipeline``, by default below ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedding-pipeline"
+
+
+def _converted(backbone: Backbone) -> Path:
+    """Return the file of the converted network, made now if need be."""
+    identity = f"{backbone.to_spec()}|{torch.__version__}|{ov.__version__}"
+    folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
+    file = folder / "network.xml"
+    if file.is_file():
+        return file
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
+    try:
+        ov.save_model(_convert(backbone), unfinished / file.name, compress_to_fp16=False)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if not file.is_file():  # another process may have been quicker
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return file
+
+
+def _convert(backbone: Backbone) -> ov.Model:
+    example = torch.zeros(TRACE_BATCH, *backbone.preprocess.shape, dtype=torch.uint8)
+    network = copy.deepcopy(backbone.network)
+    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
+        warnings.simplefilter("ignore")  # tracing warns of every shape that Python code looks at
+        traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
+        return ov.convert_model(traced, example_input=example)
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return (lines[0] if lines else type(error).__name__)[:160]
