@@ -1,0 +1,33 @@
+"""Stage 2: heads on cached embeddings, with scikit-learn's conventions, and how a head is saved.
+
+Loading and applying a saved head needs numpy alone; the estimators load scikit-learn, and the solvers torch, when used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipeline.heads.logistic import LogisticHead, LogisticSweep
+    from pipeline.heads.saved import LoadedHead, load_head, save_head
+
+__all__ = ["LoadedHead", "LogisticHead", "LogisticSweep", "load_head", "save_head"]
+
+_HOMES = {
+    "LoadedHead": "pipeline.heads.saved",
+    "LogisticHead": "pipeline.heads.logistic",
+    "LogisticSweep": "pipeline.heads.logistic",
+    "load_head": "pipeline.heads.saved",
+    "save_head": "pipeline.heads.saved",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

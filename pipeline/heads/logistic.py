@@ -1,0 +1,374 @@
+"""Multinomial logistic regression with scikit-learn's objective, and the sweep over C by cross-validation.
+
+Axes: N rows, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from pipeline.evaluate import fold_numbers, largest_fold_count, softmax
+from pipeline.heads.model import linear_scores
+from pipeline.heads.softmax_path import ALL_ROWS, PathPoint, SoftmaxPath
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import ArrayLike, NDArray
+
+FULL_SWEEP: tuple[float, ...] = tuple(10.0**e for e in np.linspace(-6, 5, 45))
+"""45 values of C, four to the decade."""
+
+COARSE_SWEEP: tuple[float, ...] = FULL_SWEEP[::4]
+"""One value of C to the decade."""
+
+_FINE_STEPS = 3
+
+
+class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+    """What both classes share: validation, and prediction from ``coef_`` and ``intercept_``."""
+
+    classes_: NDArray[Any]
+    coef_: NDArray[np.float64]
+    intercept_: NDArray[np.float64]
+
+    def _validate(self, X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        X, y = validate_data(self, X, y, dtype=np.float32, order="C")
+        check_classification_targets(y)
+        self.classes_, codes = np.unique(y, return_inverse=True)
+        if len(self.classes_) < 2:
+            raise ValueError(f"expected rows of at least 2 classes, found one class: {self.classes_[0]!r}")
+        return X, codes
+
+    def _row_weight(self, codes: NDArray[np.int64], class_weight: Any) -> NDArray[np.float64] | None:
+        if class_weight is None:
+            return None
+        weights = compute_class_weight(class_weight, classes=self.classes_, y=self.classes_[codes])
+        return np.asarray(weights[codes], dtype=np.float64)
+
+    def _take(self, point: PathPoint) -> None:
+        """Make a solution the model's own, in scikit-learn's shapes: one row for two classes."""
+        coef, intercept = point.coef.astype(np.float64), point.intercept
+        if len(self.classes_) == 2:
+            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
+        self.coef_, self.intercept_ = coef, intercept
+
+    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the scores: (N, K), or (N,) for two classes."""
+        check_is_fitted(self)
+        X = validate_data(self, X, dtype=np.float32, reset=False)
+        scores = linear_scores(X, self.coef_, self.intercept_)
+        return scores[:, 0] if len(self.classes_) == 2 else scores
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return class probabilities (N, K)."""
+        scores = self.decision_function(X)
+        if scores.ndim == 1:
+            scores = np.stack([np.zeros_like(scores), scores], axis=1)
+        return softmax(scores)
+
+    def predict(self, X: ArrayLike) -> NDArray[Any]:
+        """Return the most probable class of every row."""
+        scores = self.decision_function(X)
+        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return np.asarray(self.classes_[index])
+
+
+def _solver_c(c: float, n_classes: int) -> float:
+    """Turn scikit-learn's C into the solver's.
+
+    For two classes scikit-learn penalises one weight vector, the solver two of half its size: ``½‖w‖²`` is twice
+    ``½‖w/2‖² + ½‖−w/2‖²``, so the loss must weigh half as much.
+    """
+    return c / 2 if n_classes == 2 else c
+
+
+class LogisticHead(_LinearClassifier):
+    """Multinomial logistic regression at one C: scikit-learn's objective, fewer passes over the data.
+
+    Parameters
+    ----------
+    C : float
+        Inverse strength of the L2 penalty.
+    scaling : {"none", "standard"}
+        Penalise weights as they are, or as those of standardised features. ``coef_`` is in the units of X either way.
+    class_weight : dict, "balanced" or None
+        As in scikit-learn.
+    tol : float
+        Relative gap to the optimal objective at which to stop.
+    max_passes : int
+        Passes over the data after which to stop; ``converged_`` then says False.
+    device : str
+        ``"cpu"`` or ``"cuda"``.
+
+    Attributes
+    ----------
+    coef_, intercept_ : ndarray
+        (K, D) and (K,); (1, D) and (1,) for two classes.
+    objective_, gradient_norm_, gap_estimate_ : float
+        Where the solver stopped.
+    n_iter_ : int
+        Passes over the data.
+    converged_ : bool
+        Whether the gap reached ``tol``.
+
+    Examples
+    --------
+    >>> from sklearn.datasets import load_iris
+    >>> X, y = load_iris(return_X_y=True)
+    >>> head = LogisticHead(C=1.0).fit(X, y)
+    >>> bool(head.converged_), head.coef_.shape
+    (True, (3, 4))
+    """
+
+    def __init__(
+        self,
+        *,
+        C: float = 1.0,
+        scaling: Literal["none", "standard"] = "none",
+        class_weight: Any = None,
+        tol: float = 1e-4,
+        max_passes: int = 500,
+        device: str = "cpu",
+    ) -> None:
+        self.C = C
+        self.scaling = scaling
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_passes = max_passes
+        self.device = device
+
+    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
+        """Fit.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            Features.
+        y : array-like of shape (N,)
+            Classes.
+
+        Raises
+        ------
+        ValueError
+            scikit-learn's own, for shapes, NaN and the like; also for a single class.
+        """
+        data, codes = self._validate(X, y)
+        k = len(self.classes_)
+        path = SoftmaxPath(
+            data,
+            codes,
+            k,
+            row_weight=self._row_weight(codes, self.class_weight),
+            standardise=_is_standard(self.scaling),
+            device=self.device,
+        )
+        ((point,),) = path.solve(
+            [(ALL_ROWS, [_solver_c(self.C, k)])], tol=self.tol, max_passes=self.max_passes
+        )
+        self._take(point)
+        self.objective_ = point.objective * (2 if k == 2 else 1)
+        self.gradient_norm_ = point.gradient_norm
+        self.gap_estimate_ = point.gap_estimate
+        self.converged_ = point.converged
+        self.n_iter_ = point.passes
+        return self
+
+
+class LogisticSweep(_LinearClassifier):
+    """Multinomial logistic regression, C chosen by cross-validation, all folds solved together along the path of C.
+
+    Parameters
+    ----------
+    Cs : "auto", "full" or sequence of float
+        ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` walks up one value a decade until accuracy and log loss
+        have both been falling twice, then tries the values of the full sweep around the best one.
+    cv : int
+        Folds, stratified; fewer where the smallest class has fewer rows (or groups) than that.
+    scoring : {"accuracy", "log_loss"}
+        What chooses C. Ties in accuracy go to the smaller log loss.
+    scaling, class_weight, tol, max_passes, device
+        As in `LogisticHead`. The scale is that of each fold's own training rows.
+    random_state : int
+        Seed of the folds.
+    progress : callable, optional
+        Called with (solved, all) pairs of fold and C.
+
+    Attributes
+    ----------
+    C_ : float
+        The value chosen.
+    sweep_ : list of dict
+        For every value of C: ``C``, ``accuracy`` and ``log_loss`` (means over held-out rows), ``accuracy_folds``,
+        ``log_loss_folds``, ``converged``, ``gap_estimate``, ``gradient_norm``, ``passes`` (the worst over folds).
+    fold_ : ndarray of shape (N,)
+        The fold that held each row out.
+    oof_scores_ : ndarray of shape (N, K)
+        Scores of every row from the fold that did not see it, at the chosen C.
+    coef_, intercept_, classes_, objective_, gradient_norm_, gap_estimate_, converged_, n_iter_
+        Of the fit on all rows, as in `LogisticHead`.
+    """
+
+    def __init__(
+        self,
+        *,
+        Cs: Literal["auto", "full"] | Sequence[float] = "auto",
+        cv: int = 5,
+        scoring: Literal["accuracy", "log_loss"] = "accuracy",
+        scaling: Literal["none", "standard"] = "none",
+        class_weight: Any = None,
+        tol: float = 1e-4,
+        max_passes: int = 500,
+        device: str = "cpu",
+        random_state: int = 0,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.Cs = Cs
+        self.cv = cv
+        self.scoring = scoring
+        self.scaling = scaling
+        self.class_weight = class_weight
+        self.tol = tol
+        self.max_passes = max_passes
+        self.device = device
+        self.random_state = random_state
+        self.progress = progress
+
+    def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
+        """Choose C on folds of the rows given, then fit them all.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            Features.
+        y : array-like of shape (N,)
+            Classes, at least two rows (or groups) each.
+        groups : array-like of shape (N,), optional
+            Rows of one group share a fold.
+
+        Raises
+        ------
+        ValueError
+            scikit-learn's own; for a single class; for a class of a single row or group.
+        """
+        data, codes = self._validate(X, y)
+        k = len(self.classes_)
+        largest = largest_fold_count(codes, groups)
+        if largest < 2:
+            raise ValueError(
+                "cross-validation needs at least 2 rows (or groups) of every class, one class has 1"
+            )
+        self.n_folds_ = min(self.cv, largest)
+        self.fold_ = fold_numbers(codes, self.n_folds_, seed=self.random_state, groups=groups)
+        path = SoftmaxPath(
+            data,
+            codes,
+            k,
+            row_weight=self._row_weight(codes, self.class_weight),
+            fold=self.fold_,
+            standardise=_is_standard(self.scaling),
+            device=self.device,
+        )
+        tried = self._walk(path, k)
+        chosen = max(tried, key=lambda c: self._rank(tried[c]))
+        self.C_ = chosen
+        self.sweep_ = [self._summary(c, tried[c]) for c in sorted(tried)]
+        at_chosen = tried[chosen]
+        self.oof_scores_ = self._out_of_fold(data, at_chosen)
+        ((point,),) = path.solve(
+            [(ALL_ROWS, [_solver_c(chosen, k)])],
+            starts=[at_chosen[0]],
+            tol=self.tol,
+            max_passes=self.max_passes,
+        )
+        self._take(point)
+        self.objective_ = point.objective * (2 if k == 2 else 1)
+        self.gradient_norm_ = point.gradient_norm
+        self.gap_estimate_ = point.gap_estimate
+        self.converged_ = point.converged
+        self.n_iter_ = point.passes
+        return self
+
+    def _walk(self, path: SoftmaxPath, k: int) -> dict[float, list[PathPoint]]:
+        """Return the folds' solutions by C."""
+        if isinstance(self.Cs, str) and self.Cs == "auto":
+            tried = self._solve(path, k, COARSE_SWEEP, stop=_has_fallen)
+            best = max(tried, key=lambda c: self._rank(tried[c]))
+            middle = FULL_SWEEP.index(best)
+            around = range(max(middle - _FINE_STEPS, 0), min(middle + _FINE_STEPS, len(FULL_SWEEP) - 1) + 1)
+            fine = [FULL_SWEEP[i] for i in around if FULL_SWEEP[i] not in tried]
+            below = max((c for c in tried if c < fine[0]), default=None)
+            return tried | self._solve(path, k, fine, starts=None if below is None else tried[below])
+        values = FULL_SWEEP if isinstance(self.Cs, str) else tuple(sorted(self.Cs))
+        return self._solve(path, k, values)
+
+    def _solve(
+        self,
+        path: SoftmaxPath,
+        k: int,
+        values: Sequence[float],
+        *,
+        starts: list[PathPoint] | None = None,
+        stop: Callable[[list[list[PathPoint]]], bool] | None = None,
+    ) -> dict[float, list[PathPoint]]:
+        lanes = [(fold, [_solver_c(c, k) for c in values]) for fold in range(self.n_folds_)]
+        walked = path.solve(
+            lanes, starts=starts, stop=stop, tol=self.tol, max_passes=self.max_passes, progress=self.progress
+        )
+        complete = min(len(points) for points in walked)
+        return {values[i]: [points[i] for points in walked] for i in range(complete)}
+
+    def _rank(self, points: list[PathPoint]) -> tuple[float, float]:
+        """Order values of C: the larger the better."""
+        accuracy, loss = _held_out(points, self.fold_)
+        return (-loss, accuracy) if self.scoring == "log_loss" else (accuracy, -loss)
+
+    def _summary(self, c: float, points: list[PathPoint]) -> dict[str, Any]:
+        accuracy, loss = _held_out(points, self.fold_)
+        return {
+            "C": float(c),
+            "accuracy": accuracy,
+            "log_loss": loss,
+            "accuracy_folds": [p.held_out_accuracy for p in points],
+            "log_loss_folds": [p.held_out_loss for p in points],
+            "converged": all(p.converged for p in points),
+            "gap_estimate": max(min(p.gap_estimate, p.gap_bound) for p in points),
+            "gradient_norm": max(p.gradient_norm for p in points),
+            "passes": max(p.passes for p in points),
+        }
+
+    def _out_of_fold(self, X: NDArray[np.float32], points: list[PathPoint]) -> NDArray[np.float64]:
+        scores = np.empty((len(X), len(self.classes_)))
+        for fold, point in enumerate(points):
+            rows = np.flatnonzero(self.fold_ == fold)
+            scores[rows] = linear_scores(X[rows], point.coef, point.intercept)
+        return scores
+
+
+def _held_out(points: list[PathPoint], fold: NDArray[np.int64]) -> tuple[float, float]:
+    """Return accuracy and log loss over all held-out rows of all folds."""
+    share = np.bincount(fold, minlength=len(points)) / len(fold)
+    accuracy = float(share @ [p.held_out_accuracy for p in points])
+    return accuracy, float(share @ [p.held_out_loss for p in points])
+
+
+def _has_fallen(walked: list[list[PathPoint]]) -> bool:
+    """Say whether the last two values of C that all folds have solved are worse than an earlier one in both scores."""
+    complete = min(len(points) for points in walked)
+    if complete < 3:
+        return False
+    accuracy = [float(np.mean([points[i].held_out_accuracy for points in walked])) for i in range(complete)]
+    loss = [float(np.mean([points[i].held_out_loss for points in walked])) for i in range(complete)]
+    return all(accuracy[i] < max(accuracy[:-2]) and loss[i] > min(loss[:-2]) for i in (-2, -1))
+
+
+def _is_standard(scaling: str) -> bool:
+    if scaling not in ("none", "standard"):
+        raise ValueError(f"scaling must be 'none' or 'standard', got {scaling!r}")
+    return scaling == "standard"

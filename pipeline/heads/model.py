@@ -1,0 +1,163 @@
+"""What a fitted head comes down to: a few arrays, and scores from them in plain numpy.
+
+Every linear head, whatever fitted it, is one `HeadModel` of kind ``linear``; so is nearest centroid, because
+``−‖x − c‖²`` is linear in x up to a term that all classes share. Prediction imports neither torch nor scikit-learn.
+
+Axes: N rows, D features, K classes, T targets, H hidden units, M training rows kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluate import softmax
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
+
+    Array = NDArray[Any]
+
+_BLOCK_ROWS = 4096
+
+ARRAYS: dict[str, tuple[str, ...]] = {
+    "linear": ("coef", "intercept"),
+    "mlp": ("mean", "scale", "weight_0", "bias_0", "weight_1", "bias_1"),
+    "knn": ("neighbours", "classes", "n_neighbors"),
+}
+"""The arrays of every kind of head."""
+
+LINKS = ("softmax", "sigmoid", "shares", "identity")
+"""From scores to predictions: class probabilities, one probability a label, shares of neighbours, numbers."""
+
+
+def linear_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64]:
+    """Return ``X @ coef.T + intercept`` in float64, block by block so that X is never copied whole.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+        Features.
+    coef : ndarray of shape (K, D)
+        Weights.
+    intercept : ndarray of shape (K,)
+        Intercepts.
+    """
+    columns = np.ascontiguousarray(coef.T, dtype=np.float64)
+    out = np.empty((len(X), columns.shape[1]))
+    for start in range(0, len(X), _BLOCK_ROWS):
+        rows = slice(start, start + _BLOCK_ROWS)
+        np.matmul(X[rows].astype(np.float64), columns, out=out[rows])
+    out += intercept
+    return out
+
+
+def expected_shapes(
+    kind: str, width: int, outputs: int, arrays: Mapping[str, Array]
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape that every array of a head must have.
+
+    Parameters
+    ----------
+    kind : str
+        Key of ``ARRAYS``.
+    width : int
+        D.
+    outputs : int
+        K or T.
+    arrays : mapping
+        The arrays found; H and M are read from them.
+    """
+    if kind == "linear":
+        return {"coef": (outputs, width), "intercept": (outputs,)}
+    if kind == "mlp":
+        hidden = int(arrays["bias_0"].size)
+        return {
+            "mean": (width,),
+            "scale": (width,),
+            "weight_0": (width, hidden),
+            "bias_0": (hidden,),
+            "weight_1": (hidden, outputs),
+            "bias_1": (outputs,),
+        }
+    kept = int(arrays["classes"].size)
+    return {"neighbours": (kept, width), "classes": (kept,), "n_neighbors": (1,)}
+
+
+@dataclass(frozen=True)
+class HeadModel:
+    """Arrays and how they turn features into predictions.
+
+    Attributes
+    ----------
+    kind : str
+        ``"linear"``, ``"mlp"`` (one hidden layer, ReLU) or ``"knn"`` (cosine, unit rows).
+    arrays : mapping of str to ndarray
+        As ``ARRAYS`` lists them.
+    link : str
+        One of ``LINKS``.
+    outputs : int
+        K or T.
+    temperature : float
+        Scores are divided by it before the softmax or sigmoid.
+    """
+
+    kind: str
+    arrays: Mapping[str, Array]
+    link: str
+    outputs: int
+    temperature: float = 1.0
+    notes: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def width(self) -> int:
+        """Return D."""
+        first = {"linear": "coef", "mlp": "mean", "knn": "neighbours"}[self.kind]
+        return int(self.arrays[first].shape[-1])
+
+    def scores(self, X: Array) -> NDArray[np.float64]:
+        """Return scores (N, K) before link and temperature."""
+        a = self.arrays
+        if self.kind == "linear":
+            return linear_scores(X, a["coef"], a["intercept"])
+        out = np.empty((len(X), self.outputs))
+        for start in range(0, len(X), _BLOCK_ROWS):
+            rows = slice(start, start + _BLOCK_ROWS)
+            block = np.asarray(X[rows], dtype=np.float32)
+            out[rows] = self._mlp(block) if self.kind == "mlp" else self._neighbour_shares(block)
+        return out
+
+    def _mlp(self, block: NDArray[np.float32]) -> Array:
+        a = self.arrays
+        hidden = (block - a["mean"]) / a["scale"] @ a["weight_0"] + a["bias_0"]
+        np.maximum(hidden, 0.0, out=hidden)
+        return np.asarray(hidden @ a["weight_1"] + a["bias_1"])
+
+    def _neighbour_shares(self, block: NDArray[np.float32]) -> Array:
+        a = self.arrays
+        count = int(a["n_neighbors"][0])
+        norm = np.linalg.norm(block, axis=1, keepdims=True)
+        similarity = (block / np.where(norm > 0, norm, 1.0)) @ a["neighbours"].T
+        near = np.argpartition(-similarity, count - 1, axis=1)[:, :count]
+        classes = a["classes"][near]
+        rows = np.arange(len(block))[:, None] * self.outputs
+        votes = np.bincount((classes + rows).ravel(), minlength=len(block) * self.outputs)
+        return np.asarray(votes.reshape(len(block), self.outputs) / count)
+
+    def predict_proba(self, X: Array) -> NDArray[np.float64]:
+        """Return probabilities (N, K): of classes, or of each label by itself for a multilabel head."""
+        return self.link_scores(self.scores(X))
+
+    def link_scores(self, scores: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Turn scores into predictions."""
+        if self.link == "softmax":
+            return softmax(scores / self.temperature)
+        if self.link == "sigmoid":
+            from scipy.special import expit
+
+            return np.asarray(expit(scores / self.temperature))
+        return scores

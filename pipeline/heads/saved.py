@@ -1,0 +1,347 @@
+"""How a head is saved and loaded: one safetensors file, arrays and JSON, nothing that could run code.
+
+The loader believes nothing: it bounds and parses the header itself before the safetensors library sees the file,
+refuses keys that occur twice, and checks names, types, shapes and finite values against the kind of head.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import HeadError
+from pipeline.heads.model import ARRAYS, LINKS, HeadModel, expected_shapes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+HEAD_FILE = "head.safetensors"
+ESTIMATOR_FILE = "head.joblib"
+FORMAT = "embedding-pipeline head"
+FORMAT_VERSION = 1
+
+_LARGEST_HEADER = 64 << 20
+_DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+
+
+@dataclass(frozen=True)
+class LoadedHead:
+    """A fitted head with all that is needed to predict on new images.
+
+    Attributes
+    ----------
+    model : HeadModel
+        The arrays.
+    class_names : tuple of str
+        Names of the K classes (or labels, or targets), in the order of the columns of the predictions.
+    layer : str
+        The layer of the cache it was fitted on.
+    spec : dict
+        The cache's spec: backbone, weights, preprocessing and decode policy.
+    fingerprint : str
+        The cache's fingerprint.
+    head : str
+        The name of the head, such as ``"logistic"``.
+    task : str
+        ``"classification"``, ``"multilabel"`` or ``"regression"``.
+    """
+
+    model: HeadModel
+    class_names: tuple[str, ...]
+    layer: str
+    spec: dict[str, Any]
+    fingerprint: str
+    head: str
+    task: str = "classification"
+
+    @property
+    def width(self) -> int:
+        """Embedding width D that the head expects."""
+        return self.model.width
+
+    def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Return probabilities.
+
+        Parameters
+        ----------
+        X : ndarray of shape (n, D)
+            Embeddings.
+
+        Returns
+        -------
+        ndarray of shape (n, K), float64
+            Columns in the order of ``class_names``.
+
+        Raises
+        ------
+        HeadError
+            For another width, or for a regression head.
+        """
+        if self.task == "regression":
+            raise HeadError("this head predicts numbers, not classes: call predict instead of predict_proba")
+        return self.model.predict_proba(self._check(X))
+
+    def predict(self, X: NDArray[Any]) -> NDArray[Any]:
+        """Return class names (n,), a boolean matrix (n, K) for multilabel, or numbers (n, T) for regression."""
+        scores = self.model.predict_proba(self._check(X))
+        if self.task == "regression":
+            return scores
+        if self.task == "multilabel":
+            return scores >= 0.5
+        return np.asarray(self.class_names)[scores.argmax(axis=1)]
+
+    def check_fingerprint(self, fingerprint: str) -> None:
+        """Refuse embeddings that other weights or preprocessing made.
+
+        Raises
+        ------
+        HeadError
+            When ``fingerprint`` is not the one of the cache the head was fitted on.
+        """
+        if fingerprint != self.fingerprint:
+            raise HeadError(
+                f"expected embeddings of fingerprint {self.fingerprint[:12]}…, found {fingerprint[:12]}…: "
+                "extract with the backbone, weights and preprocessing the head was fitted on, or fit the head again"
+            )
+
+    def _check(self, X: NDArray[Any]) -> NDArray[Any]:
+        if X.ndim != 2 or X.shape[1] != self.width:
+            raise HeadError(
+                f"expected embeddings of shape (n, {self.width}), found {X.shape}: use the backbone and the layer "
+                f"{self.layer!r} that the head was fitted on"
+            )
+        return X
+
+
+def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
+    """Write ``head`` as one safetensors file; the same head gives the same bytes.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file to write.
+    head : LoadedHead
+        What to write.
+    """
+    from safetensors.numpy import save
+
+    facts = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "kind": head.model.kind,
+        "link": head.model.link,
+        "temperature": head.model.temperature,
+        "head": head.head,
+        "task": head.task,
+        "layer": head.layer,
+        "class_names": list(head.class_names),
+        "fingerprint": head.fingerprint,
+        "spec": head.spec,
+    }
+    arrays = {name: np.ascontiguousarray(head.model.arrays[name]) for name in ARRAYS[head.model.kind]}
+    text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
+    Path(path).write_bytes(save(arrays, metadata={"head": text}))
+
+
+def load_head(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedHead:
+    """Load a head from a run folder or from its ``head.safetensors``.
+
+    Parameters
+    ----------
+    path : str or Path
+        A run folder, or the file.
+    trust : bool
+        Also open a ``head.joblib`` where there is no safetensors file. Opening one runs code from the file, so do it
+        only with files of your own.
+
+    Returns
+    -------
+    LoadedHead
+        Predicts with numpy alone.
+
+    Raises
+    ------
+    HeadError
+        Where there is no head, or the file is not one: foreign, damaged, of a newer version, or hostile.
+
+    Examples
+    --------
+    >>> load_head("/nowhere")
+    Traceback (most recent call last):
+    ...
+    pipeline.errors.HeadError: expected a head at /nowhere, found nothing: fit one with pipeline fit-head
+    """
+    file = Path(path)
+    if file.is_dir():
+        if not (file / HEAD_FILE).exists() and (file / ESTIMATOR_FILE).exists():
+            return _load_estimator(file, trust=trust)
+        file = file / HEAD_FILE
+    if not file.is_file():
+        raise HeadError(f"expected a head at {file}, found nothing: fit one with pipeline fit-head")
+    try:
+        data = file.read_bytes()
+        header = _read_header(data)
+        facts = _strict_json(header["__metadata__"]["head"])
+        return _build(facts, _read_arrays(data, header))
+    except HeadError as error:
+        raise HeadError(f"cannot load {file}: {error}") from None
+    except (OSError, KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
+        what = str(error).splitlines()[0][:200] if str(error) else ""
+        raise HeadError(
+            f"cannot load {file}: expected a head written by pipeline fit-head, found something else "
+            f"({type(error).__name__}: {what}): fit it again, or restore it from a copy"
+        ) from None
+
+
+def _read_header(data: bytes) -> dict[str, Any]:
+    """Parse the safetensors header, bounded, with no key twice."""
+    size = int.from_bytes(data[:8], "little")
+    if len(data) < 8 or size > min(_LARGEST_HEADER, len(data) - 8):
+        raise HeadError(
+            "not a safetensors file (its header would be larger than the file): fit the head again"
+        )
+    header = _strict_json(data[8 : 8 + size].decode("utf-8"))
+    if not isinstance(header, dict):
+        raise HeadError("not a safetensors file (no header): fit the head again")
+    return header
+
+
+def _read_arrays(data: bytes, header: dict[str, Any]) -> dict[str, NDArray[Any]]:
+    """Return the arrays, which must lie one after the other and fill the file exactly."""
+    start = 8 + int.from_bytes(data[:8], "little")
+    body = memoryview(data)[start:]
+    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    at = 0
+    arrays = {}
+    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"][0]):
+        dtype, (begin, end) = _DTYPES.get(entry["dtype"]), entry["data_offsets"]
+        shape = tuple(entry["shape"])
+        if dtype is None or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+            raise HeadError(f"array {name!r} has type {entry['dtype']!r} or a shape that no head has")
+        count = 1
+        for n in shape:
+            count *= n
+        if begin != at or end - begin != count * dtype.itemsize or end > len(body):
+            raise HeadError(f"array {name!r} does not lie where its shape says: the file is damaged")
+        arrays[name] = np.frombuffer(body[begin:end], dtype=dtype).reshape(shape)
+        at = end
+    if at != len(body):
+        raise HeadError(f"{len(body) - at} bytes follow the last array: the file is damaged")
+    return arrays
+
+
+def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead:
+    """Check everything against everything else."""
+    if facts.get("format") != FORMAT:
+        raise HeadError("a safetensors file, but no head: give a run folder of pipeline fit-head")
+    if facts.get("format_version") != FORMAT_VERSION:
+        raise HeadError(
+            f"expected format version {FORMAT_VERSION}, found {facts.get('format_version')!r}: "
+            "use the version of this program that wrote it, or a newer one"
+        )
+    kind, link, names, temperature = facts["kind"], facts["link"], facts["class_names"], facts["temperature"]
+    if kind not in ARRAYS or link not in LINKS:
+        raise HeadError(
+            f"unknown kind {kind!r} or link {link!r} of head: use a newer version of this program"
+        )
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+        raise HeadError("expected a list of class names")
+    if len(set(names)) != len(names):
+        raise HeadError("a class name occurs twice")
+    if (
+        not isinstance(temperature, (int, float))
+        or isinstance(temperature, bool)
+        or not 0 < temperature < 1e9
+    ):
+        raise HeadError(f"expected a positive temperature, found {temperature!r}")
+    spec = facts["spec"]
+    if not isinstance(spec, dict):
+        raise HeadError("expected the cache's spec as a JSON object")
+    for field in ("layer", "fingerprint", "head", "task"):
+        if not isinstance(facts[field], str):
+            raise HeadError(f"expected {field} as text, found {facts[field]!r}")
+    if set(arrays) != set(ARRAYS[kind]):
+        raise HeadError(
+            f"expected arrays {', '.join(ARRAYS[kind])}, found {', '.join(sorted(arrays)) or 'none'}"
+        )
+    model = HeadModel(kind, arrays, link, len(names), float(temperature))
+    if not arrays[ARRAYS[kind][0]].ndim or model.width < 1:
+        raise HeadError("an array of no width")
+    for name, shape in expected_shapes(kind, model.width, len(names), arrays).items():
+        if arrays[name].shape != shape:
+            raise HeadError(f"expected {name} of shape {shape}, found {arrays[name].shape}")
+        if not np.isfinite(arrays[name]).all():
+            raise HeadError(f"{name} holds values that are not finite")
+    if kind == "knn":
+        classes, count = arrays["classes"], arrays["n_neighbors"]
+        if classes.dtype.kind != "i" or classes.min(initial=0) < 0 or classes.max(initial=0) >= len(names):
+            raise HeadError("a neighbour's class is none of the class names")
+        if count.dtype.kind != "i" or not 1 <= int(count[0]) <= len(classes):
+            raise HeadError("expected between one neighbour and as many as there are rows")
+    return LoadedHead(
+        replace(model), tuple(names), facts["layer"], spec, facts["fingerprint"], facts["head"], facts["task"]
+    )
+
+
+def _strict_json(text: str) -> Any:
+    """Parse JSON, refusing what the standard leaves open: a key twice, NaN, infinity."""
+
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        out = dict(items)
+        if len(out) != len(items):
+            names = [name for name, _ in items]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise HeadError(f"the key {twice!r} occurs twice: the file is damaged or was tampered with")
+        return out
+
+    def constant(name: str) -> Any:
+        raise HeadError(f"{name} is no number of JSON")
+
+    return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
+
+
+class _EstimatorModel(HeadModel):
+    """A head that only its own scikit-learn estimator can evaluate."""
+
+    @property
+    def width(self) -> int:
+        """Return D."""
+        return int(self.notes["estimator"].n_features_in_)
+
+    def scores(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        """Return the estimator's probabilities or predictions."""
+        estimator = self.notes["estimator"]
+        out = estimator.predict_proba(X) if self.link == "shares" else estimator.predict(X)
+        return np.asarray(out, dtype=np.float64).reshape(len(X), -1)
+
+
+def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
+    if not trust:
+        raise HeadError(
+            f"the head in {folder} is a scikit-learn estimator in {ESTIMATOR_FILE}, and opening that file can run code: "
+            "say --trust if it is your own, or fit one of the built-in heads"
+        )
+    import joblib
+
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        estimator = joblib.load(folder / ESTIMATOR_FILE)
+        names = tuple(facts["class_names"])
+        model = _EstimatorModel(
+            "estimator",
+            {},
+            "identity" if facts["task"] == "regression" else "shares",
+            len(names),
+            notes={"estimator": estimator},
+        )
+        cache = facts["cache"]
+        return LoadedHead(
+            model, names, facts["layer"], cache["spec"], cache["fingerprint"], facts["head"], facts["task"]
+        )
+    except (OSError, KeyError, ValueError, TypeError, EOFError, ImportError, AttributeError) as error:
+        raise HeadError(f"cannot load {folder / ESTIMATOR_FILE} ({error!r}): fit the head again") from None
