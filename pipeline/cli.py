@@ -160,6 +160,9 @@ class ProgressLine:
 @click.option("--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail.")
 @click.option("--time-limit", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds an image may take.")
 @click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
+@click.option("--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time.")
+@click.option("--retry-failed", is_flag=True, help="Try again the images that failed before.")
+@click.option("--max-failures", metavar="N|P%", help="Stop early when more images fail than this.")
 def extract(
     images: str,
     output: str,
@@ -175,6 +178,9 @@ def extract(
     max_pixels: int,
     time_limit: float,
     allow_missing: bool,
+    check_content: bool,
+    retry_failed: bool,
+    max_failures: str | None,
 ) -> None:
     """Embed every image of IMAGES into a cache.
 
@@ -202,6 +208,9 @@ def extract(
             limits=Limits(seconds=time_limit),
         ),
         allow_missing=allow_missing,
+        check_content=check_content,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
     )
     progress = ProgressLine("extract")
     with stop_on_signal() as stop:
@@ -224,6 +233,8 @@ def _say_summary(summary: Summary, output: str) -> None:
         f"{output}: {summary.already + summary.computed} of {summary.total} images done ({summary.computed} now, "
         f"{summary.failed} failed) in {seconds['total']:.1f} s, {rate:.0f} images/s, on {summary.engine}"
     )
+    if summary.changes:
+        say("archive: " + ", ".join(f"{count} {what}" for what, count in summary.changes.items() if count))
     if summary.failures:
         say("failed: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(summary.failures.items())))
     if summary.skipped:

@@ -18,7 +18,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.content import HASH_BYTES
 from pipeline.decode import DecodePolicy, Status
-from pipeline.decode_worker import HASH_BYTES, NOBODY, Outcome, Setup, Task, board_bytes, views
+from pipeline.decode_worker import IDLE, NOBODY, ROW, SINCE, Outcome, Setup, Task, board_bytes, views
 from pipeline.errors import PipelineError
 from pipeline.preprocess import Preprocess
 from pipeline.sources.base import Reader
@@ -36,6 +37,10 @@ TASK_IMAGES = 8
 TASKS_PER_WORKER = 2
 CRASHES_TO_BLAME = 2
 """A worker may be killed from outside; the image it was on is blamed when it happens to it twice."""
+KILLS_TO_BLAME = 3
+"""The same for SIGKILL and SIGTERM, which no decoder sends itself."""
+DEATHS_IN_VAIN = 20
+"""Workers that may die one after the other with nothing done between: then it is the machine, not an image."""
 CHECK_EVERY_S = 0.25
 # Not ``-m``: its classes would be those of ``__main__``, and could not be sent back.
 WORKER = "import sys; from pipeline.decode_worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -130,7 +135,7 @@ class DecodePool:
         self._memory_fd = _shared_memory_file(board_bytes(workers) + int(np.prod(self._shape)))
         self._memory = mmap.mmap(self._memory_fd, 0)
         self._board, self._images = views(self._memory, self._shape, workers)
-        self._board[:] = NOBODY, 0
+        self._board[:] = NOBODY, IDLE
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):
             self._free.put(slot)
@@ -141,10 +146,13 @@ class DecodePool:
         self._thread: threading.Thread | None = None
         self._workers: dict[int, _Worker] = {}
         self.replaced = 0
+        self._in_vain = 0
         for number in range(workers):
             self._start(number)
 
-    def batches(self, rows: NDArray[np.int64], locator: Callable[[int], Any]) -> Iterator[Batch]:
+    def batches(
+        self, rows: NDArray[np.int64], locator: Callable[[int], Any], stop: threading.Event | None = None
+    ) -> Iterator[Batch]:
         """Yield the batches of ``rows``, in order; release each when the engine is through with it.
 
         Parameters
@@ -153,17 +161,27 @@ class DecodePool:
             Which items.
         locator : callable
             Row → what the reader takes.
+        stop : threading.Event, optional
+            When set, no more batches come, even if one is being waited for.
 
         Raises
         ------
         PipelineError
-            The workers do not even start.
+            The workers do not even start, or die one after the other whatever they are given.
         """
-        self._thread = threading.Thread(target=self._pump_guarded, args=(rows, locator), daemon=True, name="decode-pool")
+        self._thread = threading.Thread(
+            target=self._pump_guarded, args=(rows, locator), daemon=True, name="decode-pool"
+        )
         self._thread.start()
-        while (batch := self._ready.get()) is not None:
+        while stop is None or not stop.is_set():
+            try:
+                batch = self._ready.get(timeout=None if stop is None else CHECK_EVERY_S)
+            except queue.Empty:
+                continue
             if isinstance(batch, BaseException):
                 raise batch
+            if batch is None:
+                return
             yield batch
 
     def close(self) -> None:
@@ -207,7 +225,9 @@ class DecodePool:
             for worker in self._workers.values():
                 while pending and len(worker.tasks) < TASKS_PER_WORKER:
                     self._send(worker, pending.popleft())
-            by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers.values()}
+            by_connection: dict[Any, _Worker] = {
+                worker.connection: worker for worker in self._workers.values()
+            }
             for ready in wait([*by_connection, self._wake_in], timeout=CHECK_EVERY_S):
                 if ready == self._wake_in:
                     os.read(self._wake_in, 4096)
@@ -222,6 +242,7 @@ class DecodePool:
                     worker.ready = True
                 else:
                     filling[worker.tasks.popleft().slot].outcomes.update((o.position, o) for o in outcomes)
+                    self._in_vain = 0
             self._end_hung_workers(filling, pending)
             emitted += self._emit(filling, emitted)
         self._ready.put(None)
@@ -242,7 +263,8 @@ class DecodePool:
             filling[slot] = _Filling(next(numbers), slot, batch)
             items = [(position, row, locator(row)) for position, row in enumerate(batch.tolist())]
             pending.extend(
-                Task(slot, tuple(items[first : first + TASK_IMAGES])) for first in range(0, len(items), TASK_IMAGES)
+                Task(slot, tuple(items[first : first + TASK_IMAGES]))
+                for first in range(0, len(items), TASK_IMAGES)
             )
 
     def _emit(self, filling: dict[int, _Filling], number: int) -> int:
@@ -286,7 +308,18 @@ class DecodePool:
         reader, policy, preprocess, images, workers = self._setup
         worker = self._workers[number] = _Worker(number, process, ours)
         try:
-            ours.send(Setup(reader, policy, preprocess, images, workers, number, self._limits.memory))
+            ours.send(
+                Setup(
+                    reader,
+                    policy,
+                    preprocess,
+                    images,
+                    workers,
+                    number,
+                    self._limits.memory,
+                    self._limits.seconds,
+                )
+            )
         except OSError:
             worker.ready = False  # it died at once: the pump will find its connection closed
 
@@ -307,21 +340,32 @@ class DecodePool:
                 f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it said "
                 "stands above; check that the installation is whole"
             )
-        culprit = int(self._board[worker.number, 0])
+        culprit, code = int(self._board[worker.number, ROW]), worker.process.returncode
+        how, strikes = _manner_of_death(code)
         crashes[culprit] = crashes.get(culprit, 0) + 1
-        how = _manner_of_death(worker.process.returncode)
-        blamed = Outcome(-1, Status.DECODER_CRASHED, how, bytes(HASH_BYTES), 0.0, 0.0)
-        self._replace(worker, culprit, blamed if crashes[culprit] >= CRASHES_TO_BLAME else None, filling, pending)
+        blamed = crashes[culprit] >= strikes
+        self._in_vain = 0 if blamed and culprit != NOBODY else self._in_vain + 1
+        if self._in_vain >= DEATHS_IN_VAIN:
+            raise PipelineError(
+                f"expected decode workers to live, but {self._in_vain} ended one after the other with no image done ({how}): check "
+                "the memory of the machine, or use fewer --workers; everything before is committed"
+            )
+        self._replace(
+            worker, culprit, _failed(Status.DECODER_CRASHED, how) if blamed else None, filling, pending
+        )
 
     def _end_hung_workers(self, filling: dict[int, _Filling], pending: deque[Task]) -> None:
         now = time.monotonic_ns()
         for worker in list(self._workers.values()):
-            row, since = (int(value) for value in self._board[worker.number])
-            if row == NOBODY or (now - since) < self._limits.seconds * 1e9:
+            since = int(self._board[worker.number, SINCE])
+            row = int(self._board[worker.number, ROW])
+            if since == IDLE or (now - since) < self._limits.seconds * 1e9:
                 continue
+            if int(self._board[worker.number, SINCE]) != since:
+                continue  # it went on between the two looks: the row is not the one that took long
             _end(worker)
             reason = f"took longer than {self._limits.seconds:g} s"
-            self._replace(worker, row, Outcome(-1, Status.TIMED_OUT, reason, bytes(HASH_BYTES), 0.0, 0.0), filling, pending)
+            self._replace(worker, row, _failed(Status.TIMED_OUT, reason), filling, pending)
 
     def _replace(
         self,
@@ -336,13 +380,12 @@ class DecodePool:
             for item in task.items:
                 position, row, _ = item
                 if row == culprit and blamed is not None:
-                    outcome = Outcome(position, blamed.status, blamed.reason, blamed.content_hash, 0.0, 0.0)
-                    filling[task.slot].outcomes[position] = outcome
+                    filling[task.slot].outcomes[position] = replace(blamed, position=position)
             innocent = tuple(item for item in task.items if item[1] != culprit)
             alone = tuple(item for item in task.items if item[1] == culprit and blamed is None)
             pending.extend(Task(task.slot, items) for items in (innocent, alone) if items)
         self.replaced += 1
-        self._board[worker.number] = NOBODY, 0
+        self._board[worker.number] = NOBODY, IDLE
         self._start(worker.number)
 
 
@@ -352,10 +395,20 @@ def _end(worker: _Worker) -> None:
     worker.connection.close()
 
 
-def _manner_of_death(returncode: int) -> str:
-    if returncode < 0:
-        return f"the decoder was ended by {signal.Signals(-returncode).name}"
-    return f"the decoder ended with exit code {returncode}"
+def _failed(status: Status, reason: str) -> Outcome:
+    return Outcome(-1, status, reason, bytes(HASH_BYTES), 0.0, 0.0)
+
+
+def _manner_of_death(returncode: int) -> tuple[str, int]:
+    """Return how a worker ended, for people, and how often that may happen to an image before it is blamed."""
+    if returncode >= 0:
+        return f"the decoder ended with exit code {returncode}", CRASHES_TO_BLAME
+    from_outside = -returncode in (signal.SIGKILL, signal.SIGTERM)
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:  # real-time signals have no names
+        name = f"signal {-returncode}"
+    return f"the decoder was ended by {name}", KILLS_TO_BLAME if from_outside else CRASHES_TO_BLAME
 
 
 def _shared_memory_file(size: int) -> int:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import mmap
 import os
 import signal
@@ -19,12 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipeline.content import HASH_BYTES, content_hash
 from pipeline.decode import DecodeError, DecodePolicy, Status, decode_image
 from pipeline.preprocess import Preprocess
 from pipeline.sources.base import Reader
 
-HASH_BYTES = 16
-NOBODY = -1
+NOBODY, IDLE = -1, 0
+ROW, SINCE = 0, 1
+"""Columns of the board: the row a worker is on, and since when in monotonic nanoseconds."""
+ORPHAN_AFTER = 2
+"""A worker on one image for this many time limits has lost the process that should have ended it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,8 @@ class Setup:
         How many workers share the board, and which line is this one's.
     memory_limit : int
         Bytes this process may take beyond what it holds when it is ready; 0 for no limit.
+    seconds : float
+        What an image may take; the pool sees to it, and the kernel ends the worker when there is no pool any more.
     """
 
     reader: Reader
@@ -51,6 +56,7 @@ class Setup:
     workers: int
     number: int
     memory_limit: int
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,11 +84,15 @@ def board_bytes(workers: int) -> int:
     return -(-workers * 16 // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
-def views(memory: mmap.mmap, setup_images: tuple[int, ...], workers: int) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+def views(
+    memory: mmap.mmap, setup_images: tuple[int, ...], workers: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
     """Return the board (workers, 2) int64 and the images (slots, B, H, W, 3) uint8 as arrays over the shared memory."""
     board = np.frombuffer(memory, dtype=np.int64, count=2 * workers).reshape(workers, 2)
     count = int(np.prod(setup_images))
-    images = np.frombuffer(memory, dtype=np.uint8, count=count, offset=board_bytes(workers)).reshape(setup_images)
+    images = np.frombuffer(memory, dtype=np.uint8, count=count, offset=board_bytes(workers)).reshape(
+        setup_images
+    )
     return board, images
 
 
@@ -96,12 +106,18 @@ def _work(setup: Setup, row: int, position: int, locator: Any, target: NDArray[n
     try:
         data = setup.reader(locator)
     except MemoryError:
-        return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        return Outcome(position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
+        return Outcome(
+            position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0
+        )
+    except Exception as error:  # whatever a reader raises is about this one image
+        reason = (
+            getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        )
+        return Outcome(
+            position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0
+        )
     read = time.perf_counter()
-    digest = hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+    digest = content_hash(data)
     status, reason = Status.DONE, ""
     try:
         target[...] = prepare(data, setup.policy, setup.preprocess)
@@ -109,6 +125,8 @@ def _work(setup: Setup, row: int, position: int, locator: Any, target: NDArray[n
         status, reason = error.status, str(error)
     except MemoryError:
         status, reason = Status.OUT_OF_MEMORY, "not enough memory to prepare it"
+    except Exception as error:  # as above
+        status, reason = Status.CORRUPT, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read)
 
 
@@ -137,13 +155,27 @@ def main(connection_fd: int, memory_fd: int) -> None:
     _limit_memory(setup.memory_limit)
     with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - C libraries chat on standard error
         os.dup2(nowhere.fileno(), 2)
+    line = board[setup.number]
     connection.send(None)  # ready
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
+    with contextlib.suppress(
+        EOFError, BrokenPipeError, ConnectionResetError
+    ):  # the main process is gone, or done
         while True:
             task: Task = connection.recv()
             outcomes = []
             for position, row, locator in task.items:
-                board[setup.number] = row, time.monotonic_ns()
+                line[SINCE] = IDLE  # first, so that no time is ever beside a row it does not belong to
+                line[ROW] = row
+                line[SINCE] = time.monotonic_ns()
+                _alarm(setup.seconds * ORPHAN_AFTER)
                 outcomes.append(_work(setup, row, position, locator, images[task.slot, position]))
-            board[setup.number] = NOBODY, 0
+            line[SINCE] = IDLE
+            line[ROW] = NOBODY
+            _alarm(0)
             connection.send(outcomes)
+
+
+def _alarm(seconds: float) -> None:
+    """Let the kernel end this process after so long, even in the middle of a decoder; 0 calls it off."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -5,12 +5,13 @@ Chooses the engine and the precision, keeps decoding and the forward pass going 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 CHECK_IMAGES = 16
+STOP_WITHIN_S = 2.0
+"""How long a stopped run waits for the batches under way: what is done has to be on the disk within 5 s."""
+STOP_CHECK_S = 0.2
 RING_IMAGES = 64
 """Prepared images waiting for the engine, at least; more do not make it faster."""
 
@@ -84,7 +88,7 @@ def embed(
     decode : DecodePolicy
     settings : RunSettings
     stop : threading.Event, optional
-        When set, batches under way are still yielded, then no more.
+        When set, batches that the engine finishes within `STOP_WITHIN_S` are still yielded, then no more.
     seconds : Counter, optional
         Receives worker time of ``read`` and ``decode``, and the time this loop waited for either side.
 
@@ -97,8 +101,9 @@ def embed(
     """
     seconds = Counter() if seconds is None else seconds
     with _pool(source, backbone, engine.batch_size, engine.in_flight, decode, settings) as pool:
-        batches = pool.batches(rows, source.locator)
-        for batch, outputs in _forward(batches, engine, stop or threading.Event(), seconds):
+        stop = stop or threading.Event()
+        batches = pool.batches(rows, source.locator, stop)
+        for batch, outputs in _forward(batches, engine, stop, seconds):
             seconds["read"] += sum(outcome.read_s for outcome in batch.outcomes)
             seconds["decode"] += sum(outcome.decode_s for outcome in batch.outcomes)
             yield batch, outputs
@@ -111,12 +116,22 @@ def choose_engine(
     decode: DecodePolicy,
     settings: RunSettings,
     *,
+    rows: NDArray[np.int64] | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Engine, dict[str, Any]]:
     """Open an engine that keeps the numbers contract on images of this source.
 
     The precision asked for, or with ``auto`` each that the device has, fastest first, is compared with eager float32
     PyTorch on `CHECK_IMAGES` images spread over the source. OpenVINO gives way to torch when even its float32 fails.
+
+    Parameters
+    ----------
+    source, backbone, decode, settings
+        See `embed`.
+    rows : (n,) int64, optional
+        Which items the sample may come from: a resumed run does not try again what failed.
+    say : callable
+        Is told when ``auto`` had to fall back.
 
     Returns
     -------
@@ -142,7 +157,7 @@ def choose_engine(
             say=say,
         )
 
-    sample = _sample(source, backbone, decode, settings)
+    sample = _sample(source, backbone, decode, settings, np.arange(len(source)) if rows is None else rows)
     expected = reference(backbone, sample) if len(sample) else {}
     cosines: dict[str, float] = {}
     engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)
@@ -169,9 +184,11 @@ def choose_engine(
     )
 
 
-def _sample(source: Source, backbone: Backbone, decode: DecodePolicy, settings: RunSettings) -> NDArray[np.uint8]:
-    """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the source."""
-    rows = np.unique(np.linspace(0, len(source) - 1, CHECK_IMAGES).astype(np.int64))
+def _sample(
+    source: Source, backbone: Backbone, decode: DecodePolicy, settings: RunSettings, among: NDArray[np.int64]
+) -> NDArray[np.uint8]:
+    """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the rows given."""
+    rows = among[np.unique(np.linspace(0, len(among) - 1, CHECK_IMAGES).astype(np.int64))]
     with _pool(source, backbone, len(rows), 0, decode, settings) as pool:
         batch = next(iter(pool.batches(rows, source.locator)))
         good = [i for i, outcome in enumerate(batch.outcomes) if outcome.status == Status.DONE]
@@ -179,7 +196,12 @@ def _sample(source: Source, backbone: Backbone, decode: DecodePolicy, settings: 
 
 
 def _pool(
-    source: Source, backbone: Backbone, batch_size: int, in_flight: int, decode: DecodePolicy, settings: RunSettings
+    source: Source,
+    backbone: Backbone,
+    batch_size: int,
+    in_flight: int,
+    decode: DecodePolicy,
+    settings: RunSettings,
 ) -> DecodePool:
     return DecodePool(
         source.reader(),
@@ -197,6 +219,7 @@ def _forward(
 ) -> Iterator[tuple[Batch, Embeddings]]:
     """Yield batches with their embeddings, keeping as many under way as the engine likes; end early when told to stop."""
     under_way: deque[tuple[Batch, Future[Embeddings]]] = deque()
+    give_up = math.inf
     while True:
         waited = time.perf_counter()
         batch = None if stop.is_set() else next(batches, None)
@@ -206,6 +229,12 @@ def _forward(
             under_way.append((batch, engine.submit(batch.images)))
         if under_way and (batch is None or len(under_way) >= engine.in_flight):
             first, future = under_way.popleft()
+            while not future.done():
+                wait([future], timeout=STOP_CHECK_S)
+                if stop.is_set():
+                    give_up = min(give_up, time.monotonic() + STOP_WITHIN_S)
+                if time.monotonic() > give_up:
+                    return
             outputs = future.result()
             seconds["wait for forward"] += time.perf_counter() - waited
             yield first, outputs
@@ -236,14 +265,21 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
 
     name = spec["weights"]["name"]
     if weights is None and name == "file":
-        raise BackboneError(f"the weights came from the file {spec['weights']['origin']}: pass --weights FILE with it")
+        raise BackboneError(
+            f"the weights came from the file {spec['weights']['origin']}: pass --weights FILE with it"
+        )
     known_name = name.partition(".")[2] if spec["backbone"].startswith("timm/") and name != "random" else name
     if weights is None and spec["backbone"] != "efficientnet_lite0":
         weights = known_name
     layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
     backbone = load_backbone(spec["backbone"], weights if name != "random" else name, layers)
     wanted = {name: spec[name] for name in backbone.to_spec()}
-    check_same_numbers(wanted, backbone.to_spec(), where="the spec", way_out="pass --weights FILE with the weights it was made with")
+    check_same_numbers(
+        wanted,
+        backbone.to_spec(),
+        where="the spec",
+        way_out="pass --weights FILE with the weights it was made with",
+    )
     return backbone
 
 

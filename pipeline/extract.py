@@ -6,12 +6,13 @@ this module plans the work and passes batches along.
 
 from __future__ import annotations
 
+import math
 import os
 import platform
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -21,12 +22,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.cache import Cache, CacheWriter, Items, check_same_numbers, fingerprint, open_cache, write_lock
-from pipeline.cache import format as cache_format
 from pipeline.cache.background import BackgroundWriter
+from pipeline.cache.format import canonical_json
+from pipeline.cache.publish import lay_out, publish, unfinished_path
+from pipeline.cache.update import open_successor
+from pipeline.content import hash_items
 from pipeline.decode import DecodePolicy, Status
 from pipeline.decode_pool import Batch
 from pipeline.embed import AUTO, RunSettings, choose_engine, embed
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, PipelineError
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -53,6 +57,12 @@ class ExtractSettings:
         Engine, device, precision, batch size, workers, limits.
     allow_missing : bool
         See `pipeline.sources.open_source`.
+    check_content : bool
+        Compare the content of every image with the cache, not only its size and time.
+    retry_failed : bool
+        Try again the images that failed before.
+    max_failures : str or None
+        How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -62,6 +72,9 @@ class ExtractSettings:
     decode: DecodePolicy = field(default_factory=DecodePolicy)
     run: RunSettings = field(default_factory=RunSettings)
     allow_missing: bool = False
+    check_content: bool = False
+    retry_failed: bool = False
+    max_failures: str | None = None
 
 
 @dataclass(slots=True)
@@ -74,6 +87,9 @@ class Summary:
         Rows of the cache; done before; done now; failed, whenever.
     failures : mapping of str to int
         How many rows failed, by status.
+    changes : mapping of str to int
+        What had happened to the archive since the cache was made: images ``added``, ``changed``, ``deleted``, ``renamed``,
+        ``relabelled``, ``unchanged``; empty where nothing had.
     skipped : mapping of str to int
         Files that are no items, by reason; ``skipped_examples`` names some.
     stopped : bool
@@ -87,6 +103,7 @@ class Summary:
     computed: int = 0
     failed: int = 0
     failures: dict[str, int] = field(default_factory=dict)
+    changes: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
     skipped_examples: list[str] = field(default_factory=list)
     stopped: bool = False
@@ -136,6 +153,7 @@ def extract(
     from pipeline.backbones import load_backbone
 
     path = Path(output)
+    failure_limit(settings.max_failures, 0)
     _check_output(path)
     source = open_source(images, allow_missing=settings.allow_missing) if isinstance(images, str) else images
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
@@ -157,22 +175,120 @@ def _extract_locked(
     progress: Progress,
 ) -> Summary:
     items = Items(**{name: getattr(source.items, name) for name in Items.__dataclass_fields__})
-    if path.exists():
-        cache = open_cache(path)
+    old = open_cache(path) if path.exists() else None
+    target, changes = path, dict[str, int]()
+    if old is None:
+        unfinished_path(path).unlink(missing_ok=True)  # the successor of a cache that is no more
+    else:
         if settings.run.precision == AUTO:  # what it was begun in
-            settings = replace(settings, run=replace(settings.run, precision=cache.spec["precision"]))
-        _check_same(cache, items, make_spec(backbone, settings, settings.run.precision))
-        if not (cache.status == Status.TODO).any():
-            return _summarise(path, already=len(cache))
-    engine, self_check = choose_engine(source, backbone, settings.decode, settings.run, say=say)
-    try:
-        if not path.exists():
-            _create(path, items, source, backbone, engine, make_spec(backbone, settings, engine.precision), self_check)
-        summary = _fill(path, source, backbone, engine, settings, stop, progress)
-    finally:
-        engine.close()
-    summary.engine = f"{engine.name}, {engine.device}, {engine.precision}"
+            settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
+        spec = make_spec(backbone, settings, settings.run.precision)
+        check_same_numbers(
+            old.spec, spec, where=str(path), way_out="use the same settings, or another output"
+        )
+        try:
+            target, changes = _target(path, old, items, source, spec, settings, stop, say)
+        except _StopRequested:
+            return replace(_summarise(path, already=len(old)), stopped=True)
+    if old is not None:
+        todo = _rows_to_do(target, retry_failed=settings.retry_failed)
+    else:
+        todo = np.arange(len(items), dtype=np.int64)
+    if len(todo):
+        engine, self_check = choose_engine(
+            source, backbone, settings.decode, settings.run, rows=todo, say=say
+        )
+        try:
+            if old is None:
+                spec = make_spec(backbone, settings, engine.precision)
+                lay_out(
+                    path,
+                    items,
+                    widths={layer.name: layer.width for layer in backbone.layers},
+                    dtype=settings.dtype,
+                    attributes=_attributes(spec, _versions(engine), self_check, source),
+                )
+            else:
+                _warn_of_versions(old.versions, _versions(engine), path, say)
+            summary = _fill(target, path, todo, source, backbone, engine, settings, stop, progress)
+        finally:
+            engine.close()
+        summary.engine = f"{engine.name}, {engine.device}, {engine.precision}"
+    else:
+        summary = _summarise(target, already=len(items))
+    if target != path and not (open_cache(target).status == Status.TODO).any():
+        publish(target, path)
+    summary.changes = changes
     return summary
+
+
+class _StopRequested(Exception):
+    """A stop came while the archive was being compared with the cache; nothing was changed."""
+
+
+def _target(
+    path: Path,
+    old: Cache,
+    items: Items,
+    source: Source,
+    spec: dict[str, Any],
+    settings: ExtractSettings,
+    stop: threading.Event,
+    say: Say,
+) -> tuple[Path, dict[str, int]]:
+    """Return the file whose rows are to be completed, and what had happened to the archive."""
+
+    def check() -> None:
+        if stop.is_set():
+            raise _StopRequested
+
+    target, plan, damaged = open_successor(
+        path,
+        items,
+        hash_items(source.reader(), source.locator, check=check),
+        dtype=settings.dtype,
+        # Most rows stay those of the old file: so do the versions that made them.
+        attributes=_attributes(spec, old.versions, old.self_check, source),
+        check_content=settings.check_content,
+        check=check,
+    )
+    if damaged:
+        say(f"{damaged} rows of {path} were damaged and are computed anew")
+    return target, {} if plan is None else plan.counts()
+
+
+def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
+    status = open_cache(path).status
+    if retry_failed and (failed := np.flatnonzero(status > Status.DONE)).size:
+        writer = CacheWriter(path)
+        try:
+            writer.reopen(failed)
+        finally:
+            writer.close()
+    return np.flatnonzero(open_cache(path).status == Status.TODO)
+
+
+def failure_limit(text: str | None, total: int) -> float:
+    """Return how many of ``total`` images may fail.
+
+    Raises
+    ------
+    PipelineError
+        The text is neither a number nor a percentage.
+
+    Examples
+    --------
+    >>> failure_limit("20", 1000), failure_limit("5%", 1000), failure_limit(None, 1000)
+    (20.0, 50.0, inf)
+    """
+    if text is None:
+        return math.inf
+    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
+    if not number.isdecimal() or (percent and int(number) > 100):
+        raise PipelineError(
+            f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: mend it"
+        )
+    return total * int(number) / 100 if percent else float(number)
 
 
 def make_spec(backbone: Backbone, settings: ExtractSettings, precision: str) -> dict[str, Any]:
@@ -185,7 +301,9 @@ def make_spec(backbone: Backbone, settings: ExtractSettings, precision: str) -> 
 def _check_output(path: Path) -> None:
     """Find out before the work begins whether the cache can be written."""
     if path.is_dir():
-        raise CacheError(f"expected a file name for the cache, found the folder {path}: name a file in it, such as {path}/cache.h5")
+        raise CacheError(
+            f"expected a file name for the cache, found the folder {path}: name a file in it, such as {path}/cache.h5"
+        )
     if not path.parent.is_dir():
         raise CacheError(f"expected the folder {path.parent} for the cache, found none: make it first")
     if path.exists():
@@ -194,45 +312,22 @@ def _check_output(path: Path) -> None:
         raise CacheError(f"cannot write into {path.parent}: choose another output")
 
 
-def _check_same(cache: Cache, items: Items, spec: dict[str, Any]) -> None:
-    check_same_numbers(cache.spec, spec, where=str(cache.path), way_out="use the same settings, or another output")
-    if not np.array_equal(cache.items.keys, items.keys):
-        raise CacheError(f"the images of {cache.path} are not those of the source: use another output")
-
-
-def _create(
-    path: Path,
-    items: Items,
-    source: Source,
-    backbone: Backbone,
-    engine: Engine,
-    spec: dict[str, Any],
-    self_check: dict[str, Any],
-) -> None:
-    unfinished = path.with_name(path.name + ".new")
-    unfinished.unlink(missing_ok=True)  # of a run that was killed just here; the lock is ours
-    try:
-        cache_format.create(
-            unfinished,
-            items,
-            widths={layer.name: layer.width for layer in backbone.layers},
-            dtype=spec["dtype"],
-            attributes={
-                "spec": cache_format.canonical_json(spec),
-                "fingerprint": fingerprint(spec),
-                "versions": cache_format.canonical_json(_versions(engine)),
-                "self_check": cache_format.canonical_json(self_check),
-                "source": cache_format.canonical_json(source.describe()),
-            },
-        )
-        unfinished.rename(path)
-        _sync_folder(path.parent)
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _attributes(
+    spec: dict[str, Any], versions: Mapping[str, str], self_check: Mapping[str, Any], source: Source
+) -> dict[str, str]:
+    return {
+        "spec": canonical_json(spec),
+        "fingerprint": fingerprint(spec),
+        "versions": canonical_json(versions),
+        "self_check": canonical_json(self_check),
+        "source": canonical_json(source.describe()),
+    }
 
 
 def _fill(
+    target: Path,
     path: Path,
+    todo: NDArray[np.int64],
     source: Source,
     backbone: Backbone,
     engine: Engine,
@@ -240,31 +335,51 @@ def _fill(
     stop: threading.Event,
     progress: Progress,
 ) -> Summary:
-    """Compute every row that is to do."""
-    status = np.array(open_cache(path).status)
-    todo = np.flatnonzero(status == Status.TODO).astype(np.int64)
+    """Compute the rows that are to do in ``target``, which is ``path`` or its successor."""
+    status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(todo)
+    limit = failure_limit(settings.max_failures, total)
     seconds: Counter[str] = Counter()
     progress(ready, failed, total)
-    writer = BackgroundWriter(CacheWriter(path))
+    writer = BackgroundWriter(CacheWriter(target), reasons_of=path)
     try:
-        batches = embed(source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds)
+        batches = embed(
+            source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds
+        )
         for batch, outputs in batches:
             good = _write(batch, outputs, source, writer)
-            ready, failed, computed = ready + len(batch.rows), failed + len(batch.rows) - good, computed + good
+            ready, failed, computed = (
+                ready + len(batch.rows),
+                failed + len(batch.rows) - good,
+                computed + good,
+            )
             progress(ready, failed, total)
+            if failed > limit:
+                break
     finally:
         writer.close()
+    if failed > limit:
+        raise PipelineError(
+            f"{failed} of {total} images failed, more than --max-failures {settings.max_failures}: look at what 'pipeline info "
+            f"--failed {target}' lists, mend it, and run again with --retry-failed; what was computed is kept"
+        )
     seconds["write"] = writer.seconds
-    return replace(_summarise(path, already), computed=computed, stopped=stop.is_set(), seconds=dict(seconds))
+    return replace(
+        _summarise(target, already), computed=computed, stopped=stop.is_set(), seconds=dict(seconds)
+    )
 
 
 def _summarise(path: Path, already: int) -> Summary:
     status = open_cache(path).status
     failed = status[status > Status.DONE]
     names = Counter(Status(code).name.lower() for code in failed.tolist())
-    return Summary(total=len(status), already=min(already, len(status) - len(failed)), failed=len(failed), failures=dict(names))
+    return Summary(
+        total=len(status),
+        already=min(already, len(status) - len(failed)),
+        failed=len(failed),
+        failures=dict(names),
+    )
 
 
 def _write(batch: Batch, outputs: Embeddings, source: Source, writer: BackgroundWriter) -> int:
@@ -279,7 +394,9 @@ def _write(batch: Batch, outputs: Embeddings, source: Source, writer: Background
             status, reason = Status.NOT_FINITE, "the network gave a value that is not finite"
         writer.fail(row, source[row].key, status, reason, outcome.content_hash)
     if len(positions):
-        hashes = np.frombuffer(b"".join(batch.outcomes[i].content_hash for i in positions), np.uint8).reshape(len(positions), -1)
+        hashes = np.frombuffer(b"".join(batch.outcomes[i].content_hash for i in positions), np.uint8).reshape(
+            len(positions), -1
+        )
         writer.write(batch.rows[positions], {name: rows[positions] for name, rows in outputs.items()}, hashes)
     return len(positions)
 
@@ -295,11 +412,11 @@ def _versions(engine: Engine) -> dict[str, str]:
     return found
 
 
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
+def _warn_of_versions(then: Mapping[str, str], now: Mapping[str, str], path: Path, say: Say) -> None:
+    differing = [
+        f"{name} {then.get(name, 'unknown')}, now {now[name]}" for name in now if then.get(name) != now[name]
+    ]
+    if differing:
+        say(
+            f"warning: {path} was made with {'; '.join(differing)}: new rows may differ from old ones in the last digits"
+        )

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.writer import CacheWriter
+from pipeline.errors import CacheError
 
 COMMIT_EVERY_S = 2.0
 QUEUE_BATCHES = 8
@@ -25,21 +28,29 @@ class BackgroundWriter:
     ----------
     writer : CacheWriter
         Closed when this is.
+    reasons_of : Path, optional
+        The cache beside which reasons are kept, where that is not the file being written but the one it will replace.
     commit_every : float
         Seconds between commits: what a kill may cost.
     """
 
-    def __init__(self, writer: CacheWriter, *, commit_every: float = COMMIT_EVERY_S) -> None:
+    def __init__(
+        self, writer: CacheWriter, *, reasons_of: Path | None = None, commit_every: float = COMMIT_EVERY_S
+    ) -> None:
         self._writer = writer
+        self._reasons_of = reasons_of or writer.path
         self._every = commit_every
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_BATCHES)
-        self._reasons: dict[int, tuple[str, str]] = {}
+        self._reasons: list[tuple[str, str]] = []
         self._error: BaseException | None = None
+        self._ended = False
         self.seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="cache-writer")
         self._thread.start()
 
-    def write(self, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[Any]], hashes: NDArray[np.uint8]) -> None:
+    def write(
+        self, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[Any]], hashes: NDArray[np.uint8]
+    ) -> None:
         """Queue finished rows; see `CacheWriter.write`.
 
         Raises
@@ -54,7 +65,7 @@ class BackgroundWriter:
 
         def record() -> None:
             self._writer.fail(row, status, content_hash)
-            self._reasons[row] = (key, reason)
+            self._reasons.append((key, reason))
 
         self._put(record)
 
@@ -75,8 +86,10 @@ class BackgroundWriter:
             self._serve()
         except BaseException as error:
             self._error = error
-            while self._queue.get() is not None:  # let the producer come by and see the error
-                pass
+            with contextlib.suppress(CacheError):
+                self._writer.close()
+            while not self._ended:  # let the producer come by and see the error
+                self._ended = self._queue.get() is None
 
     def _serve(self) -> None:
         due = time.monotonic() + self._every
@@ -85,14 +98,17 @@ class BackgroundWriter:
                 job = self._queue.get(timeout=max(0.0, due - time.monotonic()))
             except queue.Empty:
                 job = _nothing
+            self._ended = job is None
             started = time.perf_counter()
             if job is not None:
                 job()
             if job is None or time.monotonic() >= due:
                 # Reasons first: a committed failure always has its line.
-                append_reasons(self._writer.path, self._reasons)
+                try:
+                    append_reasons(self._reasons_of, self._reasons)
+                finally:  # rows have their space already: a full disk need not cost them
+                    self._writer.commit()
                 self._reasons.clear()
-                self._writer.commit()
                 due = time.monotonic() + self._every
             if job is None:
                 self._writer.close()

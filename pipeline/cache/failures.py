@@ -1,11 +1,16 @@
-"""Why rows failed: one JSON line per failure, in a file beside the cache. The status in the cache is what counts."""
+"""Why rows failed: one JSON line per failure, in a file beside the cache. The status in the cache is what counts.
+
+Lines are found by key, not by row number: an update of the cache renumbers rows, and the lines stay right.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable
 from pathlib import Path
+
+from pipeline.errors import CacheError
 
 
 def failures_path(cache: Path) -> Path:
@@ -13,31 +18,41 @@ def failures_path(cache: Path) -> Path:
     return cache.with_name(cache.name + ".failures.jsonl")
 
 
-def append_reasons(cache: Path, reasons: Mapping[int, tuple[str, str]]) -> None:
-    """Add lines for failed rows.
+def append_reasons(cache: Path, reasons: Iterable[tuple[str, str]]) -> None:
+    """Add lines for failed rows, durably.
 
     Parameters
     ----------
     cache : Path
         The cache file.
-    reasons : mapping of int to (str, str)
-        Key and reason by row.
+    reasons : iterable of (str, str)
+        Key and reason.
+
+    Raises
+    ------
+    CacheError
+        The disk is full, or fails.
     """
-    if not reasons:
+    lines = [json.dumps({"key": key, "reason": reason}, ensure_ascii=True) for key, reason in reasons]
+    if not lines:
         return
-    lines = [
-        json.dumps({"row": row, "key": key, "reason": reason}, ensure_ascii=True) for row, (key, reason) in reasons.items()
-    ]
-    with failures_path(cache).open("a", encoding="ascii") as file:
-        # The leading newline ends a line that a kill may have left half written.
-        file.write("\n" + "\n".join(lines) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    path = failures_path(cache)
+    try:
+        with path.open("a", encoding="ascii") as file:
+            # The leading newline ends a line that a kill may have left half written.
+            file.write("\n" + "\n".join(lines) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise CacheError(
+            f"writing {path} failed ({error.strerror}): what was committed before is safe; mend the disk, then run the same "
+            "command again"
+        ) from None
 
 
-def read_reasons(cache: Path) -> dict[int, str]:
-    """Return the latest reason of each row; half-written lines are passed over."""
-    found: dict[int, str] = {}
+def read_reasons(cache: Path) -> dict[str, str]:
+    """Return the latest reason by key; half-written lines are passed over."""
+    found: dict[str, str] = {}
     try:
         text = failures_path(cache).read_text("ascii", errors="replace")
     except OSError:
@@ -45,7 +60,7 @@ def read_reasons(cache: Path) -> dict[int, str]:
     for line in text.splitlines():
         try:
             entry = json.loads(line)
-            found[int(entry["row"])] = str(entry["reason"])
+            found[str(entry["key"])] = str(entry["reason"])
         except (ValueError, KeyError, TypeError):
             continue
     return found

@@ -122,10 +122,17 @@ def create(
     count, kind = len(items), np.dtype(dtype).newbyteorder("<")
     too_wide = [name for name, width in widths.items() if width * kind.itemsize > MAX_ROW_BYTES]
     if too_wide:
-        raise CacheError(f"a row of layer {too_wide[0]} would take {widths[too_wide[0]] * kind.itemsize} bytes: pool it")
+        raise CacheError(
+            f"a row of layer {too_wide[0]} would take {widths[too_wide[0]] * kind.itemsize} bytes: pool it"
+        )
     try:
         with h5py.File(
-            path, "x", libver=("earliest", "v110"), alignment_threshold=1, alignment_interval=ALIGNMENT, track_order=False
+            path,
+            "x",
+            libver=("earliest", "v110"),
+            alignment_threshold=1,
+            alignment_interval=ALIGNMENT,
+            track_order=False,
         ) as file:
             for name, value in {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes}.items():
                 _write_attribute(file, name, value)
@@ -157,7 +164,9 @@ def create(
             os.pwrite(raw.fileno(), digest, extents[STATIC_SHA256].offset)
             os.fsync(raw.fileno())
     except OSError as error:
-        raise CacheError(f"cannot write {path.parent}: {_os_reason(error)}: free space, or choose another output") from None
+        raise CacheError(
+            f"cannot write {path.parent}: {_os_reason(error)}: free space, or choose another output"
+        ) from None
 
 
 def column_name(name: str) -> str:
@@ -195,7 +204,9 @@ def read_extents(path: Path) -> dict[str, Extent]:
                 if offset is None and extent.nbytes == 0:
                     extent = Extent(0, dataset.shape, dataset.dtype)
                 if dataset.chunks is not None or extent.offset < 0:
-                    raise CacheError(f"expected {name} of {path} in one piece, found it chunked: it is not one of our caches")
+                    raise CacheError(
+                        f"expected {name} of {path} in one piece, found it chunked: it is not one of our caches"
+                    )
                 if extent.offset + extent.nbytes > length:
                     raise CacheError(
                         f"expected {extent.offset + extent.nbytes} bytes or more in {path}, found {length}: it was cut off; "
@@ -214,7 +225,9 @@ def open_hdf5(path: Path) -> h5py.File:
 
 def not_a_cache(path: Path, error: Exception | str) -> CacheError:
     """Return the error for a file that is something else."""
-    return CacheError(f"expected a cache at {path}, found something else ({str(error).splitlines()[0][:120]}): check the path")
+    return CacheError(
+        f"expected a cache at {path}, found something else ({str(error).splitlines()[0][:120]}): check the path"
+    )
 
 
 def is_mutable(name: str) -> bool:
@@ -243,17 +256,43 @@ def static_sha256(path: Path, extents: Mapping[str, Extent]) -> bytes:
     return digest.digest()
 
 
-def row_crc32(row: int, pieces: Sequence[bytes | memoryview]) -> int:
-    """Return the checksum of a row: CRC-32 of its bytes in all layers, in the file's order, seeded with the row number."""
-    crc = row & 0xFFFFFFFF
-    for piece in pieces:
-        crc = zlib.crc32(piece, crc)
-    return crc
+def row_crcs(rows: NDArray[np.int64], pieces: Sequence[NDArray[Any]]) -> NDArray[np.uint32]:
+    """Return the checksum of each row: CRC-32 of its bytes in all pieces, one after the other, seeded with the row number.
+
+    Parameters
+    ----------
+    rows : (n,) int64
+        Row numbers.
+    pieces : sequence of (n, …) array
+        What belongs to the rows, e.g. an array per layer, in the file's order.
+
+    Examples
+    --------
+    >>> import zlib
+    >>> row_crcs(np.array([7]), [np.array([[1, 2]], np.uint8)])[0] == zlib.crc32(bytes([1, 2]), 7)
+    np.True_
+    """
+    crcs = (rows & 0xFFFFFFFF).tolist()
+    for piece in pieces if crcs else ():
+        data = np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data
+        width = len(data) // len(crcs)
+        crcs = [zlib.crc32(data[i * width : (i + 1) * width], crc) for i, crc in enumerate(crcs)]
+    return np.array(crcs, dtype="<u4")
 
 
-def ledger_crc32(row: int, status: int, crc: int, content_hash: bytes | memoryview) -> int:
-    """Return the checksum of a row's status, checksum and content hash, seeded with the row number."""
-    return zlib.crc32(content_hash, zlib.crc32(crc.to_bytes(4, "little"), zlib.crc32(bytes([status]), row & 0xFFFFFFFF)))
+def ledger_crcs(
+    rows: NDArray[np.int64], statuses: NDArray[np.uint8], crcs: NDArray[np.uint32], hashes: NDArray[np.uint8]
+) -> NDArray[np.uint32]:
+    """Return the checksum of each row's status, checksum and content hash, seeded with the row number."""
+    lines = np.concatenate(
+        [
+            statuses.reshape(-1, 1),
+            crcs.astype("<u4").reshape(-1, 1).view(np.uint8),
+            hashes.reshape(-1, HASH_BYTES),
+        ],
+        axis=1,
+    )
+    return row_crcs(rows, [lines])
 
 
 def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
@@ -261,7 +300,11 @@ def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
         if isinstance(member, h5py.Dataset):
             yield name, member
         elif isinstance(member, h5py.Group):
-            yield from ((f"{name}/{inner}", dataset) for inner, dataset in member.items() if isinstance(dataset, h5py.Dataset))
+            yield from (
+                (f"{name}/{inner}", dataset)
+                for inner, dataset in member.items()
+                if isinstance(dataset, h5py.Dataset)
+            )
 
 
 def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5d.DatasetID:
@@ -275,7 +318,9 @@ def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dty
         kind = h5t.py_create(h5py.string_dtype("utf-8", dtype.itemsize), logical=True)
     else:
         kind = h5t.py_create(dtype, logical=True)
-    return h5d.create(group.id, name.encode("utf-8", "surrogateescape"), kind, h5s.create_simple(shape), dcpl=plan)
+    return h5d.create(
+        group.id, name.encode("utf-8", "surrogateescape"), kind, h5s.create_simple(shape), dcpl=plan
+    )
 
 
 def _write(group: h5py.Group, name: str, values: NDArray[Any]) -> None:

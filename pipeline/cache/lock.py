@@ -35,8 +35,9 @@ def write_lock(cache: Path) -> Iterator[None]:
     identity = _identity(os.fstat(fd))
     _held.add(identity)
     try:
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
     finally:
         _held.discard(identity)
@@ -52,7 +53,9 @@ def _acquire(path: Path) -> int:
         # Looked at before it is opened: closing any descriptor of the file would free this process's own lock.
         with contextlib.suppress(OSError):
             if _identity(path.stat()) in _held:
-                raise LockedError(f"{path.with_suffix('')} is being written by this very process: wait for it to finish")
+                raise LockedError(
+                    f"{path.with_suffix('')} is being written by this very process: wait for it to finish"
+                )
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:

@@ -39,7 +39,9 @@ class Cache:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
-            raise CacheError(f"expected a cache at {self.path}, found nothing: run pipeline extract first, or check the path")
+            raise CacheError(
+                f"expected a cache at {self.path}, found nothing: run pipeline extract first, or check the path"
+            )
         self._extents: dict[str, Extent] = {}
         try:
             with fmt.open_hdf5(self.path) as file:
@@ -60,11 +62,18 @@ class Cache:
             self.versions: dict[str, str] = json.loads(attributes["versions"])
             self.self_check: dict[str, Any] = json.loads(attributes["self_check"])
             self.source: dict[str, str] = json.loads(attributes["source"])
-            counts = {self._extents[name].shape[0] for name in (fmt.EMBEDDINGS, fmt.STATUS, fmt.CRC, fmt.KEYS, fmt.LABELS)}
+            counts = {
+                self._extents[name].shape[0]
+                for name in (fmt.EMBEDDINGS, fmt.STATUS, fmt.CRC, fmt.KEYS, fmt.LABELS)
+            }
         except (KeyError, ValueError) as error:
-            raise CacheError(f"expected a whole cache at {self.path}, found it damaged ({error!r}): restore it from a copy") from None
+            raise CacheError(
+                f"expected a whole cache at {self.path}, found it damaged ({error!r}): restore it from a copy"
+            ) from None
         if len(counts) != 1:
-            raise CacheError(f"expected as many rows everywhere in {self.path}, found {sorted(counts)}: restore it from a copy")
+            raise CacheError(
+                f"expected as many rows everywhere in {self.path}, found {sorted(counts)}: restore it from a copy"
+            )
 
     def __len__(self) -> int:
         return self._extents[fmt.EMBEDDINGS].shape[0]
@@ -91,7 +100,9 @@ class Cache:
     def layers(self) -> Mapping[str, NDArray[Any]]:
         """(N, D) map of every layer by name, ``penultimate`` first."""
         prefix = fmt.LAYERS + "/"
-        others = {name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)}
+        others = {
+            name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)
+        }
         return {"penultimate": self.embeddings, **others}
 
     @cached_property
@@ -153,8 +164,10 @@ class Cache:
 
     def reasons(self) -> dict[int, str]:
         """Return why rows failed, by row, from the file beside the cache; rows since mended are left out."""
-        status = self.status
-        return {row: text for row, text in read_reasons(self.path).items() if row < len(self) and status[row] > 1}
+        by_key = read_reasons(self.path)
+        keys = self.items.keys
+        failed = np.flatnonzero(self.status > 1).tolist() if by_key else []
+        return {row: by_key[key] for row in failed if (key := os.fsdecode(bytes(keys[row]))) in by_key}
 
     def image_bytes(self, row: int) -> bytes | None:
         """Return the bytes of a row's image file, or None where it is gone or the source is none of files."""

@@ -31,7 +31,9 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(_numeric(spec)).encode()).hexdigest()
 
 
-def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str, way_out: str) -> None:
+def check_same_numbers(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str, way_out: str
+) -> None:
     """Refuse two specs of different fingerprints.
 
     Raises
@@ -43,7 +45,9 @@ def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, w
         return
     have, want = _numeric(found), _numeric(wanted)
     fields = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
-    differences = "; ".join(f"{name} is {_short(have.get(name))} there and {_short(want.get(name))} here" for name in fields)
+    differences = "; ".join(
+        f"{name} is {_short(have.get(name))} there and {_short(want.get(name))} here" for name in fields
+    )
     raise FingerprintError(f"{where} holds other numbers: {differences}: {way_out}")
 
 
@@ -59,7 +63,11 @@ def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
             for name, inner in value.items()
             for path, leaf in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
         }
-    if isinstance(value, (list, tuple)) and value and all(isinstance(inner, Mapping) and "name" in inner for inner in value):
+    if (
+        isinstance(value, (list, tuple))
+        and value
+        and all(isinstance(inner, Mapping) and "name" in inner for inner in value)
+    ):
         order = {f"{prefix}.order": [inner["name"] for inner in value]}
         return order | {
             path: leaf for inner in value for path, leaf in _flat(inner, f"{prefix}[{inner['name']}]").items()

@@ -22,9 +22,9 @@ from pipeline.cache.format import (
     LAYERS,
     LEDGER_CRC,
     STATUS,
-    ledger_crc32,
+    ledger_crcs,
     read_extents,
-    row_crc32,
+    row_crcs,
 )
 from pipeline.errors import CacheError
 
@@ -51,12 +51,21 @@ class CacheWriter:
         extents = read_extents(path)
         self._row_extents = {
             "penultimate": extents[EMBEDDINGS],
-            **{name.removeprefix(LAYERS + "/"): e for name, e in extents.items() if name.startswith(LAYERS + "/")},
+            **{
+                name.removeprefix(LAYERS + "/"): e
+                for name, e in extents.items()
+                if name.startswith(LAYERS + "/")
+            },
         }
         self._status, self._crc = extents[STATUS], extents[CRC]
         self._ledger, self._hash = extents[LEDGER_CRC], extents[CONTENT_HASH]
         self._pending: dict[int, int] = {}
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise CacheError(
+                f"cannot write {path} ({error.strerror}): mend its permissions, or choose another output"
+            ) from None
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -64,7 +73,11 @@ class CacheWriter:
         return tuple(self._row_extents)
 
     def write(
-        self, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[Any]], hashes: NDArray[np.uint8]
+        self,
+        rows: NDArray[np.int64],
+        outputs: Mapping[str, NDArray[Any]],
+        hashes: NDArray[np.uint8],
+        statuses: NDArray[np.uint8] | None = None,
     ) -> None:
         """Write finished rows; `commit` makes them count.
 
@@ -76,12 +89,18 @@ class CacheWriter:
             Embeddings of every layer; cast to the file's type.
         hashes : (n, 16) uint8
             Content hashes.
+        statuses : (n,) uint8, optional
+            What to record; done where left out.
         """
-        self._write_rows(rows, outputs, hashes, np.full(len(rows), DONE, dtype=np.uint8))
+        self._write_rows(
+            rows, outputs, hashes, np.full(len(rows), DONE, dtype=np.uint8) if statuses is None else statuses
+        )
 
     def fail(self, row: int, status: int, content_hash: bytes = bytes(HASH_BYTES)) -> None:
         """Record a row's failure: zeros as its embedding, and why."""
-        zeros = {name: np.zeros((1, extent.shape[1]), extent.dtype) for name, extent in self._row_extents.items()}
+        zeros = {
+            name: np.zeros((1, extent.shape[1]), extent.dtype) for name, extent in self._row_extents.items()
+        }
         hashes = np.frombuffer(content_hash, dtype=np.uint8).reshape(1, HASH_BYTES)
         self._write_rows(np.array([row]), zeros, hashes, np.array([status], dtype=np.uint8))
 
@@ -133,25 +152,18 @@ class CacheWriter:
         hashes: NDArray[np.uint8],
         statuses: NDArray[np.uint8],
     ) -> None:
-        arrays = {name: np.ascontiguousarray(outputs[name], dtype=e.dtype) for name, e in self._row_extents.items()}
-        numbers = rows.tolist()
-        crcs = np.array(
-            [row_crc32(row, [array[i].data for array in arrays.values()]) for i, row in enumerate(numbers)], dtype="<u4"
-        )
-        ledger = np.array(
-            [
-                ledger_crc32(row, status, crc, hashes[i].tobytes())
-                for i, (row, status, crc) in enumerate(zip(numbers, statuses.tolist(), crcs.tolist(), strict=True))
-            ],
-            dtype="<u4",
-        )
+        arrays = {
+            name: np.ascontiguousarray(outputs[name], dtype=e.dtype) for name, e in self._row_extents.items()
+        }
+        crcs = row_crcs(rows, list(arrays.values()))
+        ledger = ledger_crcs(rows, statuses, crcs, hashes)
         for start, stop in _runs(rows):
             for name, array in arrays.items():
                 self._put(self._row_extents[name], int(rows[start]), array[start:stop])
             self._put(self._crc, int(rows[start]), crcs[start:stop])
             self._put(self._ledger, int(rows[start]), ledger[start:stop])
             self._put(self._hash, int(rows[start]), np.ascontiguousarray(hashes[start:stop]))
-        self._pending.update(zip(numbers, statuses.tolist(), strict=True))
+        self._pending.update(zip(rows.tolist(), statuses.tolist(), strict=True))
 
     def _put_status(self, rows: NDArray[np.int64], statuses: NDArray[np.uint8]) -> None:
         for start, stop in _runs(rows):
@@ -160,7 +172,7 @@ class CacheWriter:
     def _put(self, extent: Any, row: int, array: NDArray[Any]) -> None:
         if not 0 <= row <= extent.shape[0] - len(array):
             raise IndexError(f"rows {row} to {row + len(array) - 1} of {extent.shape[0]}")
-        data = memoryview(array).cast("B") if array.size else memoryview(b"")
+        data = array.data.cast("B") if array.size else memoryview(b"")
         offset = extent.offset + row * extent.row_bytes
         try:
             while len(data):

@@ -1,0 +1,80 @@
+"""Putting a whole new file where readers look, so that they see the old one or the new one and never anything between."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from numpy.typing import DTypeLike
+
+from pipeline.cache import format as fmt
+from pipeline.cache.format import Items
+from pipeline.errors import CacheError
+
+
+def unfinished_path(cache: Path) -> Path:
+    """Return where the successor of ``cache`` is filled: laid out whole, with rows still to do."""
+    return cache.with_name(cache.name + ".new")
+
+
+def publish(finished: Path, path: Path) -> None:
+    """Give ``finished`` the name ``path``, durably and at one instant.
+
+    Raises
+    ------
+    CacheError
+        The disk failed; ``path`` is what it was.
+    """
+    try:
+        # Before the rename: else a power cut could leave the name on a file whose bytes never came to the disk.
+        _sync(finished, os.O_RDWR)
+        finished.replace(path)
+        _sync(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise CacheError(
+            f"cannot put the finished file in the place of {path} ({error.strerror}): mend the disk, then run the same command again"
+        ) from None
+
+
+def lay_out(
+    path: Path,
+    items: Items,
+    *,
+    widths: Mapping[str, int],
+    dtype: DTypeLike,
+    attributes: Mapping[str, str | int],
+    fill: Callable[[Path], None] = lambda part: None,
+) -> None:
+    """Make a cache of rows to do appear at ``path``, whole or not at all. Hold the write lock meanwhile.
+
+    Parameters
+    ----------
+    path : Path
+        Replaced where it exists.
+    items, widths, dtype, attributes
+        See `pipeline.cache.format.create`.
+    fill : callable
+        Given the path of the file before it appears; may write rows known already.
+
+    Raises
+    ------
+    CacheError
+        The space, the folder or the disk does not serve; nothing is left behind.
+    """
+    part = path.with_name(path.name + ".part")
+    part.unlink(missing_ok=True)  # of a run that was killed just here; the lock is ours
+    try:
+        fmt.create(part, items, widths=widths, dtype=dtype, attributes=attributes)
+        fill(part)
+        publish(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

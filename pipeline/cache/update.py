@@ -1,0 +1,269 @@
+"""Keeping up with a changing archive: which rows of a cache still hold for a new item list.
+
+`plan_update` decides, and touches no file but to hash images it must look at; `open_successor` makes the file to fill.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache.copy import copy_rows
+from pipeline.cache.failures import append_reasons
+from pipeline.cache.format import HASH_BYTES, Items
+from pipeline.cache.publish import lay_out, unfinished_path
+from pipeline.cache.reader import Cache
+from pipeline.cache.writer import TODO, CacheWriter
+from pipeline.errors import CacheError
+
+HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
+"""(n,) rows of the new list → (n, 16) content hashes, zeros where an image cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Which old row each item of a new list may take over, and what that makes of the archive.
+
+    Attributes
+    ----------
+    origin : (N,) int64
+        The old row of the same image; -1 where it has to be computed.
+    unchanged, changed, renamed, added, deleted, relabelled : int
+        Images by what happened to them. A relabelled image counts as one of the others too; a copy of a renamed image
+        counts as added.
+    """
+
+    origin: NDArray[np.int64]
+    unchanged: int = 0
+    changed: int = 0
+    renamed: int = 0
+    added: int = 0
+    deleted: int = 0
+    relabelled: int = 0
+
+    def counts(self) -> dict[str, int]:
+        """Return the numbers of images by what happened to them."""
+        names = ("added", "changed", "deleted", "renamed", "relabelled", "unchanged")
+        return {name: getattr(self, name) for name in names}
+
+
+def plan_update(
+    old: Items,
+    new: Items,
+    content_hash: NDArray[np.uint8],
+    hash_items: HashItems,
+    *,
+    check_content: bool = False,
+) -> Plan:
+    """Compare two item lists.
+
+    Same key, size and modification time: the same image. Same key and size, another time: the contents are compared.
+    Another size: another image. A new key whose content is that of an image that vanished: the image was renamed.
+
+    Parameters
+    ----------
+    old, new : Items
+        Before and now.
+    content_hash : (N_old, 16) uint8
+        Of the old items; zeros where unknown.
+    hash_items : callable
+        Hashes images of the new list; asked only about those that key, size and time leave in doubt.
+    check_content : bool
+        Trust no time: ask about every image whose hash is known.
+
+    Returns
+    -------
+    Plan
+    """
+    found = match(old.keys, new.keys)
+    known: NDArray[np.bool_] = content_hash.any(axis=1)
+    origin = found.copy()
+    here = np.flatnonzero(found >= 0)
+    before = found[here]
+    same_size = np.equal(old.sizes[before], new.sizes[here])
+    same_time = np.equal(old.mtimes_ns[before], new.mtimes_ns[here])
+    origin[here[~same_size | ~(same_time | known[before])]] = -1
+    doubtful = here[same_size & known[before] & (~same_time | check_content)]
+    origin[doubtful[~_same_content(hash_items(doubtful), content_hash[found[doubtful]])]] = -1
+    unchanged = int((origin[here] >= 0).sum())
+
+    gone = np.ones(len(old), dtype=np.bool_)
+    gone[before] = False
+    vanished = np.flatnonzero(gone)
+    arrived = np.flatnonzero(found < 0)
+    movable = vanished[known[vanished]]
+    candidates = arrived[np.isin(new.sizes[arrived], old.sizes[movable])]
+    moved = match(_as_keys(content_hash[movable]), _as_keys(hash_items(candidates)))
+    origin[candidates[moved >= 0]] = movable[moved[moved >= 0]]
+    renamed = len(np.unique(moved[moved >= 0]))
+    return Plan(
+        origin,
+        unchanged=unchanged,
+        changed=len(here) - unchanged,
+        renamed=renamed,
+        added=len(arrived) - renamed,
+        deleted=len(vanished) - renamed,
+        relabelled=int((_label_texts(old)[old.labels[before]] != _label_texts(new)[new.labels[here]]).sum()),
+    )
+
+
+def match(old: NDArray[np.bytes_], new: NDArray[np.bytes_]) -> NDArray[np.int64]:
+    """Return for each new key the row of an equal old one, -1 where there is none.
+
+    Examples
+    --------
+    >>> match(np.array([b"b", b"a"]), np.array([b"a", b"c"]))
+    array([ 1, -1])
+    """
+    if np.array_equal(old, new):
+        return np.arange(len(new))
+    if not len(old):
+        return np.full(len(new), -1, dtype=np.int64)
+    order = np.argsort(old, kind="stable").astype(np.int64)
+    place = np.minimum(np.searchsorted(old, new, sorter=order), len(old) - 1)
+    rows: NDArray[np.int64] = order[place]
+    return np.where(old[rows] == new, rows, -1)
+
+
+def same_items(old: Items, new: Items) -> bool:
+    """Tell whether two item lists are the same in every column."""
+    return (
+        len(old) == len(new)
+        and old.label_names == new.label_names
+        and old.columns.keys() == new.columns.keys()
+        and all(
+            np.array_equal(getattr(old, name), getattr(new, name))
+            for name in ("keys", "labels", "sizes", "mtimes_ns")
+        )
+        and all(_equal_columns(values, new.columns[name]) for name, values in old.columns.items())
+    )
+
+
+def open_successor(
+    path: Path,
+    items: Items,
+    hash_items: HashItems,
+    *,
+    dtype: str,
+    attributes: Mapping[str, str | int],
+    check_content: bool = False,
+    check: Callable[[], None] = lambda: None,
+) -> tuple[Path, Plan | None, int]:
+    """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
+
+    The new file holds every row of the old one that still stands, and those of an update that was interrupted. It takes
+    the old one's place only when `pipeline.cache.publish.publish` is called; readers see the old file until then.
+
+    Parameters
+    ----------
+    path : Path
+        The cache, whose fingerprint is known to be right. Hold its write lock.
+    items : Items
+        What it is to hold.
+    hash_items : callable
+        See `plan_update`.
+    dtype, attributes
+        Of the new file; see `pipeline.cache.format.create`.
+    check_content : bool
+        See `plan_update`.
+    check : callable
+        Called now and then; may raise to stop.
+
+    Returns
+    -------
+    (Path, Plan or None, int)
+        The file to fill; what changed, None where nothing did; how many old rows were damaged and will be computed anew.
+
+    Raises
+    ------
+    CacheError
+        Not one image of the cache is in the new list: it is another archive's.
+    """
+    old, unfinished = Cache(path), unfinished_path(path)
+    same = same_items(old.items, items) and not _moved(old, attributes)
+    if not same or check_content:
+        plan = plan_update(old.items, items, old.content_hash, hash_items, check_content=check_content)
+        same = same and bool((plan.origin >= 0).all())
+    if same:
+        unfinished.unlink(missing_ok=True)  # the archive changed back before an update was through
+        return path, None, 0
+    if (plan.origin < 0).all() and (old.status != TODO).any():
+        raise CacheError(
+            f"expected images of {path} in the source, found none of its {len(old)}: name another output, or remove it first"
+        )
+    sources = [(old, plan)]
+    if unfinished.is_file():
+        newer = Cache(unfinished)
+        if newer.fingerprint != old.fingerprint:
+            unfinished.unlink()  # of a cache that lay here before this one
+        elif same_items(newer.items, items) and not _moved(newer, attributes) and not check_content:
+            return unfinished, plan, 0
+        else:
+            again = plan_update(
+                newer.items, items, newer.content_hash, hash_items, check_content=check_content
+            )
+            sources.insert(0, (newer, again))
+    damaged: list[NDArray[np.int64]] = []
+
+    def fill(part: Path) -> None:
+        writer = CacheWriter(part)
+        try:
+            taken = np.zeros(len(items), dtype=np.bool_)
+            for cache, its in sources:
+                done = (its.origin >= 0) & ~taken
+                done[done] = cache.status[its.origin[done]] != TODO
+                damaged.append(copy_rows(cache, writer, np.where(done, its.origin, -1), check=check))
+                taken |= done
+        finally:
+            writer.close()
+
+    _keep_reasons(path, old, items, plan.origin)
+    lay_out(unfinished, items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
+    return unfinished, plan, sum(map(len, damaged))
+
+
+def _keep_reasons(path: Path, old: Cache, items: Items, origin: NDArray[np.int64]) -> None:
+    """Give the failures of renamed images their line under the new key."""
+    reasons = old.reasons()
+    rows = np.flatnonzero(np.isin(origin, list(reasons))) if reasons else ()
+    renamed = [
+        (os.fsdecode(bytes(items.keys[row])), int(origin[row]))
+        for row in rows
+        if items.keys[row] != old.items.keys[origin[row]]
+    ]
+    append_reasons(path, [(key, reasons[row]) for key, row in renamed])
+
+
+def _moved(cache: Cache, attributes: Mapping[str, str | int]) -> bool:
+    wanted = json.loads(str(attributes["source"]))
+    return bool(cache.source.get("root", cache.source["location"]) != wanted.get("root", wanted["location"]))
+
+
+def _widths(cache: Cache) -> dict[str, int]:
+    return {name: rows.shape[1] for name, rows in cache.layers.items()}
+
+
+def _as_keys(hashes: NDArray[np.uint8]) -> NDArray[np.bytes_]:
+    """View (n, 16) hashes as n keys; all are equally long, so that the zeros NumPy strips make no two of them equal."""
+    return np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}").reshape(-1)
+
+
+def _same_content(found: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    same: NDArray[np.bool_] = (found == known).all(axis=1)
+    return same
+
+
+def _label_texts(items: Items) -> NDArray[np.str_]:
+    """Return the label names, with the one for no label at the end, where index -1 finds it."""
+    return np.array([*items.label_names, "\0none"])
+
+
+def _equal_columns(old: NDArray[Any], new: NDArray[Any]) -> bool:
+    return old.dtype.kind == new.dtype.kind and bool(np.array_equal(old, new, equal_nan=old.dtype.kind == "f"))

@@ -1,0 +1,79 @@
+"""What an image file's bytes are, whatever its name and time: content hashes, as the cache keeps them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.errors import SourceError
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.sources.base import Reader
+
+HASH_BYTES = 16
+READERS = 8
+"""Threads: hashing lets go of the interpreter, and reading waits for the disk."""
+AT_ONCE = 4096
+
+
+def content_hash(data: bytes) -> bytes:
+    """Return the 16-byte BLAKE2b of an image's bytes."""
+    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+
+
+def hash_items(
+    reader: Reader, locator: Callable[[int], Any], *, check: Callable[[], None] = lambda: None
+) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
+    """Return a function that hashes images by row: (n,) int64 → (n, 16) uint8, zeros where one cannot be read.
+
+    Parameters
+    ----------
+    reader : Reader
+    locator : callable
+        Row → what the reader takes.
+    check : callable
+        Called before each image; may raise to stop.
+    """
+
+    def one(row: int) -> bytes:
+        check()
+        try:
+            return content_hash(reader(locator(row)))
+        except OSError:
+            return bytes(HASH_BYTES)
+
+    def many(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+        hashes = np.zeros((len(rows), HASH_BYTES), dtype=np.uint8)
+        with ThreadPoolExecutor(READERS) as threads:
+            for start in range(0, len(rows), AT_ONCE):
+                found = b"".join(threads.map(one, rows[start : start + AT_ONCE].tolist()))
+                hashes[start : start + AT_ONCE] = np.frombuffer(found, np.uint8).reshape(-1, HASH_BYTES)
+        return hashes
+
+    return many
+
+
+def hash_files_of(cache: Cache) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
+    """Return `hash_items` of the image files a cache was made from, as they are now.
+
+    Raises
+    ------
+    SourceError
+        The cache does not say in which folder they are.
+    """
+    from pipeline.sources.base import FileReader
+
+    if "root" not in cache.source:
+        raise SourceError(
+            f"expected a cache of image files, found {cache.path} made from {cache.source['location']}: run pipeline extract "
+            "--check-content on its source instead"
+        )
+    keys = cache.items.keys
+    return hash_items(FileReader(os.fsencode(cache.source["root"])), lambda row: bytes(keys[row]))
