@@ -1,0 +1,139 @@
+"""The heads by name, and what fitting one gives: an estimator, plain arrays, and scores from inside the folds.
+
+Adding a head is one function here and one line in ``HEADS``.
+
+Axes: N rows, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from pipeline.errors import HeadError, near_names
+from pipeline.heads.model import HeadModel
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What a head may want to know besides the data."""
+
+    Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"
+    folds: int = 5
+    scoring: Literal["accuracy", "log_loss"] = "accuracy"
+    scaling: Literal["none", "standard"] = "none"
+    class_weight: Literal["balanced"] | None = None
+    seed: int = 0
+    device: str = "cpu"
+    calibrate: bool = True
+    params: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head after fitting.
+
+    Attributes
+    ----------
+    estimator : object
+        scikit-learn estimator, fitted on all training rows.
+    model : HeadModel or None
+        Its arrays; None where only the estimator can predict.
+    oof_scores : ndarray of shape (N, K) or None
+        Scores of every training row from a fit that did not see it.
+    chosen : dict
+        Hyper-parameters that were chosen.
+    sweep : list of dict
+        One entry for every value tried, empty where nothing was.
+    warnings : list of str
+        What the user should know, such as values of C that did not converge.
+    """
+
+    estimator: Any
+    model: HeadModel | None
+    oof_scores: NDArray[np.float64] | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Turn scikit-learn's one row for two classes into two rows with the same softmax."""
+    if len(coef) == 1:
+        return np.concatenate([np.zeros_like(coef), coef]), np.concatenate([np.zeros_like(intercept), intercept])
+    return coef, intercept
+
+
+def fit_logistic(
+    X: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit multinomial logistic regression, C chosen on folds of the rows given."""
+    from pipeline.heads.logistic import LogisticSweep
+
+    estimator = LogisticSweep(
+        Cs=options.Cs,
+        cv=options.folds,
+        scoring=options.scoring,
+        scaling=options.scaling,
+        class_weight=options.class_weight,
+        device=options.device,
+        random_state=options.seed,
+        progress=options.progress,
+        **options.params,
+    ).fit(X, y, groups)
+    estimator.set_params(progress=None)
+    coef, intercept = two_columns(estimator.coef_, estimator.intercept_)
+    warnings = []
+    failed = [entry["C"] for entry in estimator.sweep_ if not entry["converged"]]
+    if failed:
+        warnings.append(
+            f"{len(failed)} of {len(estimator.sweep_)} values of C did not reach the tolerance "
+            f"(from {min(failed):g} to {max(failed):g}): raise max_passes"
+        )
+    if not estimator.converged_:
+        warnings.append(f"the fit at the chosen C = {estimator.C_:g} did not converge: raise max_passes")
+    values = [entry["C"] for entry in estimator.sweep_]
+    if len(values) > 1 and estimator.C_ in (values[0], values[-1]):
+        warnings.append(f"the best C = {estimator.C_:g} lies at the end of the values tried: widen the sweep")
+    return FittedHead(
+        estimator,
+        HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept)),
+        oof_scores=estimator.oof_scores_,
+        chosen={
+            "C": estimator.C_,
+            "converged": bool(estimator.converged_),
+            "gap_estimate": estimator.gap_estimate_,
+            "gradient_norm": estimator.gradient_norm_,
+            "objective": estimator.objective_,
+            "folds": estimator.n_folds_,
+        },
+        sweep=estimator.sweep_,
+        warnings=warnings,
+    )
+
+
+Fitter = "Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[Any] | None, FitOptions], FittedHead]"
+
+HEADS: dict[str, Any] = {"logistic": fit_logistic}
+"""Name of every classification head and the function that fits it."""
+
+
+def find_head(name: str) -> Any:
+    """Return the function that fits the head called ``name``.
+
+    Raises
+    ------
+    HeadError
+        For an unknown name; lists near ones.
+    """
+    if name not in HEADS:
+        raise HeadError(f"no head is called {name!r}: {near_names(name, HEADS)}")
+    return HEADS[name]

@@ -1,0 +1,1 @@
+"""Results as pictures and as one self-contained HTML page."""
