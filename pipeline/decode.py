@@ -163,6 +163,8 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
     except DecodeError:
         raise
     except UnidentifiedImageError:
+        if is_image(data[:SNIFF_BYTES]):
+            raise DecodeError(Status.CORRUPT, "its header is damaged, or its format is not allowed") from None
         raise DecodeError(Status.NOT_AN_IMAGE, "no image of an allowed format") from None
     except Image.DecompressionBombError as error:
         raise DecodeError(Status.TOO_LARGE, str(error)) from None

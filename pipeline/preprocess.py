@@ -85,8 +85,7 @@ class Preprocess:
             image = image.resize(size, RESAMPLING[self.interpolation])
         height, width = self.crop
         if image.size != (width, height):
-            top = round((image.height - height) / 2.0)
-            left = round((image.width - width) / 2.0)
+            top, left = _offset(image.height, height), _offset(image.width, width)
             image = image.crop((left, top, left + width, top + height))  # outside the image: black, as torchvision pads
         return np.asarray(image)
 
@@ -111,3 +110,8 @@ class Preprocess:
             mean=(mean[0], mean[1], mean[2]),
             std=(std[0], std[1], std[2]),
         )
+
+
+def _offset(length: int, crop: int) -> int:
+    """Return where a centred crop begins, with torchvision's roundings; negative where it has to be padded."""
+    return round((length - crop) / 2.0) if length >= crop else -((crop - length) // 2)

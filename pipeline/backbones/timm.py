@@ -18,6 +18,7 @@ from pipeline.backbones.weights import (
     cannot_download,
     is_file,
     load_strictly,
+    quick_to_fail,
     read_weights,
 )
 from pipeline.errors import BackboneError, near_names
@@ -68,7 +69,8 @@ def build(name: str, weights: str | None) -> Body:
         found = f"there is no {full_name!r}, {near_names(full_name, known)}" if known else "timm has none"
         raise BackboneError(f"expected pretrained weights for {name}: {found}: pass --weights with a tag or a file")
     try:
-        module = timm.create_model(full_name, pretrained=True, num_classes=0)
+        with quick_to_fail():
+            module = timm.create_model(full_name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises whatever its transport does
         raise cannot_download(name, error) from None
     resolved = f"{architecture}.{module.pretrained_cfg['tag']}"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -14,6 +16,7 @@ from pipeline.errors import BackboneError
 
 RANDOM = "random"
 RANDOM_SEED = 0
+HUB_TIMEOUT_S = 10.0
 
 
 def is_file(weights: str | None) -> bool:
@@ -46,7 +49,7 @@ def read_weights(file: str) -> dict[str, Tensor]:
         raise BackboneError(
             f"expected plain tensors in {file}, found a pickle that wants to run code: save it as safetensors"
         ) from None
-    except (SafetensorError, RuntimeError, ValueError, EOFError, KeyError) as error:
+    except Exception as error:  # the readers of damaged files raise struct.error, KeyError, RuntimeError and more
         raise BackboneError(f"expected weights in {file}, found a damaged or other file ({_first_line(error)})") from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # the usual wrapping of training scripts
@@ -89,6 +92,23 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, origin: str, i
     module.load_state_dict(state, strict=True)
 
 
+@contextlib.contextmanager
+def quick_to_fail() -> Iterator[None]:
+    """Keep the hub's client from retrying for a minute where there is no network: then only its local copies are tried."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+        offline = constants.HF_HUB_OFFLINE
+    except Exception:  # no network, no proxy, or the client is offline by its own settings
+        offline = True
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, offline
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
 def cannot_download(what: str, error: Exception) -> BackboneError:
     """Return the error for weights that a hub did not give: both ways out are named."""
     return BackboneError(
@@ -99,4 +119,4 @@ def cannot_download(what: str, error: Exception) -> BackboneError:
 
 def _first_line(error: Exception) -> str:
     lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]
+    return textwrap.shorten(lines[0] if lines else type(error).__name__, 120, placeholder=" …")

@@ -1,0 +1,76 @@
+# The front door. `make help` lists what there is.
+#
+#   make extract IMAGES=photos/ CACHE=photos.h5 BACKBONE=torchvision/resnet50
+#   make fit-head CACHE=photos.h5
+
+PYTHON   ?= python3
+IMAGES   ?= data/digits
+CACHE    ?= data/digits.h5
+BACKBONE ?= efficientnet_lite0
+RUN      ?= $(basename $(CACHE))-head
+ARGS     ?=
+
+BIN       := .venv/bin
+INSTALLED := .venv/.installed
+DEV       := .venv/.installed-dev
+PIP       := $(BIN)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help install extract fit-head lint format test test-slow test-faults test-browser coverage bench clean
+.DELETE_ON_ERROR:
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+install: $(INSTALLED) ## Create .venv and install the package
+
+extract: $(INSTALLED) $(if $(filter data/digits,$(IMAGES)),data/digits) ## Embed IMAGES into CACHE with BACKBONE (default: scikit-learn's digits)
+	@mkdir -p $(dir $(CACHE))
+	$(BIN)/pipeline extract $(IMAGES) -o $(CACHE) --backbone $(BACKBONE) $(ARGS)
+
+fit-head: $(INSTALLED) ## Fit a head on CACHE and report in RUN
+	$(BIN)/pipeline fit-head $(CACHE) -o $(RUN) $(ARGS)
+
+data/digits: | $(INSTALLED)
+	@mkdir -p data
+	$(BIN)/python scripts/make_images.py digits $@
+
+lint: $(DEV) ## Check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(DEV) ## Mend style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test: $(DEV) ## Run the tests that are quick
+	$(BIN)/python -m pytest $(ARGS)
+
+test-slow: $(DEV) ## Run the slow tests
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+test-faults: $(DEV) ## Run the long fault-injection sweeps
+	$(BIN)/python -m pytest -m faults $(ARGS)
+
+test-browser: $(DEV) ## Look at the pages in headless Chromium (Debian: apt-get install chromium)
+	$(PIP) --editable '.[dev,browser]'
+	$(BIN)/python -m pytest -m browser $(ARGS)
+
+coverage: $(DEV) ## Run the quick tests under branch coverage
+	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
+
+bench: $(INSTALLED) ## Measure extraction, the cache and the heads (docs/performance.md)
+	$(BIN)/python scripts/bench_extract.py $(ARGS)
+
+clean: ## Remove what make made, but for data and the environment
+	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+
+$(INSTALLED): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(PIP) --editable .
+	@touch $@
+
+$(DEV): $(INSTALLED)
+	$(PIP) --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,42 @@
+"""Small real images, made once per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+
+@pytest.fixture(scope="session")
+def photographs() -> list[Image.Image]:
+    """Return scikit-learn's two photographs, 427 × 640."""
+    from sklearn.datasets import load_sample_images
+
+    return [Image.fromarray(image) for image in load_sample_images().images]
+
+
+@pytest.fixture(scope="session")
+def crops(photographs: list[Image.Image]) -> list[Image.Image]:
+    """Return 24 crops of the photographs, of many sizes and shapes."""
+    rng = np.random.default_rng(7)
+    found = []
+    for i in range(24):
+        photo = photographs[i % 2]
+        width, height = (int(n) for n in rng.integers(40, 400, 2))
+        left, top = int(rng.integers(0, photo.width - width)), int(rng.integers(0, photo.height - height))
+        found.append(photo.crop((left, top, left + width, top + height)))
+    return found
+
+
+@pytest.fixture(scope="session")
+def image_folder(crops: list[Image.Image], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with three classes of eight images each, JPEG and PNG."""
+    root = tmp_path_factory.mktemp("images")
+    for i, crop in enumerate(crops):
+        folder = root / ("ant", "bee", "cat")[i % 3]
+        folder.mkdir(exist_ok=True)
+        crop.save(folder / (f"{i:02d}.jpg" if i % 2 else f"{i:02d}.png"))
+    return root
