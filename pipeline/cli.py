@@ -7,12 +7,13 @@ commands, so that ``--help`` stays quick.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ import click
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
+    from pipeline.embed import RunSettings
     from pipeline.extract import Summary
 
 EXIT_ERROR = 1
@@ -139,6 +141,48 @@ class ProgressLine:
             self._bar.close()
 
 
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how to run a network here; the command gets them as one `RunSettings`."""
+
+    @functools.wraps(command)
+    def with_settings(
+        *args: Any,
+        engine: str,
+        device: str,
+        precision: str,
+        batch_size: int,
+        workers: int,
+        time_limit: float,
+        **others: Any,
+    ) -> None:
+        from pipeline.decode_pool import Limits
+        from pipeline.embed import RunSettings
+
+        limits = Limits(seconds=time_limit)
+        command(*args, run=RunSettings(engine, device, precision, batch_size, workers, limits), **others)
+
+    for option in reversed(
+        [
+            click.option(
+                "--precision", default="auto", show_default=True,
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                help="Of the network; auto takes the fastest whose numbers agree with float32.",
+            ),
+            click.option("--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"])),
+            click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+            click.option("--batch-size", default=0, type=click.IntRange(0, 4096), help="  [default: what suits the device]"),
+            click.option(
+                "--workers", default=0, type=click.IntRange(0, 256), help="Decode processes.  [default: one per processor]"
+            ),
+            click.option(
+                "--time-limit", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds an image may take."
+            ),
+        ]
+    ):  # fmt: skip
+        with_settings = option(with_settings)
+    return with_settings
+
+
 @cli.command()
 @click.argument("images")
 @click.option("-o", "--output", required=True, metavar="CACHE.h5", help="The cache to write, or to complete.")
@@ -148,39 +192,26 @@ class ProgressLine:
     "--layer", "layers", multiple=True, metavar="NODE[:POOLING]",
     help="Another layer besides 'penultimate'; pooling is avg, max, gem, cls or flatten. Repeatable.",
 )  # fmt: skip
-@click.option(
-    "--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of the network; auto takes the fastest whose numbers agree with float32.",
-)  # fmt: skip
 @click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the file.")
-@click.option("--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"]))
-@click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps.")
-@click.option("--batch-size", default=0, type=click.IntRange(0, 4096), help="  [default: what suits the device]")
-@click.option("--workers", default=0, type=click.IntRange(0, 256), help="Decode processes.  [default: one per processor]")
 @click.option("--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail.")
-@click.option("--time-limit", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds an image may take.")
 @click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
 @click.option("--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time.")
 @click.option("--retry-failed", is_flag=True, help="Try again the images that failed before.")
 @click.option("--max-failures", metavar="N|P%", help="Stop early when more images fail than this.")
+@run_options
 def extract(
     images: str,
     output: str,
     backbone: str,
     weights: str | None,
     layers: tuple[str, ...],
-    precision: str,
     dtype: str,
-    engine: str,
-    device: str,
-    batch_size: int,
-    workers: int,
     max_pixels: int,
-    time_limit: float,
     allow_missing: bool,
     check_content: bool,
     retry_failed: bool,
     max_failures: str | None,
+    run: RunSettings,
 ) -> None:
     """Embed every image of IMAGES into a cache.
 
@@ -188,10 +219,8 @@ def extract(
     'label', 'split', 'group' and more. Stop it at any time: the same command goes on where it stopped.
     """
     from pipeline.decode import DecodePolicy
-    from pipeline.decode_pool import Limits
-    from pipeline.embed import RunSettings
     from pipeline.extract import ExtractSettings
-    from pipeline.extract import extract as run
+    from pipeline.extract import extract as extract_images
 
     settings = ExtractSettings(
         backbone=backbone,
@@ -199,14 +228,7 @@ def extract(
         layers=layers,
         dtype=dtype,
         decode=DecodePolicy(max_pixels=max_pixels),
-        run=RunSettings(
-            engine=engine,
-            device=device,
-            precision=precision,
-            batch_size=batch_size,
-            workers=workers,
-            limits=Limits(seconds=time_limit),
-        ),
+        run=run,
         allow_missing=allow_missing,
         check_content=check_content,
         retry_failed=retry_failed,
@@ -215,7 +237,7 @@ def extract(
     progress = ProgressLine("extract")
     with stop_on_signal() as stop:
         try:
-            summary = run(images, output, settings, stop=stop, say=say, progress=progress)
+            summary = extract_images(images, output, settings, stop=stop, say=say, progress=progress)
         finally:
             progress.close()
         _say_summary(summary, output)
@@ -240,6 +262,33 @@ def _say_summary(summary: Summary, output: str) -> None:
     if summary.skipped:
         what = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
         say(f"left out: {what} (such as {', '.join(summary.skipped_examples)})")
+
+
+@cli.command()
+@click.argument("run_dir", metavar="RUN/")
+@click.argument("images")
+@click.option("-o", "--output", required=True, metavar="OUT.csv", help="The table to write.")
+@click.option("--weights", metavar="FILE", help="The backbone's weights, when the cache was made with those of a file.")
+@click.option("--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own.")
+@run_options
+def predict(run_dir: str, images: str, output: str, weights: str | None, trust: bool, run: RunSettings) -> None:
+    """Apply the head of RUN/ to IMAGES: class names and probabilities as CSV."""
+    from pipeline.predict import predict as predict_images
+
+    progress = ProgressLine("predict")
+    with stop_on_signal() as stop:
+        try:
+            summary = predict_images(
+                run_dir, images, output, run, weights=weights, trust=trust, stop=stop, say=say, progress=progress
+            )
+        finally:
+            progress.close()
+        if summary.stopped:
+            say(f"stopped; {output} was not written")
+    say(f"{output}: {summary.total} images, {summary.failed} failed, in {summary.seconds:.1f} s, on {summary.engine}")
+    if summary.failed:
+        say(f"{summary.failed} images failed: the column 'error' says why")
+        click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
 @cli.command()

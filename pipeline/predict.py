@@ -1,0 +1,136 @@
+"""Apply a fitted head to new images: the same decoding, backbone and preprocessing as the cache it was fitted on."""
+
+from __future__ import annotations
+
+import csv
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.decode import Status
+from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.errors import PipelineError
+from pipeline.heads import load_head
+from pipeline.sources import open_source
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from numpy.typing import NDArray
+
+    from pipeline.heads import LoadedHead
+
+MULTILABEL_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class PredictSummary:
+    """How a run went: images in all, how many failed, whether it was stopped, seconds, on what."""
+
+    total: int
+    failed: int
+    stopped: bool
+    seconds: float
+    engine: str
+
+
+def predict(
+    run_dir: str | os.PathLike[str],
+    images: str,
+    output: str | os.PathLike[str],
+    settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
+    *,
+    weights: str | None = None,
+    trust: bool = False,
+    stop: threading.Event | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    progress: Callable[[int, int, int], None] = lambda ready, failed, total: None,
+) -> PredictSummary:
+    """Write a table with a line per image: key, predicted class, a probability per class, and why it failed if it did.
+
+    Parameters
+    ----------
+    run_dir : path
+        A run folder, or its ``head.safetensors``.
+    images : str
+        What `pipeline.sources.open_source` takes.
+    output : path
+        The CSV file; appears when it is whole.
+    settings : RunSettings
+        ``precision`` is that of the cache unless given.
+    weights : str, optional
+        The backbone's weights, when the cache was made with those of a file.
+    trust : bool
+        See `pipeline.heads.load_head`.
+    stop, say, progress
+        As in `pipeline.extract.extract`; a stopped run writes nothing.
+
+    Raises
+    ------
+    PipelineError
+        Head, weights, images, device or output cannot be used.
+    """
+    started = time.perf_counter()
+    stop = stop or threading.Event()
+    path = Path(output)
+    if path.is_dir() or not path.parent.is_dir():
+        raise PipelineError(f"expected a file name for the predictions, found {path}: name a file in a folder that exists")
+    head = load_head(run_dir, trust=trust)
+    source = open_source(images)
+    backbone = backbone_of_spec(head.spec, weights)
+    decode = decode_of_spec(head.spec)
+    if settings.precision == AUTO:
+        settings = replace(settings, precision=head.spec["precision"])
+    engine, _ = choose_engine(source, backbone, decode, settings, say=say)
+    unfinished = path.with_name(path.name + ".new")
+    ready = failed = 0
+    progress(0, 0, len(source))
+    try:
+        with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            lines = csv.writer(file, lineterminator="\n")
+            lines.writerow(["key", *_header(head), "error"])
+            rows = np.arange(len(source), dtype=np.int64)
+            for batch, outputs in embed(source, rows, backbone, engine, decode, settings, stop=stop):
+                # The cache's type is part of the numbers: what it would have rounded is rounded here.
+                embeddings = outputs[head.layer][: len(batch.rows)].astype(head.spec["dtype"])
+                for row, outcome, cells in zip(batch.rows.tolist(), batch.outcomes, _cells(head, embeddings), strict=True):
+                    good = outcome.status == Status.DONE
+                    failed += not good
+                    lines.writerow([source[row].key, *(cells if good else [""] * len(cells)), outcome.reason])
+                ready += len(batch.rows)
+                progress(ready, failed, len(source))
+        if not stop.is_set():
+            unfinished.replace(path)
+    except OSError as error:
+        raise PipelineError(f"cannot write {path}: {error.strerror}: choose another output") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+        engine.close()
+    where = f"{engine.name}, {engine.device}, {engine.precision}"
+    return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where)
+
+
+def _header(head: LoadedHead) -> list[str]:
+    if head.task == "regression":
+        return list(head.class_names)
+    return ["predicted", *(f"p_{name}" for name in head.class_names)]
+
+
+def _cells(head: LoadedHead, embeddings: NDArray[Any]) -> Iterator[list[str]]:
+    """Yield the cells of each image between its key and its error."""
+    if head.task == "regression":
+        yield from ([f"{value:.6g}" for value in values] for values in head.predict(embeddings))
+        return
+    for probabilities in head.predict_proba(embeddings):
+        if head.task == "multilabel":
+            names = [name for name, p in zip(head.class_names, probabilities, strict=True) if p >= MULTILABEL_THRESHOLD]
+            predicted = "|".join(names)
+        else:
+            predicted = head.class_names[int(probabilities.argmax())]
+        yield [predicted, *(f"{p:.6g}" for p in probabilities)]
