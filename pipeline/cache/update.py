@@ -83,7 +83,7 @@ def plan_update(
     Plan
     """
     found = match(old.keys, new.keys)
-    known: NDArray[np.bool_] = content_hash.any(axis=1)
+    known = np.any(content_hash, axis=1)
     origin = found.copy()
     here = np.flatnonzero(found >= 0)
     before = found[here]
@@ -266,4 +266,6 @@ def _label_texts(items: Items) -> NDArray[np.str_]:
 
 
 def _equal_columns(old: NDArray[Any], new: NDArray[Any]) -> bool:
-    return old.dtype.kind == new.dtype.kind and bool(np.array_equal(old, new, equal_nan=old.dtype.kind == "f"))
+    return old.dtype.kind == new.dtype.kind and bool(
+        np.array_equal(old, new, equal_nan=old.dtype.kind == "f")
+    )

@@ -1,0 +1,275 @@
+"""Finding any flipped bit, swapped row, truncation or foreign file in a cache; opens nothing that could crash or hang it.
+
+Bytes that never change are covered by one SHA-256, every row by its checksums, and the two together are all of the file but rows still to do.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache import format as fmt
+from pipeline.cache.copy import chunks
+from pipeline.cache.format import Extent, ledger_crcs, row_crcs
+from pipeline.cache.probe import Layout, probe
+from pipeline.cache.reader import Cache
+from pipeline.cache.spec import fingerprint
+from pipeline.cache.writer import DONE, TODO
+from pipeline.errors import CacheError
+
+NAMED = 5
+"""Damaged places that an error names; the others are counted."""
+IMAGES_AT_ONCE = 4096
+
+HashImages = Callable[[Cache], Callable[[NDArray[np.int64]], NDArray[np.uint8]]]
+Progress = Callable[[int, int, int], None]
+
+
+@dataclass(slots=True)
+class Findings:
+    """What is in a sound cache.
+
+    Attributes
+    ----------
+    rows, done, failed, to_do : int
+        All rows, and those of each kind.
+    uncommitted : int
+        Rows to do that hold a whole row: written, and not committed when the writer stopped.
+    images_changed, images_gone : list of str
+        Keys of done rows whose image has other content now, or cannot be read; empty where images were not looked at.
+    """
+
+    rows: int = 0
+    done: int = 0
+    failed: int = 0
+    to_do: int = 0
+    uncommitted: int = 0
+    images_changed: list[str] = field(default_factory=list)
+    images_gone: list[str] = field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Whether every image is in the cache, as it is now."""
+        return self.done == self.rows and not self.images_changed and not self.images_gone
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    legal_status: frozenset[int] = frozenset(range(256)),
+    hash_images: HashImages | None = None,
+    progress: Progress = lambda ready, failed, total: None,
+) -> Findings:
+    """Check a cache byte by byte.
+
+    Parameters
+    ----------
+    path : path
+        The cache; may be being written meanwhile.
+    legal_status : set of int
+        Values that `/status` may hold.
+    hash_images : callable, optional
+        Given the cache, returns what hashes its images by row: the images are then compared with the cache as well.
+    progress : callable
+        Called with (rows looked at, rows failed, rows in all).
+
+    Returns
+    -------
+    Findings
+
+    Raises
+    ------
+    CacheError
+        It is damaged; the message names what and where.
+    """
+    path = Path(path)
+    layout = probe(path)
+    extents = _check_structure(path, layout)
+    findings = Findings(rows=extents[fmt.STATUS].shape[0])
+    damage = _Damage(path)
+    with path.open("rb", buffering=0) as raw:
+        stored = os.pread(raw.fileno(), 32, extents[fmt.STATIC_SHA256].offset)
+        if fmt.static_sha256(path, extents) != stored:
+            damage.add("its metadata or item list does not match its hash")
+            damage.raise_any()  # nothing that depends on it means anything
+        read = _RowReader(raw.fileno(), extents)
+        row_bytes = sum(extents[name].row_bytes for name in read.layers)
+        for part in chunks(findings.rows, row_bytes):
+            _check_rows(np.arange(part.start, part.stop), read, legal_status, findings, damage)
+            progress(part.stop, findings.failed, findings.rows)
+    damage.raise_any()
+    if hash_images is not None:
+        _check_images(Cache(path), hash_images, findings, progress)
+    return findings
+
+
+def _check_structure(path: Path, layout: Layout) -> dict[str, Extent]:
+    """Refuse a file whose datasets are not those of a cache, or overlap."""
+    attributes, extents = layout.attributes, layout.extents
+    if attributes.get("format") != fmt.FORMAT:
+        raise fmt.not_a_cache(path, "an HDF5 file of another kind")
+    if attributes.get("format_version") != fmt.FORMAT_VERSION:
+        raise CacheError(
+            f"expected format version {fmt.FORMAT_VERSION} in {path}, found {attributes.get('format_version')}: use the version of "
+            "this program that wrote it, or a newer one"
+        )
+    damage = _Damage(path)
+    rows = extents[fmt.STATUS].shape[:1] if fmt.STATUS in extents else ()
+    for name, (shape, kinds) in _expected(attributes, rows, damage).items():
+        extent = extents.get(name)
+        if extent is None:
+            damage.add(f"/{name} is missing")
+        elif len(extent.shape) != len(shape) or any(
+            w not in (None, s) for w, s in zip(shape, extent.shape, strict=True)
+        ):
+            damage.add(f"/{name} has shape {extent.shape}, not {shape}")
+        elif extent.dtype.str.lstrip("|<") not in kinds and extent.dtype.kind not in kinds:
+            damage.add(f"/{name} has type {extent.dtype.str}")
+    for name, extent in extents.items():
+        if name.startswith(fmt.COLUMNS + "/") and extent.shape != rows:
+            damage.add(f"/{name} has shape {extent.shape}, not {rows}")
+    placed = sorted((e.offset, e.offset + e.nbytes, name) for name, e in extents.items() if e.nbytes)
+    for (_, stop, one), (start, _, other) in itertools.pairwise(placed):
+        if start < stop:
+            damage.add(f"/{one} and /{other} overlap")
+    damage.raise_any()
+    return extents
+
+
+def _expected(
+    attributes: Mapping[str, Any], rows: tuple[int, ...], damage: _Damage
+) -> dict[str, tuple[tuple[int | None, ...], tuple[str, ...]]]:
+    """Return shape (None for any length) and types of the datasets that the attributes call for."""
+    try:
+        spec = json.loads(attributes["spec"])
+        for name in ("versions", "self_check", "source"):
+            json.loads(attributes[name])
+        widths = [(layer["name"], int(layer["width"])) for layer in spec["layers"]]
+        kind = {"float32": "f4", "float16": "f2"}[spec["dtype"]]
+        if attributes["fingerprint"] != fingerprint(spec):
+            damage.add("its fingerprint is not that of its spec")
+    except (KeyError, ValueError, TypeError) as error:
+        damage.add(f"its attributes make no sense ({error!r})")
+        return {}
+    main, *others = widths or [("", 0)]
+    return {
+        fmt.EMBEDDINGS: ((*rows, main[1]), (kind,)),
+        **{f"{fmt.LAYERS}/{name}": ((*rows, width), (kind,)) for name, width in others},
+        fmt.STATUS: (rows or (None,), ("u1",)),
+        fmt.CRC: (rows, ("u4",)),
+        fmt.LEDGER_CRC: (rows, ("u4",)),
+        fmt.CONTENT_HASH: ((*rows, fmt.HASH_BYTES), ("u1",)),
+        fmt.STATIC_SHA256: ((32,), ("u1",)),
+        fmt.KEYS: (rows, ("S",)),
+        fmt.LABELS: (rows, ("i4",)),
+        fmt.LABEL_NAMES: ((None,), ("S",)),
+        fmt.SIZES: (rows, ("i8",)),
+        fmt.MTIMES: (rows, ("i8",)),
+    }
+
+
+class _RowReader:
+    """Reads rows by plain reads: no map, so that a file cut off meanwhile is an error and not a SIGBUS."""
+
+    def __init__(self, fd: int, extents: Mapping[str, Extent]) -> None:
+        self._fd, self._extents = fd, extents
+        self.layers = [fmt.EMBEDDINGS, *(name for name in extents if name.startswith(fmt.LAYERS + "/"))]
+        self.classes = extents[fmt.LABEL_NAMES].shape[0]
+
+    def __call__(self, name: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+        """Return consecutive rows of a dataset."""
+        extent = self._extents[name]
+        first, wanted = extent.offset + int(rows[0]) * extent.row_bytes, len(rows) * extent.row_bytes
+        data = bytearray()
+        while len(data) < wanted:
+            block = os.pread(self._fd, wanted - len(data), first + len(data))
+            if not block:
+                raise CacheError(
+                    f"expected {wanted} bytes of /{name}, found {len(data)}: the file was cut off while it was read"
+                )
+            data += block
+        return np.frombuffer(data, dtype=extent.dtype).reshape(len(rows), *extent.shape[1:])
+
+    def key(self, row: int) -> str:
+        """Return a row's key, for people."""
+        return os.fsdecode(bytes(self(fmt.KEYS, np.array([row]))[0]))
+
+
+def _check_rows(
+    rows: NDArray[np.int64], read: _RowReader, legal: frozenset[int], findings: Findings, damage: _Damage
+) -> None:
+    status = read(fmt.STATUS, rows)  # first: a writer sets it last, so what it vouches for is there
+    stored, ledger, hashes = read(fmt.CRC, rows), read(fmt.LEDGER_CRC, rows), read(fmt.CONTENT_HASH, rows)
+    layers = [read(name, rows) for name in read.layers]
+    whole = row_crcs(rows, layers) == stored
+    ended = status != TODO
+    vouched = ledger_crcs(rows, np.where(ended, status, DONE).astype(np.uint8), stored, hashes) == ledger
+    finite = np.all([np.isfinite(layer).all(axis=1) for layer in layers], axis=0)
+    labels = read(fmt.LABELS, rows)
+    wrong = {
+        "its status, checksum or content hash is damaged": ended & ~vouched,
+        "its embedding is damaged": ended & vouched & ~whole,
+        "its status is none there is": ended & vouched & ~np.isin(status, list(legal)),
+        "its embedding is not finite": (status == DONE) & vouched & whole & ~finite,
+        "its label has no name": (labels < -1) | (labels >= read.classes),
+    }
+    if any(rows_wrong.any() for rows_wrong in wrong.values()):
+        # A retry may have taken the row up again between two of the reads above.
+        unmoved = read(fmt.STATUS, rows) == status
+        for what, rows_wrong in wrong.items():
+            damage.add_rows(what, rows[rows_wrong & unmoved], read)
+    findings.done += int((status == DONE).sum())
+    findings.failed += int((status > DONE).sum())
+    findings.to_do += int((~ended).sum())
+    findings.uncommitted += int((~ended & whole & vouched).sum())
+
+
+def _check_images(cache: Cache, hash_images: HashImages, findings: Findings, progress: Progress) -> None:
+    hashes_of = hash_images(cache)
+    done = np.flatnonzero(cache.status == DONE)
+    for start in range(0, len(done), IMAGES_AT_ONCE):
+        rows = done[start : start + IMAGES_AT_ONCE]
+        found = hashes_of(rows)
+        gone = ~np.any(found, axis=1)
+        other = np.any(found != cache.content_hash[rows], axis=1) & ~gone
+        for keys, which in ((findings.images_gone, gone), (findings.images_changed, other)):
+            keys.extend(os.fsdecode(bytes(key)) for key in cache.items.keys[rows[which]])
+        progress(start + len(rows), len(findings.images_gone) + len(findings.images_changed), len(done))
+
+
+class _Damage:
+    """Collects what is wrong; names the first few, counts the rest."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._named: list[str] = []
+        self._count = 0
+
+    def add(self, what: str) -> None:
+        self._count += 1
+        if self._count <= NAMED:
+            self._named.append(what)
+
+    def add_rows(self, what: str, rows: NDArray[np.int64], read: _RowReader) -> None:
+        for row in rows[: max(0, NAMED - self._count)].tolist():
+            self._named.append(f"row {row} ({read.key(row)!r}): {what}")
+        self._count += len(rows)
+
+    def raise_any(self) -> None:
+        if self._count:
+            more = (
+                f", and {self._count - len(self._named)} more places"
+                if self._count > len(self._named)
+                else ""
+            )
+            raise CacheError(
+                f"{self._path} is damaged: {'; '.join(self._named)}{more}: restore it from a copy, or extract again into a new file"
+            )
