@@ -1,0 +1,151 @@
+"""Caches of made-up rows whose right values are known: row i of width W is a formula, and so is its content hash."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.cache import CacheWriter, Items, fingerprint, open_cache
+from pipeline.cache.format import canonical_json
+from pipeline.cache.publish import lay_out
+
+SOURCE = {"kind": "folder", "location": "images", "root": "/nowhere/images"}
+
+
+def make_items(names: list[str] | int, *, labels: list[str] | None = None, mtime: int = 1) -> Items:
+    if isinstance(names, int):
+        names = [f"class{i % 3}/{i:06d}.png" for i in range(names)]
+    classes = tuple(sorted(set(labels))) if labels else ()
+    return Items(
+        keys=np.array([name.encode() for name in names], dtype=np.bytes_),
+        labels=np.array(
+            [classes.index(label) for label in labels] if labels else [-1] * len(names), dtype=np.int32
+        ),
+        label_names=classes,
+        sizes=np.full(len(names), 100, dtype=np.int64),
+        mtimes_ns=np.full(len(names), mtime, dtype=np.int64),
+        columns={"weight": np.arange(len(names), dtype=np.float64)},
+    )
+
+
+def make_spec(width: int = 5, *, layers: tuple[int, ...] = (), dtype: str = "float32") -> dict[str, Any]:
+    named = [{"name": "penultimate", "width": width}]
+    named += [{"name": f"extra{i}", "width": other} for i, other in enumerate(layers)]
+    return {
+        "backbone": "synthetic",
+        "weights": {"name": "none", "sha256": "0"},
+        "layers": named,
+        "dtype": dtype,
+    }
+
+
+def attributes_of(spec: dict[str, Any]) -> dict[str, str]:
+    return {
+        "spec": canonical_json(spec),
+        "fingerprint": fingerprint(spec),
+        "versions": canonical_json({"python": "3"}),
+        "self_check": "{}",
+        "source": canonical_json(SOURCE),
+    }
+
+
+def make_cache(path: Path, items: Items | int, spec: dict[str, Any] | None = None) -> Path:
+    """Lay out a cache of rows to do."""
+    spec = spec or make_spec()
+    lay_out(
+        path,
+        make_items(items) if isinstance(items, int) else items,
+        widths={layer["name"]: layer["width"] for layer in spec["layers"]},
+        dtype=spec["dtype"],
+        attributes=attributes_of(spec),
+    )
+    return path
+
+
+def keys_of(path: Path) -> list[bytes]:
+    return [bytes(key) for key in open_cache(path).items.keys]
+
+
+def seeds(keys: list[bytes]) -> NDArray[np.int64]:
+    """Return a number for each key: rows belong to keys, wherever they stand."""
+    return np.array(
+        [int.from_bytes(hashlib.sha256(key).digest()[:4], "little") for key in keys], dtype=np.int64
+    )
+
+
+def right_rows(keys: list[bytes], width: int, layer: int = 0) -> NDArray[np.float32]:
+    columns = np.arange(width) + 1000 * layer
+    rows: NDArray[np.float32] = np.sin(seeds(keys)[:, None] % 9973 + columns * 0.37).astype(np.float32)
+    return rows
+
+
+def right_hashes(keys: list[bytes]) -> NDArray[np.uint8]:
+    digests = b"".join(hashlib.blake2b(key, digest_size=16).digest() for key in keys)
+    return np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)
+
+
+def right_outputs(
+    path: Path, rows: NDArray[np.int64]
+) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
+    cache = open_cache(path)
+    keys = [bytes(cache.items.keys[row]) for row in rows]
+    outputs = {
+        name: right_rows(keys, cache.layers[name].shape[1], layer) for layer, name in enumerate(cache.layers)
+    }
+    return outputs, right_hashes(keys)
+
+
+def write_rows(writer: CacheWriter, rows: NDArray[np.int64]) -> None:
+    outputs, hashes = right_outputs(writer.path, rows)
+    writer.write(rows, outputs, hashes)
+
+
+def fill(path: Path, *, batch: int = 4, commit_every: int = 2) -> None:
+    """Complete a cache as a run does: what is to do, in order, committing now and then."""
+    todo = np.flatnonzero(open_cache(path).status == 0)
+    writer = CacheWriter(path)
+    try:
+        for number, start in enumerate(range(0, len(todo), batch)):
+            write_rows(writer, todo[start : start + batch])
+            if number % commit_every == commit_every - 1:
+                writer.commit()
+    finally:
+        writer.close()
+
+
+def make_full(path: Path, items: Items | int, spec: dict[str, Any] | None = None) -> Path:
+    make_cache(path, items, spec)
+    fill(path)
+    return path
+
+
+def wrong_rows(path: Path) -> list[str]:
+    """The oracle: what is wrong about rows that a cache calls done. Needs none of the code that writes."""
+    import zlib
+
+    cache, wrong = open_cache(path), []
+    names = list(cache.layers)
+    for row in range(len(cache)):
+        status, key = int(cache.status[row]), bytes(cache.items.keys[row])
+        if status == 0:
+            continue
+        data = b"".join(cache.layers[name][row].tobytes() for name in names)
+        crc = zlib.crc32(data, row)
+        if crc != cache.crc32[row]:
+            wrong.append(f"row {row}: checksum")
+        ledger = bytes([status]) + crc.to_bytes(4, "little") + cache.content_hash[row].tobytes()
+        if zlib.crc32(ledger, row) != cache.ledger_crc32[row]:
+            wrong.append(f"row {row}: ledger")
+        if status != 1:
+            continue
+        if cache.content_hash[row].tobytes() != right_hashes([key]).tobytes():
+            wrong.append(f"row {row}: content hash")
+        for layer, name in enumerate(names):
+            right = right_rows([key], cache.layers[name].shape[1], layer)[0].astype(cache.dtype)
+            if not np.array_equal(cache.layers[name][row], right):
+                wrong.append(f"row {row}: {name} is another row's")
+    return wrong
