@@ -119,54 +119,116 @@ def create(
     CacheError
         A full disk, a folder that cannot be written, a row above `MAX_ROW_BYTES`.
     """
-    count, kind = len(items), np.dtype(dtype).newbyteorder("<")
+    kind = np.dtype(dtype).newbyteorder("<")
     too_wide = [name for name, width in widths.items() if width * kind.itemsize > MAX_ROW_BYTES]
     if too_wide:
         raise CacheError(
             f"a row of layer {too_wide[0]} would take {widths[too_wide[0]] * kind.itemsize} bytes: pool it"
         )
     try:
-        with h5py.File(
-            path,
-            "x",
-            libver=("earliest", "v110"),
-            alignment_threshold=1,
-            alignment_interval=ALIGNMENT,
-            track_order=False,
-        ) as file:
-            for name, value in {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes}.items():
-                _write_attribute(file, name, value)
-            main, *others = widths
-            _reserve(file, EMBEDDINGS, (count, widths[main]), kind)
-            if others:
-                layers = file.create_group(LAYERS)
-                for name in others:
-                    _reserve(layers, name, (count, widths[name]), kind)
-            _reserve(file, STATUS, (count,), np.dtype("u1"))
-            _reserve(file, CRC, (count,), np.dtype("<u4"))
-            _reserve(file, LEDGER_CRC, (count,), np.dtype("<u4"))
-            _reserve(file, CONTENT_HASH, (count, HASH_BYTES), np.dtype("u1"))
-            _write(file, KEYS, items.keys)
-            _write(file, LABELS, items.labels.astype("<i4"))
-            names = [name.encode("utf-8", "surrogateescape") for name in items.label_names]
-            _write(file, LABEL_NAMES, np.array(names, dtype=np.bytes_))
-            _write(file, SIZES, items.sizes.astype("<i8"))
-            _write(file, MTIMES, items.mtimes_ns.astype("<i8"))
-            columns = file.create_group(COLUMNS)
-            for name, values in items.columns.items():
-                _write(columns, column_name(name), _fixed_length(values))
-            _reserve(file, STATIC_SHA256, (32,), np.dtype("u1"))
-        with path.open("r+b") as raw:
+        with path.open("x+b", buffering=0) as raw:
+            target = _Target(raw.fileno())
+            _lay_out_hdf5(target, items, widths, kind, attributes)
+            target.raise_any()
             # A full disk is an error now, not after a night; it also gives the file its final length.
             _allocate(raw.fileno(), os.fstat(raw.fileno()).st_size)
             extents = read_extents(path)
-            digest = static_sha256(path, extents)
-            os.pwrite(raw.fileno(), digest, extents[STATIC_SHA256].offset)
+            os.pwrite(raw.fileno(), static_sha256(path, extents), extents[STATIC_SHA256].offset)
             os.fsync(raw.fileno())
     except OSError as error:
         raise CacheError(
             f"cannot write {path.parent}: {_os_reason(error)}: free space, or choose another output"
         ) from None
+
+
+class _Target:
+    """The file that HDF5 writes through: keeps an error for afterwards, since HDF5 crashes on a full disk when it closes."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+        self._position = 0
+        self._error: OSError | None = None
+
+    def raise_any(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: os.fstat(self._fd).st_size}[whence]
+        self._position = start + offset
+        return self._position
+
+    def tell(self) -> int:
+        return self._position
+
+    def readinto(self, buffer: bytearray) -> int:
+        data = os.pread(self._fd, len(buffer), self._position)
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    read = None  # h5py asks whether it is there, and calls readinto
+
+    def write(self, data: bytes | memoryview) -> int:
+        left = memoryview(data).cast("B")
+        size = len(left)
+        try:
+            while len(left) and self._error is None:
+                left = left[os.pwrite(self._fd, left, self._position + size - len(left)) :]
+        except OSError as error:
+            self._error = error
+        self._position += size
+        return size
+
+    def truncate(self, size: int) -> int:
+        try:
+            os.ftruncate(self._fd, size)
+        except OSError as error:
+            self._error = self._error or error
+        return size
+
+    def flush(self) -> None:
+        """Do nothing: what counts is the sync at the end."""
+
+
+def _lay_out_hdf5(
+    target: _Target,
+    items: Items,
+    widths: Mapping[str, int],
+    kind: np.dtype[Any],
+    attributes: Mapping[str, str | int],
+) -> None:
+    count = len(items)
+    with h5py.File(
+        target,
+        "w",
+        libver=("earliest", "v110"),
+        alignment_threshold=1,
+        alignment_interval=ALIGNMENT,
+        track_order=False,
+    ) as file:
+        for name, value in {"format": FORMAT, "format_version": FORMAT_VERSION, **attributes}.items():
+            _write_attribute(file, name, value)
+        main, *others = widths
+        _reserve(file, EMBEDDINGS, (count, widths[main]), kind)
+        if others:
+            layers = file.create_group(LAYERS)
+            for name in others:
+                _reserve(layers, name, (count, widths[name]), kind)
+        _reserve(file, STATUS, (count,), np.dtype("u1"))
+        _reserve(file, CRC, (count,), np.dtype("<u4"))
+        _reserve(file, LEDGER_CRC, (count,), np.dtype("<u4"))
+        _reserve(file, CONTENT_HASH, (count, HASH_BYTES), np.dtype("u1"))
+        _write(file, KEYS, items.keys)
+        _write(file, LABELS, items.labels.astype("<i4"))
+        names = [name.encode("utf-8", "surrogateescape") for name in items.label_names]
+        _write(file, LABEL_NAMES, np.array(names, dtype=np.bytes_))
+        _write(file, SIZES, items.sizes.astype("<i8"))
+        _write(file, MTIMES, items.mtimes_ns.astype("<i8"))
+        columns = file.create_group(COLUMNS)
+        for name, values in items.columns.items():
+            _write(columns, column_name(name), _fixed_length(values))
+        _reserve(file, STATIC_SHA256, (32,), np.dtype("u1"))
 
 
 def column_name(name: str) -> str:
@@ -225,9 +287,8 @@ def open_hdf5(path: Path) -> h5py.File:
 
 def not_a_cache(path: Path, error: Exception | str) -> CacheError:
     """Return the error for a file that is something else."""
-    return CacheError(
-        f"expected a cache at {path}, found something else ({str(error).splitlines()[0][:120]}): check the path"
-    )
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+    return CacheError(f"expected a cache at {path}, found something else ({reason}): check the path")
 
 
 def is_mutable(name: str) -> bool:

@@ -109,7 +109,7 @@ def merge(
                     row = int(origin[damaged[0]])
                     raise CacheError(
                         f"{cache.path} is damaged: {len(damaged)} rows do not match their checksums, the first is row {row} "
-                        f"({cache.keys[row]!r}): restore it from a copy, or extract it again"
+                        f"({str(cache.keys[row])!r}): restore it from a copy, or extract it again"
                     )
         finally:
             writer.close()
@@ -240,6 +240,7 @@ def _differ(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
 def _source(caches: Sequence[Cache]) -> dict[str, str]:
     """Say where the images are: ``root`` only where it is the same for all."""
     roots = {cache.source.get("root") for cache in caches}
-    joined = {"kind": "merge", "location": ", ".join(str(cache.path) for cache in caches)}
+    more = f", … ({len(caches)} caches)" if len(caches) > 3 else ""  # an attribute has room for some only
+    joined = {"kind": "merge", "location": ", ".join(str(cache.path) for cache in caches[:3]) + more}
     root = roots.pop()
     return joined if roots or root is None else {**joined, "root": root}

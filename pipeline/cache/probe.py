@@ -136,6 +136,8 @@ def main(path: str) -> None:
 
 
 def _plain(value: Any) -> str | int:
+    if isinstance(value, str):
+        return value
     return value.decode() if isinstance(value, bytes) else int(value)
 
 

@@ -119,7 +119,7 @@ def fill(path: Path, *, batch: int = 4, commit_every: int = 2) -> None:
 
 def make_full(path: Path, items: Items | int, spec: dict[str, Any] | None = None) -> Path:
     make_cache(path, items, spec)
-    fill(path)
+    fill(path, batch=512)
     return path
 
 

@@ -1,0 +1,62 @@
+"""One writer: the second is refused with the holder named; a dead holder holds nothing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.cache import write_lock
+from pipeline.cache.lock import lock_path
+from pipeline.errors import CacheError, LockedError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from pipeline.cache import write_lock
+with write_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def holder(path: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_second_writer_is_refused_and_a_dead_holder_is_not_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    with holder(path) as process:
+        with pytest.raises(LockedError, match=f"process {process.pid} on "), write_lock(path):
+            pass
+        process.send_signal(signal.SIGKILL)
+    assert lock_path(path).exists()  # left behind, and free
+    with write_lock(path):
+        pass
+    assert not lock_path(path).exists()
+
+
+def test_a_process_cannot_lock_twice_and_a_refusal_does_not_free_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    with write_lock(path):
+        with pytest.raises(LockedError, match="this very process"), write_lock(path):
+            pass
+        taken = subprocess.run(
+            [sys.executable, "-c", HOLD, str(path)], capture_output=True, text=True, check=False
+        )
+        assert "LockedError" in taken.stderr
+        assert f"process {os.getpid()}" in taken.stderr
+    with write_lock(path):
+        pass
+
+
+def test_a_folder_that_does_not_exist_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(CacheError, match="cannot write"), write_lock(tmp_path / "none" / "c.h5"):
+        pass
