@@ -335,7 +335,7 @@ class DecodePool:
     ) -> None:
         """Replace a worker that died, and find the image it died of."""
         _end(worker)
-        if not worker.ready:
+        if not worker.ready and worker.process.returncode >= 0:
             raise PipelineError(
                 f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it said "
                 "stands above; check that the installation is whole"

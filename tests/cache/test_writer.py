@@ -166,6 +166,7 @@ def test_a_disk_error_closes_the_writer_for_good(
     call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import errno
+    import os
 
     from pipeline.cache import writer as module
 
@@ -181,7 +182,7 @@ def test_a_disk_error_closes_the_writer_for_good(
         raise OSError(errno.EIO, "Input/output error")
 
     with monkeypatch.context() as patch:
-        patch.setattr(module.os if call == "pwrite" else module, call, fail)
+        patch.setattr(os if call == "pwrite" else module, call, fail)
         with pytest.raises(CacheError, match="run the same command again"):
             writer.commit()
     writer.close()  # does nothing: a failed sync is never tried again
