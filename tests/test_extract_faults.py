@@ -1,0 +1,234 @@
+"""The life of a cache through the whole of stage 1: changes of the archive, failures and retries, stops, a second writer."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline import open_cache
+from pipeline.cache import write_lock
+from pipeline.cache.publish import unfinished_path
+from pipeline.cache.verify import verify
+from pipeline.content import hash_files_of
+from pipeline.decode import Status
+from pipeline.embed import RunSettings
+from pipeline.errors import LockedError, PipelineError
+from pipeline.extract import ExtractSettings, Summary, extract
+
+RUN = RunSettings(engine="torch", precision="float32", workers=1, batch_size=4)
+BACKBONE: dict[str, Any] = {"backbone": "timm/test_vit", "weights": "random"}
+
+
+def run(images: Path, path: Path, say: Any = lambda text: None, **settings: Any) -> Summary:
+    return extract(str(images), path, ExtractSettings(**BACKBONE, run=RUN, **settings), say=say)
+
+
+@pytest.fixture()
+def images(image_folder: Path, tmp_path: Path) -> Path:
+    shutil.copytree(image_folder, tmp_path / "images")
+    return tmp_path / "images"
+
+
+def embeddings_by_key(path: Path) -> dict[str, bytes]:
+    cache = open_cache(path)
+    return {
+        key: cache.embeddings[row].tobytes() for row, key in enumerate(cache.keys) if cache.status[row] == 1
+    }
+
+
+def test_an_archive_that_changed_is_followed_and_equals_a_fresh_cache(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    run(images, path)
+    old = embeddings_by_key(path)
+    files = sorted(images.glob("*/*"))
+    files[0].unlink()
+    shutil.copy2(files[1], files[0].parent / "renamed.png")
+    files[1].unlink()
+    files[2].write_bytes(files[3].read_bytes())  # changed, to another size
+    os.utime(files[4])  # touched only
+    (images / "new").mkdir()
+    shutil.copy(files[5], images / "new" / "copy.png")
+    summary = run(images, path)
+    assert summary.changes == {
+        "added": 1, "changed": 1, "deleted": 1, "renamed": 1, "relabelled": 0, "unchanged": 21,
+    }  # fmt: skip
+    assert summary.computed == 2
+    assert not unfinished_path(path).exists()
+    run(images, tmp_path / "fresh.h5")
+    assert embeddings_by_key(path) == embeddings_by_key(tmp_path / "fresh.h5")
+    assert open_cache(path).label_names == open_cache(tmp_path / "fresh.h5").label_names
+    kept = old.keys() & embeddings_by_key(path).keys() - {str(files[2].relative_to(images))}
+    assert all(old[key] == embeddings_by_key(path)[key] for key in kept)
+    assert verify(path, hash_images=hash_files_of).complete
+    assert run(images, path).changes == {}
+
+
+def test_content_that_changed_behind_its_time_is_found_when_asked(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    run(images, path)
+    file = sorted(images.glob("*/*.png"))[0]
+    info, data = file.stat(), bytearray(file.read_bytes())
+    data[-20] ^= 1  # in the last chunk's checksum, or just before it
+    file.write_bytes(data)
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert run(images, path).changes == {}
+    found = verify(path, hash_images=hash_files_of)
+    assert found.images_changed == [str(file.relative_to(images))]
+    assert run(images, path, check_content=True).changes["changed"] == 1
+    assert verify(path, hash_images=hash_files_of).images_changed == []
+
+
+def test_a_stopped_update_leaves_the_old_cache_and_goes_on(images: Path, tmp_path: Path) -> None:
+    path, stop = tmp_path / "c.h5", threading.Event()
+    run(images, path)
+    before = path.read_bytes()
+    for file in sorted(images.glob("*/*.png")):
+        shutil.copy(file, file.with_name("more" + file.name))
+        file.with_name("more" + file.name).write_bytes(file.read_bytes() + b"\0")  # not a rename, not a copy
+    settings = ExtractSettings(**BACKBONE, run=RUN)
+
+    def stop_soon(ready: int, failed: int, total: int) -> None:
+        if ready > 24:
+            stop.set()
+
+    first = extract(str(images), path, settings, stop=stop, progress=stop_soon)
+    assert first.stopped
+    assert 0 < first.computed < 12
+    assert path.read_bytes() == before
+    second = run(images, path)
+    assert second.changes["added"] == 12
+    assert second.computed == 12 - first.computed
+    run(images, tmp_path / "fresh.h5")
+    assert embeddings_by_key(path) == embeddings_by_key(tmp_path / "fresh.h5")
+
+
+def test_failures_are_tried_again_only_when_asked(images: Path, tmp_path: Path) -> None:
+    path, file = tmp_path / "c.h5", sorted(images.glob("*/*.png"))[0]
+    whole, info = file.read_bytes(), file.stat()
+    file.write_bytes(whole[:60] + bytes(len(whole) - 60))
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
+    assert run(images, path).failed == 1
+    file.write_bytes(whole)
+    os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))  # as after mending a disk or a permission
+    again = run(images, path)
+    assert (again.computed, again.failed) == (0, 1)
+    mended = run(images, path, retry_failed=True)
+    assert (mended.computed, mended.failed) == (1, 0)
+    assert open_cache(path).reasons() == {}
+    assert verify(path).complete
+
+
+def test_too_many_failures_end_the_run_and_keep_what_was_done(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    for file in sorted(images.glob("*/*"))[8:20]:
+        file.write_bytes(file.read_bytes()[:60])
+    with pytest.raises(PipelineError, match="more than --max-failures 10%.*--retry-failed"):
+        run(images, path, max_failures="10%")
+    status = open_cache(path).status
+    assert (status[:8] == Status.DONE).all()
+    assert 0 < (status > Status.DONE).sum() < 12
+    assert (status == Status.TODO).any()
+    assert run(images, path, max_failures="50%").failed == 12
+
+
+@pytest.mark.parametrize("text", ["", "-1", "x", "101%", "%", "1.5"])
+def test_a_limit_that_is_no_limit_is_refused_before_anything_is_made(
+    text: str, images: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(PipelineError, match="--max-failures"):
+        run(images, tmp_path / "c.h5", max_failures=text)
+    assert not (tmp_path / "c.h5").exists()
+
+
+def test_other_versions_are_warned_of(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline import extract as module
+
+    path, said = tmp_path / "c.h5", list[str]()
+    files = sorted(images.glob("*/*"))
+    files[0].rename(tmp_path / "away.png")
+    run(images, path)
+    run(images, path, say=said.append)
+    assert said == []
+    (tmp_path / "away.png").rename(files[0])
+    now = {"pillow": "99.0"}
+    real = module._versions
+    monkeypatch.setattr(module, "_versions", lambda engine: real(engine) | now)
+    run(images, path, say=said.append)
+    assert len(said) == 1
+    assert "now 99.0" in said[0]
+
+
+def test_a_second_writer_is_refused_before_it_touches_anything(images: Path, tmp_path: Path) -> None:
+    path = tmp_path / "c.h5"
+    run(images, path)
+    before = path.read_bytes()
+    with write_lock(path), pytest.raises(LockedError, match="is being written by"):
+        run(images, path)
+    assert path.read_bytes() == before
+
+
+COMMAND = [sys.executable, "-m", "pipeline", "extract"]
+OPTIONS = [
+    "--backbone",
+    "timm/test_vit",
+    "--weights",
+    "random",
+    "--engine",
+    "torch",
+    "--precision",
+    "float32",
+    "--workers",
+    "1",
+]
+
+
+def start(images: Path, path: Path) -> subprocess.Popen[str]:
+    command = [*COMMAND, str(images), "-o", str(path), *OPTIONS]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def many(images: Path, count: int) -> None:
+    """Fill a folder with so many images that a run takes a while."""
+    data = sorted(images.glob("*/*.jpg"))[0].read_bytes()
+    for number in range(count):
+        (images / "ant" / f"copy{number:05d}.jpg").write_bytes(data + number.to_bytes(4, "little"))
+
+
+def wait_for_rows(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 90
+    while not path.exists() or not (open_cache(path).status == 1).any():
+        assert process.poll() is None, process.stderr and process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_commit_within_five_seconds_and_the_same_command_goes_on(
+    signum: signal.Signals, code: int, images: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "c.h5"
+    many(images, 6000)
+    with start(images, path) as process:
+        wait_for_rows(path, process)
+        asked = time.time()
+        process.send_signal(signum)
+        assert process.wait(timeout=30) == code
+        assert path.stat().st_mtime - asked < 5  # the last commit; the interpreter may take longer to end
+        assert process.stderr is not None
+        assert "the same command goes on" in process.stderr.read()
+    cache = open_cache(path)
+    done = int((cache.status == 1).sum())
+    assert 0 < done < len(cache)
+    found = verify(path)
+    assert (found.done, found.uncommitted) == (done, 0)
+    assert np.isfinite(cache.embeddings[cache.status == 1]).all()
