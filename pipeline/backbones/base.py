@@ -5,6 +5,7 @@ Axis letters: B batch, C channels, H W pixels or positions, T tokens, D embeddin
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -17,7 +18,6 @@ from pipeline.preprocess import Preprocess
 
 PENULTIMATE = "penultimate"
 POOLINGS = ("avg", "max", "gem", "cls", "flatten")
-GEM_POWER = 3.0
 GEM_FLOOR = 1e-6
 
 
@@ -124,13 +124,11 @@ class EmbeddingNetwork(nn.Module):
         for node in {layer.node for layer in layers if layer.node}:
             if node not in modules:
                 raise BackboneError(f"{body.name} has no layer {node!r}: {near_names(node, [n for n in modules if n])}")
-            modules[node].register_forward_hook(self._take(node))
+            # A partial of a method, not a closure: a deep copy of the network then takes into its own dictionary.
+            modules[node].register_forward_hook(functools.partial(self._take, node))
 
-    def _take(self, node: str) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            self._taken[node] = output
-
-        return hook
+    def _take(self, node: str, module: nn.Module, args: Any, output: Any) -> None:
+        self._taken[node] = output
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Embed a batch.
@@ -208,7 +206,9 @@ def pool(x: Tensor, pooling: str, *, maps: str = "NCHW", prefix_tokens: int = 0)
         return positions.mean(1)
     if pooling == "max":
         return positions.amax(1)
-    return positions.clamp(min=GEM_FLOOR).pow(GEM_POWER).mean(1).pow(1.0 / GEM_POWER)
+    floored = positions.clamp(min=GEM_FLOOR)
+    # Products, since OpenVINO 2026.4 gives other numbers for pow(3) of a fused convolution's output.
+    return (floored * floored * floored).mean(1).pow(1.0 / 3.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import shutil
 import tempfile
 import warnings
 from concurrent.futures import Future
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -113,7 +114,8 @@ def cache_folder() -> Path:
 
 def _converted(backbone: Backbone) -> Path:
     """Return the file of the converted network, made now if need be."""
-    identity = f"{backbone.to_spec()}|{torch.__version__}|{ov.__version__}"
+    versions = [metadata.version(name) for name in ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")]
+    identity = f"{backbone.to_spec()}|{versions}"
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     file = folder / "network.xml"
     if file.is_file():

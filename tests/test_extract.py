@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipeline import open_cache
+from pipeline.decode import DecodePolicy, Status
+from pipeline.embed import RunSettings
+from pipeline.errors import CacheError, FingerprintError
+from pipeline.extract import ExtractSettings, extract
+from pipeline.info import describe, describe_failures
+
+SETTINGS = ExtractSettings(run=RunSettings(precision="float32"))
+
+
+@pytest.fixture(scope="module")
+def cache_file(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("cache") / "whole.h5"
+    summary = extract(str(image_folder), path, SETTINGS)
+    assert (summary.total, summary.computed, summary.failed, summary.stopped) == (24, 24, 0, False)
+    return path
+
+
+def test_the_cache_holds_what_the_source_had(cache_file: Path, image_folder: Path) -> None:
+    cache = open_cache(cache_file)
+    assert (len(cache), cache.width) == (24, 1280)
+    assert (cache.status == Status.DONE).all()
+    assert cache.label_names == ("ant", "bee", "cat")
+    assert cache.keys.tolist() == sorted(str(p.relative_to(image_folder)) for p in image_folder.glob("*/*"))
+    assert cache.embeddings.std() > 0.1
+    assert cache.image_bytes(3) == (image_folder / cache.keys[3]).read_bytes()
+    assert sorted(path.name for path in cache_file.parent.iterdir()) in (["whole.h5"], ["whole.h5", "whole.h5.run.json"])
+
+
+def test_the_same_command_again_computes_nothing(cache_file: Path, image_folder: Path) -> None:
+    before = cache_file.read_bytes()
+    summary = extract(str(image_folder), cache_file, SETTINGS)
+    assert (summary.computed, summary.already) == (0, 24)
+    assert cache_file.read_bytes() == before
+
+
+def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    path, stop, seen = tmp_path / "stopped.h5", threading.Event(), []
+
+    def after_some(ready: int, failed: int, total: int) -> None:
+        seen.append(ready)
+        if ready:
+            stop.set()
+
+    first = extract(str(image_folder), path, SETTINGS, stop=stop, progress=after_some)
+    assert first.stopped
+    assert 0 < first.computed < 24
+    assert (open_cache(path).status == Status.DONE).sum() == first.computed
+    second = extract(str(image_folder), path, SETTINGS)
+    assert (second.already, second.computed) == (first.computed, 24 - first.computed)
+    assert path.read_bytes() == cache_file.read_bytes()
+
+
+def test_failed_images_are_rows_with_a_reason(image_folder: Path, tmp_path: Path) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    whole = (root / "ant" / "00.png").read_bytes()
+    (root / "ant" / "cut.png").write_bytes(whole[: len(whole) // 2])
+    (root / "bee" / "empty-looking.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(50))
+    Image.new("L", (300, 300)).save(root / "cat" / "large.png")
+    settings = ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=160_000 - 80_000))
+    summary = extract(str(root), tmp_path / "c.h5", settings)
+    cache = open_cache(tmp_path / "c.h5")
+    status = dict(zip(cache.keys.tolist(), cache.status.tolist(), strict=True))
+    assert status["ant/cut.png"] == Status.CORRUPT
+    assert status["bee/empty-looking.jpg"] == Status.CORRUPT
+    assert status["cat/large.png"] == Status.TOO_LARGE
+    assert summary.failed == sum(code > 1 for code in status.values())
+    reasons = dict(describe_failures(tmp_path / "c.h5"))
+    assert "300 × 300 pixels" in reasons["cat/large.png"]
+    assert reasons["ant/cut.png"].startswith("corrupt: ")
+    failed = [i for i, key in enumerate(cache.keys) if status[key] > 1]
+    assert not cache.embeddings[failed].any()
+    assert sum(describe(tmp_path / "c.h5")["status"].values()) == 27
+
+
+def test_an_image_that_vanishes_fails_in_its_row(image_folder: Path, tmp_path: Path) -> None:
+    from pipeline.sources import open_source
+
+    shutil.copytree(image_folder, tmp_path / "images")
+    source = open_source(str(tmp_path / "images"))
+    (tmp_path / "images" / source[5].key).unlink()
+    extract(source, tmp_path / "c.h5", SETTINGS)
+    cache = open_cache(tmp_path / "c.h5")
+    assert cache.status[5] == Status.UNREADABLE
+    assert (np.delete(cache.status, 5) == Status.DONE).all()
+
+
+def test_half_precision_files(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    extract(str(image_folder), tmp_path / "half.h5", ExtractSettings(run=SETTINGS.run, dtype="float16"))
+    half, whole = open_cache(tmp_path / "half.h5"), open_cache(cache_file)
+    assert half.dtype == np.float16
+    assert np.array_equal(half.embeddings, whole.embeddings.astype(np.float16))
+
+
+def test_several_layers_in_one_pass(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:
+    settings = ExtractSettings(run=SETTINGS.run, layers=("blocks.2:max", "blocks.4"))
+    extract(str(image_folder), tmp_path / "l.h5", settings)
+    cache = open_cache(tmp_path / "l.h5")
+    assert {name: rows.shape for name, rows in cache.layers.items()} == {
+        "penultimate": (24, 1280), "blocks.2:max": (24, 40), "blocks.4:avg": (24, 112),
+    }  # fmt: skip
+    assert np.array_equal(cache.embeddings, open_cache(cache_file).embeddings)
+
+
+def test_other_settings_are_refused_by_field(cache_file: Path, image_folder: Path) -> None:
+    before = cache_file.read_bytes()
+    for settings, field in (
+        (ExtractSettings(run=SETTINGS.run, dtype="float16"), "dtype is float32 there and float16 here"),
+        (ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=5)), "decode.max_pixels is 200000000 there and 5 here"),
+        (ExtractSettings(run=SETTINGS.run, weights="random"), "weights.sha256"),
+    ):
+        with pytest.raises(FingerprintError, match=field) as caught:
+            extract(str(image_folder), cache_file, settings)
+        assert "\n" not in str(caught.value)
+    assert cache_file.read_bytes() == before
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_work(image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for output, message in (
+        (tmp_path, "found the folder"),
+        (tmp_path / "none" / "c.h5", "found none"),
+        (tmp_path / "notes.txt", "found something else"),
+    ):
+        with pytest.raises(CacheError, match=message):
+            extract(str(image_folder), output, SETTINGS)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+def test_any_reader_opens_it(cache_file: Path) -> None:
+    import h5py
+
+    with h5py.File(cache_file) as file:
+        assert file["embeddings"].shape == (24, 1280)
+        assert file["keys"][0].decode().startswith("ant/")
+        assert file["label_names"].asstr()[:].tolist() == ["ant", "bee", "cat"]
+        assert file.attrs["format"] == b"embedding-pipeline"

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import open_cache
+from pipeline.embed import RunSettings
+from pipeline.errors import PipelineError
+from pipeline.extract import ExtractSettings, extract
+from pipeline.fit_head import FitSettings, fit_head
+from pipeline.heads import load_head
+from pipeline.predict import predict
+
+
+@pytest.fixture(scope="module")
+def run_dir(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("predict")
+    extract(str(image_folder), root / "c.h5", ExtractSettings(run=RunSettings(precision="float32")))
+    fit_head(root / "c.h5", root / "run", FitSettings(folds=2, report=False, Cs=(0.01, 1.0)))
+    return root / "run"
+
+
+def test_predictions_on_images_equal_those_on_their_cached_rows(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+    summary = predict(run_dir, str(image_folder), tmp_path / "out.csv")
+    assert (summary.total, summary.failed) == (24, 0)
+    table = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    cache, head = open_cache(run_dir.parent / "c.h5"), load_head(run_dir)
+    expected = head.predict_proba(np.asarray(cache.embeddings))
+    assert table["key"].tolist() == cache.keys.tolist()
+    assert np.allclose(table[["p_ant", "p_bee", "p_cat"]].to_numpy(dtype=float), expected, atol=1e-5)
+    assert table["predicted"].tolist() == [("ant", "bee", "cat")[i] for i in expected.argmax(1)]
+    assert (table["error"] == "").all()
+
+
+def test_a_broken_image_keeps_its_line(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    whole = (image_folder / "ant" / "00.png").read_bytes()
+    (tmp_path / "images" / "a.png").write_bytes(whole)
+    (tmp_path / "images" / "b.png").write_bytes(whole[:-2000])
+    summary = predict(run_dir, str(tmp_path / "images"), tmp_path / "out.csv")
+    assert summary.failed == 1
+    table = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert table["predicted"][0] in ("ant", "bee", "cat")
+    assert table["predicted"][1] == ""
+    assert table["error"][1] != ""
+
+
+def test_nothing_is_left_of_what_cannot_be(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+    for run, images, output in (
+        (tmp_path / "none", image_folder, tmp_path / "o.csv"),
+        (run_dir, tmp_path, tmp_path / "o.csv"),
+        (run_dir, image_folder, tmp_path),
+        (run_dir, image_folder, tmp_path / "none" / "o.csv"),
+    ):
+        with pytest.raises(PipelineError) as caught:
+            predict(run, str(images), output)
+        assert "\n" not in str(caught.value)
+    assert list(tmp_path.iterdir()) == []
