@@ -13,8 +13,6 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
@@ -22,6 +20,9 @@ import click
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
     from pipeline.embed import RunSettings
     from pipeline.extract import Summary
 
@@ -133,7 +134,9 @@ class ProgressLine:
             self._logged = time.monotonic()
             rate = (ready - self._first[0]) / max(self._logged - self._first[1], 1e-9)
             left = (total - ready) / max(rate, 1e-9)
-            say(f"{self._what}: {ready} of {total} images, {failed} failed, {rate:.0f} images/s, {left / 60:.0f} min left")
+            say(
+                f"{self._what}: {ready} of {total} images, {failed} failed, {rate:.0f} images/s, {left / 60:.0f} min left"
+            )
 
     def close(self) -> None:
         """Leave the terminal in order."""
@@ -192,10 +195,16 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
     "--layer", "layers", multiple=True, metavar="NODE[:POOLING]",
     help="Another layer besides 'penultimate'; pooling is avg, max, gem, cls or flatten. Repeatable.",
 )  # fmt: skip
-@click.option("--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the file.")
-@click.option("--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail.")
+@click.option(
+    "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the file."
+)
+@click.option(
+    "--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail."
+)
 @click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
-@click.option("--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time.")
+@click.option(
+    "--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time."
+)
 @click.option("--retry-failed", is_flag=True, help="Try again the images that failed before.")
 @click.option("--max-failures", metavar="N|P%", help="Stop early when more images fail than this.")
 @run_options
@@ -242,7 +251,9 @@ def extract(
             progress.close()
         _say_summary(summary, output)
         if summary.stopped:
-            say(f"stopped; the same command goes on: {summary.total - summary.already - summary.computed - summary.failed} left")
+            say(
+                f"stopped; the same command goes on: {summary.total - summary.already - summary.computed - summary.failed} left"
+            )
     if summary.failed:
         say(f"{summary.failed} images failed: 'pipeline info --failed {output}' lists them")
         click.get_current_context().exit(EXIT_SOME_FAILED)
@@ -258,7 +269,10 @@ def _say_summary(summary: Summary, output: str) -> None:
     if summary.changes:
         say("archive: " + ", ".join(f"{count} {what}" for what, count in summary.changes.items() if count))
     if summary.failures:
-        say("failed: " + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(summary.failures.items())))
+        say(
+            "failed: "
+            + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(summary.failures.items()))
+        )
     if summary.skipped:
         what = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
         say(f"left out: {what} (such as {', '.join(summary.skipped_examples)})")
@@ -269,7 +283,9 @@ def _say_summary(summary: Summary, output: str) -> None:
 @click.argument("images")
 @click.option("-o", "--output", required=True, metavar="OUT.csv", help="The table to write.")
 @click.option("--weights", metavar="FILE", help="The backbone's weights, when the cache was made with those of a file.")
-@click.option("--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own.")
+@click.option(
+    "--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own."
+)
 @run_options
 def predict(run_dir: str, images: str, output: str, weights: str | None, trust: bool, run: RunSettings) -> None:
     """Apply the head of RUN/ to IMAGES: class names and probabilities as CSV."""
@@ -348,10 +364,15 @@ def verify(cache: str, images: bool) -> None:
     say(f"{cache}: sound; {found.done} of {found.rows} rows done, {found.failed} failed, {found.to_do} to do")
     if found.uncommitted:
         say(f"{found.uncommitted} of those to do are written, not committed: pipeline extract computes them again")
-    for keys, what in ((found.images_changed, "have other content now"), (found.images_gone, "cannot be read any more")):
+    for keys, what in (
+        (found.images_changed, "have other content now"),
+        (found.images_gone, "cannot be read any more"),
+    ):
         if keys:
             more = ", …" if len(keys) > 3 else ""
-            say(f"{len(keys)} images {what} ({', '.join(keys[:3])}{more}): pipeline extract --check-content brings the cache up to date")
+            say(
+                f"{len(keys)} images {what} ({', '.join(keys[:3])}{more}): pipeline extract --check-content brings the cache up to date"
+            )
     if not found.complete:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
@@ -381,5 +402,3 @@ def backbones(family: str | None) -> None:
 
     for name in list_backbones(family):
         click.echo(name)
-
-

@@ -9,11 +9,13 @@ import io
 import warnings
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 SNIFF_BYTES = 32
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -107,7 +109,7 @@ def is_image(head: bytes) -> bool:
     return len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#"
 
 
-def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uint8]:  # noqa: B008 - frozen
+def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uint8]:
     """Decode one image.
 
     Parameters

@@ -17,21 +17,25 @@ import tempfile
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.content import HASH_BYTES
 from pipeline.decode import DecodePolicy, Status
 from pipeline.decode_worker import IDLE, NOBODY, ROW, SINCE, Outcome, Setup, Task, board_bytes, views
 from pipeline.errors import PipelineError
-from pipeline.preprocess import Preprocess
-from pipeline.sources.base import Reader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from pipeline.preprocess import Preprocess
+    from pipeline.sources.base import Reader
 
 TASK_IMAGES = 8
 TASKS_PER_WORKER = 2
@@ -127,7 +131,7 @@ class DecodePool:
         batch_size: int,
         workers: int,
         slots: int = 4,
-        limits: Limits = Limits(),  # noqa: B008 - frozen
+        limits: Limits = Limits(),
     ) -> None:
         self._shape = (slots, batch_size, *preprocess.shape)
         self._setup = (reader, policy, preprocess, self._shape, workers)
@@ -225,9 +229,7 @@ class DecodePool:
             for worker in self._workers.values():
                 while pending and len(worker.tasks) < TASKS_PER_WORKER:
                     self._send(worker, pending.popleft())
-            by_connection: dict[Any, _Worker] = {
-                worker.connection: worker for worker in self._workers.values()
-            }
+            by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers.values()}
             for ready in wait([*by_connection, self._wake_in], timeout=CHECK_EVERY_S):
                 if ready == self._wake_in:
                     os.read(self._wake_in, 4096)
@@ -263,8 +265,7 @@ class DecodePool:
             filling[slot] = _Filling(next(numbers), slot, batch)
             items = [(position, row, locator(row)) for position, row in enumerate(batch.tolist())]
             pending.extend(
-                Task(slot, tuple(items[first : first + TASK_IMAGES]))
-                for first in range(0, len(items), TASK_IMAGES)
+                Task(slot, tuple(items[first : first + TASK_IMAGES])) for first in range(0, len(items), TASK_IMAGES)
             )
 
     def _emit(self, filling: dict[int, _Filling], number: int) -> int:
@@ -350,9 +351,7 @@ class DecodePool:
                 f"expected decode workers to live, but {self._in_vain} ended one after the other with no image done ({how}): check "
                 "the memory of the machine, or use fewer --workers; everything before is committed"
             )
-        self._replace(
-            worker, culprit, _failed(Status.DECODER_CRASHED, how) if blamed else None, filling, pending
-        )
+        self._replace(worker, culprit, _failed(Status.DECODER_CRASHED, how) if blamed else None, filling, pending)
 
     def _end_hung_workers(self, filling: dict[int, _Filling], pending: deque[Task]) -> None:
         now = time.monotonic_ns()
@@ -375,7 +374,7 @@ class DecodePool:
         filling: dict[int, _Filling],
         pending: deque[Task],
     ) -> None:
-        """Start a new worker; its predecessor's tasks go back to the queue, the culprit alone or, once blamed, not at all."""
+        """Start a new worker; its predecessor's tasks go back to the queue, the culprit alone or, blamed, not at all."""
         for task in worker.tasks:
             for item in task.items:
                 position, row, _ = item

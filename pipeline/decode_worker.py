@@ -1,6 +1,7 @@
 """A decode worker: reads, hashes, decodes and prepares images into shared memory.
 
-`pipeline.decode_pool` starts it: a process of its own, so that a decoder that crashes, hangs or eats memory costs one image, not the run.
+`pipeline.decode_pool` starts it: a process of its own, so that a decoder that crashes, hangs or eats memory costs one
+image, not the run.
 """
 
 from __future__ import annotations
@@ -12,16 +13,19 @@ import signal
 import time
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.content import HASH_BYTES, content_hash
 from pipeline.decode import DecodeError, DecodePolicy, Status, decode_image
-from pipeline.preprocess import Preprocess
-from pipeline.sources.base import Reader
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.preprocess import Preprocess
+    from pipeline.sources.base import Reader
 
 NOBODY, IDLE = -1, 0
 ROW, SINCE = 0, 1
@@ -90,9 +94,7 @@ def views(
     """Return the board (workers, 2) int64 and the images (slots, B, H, W, 3) uint8 as arrays over the shared memory."""
     board = np.frombuffer(memory, dtype=np.int64, count=2 * workers).reshape(workers, 2)
     count = int(np.prod(setup_images))
-    images = np.frombuffer(memory, dtype=np.uint8, count=count, offset=board_bytes(workers)).reshape(
-        setup_images
-    )
+    images = np.frombuffer(memory, dtype=np.uint8, count=count, offset=board_bytes(workers)).reshape(setup_images)
     return board, images
 
 
@@ -106,16 +108,10 @@ def _work(setup: Setup, row: int, position: int, locator: Any, target: NDArray[n
     try:
         data = setup.reader(locator)
     except MemoryError:
-        return Outcome(
-            position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0
-        )
+        return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
     except Exception as error:  # whatever a reader raises is about this one image
-        reason = (
-            getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        )
-        return Outcome(
-            position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0
-        )
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        return Outcome(position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
     read = time.perf_counter()
     digest = content_hash(data)
     status, reason = Status.DONE, ""
@@ -153,13 +149,11 @@ def main(connection_fd: int, memory_fd: int) -> None:
     Image.MAX_IMAGE_PIXELS = None  # the policy's own limit is checked instead
     Image.init()
     _limit_memory(setup.memory_limit)
-    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 - C libraries chat on standard error
+    with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     line = board[setup.number]
     connection.send(None)  # ready
-    with contextlib.suppress(
-        EOFError, BrokenPipeError, ConnectionResetError
-    ):  # the main process is gone, or done
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
         while True:
             task: Task = connection.recv()
             outcomes = []

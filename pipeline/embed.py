@@ -1,6 +1,7 @@
 """Images → embeddings, without a cache: what extracting, predicting and searching share.
 
-Chooses the engine and the precision, keeps decoding and the forward pass going side by side, and measures where time goes.
+Chooses the engine and the precision, keeps decoding and the forward pass going side by side, and measures where the
+time goes.
 """
 
 from __future__ import annotations
@@ -9,21 +10,21 @@ import math
 import os
 import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import defaultdict, deque
 from concurrent.futures import Future, wait
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.decode import DecodePolicy, Status
 from pipeline.decode_pool import Batch, DecodePool, Limits
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
     from pipeline.engines import Embeddings, Engine
@@ -73,7 +74,7 @@ def embed(
     settings: RunSettings,
     *,
     stop: threading.Event | None = None,
-    seconds: Counter[str] | None = None,
+    seconds: defaultdict[str, float] | None = None,
 ) -> Iterator[tuple[Batch, Embeddings]]:
     """Yield every batch of ``rows`` with its embeddings, in order.
 
@@ -89,7 +90,7 @@ def embed(
     settings : RunSettings
     stop : threading.Event, optional
         When set, batches that the engine finishes within `STOP_WITHIN_S` are still yielded, then no more.
-    seconds : Counter, optional
+    seconds : defaultdict of str to float, optional
         Receives worker time of ``read`` and ``decode``, and the time this loop waited for either side.
 
     Yields
@@ -99,7 +100,7 @@ def embed(
     embeddings : dict of str to (B, D) float32
         By layer; positions that failed or are beyond the batch's rows hold anything.
     """
-    seconds = Counter() if seconds is None else seconds
+    seconds = defaultdict(float) if seconds is None else seconds
     with _pool(source, backbone, engine.batch_size, engine.in_flight, decode, settings) as pool:
         stop = stop or threading.Event()
         batches = pool.batches(rows, source.locator, stop)
@@ -161,10 +162,7 @@ def choose_engine(
     expected = reference(backbone, sample) if len(sample) else {}
     cosines: dict[str, float] = {}
     engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)
-    if settings.precision == AUTO:
-        wanted = precisions(engine)
-    else:
-        wanted = (settings.precision,)
+    wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
     for precision in wanted:
         if precision != engine.precision:
             engine.close()
@@ -180,7 +178,8 @@ def choose_engine(
         say(f"running on PyTorch, which is slower: OpenVINO gave {found}")
         return open_with("float32", "torch"), {"images": len(sample), "cosine": cosines}
     raise EngineError(
-        f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {engine.name} in {wanted[-1]}, found {found}: use --precision auto"
+        f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {engine.name} in {wanted[-1]}, found {found}: "
+        "use --precision auto"
     )
 
 
@@ -215,9 +214,9 @@ def _pool(
 
 
 def _forward(
-    batches: Iterator[Batch], engine: Engine, stop: threading.Event, seconds: Counter[str]
+    batches: Iterator[Batch], engine: Engine, stop: threading.Event, seconds: defaultdict[str, float]
 ) -> Iterator[tuple[Batch, Embeddings]]:
-    """Yield batches with their embeddings, keeping as many under way as the engine likes; end early when told to stop."""
+    """Yield batches with their embeddings, as many under way as the engine likes; end early when told to stop."""
     under_way: deque[tuple[Batch, Future[Embeddings]]] = deque()
     give_up = math.inf
     while True:
@@ -265,9 +264,7 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
 
     name = spec["weights"]["name"]
     if weights is None and name == "file":
-        raise BackboneError(
-            f"the weights came from the file {spec['weights']['origin']}: pass --weights FILE with it"
-        )
+        raise BackboneError(f"the weights came from the file {spec['weights']['origin']}: pass --weights FILE with it")
     known_name = name.partition(".")[2] if spec["backbone"].startswith("timm/") and name != "random" else name
     if weights is None and spec["backbone"] != "efficientnet_lite0":
         weights = known_name

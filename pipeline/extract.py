@@ -1,7 +1,7 @@
 """Stage 1: run a frozen network once over a source and cache its embeddings.
 
-Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) go on side by side;
-this module plans the work and passes batches along.
+Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) go on side by
+side; this module plans the work and passes batches along.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 import platform
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cache import Cache, CacheWriter, Items, check_same_numbers, fingerprint, open_cache, write_lock
 from pipeline.cache.background import BackgroundWriter
@@ -28,13 +27,15 @@ from pipeline.cache.publish import lay_out, publish, unfinished_path
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
 from pipeline.decode import DecodePolicy, Status
-from pipeline.decode_pool import Batch
 from pipeline.embed import AUTO, RunSettings, choose_engine, embed
 from pipeline.errors import CacheError, PipelineError
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.backbones import Backbone
+    from pipeline.decode_pool import Batch
     from pipeline.engines import Embeddings, Engine
 
 DTYPES = ("float32", "float16")
@@ -88,8 +89,8 @@ class Summary:
     failures : mapping of str to int
         How many rows failed, by status.
     changes : mapping of str to int
-        What had happened to the archive since the cache was made: images ``added``, ``changed``, ``deleted``, ``renamed``,
-        ``relabelled``, ``unchanged``; empty where nothing had.
+        What had happened to the archive since the cache was made: images ``added``, ``changed``, ``deleted``,
+        ``renamed``, ``relabelled``, ``unchanged``; empty where nothing had.
     skipped : mapping of str to int
         Files that are no items, by reason; ``skipped_examples`` names some.
     stopped : bool
@@ -119,7 +120,7 @@ Progress = Callable[[int, int, int], None]
 def extract(
     images: str | Source,
     output: str | os.PathLike[str],
-    settings: ExtractSettings = ExtractSettings(),  # noqa: B008 - frozen
+    settings: ExtractSettings = ExtractSettings(),
     *,
     stop: threading.Event | None = None,
     say: Say = lambda text: None,
@@ -183,9 +184,7 @@ def _extract_locked(
         if settings.run.precision == AUTO:  # what it was begun in
             settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
         spec = make_spec(backbone, settings, settings.run.precision)
-        check_same_numbers(
-            old.spec, spec, where=str(path), way_out="use the same settings, or another output"
-        )
+        check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
         try:
             target, changes = _target(path, old, items, source, spec, settings, stop, say)
         except _StopRequested:
@@ -195,9 +194,7 @@ def _extract_locked(
     else:
         todo = np.arange(len(items), dtype=np.int64)
     if len(todo):
-        engine, self_check = choose_engine(
-            source, backbone, settings.decode, settings.run, rows=todo, say=say
-        )
+        engine, self_check = choose_engine(source, backbone, settings.decode, settings.run, rows=todo, say=say)
         try:
             if old is None:
                 spec = make_spec(backbone, settings, engine.precision)
@@ -285,9 +282,7 @@ def failure_limit(text: str | None, total: int) -> float:
         return math.inf
     number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
     if not number.isdecimal() or (percent and int(number) > 100):
-        raise PipelineError(
-            f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: mend it"
-        )
+        raise PipelineError(f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: mend it")
     return total * int(number) / 100 if percent else float(number)
 
 
@@ -340,13 +335,11 @@ def _fill(
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(todo)
     limit = failure_limit(settings.max_failures, total)
-    seconds: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
     writer = BackgroundWriter(CacheWriter(target), reasons_of=path)
     try:
-        batches = embed(
-            source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds
-        )
+        batches = embed(source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds)
         for batch, outputs in batches:
             good = _write(batch, outputs, source, writer)
             ready, failed, computed = (
@@ -361,13 +354,11 @@ def _fill(
         writer.close()
     if failed > limit:
         raise PipelineError(
-            f"{failed} of {total} images failed, more than --max-failures {settings.max_failures}: look at what 'pipeline info "
-            f"--failed {target}' lists, mend it, and run again with --retry-failed; what was computed is kept"
+            f"{failed} of {total} images failed, more than --max-failures {settings.max_failures}: look at what "
+            f"'pipeline info --failed {target}' lists, mend it, and run again with --retry-failed; what was computed is kept"
         )
     seconds["write"] = writer.seconds
-    return replace(
-        _summarise(target, already), computed=computed, stopped=stop.is_set(), seconds=dict(seconds)
-    )
+    return replace(_summarise(target, already), computed=computed, stopped=stop.is_set(), seconds=dict(seconds))
 
 
 def _summarise(path: Path, already: int) -> Summary:
@@ -413,10 +404,9 @@ def _versions(engine: Engine) -> dict[str, str]:
 
 
 def _warn_of_versions(then: Mapping[str, str], now: Mapping[str, str], path: Path, say: Say) -> None:
-    differing = [
-        f"{name} {then.get(name, 'unknown')}, now {now[name]}" for name in now if then.get(name) != now[name]
-    ]
+    differing = [f"{name} {then.get(name, 'unknown')}, now {now[name]}" for name in now if then.get(name) != now[name]]
     if differing:
         say(
-            f"warning: {path} was made with {'; '.join(differing)}: new rows may differ from old ones in the last digits"
+            f"warning: {path} was made with {'; '.join(differing)}: new rows may differ from old ones "
+            "in the last digits"
         )

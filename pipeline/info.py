@@ -22,7 +22,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Returns
     -------
     dict
-        JSON-like: counts by status, layers and widths, labels, columns, backbone, weights, preprocessing, decode policy,
+        JSON-like: counts by status, layers and widths, labels, columns, backbone, weights, preprocessing, decoding,
         versions.
 
     Raises
@@ -37,7 +37,9 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "cache": str(cache.path),
         "images": len(cache),
-        "status": {Status(code).name.lower(): int(count) for code, count in enumerate(counts) if count or code == Status.DONE},
+        "status": {
+            Status(code).name.lower(): int(count) for code, count in enumerate(counts) if count or code == Status.DONE
+        },
         "layers": {layer["name"]: layer["width"] for layer in spec["layers"]},
         "dtype": spec["dtype"],
         "precision": spec["precision"],

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import os
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +18,8 @@ from pipeline.heads import load_head
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    import os
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -44,7 +43,7 @@ def predict(
     run_dir: str | os.PathLike[str],
     images: str,
     output: str | os.PathLike[str],
-    settings: RunSettings = RunSettings(),  # noqa: B008 - frozen
+    settings: RunSettings = RunSettings(),
     *,
     weights: str | None = None,
     trust: bool = False,
@@ -80,7 +79,9 @@ def predict(
     stop = stop or threading.Event()
     path = Path(output)
     if path.is_dir() or not path.parent.is_dir():
-        raise PipelineError(f"expected a file name for the predictions, found {path}: name a file in a folder that exists")
+        raise PipelineError(
+            f"expected a file name for the predictions, found {path}: name a file in a folder that exists"
+        )
     head = load_head(run_dir, trust=trust)
     source = open_source(images)
     backbone = backbone_of_spec(head.spec, weights)
@@ -99,7 +100,9 @@ def predict(
             for batch, outputs in embed(source, rows, backbone, engine, decode, settings, stop=stop):
                 # The cache's type is part of the numbers: what it would have rounded is rounded here.
                 embeddings = outputs[head.layer][: len(batch.rows)].astype(head.spec["dtype"])
-                for row, outcome, cells in zip(batch.rows.tolist(), batch.outcomes, _cells(head, embeddings), strict=True):
+                for row, outcome, cells in zip(
+                    batch.rows.tolist(), batch.outcomes, _cells(head, embeddings), strict=True
+                ):
                     good = outcome.status == Status.DONE
                     failed += not good
                     lines.writerow([source[row].key, *(cells if good else [""] * len(cells)), outcome.reason])

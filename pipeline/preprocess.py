@@ -1,17 +1,19 @@
 """The weights' own resize, crop, interpolation, mean and standard deviation, as plain data.
 
-The geometric part runs here, on uint8, with the very resampler of the reference (Pillow); the normalisation runs inside the
-engine's graph, where it costs nothing.
+The geometric part runs here, on uint8, with the very resampler of the reference (Pillow); the normalisation runs inside
+the engine's graph, where it costs nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 RESAMPLING = {
     "nearest": Image.Resampling.NEAREST,

@@ -3,8 +3,8 @@
     python scripts/make_images.py digits data/digits
     python scripts/make_images.py fashion-mnist data/fashion-mnist [--idx /usr/share/datasets/fashion-mnist]
 
-digits: the 1797 handwritten digits of scikit-learn (8 × 8). fashion-mnist: 70 000 images (28 × 28) from the IDX files of
-the Debian package dataset-fashion-mnist, as train/CLASS and test/CLASS.
+digits: the 1797 handwritten digits of scikit-learn (8 × 8). fashion-mnist: 70 000 images (28 × 28) from the IDX files
+of the Debian package dataset-fashion-mnist, as train/CLASS and test/CLASS.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ import argparse
 import gzip
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 FASHION_CLASSES = (
     "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle-boot",
@@ -51,7 +54,9 @@ def fashion_mnist(root: Path, idx: Path) -> None:
 def read_idx(file: Path, header: int) -> NDArray[np.uint8]:
     """Return the bytes after the header of a gzipped IDX file."""
     if not file.is_file():
-        raise SystemExit(f"expected {file}, found nothing: apt-get install dataset-fashion-mnist, or name its folder with --idx")
+        raise SystemExit(
+            f"expected {file}, found nothing: apt-get install dataset-fashion-mnist, or name its folder with --idx"
+        )
     with gzip.open(file) as opened:
         return np.frombuffer(opened.read(), np.uint8, offset=header)
 

@@ -8,18 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline import open_cache
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 RUN = [sys.executable, "-m", "pipeline"]
 
 
-def pipeline(*arguments: object, **options: object) -> subprocess.CompletedProcess[str]:
+def pipeline(*arguments: object) -> subprocess.CompletedProcess[str]:
     command = [*RUN, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, **options)  # type: ignore[call-overload,no-any-return]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,11 @@ def test_some_failed_is_exit_code_3(image_folder: Path, tmp_path: Path) -> None:
         (["extract", "{none}", "-o", "{tmp}/c.h5"], 1, "found nothing"),
         (["extract", "{empty}", "-o", "{tmp}/c.h5"], 1, "found an empty folder"),
         (["extract", "{images}", "-o", "{tmp}/no/c.h5"], 1, "make it first"),
-        (["extract", "{images}", "-o", "{tmp}/c.h5", "--backbone", "torchvision/resnet5"], 1, "did you mean torchvision/resnet50"),
+        (
+            ["extract", "{images}", "-o", "{tmp}/c.h5", "--backbone", "torchvision/resnet5"],
+            1,
+            "did you mean torchvision/resnet50",
+        ),
         (["extract", "{images}", "-o", "{tmp}/c.h5", "--layer", "block.1"], 1, "did you mean blocks.1"),
         (["extract", "{images}", "-o", "{tmp}/c.h5", "--device", "cuda:99"], 1, "there is no device cuda:99"),
         (["extract", "{images}"], 2, "Missing option"),
@@ -77,8 +84,12 @@ def test_a_wrong_argument_is_one_line(
     (tmp_path / "out").mkdir()
     (tmp_path / "empty").mkdir()
     places = {
-        "none": tmp_path / "none", "empty": tmp_path / "empty", "tmp": tmp_path / "out", "images": image_folder, "self": __file__,
-    }  # fmt: skip
+        "none": tmp_path / "none",
+        "empty": tmp_path / "empty",
+        "tmp": tmp_path / "out",
+        "images": image_folder,
+        "self": __file__,
+    }
     done = pipeline(*[argument.format(**places) for argument in arguments])
     assert done.returncode == code, done.stderr
     assert message in done.stderr
@@ -123,4 +134,7 @@ def test_every_command_and_option_has_help() -> None:
         assert command.help, name
         for parameter in command.params:
             if parameter.param_type_name == "option":
-                assert getattr(parameter, "help", None) or getattr(parameter, "show_default", None), (name, parameter.name)
+                assert getattr(parameter, "help", None) or getattr(parameter, "show_default", None), (
+                    name,
+                    parameter.name,
+                )

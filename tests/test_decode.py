@@ -102,12 +102,14 @@ def test_cmyk_bilevel_and_grey(small: Image.Image) -> None:
 
 def test_the_first_frame_of_an_animation(small: Image.Image) -> None:
     data = encode(small, "GIF", save_all=True, append_images=[Image.new("RGB", small.size, "red")])
-    assert np.array_equal(decode(data), np.asarray(small.convert("P").convert("RGB"))) or decode(data)[..., 1].mean() > 1
+    assert (
+        np.array_equal(decode(data), np.asarray(small.convert("P").convert("RGB"))) or decode(data)[..., 1].mean() > 1
+    )
 
 
 def test_the_pixel_limit_is_checked_before_decoding() -> None:
     header = encode(Image.new("1", (40000, 6000)))
-    with pytest.raises(DecodeError, match="240000000 pixels|40000 × 6000 pixels") as caught:
+    with pytest.raises(DecodeError, match="40000 × 6000 pixels") as caught:
         decode(header[:200])
     assert caught.value.status == Status.TOO_LARGE
     assert decode(encode(Image.new("L", (10, 10))), DecodePolicy(max_pixels=100)).shape == (10, 10, 3)
@@ -132,21 +134,28 @@ def test_any_bytes_give_pixels_or_a_decode_error(data: st.DataObject) -> None:
     for _ in range(data.draw(st.integers(0, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
     cut = data.draw(st.integers(0, len(whole)))
-    try:
-        pixels = decode(bytes(whole[:cut]), DecodePolicy(max_pixels=1 << 20))
-    except DecodeError as error:
-        assert error.status > Status.DONE
+    outcome = _pixels_or_error(bytes(whole[:cut]))
+    if isinstance(outcome, DecodeError):
+        assert outcome.status > Status.DONE
     else:
-        assert pixels.ndim == 3
-        assert pixels.shape[2] == 3
+        assert outcome.ndim == 3
+        assert outcome.shape[2] == 3
+
+
+def _pixels_or_error(data: bytes) -> np.ndarray[Any, Any] | DecodeError:
+    try:
+        return decode(data, DecodePolicy(max_pixels=1 << 20))
+    except DecodeError as error:
+        return error
 
 
 def test_half_scale_keeps_twice_the_target(photographs: list[Image.Image]) -> None:
     data = encode(photographs[0].resize((3000, 2000)), "JPEG", quality=92)
     half = DecodePolicy(jpeg_scale="half")
-    assert decode_image(data, half, resize_short=256).size == (750, 500) or min(
-        decode_image(data, half, resize_short=256).size
-    ) >= 2 * 256
+    assert (
+        decode_image(data, half, resize_short=256).size == (750, 500)
+        or min(decode_image(data, half, resize_short=256).size) >= 2 * 256
+    )
     assert decode_image(data, half, resize_short=1001).size == (3000, 2000)
     assert decode_image(data, half).size == (3000, 2000)
     assert decode_image(data, DecodePolicy(), resize_short=256).size == (3000, 2000)

@@ -1,16 +1,16 @@
 from __future__ import annotations
 
 import threading
-from collections import Counter
-from pathlib import Path
-from typing import Any
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image, ImageOps
-from timm.data import create_transform, resolve_model_data_config
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.decode import DecodePolicy
@@ -19,6 +19,9 @@ from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import BackboneError, EngineError, FingerprintError
 from pipeline.extract import ExtractSettings, make_spec
 from pipeline.sources import Source, open_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 POLICY = DecodePolicy()
 
@@ -46,7 +49,7 @@ def _rows(source: Source, backbone: Backbone, rows: Any, **settings: Any) -> np.
 def test_embeddings_equal_the_slow_reference_row_by_row(source: Source, backbone: Backbone, image_folder: Path) -> None:
     """PIL decode, timm's own transform, eager float32: nothing of this project but the weights."""
     model = backbone.network.body
-    config = resolve_model_data_config(timm.create_model("tf_efficientnet_lite0"))
+    config = resolve_model_data_config(timm.create_model("tf_efficientnet_lite0"))  # type: ignore[no-untyped-call]
     transform = create_transform(**config, is_training=False)
     expected = []
     with torch.inference_mode():
@@ -68,7 +71,7 @@ def test_rows_do_not_depend_on_order_workers_or_batch(source: Source, backbone: 
 
 
 def test_a_stop_ends_it_soon_and_in_order(source: Source, backbone: Backbone) -> None:
-    run, stop, seconds = RunSettings(precision="float32"), threading.Event(), Counter[str]()
+    run, stop, seconds = RunSettings(precision="float32"), threading.Event(), defaultdict[str, float](float)
     engine, _ = choose_engine(source, backbone, POLICY, run)
     seen = []
     for batch, _ in embed(source, np.arange(24), backbone, engine, POLICY, run, stop=stop, seconds=seconds):
@@ -119,7 +122,7 @@ def test_a_spec_gives_its_backbone_back(backbone: Backbone) -> None:
     again = backbone_of_spec(spec)
     assert again.to_spec() == layered.to_spec()
     assert decode_of_spec(spec) == settings.decode
-    with pytest.raises(FingerprintError, match="weights.sha256"):
+    with pytest.raises(FingerprintError, match=r"weights\.sha256"):
         backbone_of_spec({**spec, "weights": {**spec["weights"], "sha256": "0" * 64}})
     with pytest.raises(BackboneError, match="pass --weights FILE"):
         backbone_of_spec({**spec, "weights": {**spec["weights"], "name": "file"}})

@@ -1,9 +1,8 @@
 from __future__ import annotations
 
-import os
 import shutil
 import threading
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -15,6 +14,9 @@ from pipeline.embed import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.info import describe, describe_failures
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 SETTINGS = ExtractSettings(run=RunSettings(precision="float32"))
 
@@ -35,7 +37,10 @@ def test_the_cache_holds_what_the_source_had(cache_file: Path, image_folder: Pat
     assert cache.keys.tolist() == sorted(str(p.relative_to(image_folder)) for p in image_folder.glob("*/*"))
     assert cache.embeddings.std() > 0.1
     assert cache.image_bytes(3) == (image_folder / cache.keys[3]).read_bytes()
-    assert sorted(path.name for path in cache_file.parent.iterdir()) in (["whole.h5"], ["whole.h5", "whole.h5.run.json"])
+    assert sorted(path.name for path in cache_file.parent.iterdir()) in (
+        ["whole.h5"],
+        ["whole.h5", "whole.h5.run.json"],
+    )
 
 
 def test_the_same_command_again_computes_nothing(cache_file: Path, image_folder: Path) -> None:
@@ -45,7 +50,9 @@ def test_the_same_command_again_computes_nothing(cache_file: Path, image_folder:
     assert cache_file.read_bytes() == before
 
 
-def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
+    cache_file: Path, image_folder: Path, tmp_path: Path
+) -> None:
     path, stop, seen = tmp_path / "stopped.h5", threading.Event(), []
 
     def after_some(ready: int, failed: int, total: int) -> None:
@@ -68,8 +75,8 @@ def test_failed_images_are_rows_with_a_reason(image_folder: Path, tmp_path: Path
     whole = (root / "ant" / "00.png").read_bytes()
     (root / "ant" / "cut.png").write_bytes(whole[: len(whole) // 2])
     (root / "bee" / "empty-looking.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(50))
-    Image.new("L", (300, 300)).save(root / "cat" / "large.png")
-    settings = ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=160_000 - 80_000))
+    Image.new("L", (500, 500)).save(root / "cat" / "large.png")
+    settings = ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=400 * 400))
     summary = extract(str(root), tmp_path / "c.h5", settings)
     cache = open_cache(tmp_path / "c.h5")
     status = dict(zip(cache.keys.tolist(), cache.status.tolist(), strict=True))
@@ -78,7 +85,7 @@ def test_failed_images_are_rows_with_a_reason(image_folder: Path, tmp_path: Path
     assert status["cat/large.png"] == Status.TOO_LARGE
     assert summary.failed == sum(code > 1 for code in status.values())
     reasons = dict(describe_failures(tmp_path / "c.h5"))
-    assert "300 × 300 pixels" in reasons["cat/large.png"]
+    assert "500 × 500 pixels" in reasons["cat/large.png"]
     assert reasons["ant/cut.png"].startswith("corrupt: ")
     failed = [i for i, key in enumerate(cache.keys) if status[key] > 1]
     assert not cache.embeddings[failed].any()
@@ -118,7 +125,10 @@ def test_other_settings_are_refused_by_field(cache_file: Path, image_folder: Pat
     before = cache_file.read_bytes()
     for settings, field in (
         (ExtractSettings(run=SETTINGS.run, dtype="float16"), "dtype is float32 there and float16 here"),
-        (ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=5)), "decode.max_pixels is 200000000 there and 5 here"),
+        (
+            ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=5)),
+            "decode.max_pixels is 200000000 there and 5 here",
+        ),
         (ExtractSettings(run=SETTINGS.run, weights="random"), "weights.sha256"),
     ):
         with pytest.raises(FingerprintError, match=field) as caught:
@@ -137,7 +147,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_work(image_folder: Path,
         with pytest.raises(CacheError, match=message):
             extract(str(image_folder), output, SETTINGS)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert os.listdir(tmp_path) == ["notes.txt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
 def test_any_reader_opens_it(cache_file: Path) -> None:

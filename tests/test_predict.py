@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,9 @@ from pipeline.fit_head import FitSettings, fit_head
 from pipeline.heads import load_head
 from pipeline.predict import predict
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 
 @pytest.fixture(scope="module")
 def run_dir(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -23,7 +26,9 @@ def run_dir(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return root / "run"
 
 
-def test_predictions_on_images_equal_those_on_their_cached_rows(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+def test_predictions_on_images_equal_those_on_their_cached_rows(
+    run_dir: Path, image_folder: Path, tmp_path: Path
+) -> None:
     summary = predict(run_dir, str(image_folder), tmp_path / "out.csv")
     assert (summary.total, summary.failed) == (24, 0)
     table = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)

@@ -45,7 +45,11 @@ def test_only_the_cache_knows_hdf5() -> None:
 
 def test_parts_do_not_import_stages_or_the_command_line() -> None:
     stages = {f"pipeline.{name}" for name in ("cli", "extract", "fit_head", "predict", "finetune")}
-    parts = [f for f in FILES if f.relative_to(PACKAGE).parts[0] in (*FAMILIES, "cache", "decode.py", "preprocess.py", "errors.py")]
+    parts = [
+        f
+        for f in FILES
+        if f.relative_to(PACKAGE).parts[0] in (*FAMILIES, "cache", "decode.py", "preprocess.py", "errors.py")
+    ]
     assert len(parts) > 20
     for file in parts:
         assert not imports(file) & stages, file
@@ -55,7 +59,9 @@ def test_only_the_command_line_prints() -> None:
     for file in FILES:
         if file.name in ("cli.py", "probe.py"):  # the probe is a process of its own that answers on standard output
             continue
-        calls = [n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)]
+        calls = [
+            n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        ]
         assert "print" not in {call.func.id for call in calls if isinstance(call.func, ast.Name)}, file
 
 
@@ -80,6 +86,8 @@ def test_help_is_quick() -> None:
     times = []
     for _ in range(3):
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "pipeline", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=PACKAGE.parent)
+        subprocess.run(
+            [sys.executable, "-m", "pipeline", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=PACKAGE.parent
+        )
         times.append(time.perf_counter() - started)
     assert min(times) < 0.3

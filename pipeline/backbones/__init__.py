@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from types import ModuleType
+from typing import TYPE_CHECKING
 
 from pipeline.backbones.base import PENULTIMATE, Backbone, Layer, assemble
 from pipeline.errors import BackboneError, near_names
+
+if TYPE_CHECKING:
+    from types import ModuleType
 
 __all__ = ["DEFAULT_BACKBONE", "PENULTIMATE", "Backbone", "Layer", "list_backbones", "load_backbone"]
 
@@ -42,7 +45,9 @@ def load_backbone(name: str = DEFAULT_BACKBONE, weights: str | None = None, laye
 
 def list_backbones(family: str | None = None) -> list[str]:
     """Return the names of all backbones, or of one family."""
-    return [name for key in FAMILIES if family in (None, key) for name in importlib.import_module(FAMILIES[key]).names()]
+    return [
+        name for key in FAMILIES if family in (None, key) for name in importlib.import_module(FAMILIES[key]).names()
+    ]
 
 
 def _family(name: str) -> ModuleType:

@@ -8,13 +8,15 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.errors import BackboneError, near_names
-from pipeline.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from pipeline.preprocess import Preprocess
 
 PENULTIMATE = "penultimate"
 POOLINGS = ("avg", "max", "gem", "cls", "flatten")
@@ -107,7 +109,7 @@ class EmbeddingNetwork(nn.Module):
     """
 
     mean: Tensor
-    scale: Tensor
+    std: Tensor
 
     def __init__(self, body: Body, layers: tuple[Layer, ...]) -> None:
         super().__init__()
@@ -157,7 +159,9 @@ class EmbeddingNetwork(nn.Module):
 
     def _pool(self, x: Any, layer: Layer) -> Tensor:
         if not isinstance(x, Tensor):
-            raise BackboneError(f"layer {layer.node!r} gives a {type(x).__name__}, not a tensor: choose a layer inside it")
+            raise BackboneError(
+                f"layer {layer.node!r} gives a {type(x).__name__}, not a tensor: choose a layer inside it"
+            )
         if not layer.node:
             return x.flatten(1)
         return pool(x, layer.pooling, maps=self._maps, prefix_tokens=self._prefix_tokens)
@@ -194,7 +198,9 @@ def pool(x: Tensor, pooling: str, *, maps: str = "NCHW", prefix_tokens: int = 0)
         return x.flatten(1)
     if pooling == "cls":
         if x.ndim != 3 or prefix_tokens < 1:
-            raise BackboneError("pooling 'cls' needs a class token, and this layer has none: choose avg, max, gem or flatten")
+            raise BackboneError(
+                "pooling 'cls' needs a class token, and this layer has none: choose avg, max, gem or flatten"
+            )
         return x[:, 0]
     if x.ndim == 3:
         positions = x[:, prefix_tokens:] if x.shape[1] > prefix_tokens else x

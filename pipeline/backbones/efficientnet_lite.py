@@ -9,14 +9,18 @@ from __future__ import annotations
 import hashlib
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import timm
-from torch import Tensor
 
-from pipeline.backbones.base import Body
 from pipeline.backbones.timm import body_of, head_prefixes
 from pipeline.backbones.weights import RANDOM, is_file, load_strictly, read_weights
 from pipeline.errors import BackboneError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from pipeline.backbones.base import Body
 
 NAME = "efficientnet_lite0"
 TIMM_NAME = "tf_efficientnet_lite0"
@@ -106,5 +110,3 @@ def _bundled() -> dict[str, Tensor]:
             f"expected {PACKAGE} with SHA-256 {SHA256[:12]}…, found {found[:12]}…: reinstall that version of the package"
         )
     return read_weights(str(file))
-
-

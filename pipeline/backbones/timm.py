@@ -8,7 +8,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from pipeline.backbones.base import Body
@@ -58,7 +58,12 @@ def build(name: str, weights: str | None) -> Body:
         module = timm.create_model(wanted, pretrained=False, num_classes=0)
         load_strictly(module, read_weights(weights), origin=weights, ignore=head_prefixes(module))
         return body_of(
-            architecture, PREFIX + architecture, None, module=module, weights_name="file", weights_origin=Path(weights).name
+            architecture,
+            PREFIX + architecture,
+            None,
+            module=module,
+            weights_name="file",
+            weights_origin=Path(weights).name,
         )
     tag = weights or tag
     known = timm.list_pretrained(f"{architecture}*")
@@ -73,9 +78,12 @@ def build(name: str, weights: str | None) -> Body:
             module = timm.create_model(full_name, pretrained=True, num_classes=0)
     except Exception as error:  # the hub's client raises whatever its transport does
         raise cannot_download(name, error) from None
-    resolved = f"{architecture}.{module.pretrained_cfg['tag']}"
-    origin = str(module.pretrained_cfg.get("hf_hub_id") or module.pretrained_cfg.get("url"))
-    return body_of(architecture, PREFIX + architecture, None, module=module, weights_name=resolved, weights_origin=origin)
+    config: Any = module.pretrained_cfg
+    resolved = f"{architecture}.{config['tag']}"
+    origin = str(config.get("hf_hub_id") or config.get("url"))
+    return body_of(
+        architecture, PREFIX + architecture, None, module=module, weights_name=resolved, weights_origin=origin
+    )
 
 
 def body_of(
@@ -95,7 +103,7 @@ def body_of(
     return Body(
         name=name,
         module=module,
-        preprocess=_preprocess(name, resolve_model_data_config(module)),
+        preprocess=_preprocess(name, resolve_model_data_config(module)),  # type: ignore[no-untyped-call]
         weights_name=weights_name,
         weights_origin=weights_origin,
         maps="NHWC" if str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC") else "NCHW",
@@ -105,7 +113,8 @@ def body_of(
 
 def head_prefixes(module: nn.Module) -> tuple[str, ...]:
     """Return how the names of the classifier's tensors begin, as timm's configuration says."""
-    classifier: Any = module.pretrained_cfg.get("classifier", ()) if hasattr(module, "pretrained_cfg") else ()
+    config: Any = getattr(module, "pretrained_cfg", {})
+    classifier = config.get("classifier", ())
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier or ())
     return tuple(f"{head}." for head in heads)
 

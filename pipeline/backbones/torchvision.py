@@ -115,7 +115,9 @@ def _without_head(short: str) -> tuple[nn.Module, str]:
 def _preprocess(name: str, entry: Any) -> Preprocess:
     transforms = entry.transforms()
     if not isinstance(transforms, ImageClassification):
-        raise BackboneError(f"{name} has transforms of an unknown kind, {type(transforms).__name__}: choose another backbone")
+        raise BackboneError(
+            f"{name} has transforms of an unknown kind, {type(transforms).__name__}: choose another backbone"
+        )
     resize, crop = (tuple(transforms.resize_size), tuple(transforms.crop_size))
     mean, std = (tuple(map(float, values)) for values in (transforms.mean, transforms.std))
     return Preprocess(

@@ -5,14 +5,17 @@ from __future__ import annotations
 import contextlib
 import pickle
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.errors import BackboneError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 RANDOM = "random"
 RANDOM_SEED = 0
@@ -50,11 +53,15 @@ def read_weights(file: str) -> dict[str, Tensor]:
             f"expected plain tensors in {file}, found a pickle that wants to run code: save it as safetensors"
         ) from None
     except Exception as error:  # the readers of damaged files raise struct.error, KeyError, RuntimeError and more
-        raise BackboneError(f"expected weights in {file}, found a damaged or other file ({_first_line(error)})") from None
+        raise BackboneError(
+            f"expected weights in {file}, found a damaged or other file ({_first_line(error)})"
+        ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # the usual wrapping of training scripts
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise BackboneError(f"expected a state dict of tensors in {file}, found {type(state).__name__}: save state_dict()")
+        raise BackboneError(
+            f"expected a state dict of tensors in {file}, found {type(state).__name__}: save state_dict()"
+        )
     return {str(name).removeprefix("module."): value for name, value in state.items()}
 
 
@@ -88,7 +95,9 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, origin: str, i
             for names, what in ((missing, "missing"), (foreign, "unknown"), (shapes, "of another shape"))
             if names
         ]
-        raise BackboneError(f"the weights in {origin} do not fit this network, tensors: {'; '.join(found)}: name its backbone")
+        raise BackboneError(
+            f"the weights in {origin} do not fit this network, tensors: {'; '.join(found)}: name its backbone"
+        )
     module.load_state_dict(state, strict=True)
 
 

@@ -6,16 +6,19 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.writer import CacheWriter
 from pipeline.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.cache.writer import CacheWriter
 
 COMMIT_EVERY_S = 2.0
 QUEUE_BATCHES = 8
@@ -48,9 +51,7 @@ class BackgroundWriter:
         self._thread = threading.Thread(target=self._run, name="cache-writer")
         self._thread.start()
 
-    def write(
-        self, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[Any]], hashes: NDArray[np.uint8]
-    ) -> None:
+    def write(self, rows: NDArray[np.int64], outputs: Mapping[str, NDArray[Any]], hashes: NDArray[np.uint8]) -> None:
         """Queue finished rows; see `CacheWriter.write`.
 
         Raises

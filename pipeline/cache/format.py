@@ -10,18 +10,21 @@ import hashlib
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, unquote
 
 import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
-from numpy.typing import DTypeLike, NDArray
 
 from pipeline.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    from numpy.typing import DTypeLike, NDArray
 
 FORMAT = "embedding-pipeline"
 FORMAT_VERSION = 1
@@ -362,9 +365,7 @@ def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
             yield name, member
         elif isinstance(member, h5py.Group):
             yield from (
-                (f"{name}/{inner}", dataset)
-                for inner, dataset in member.items()
-                if isinstance(dataset, h5py.Dataset)
+                (f"{name}/{inner}", dataset) for inner, dataset in member.items() if isinstance(dataset, h5py.Dataset)
             )
 
 
@@ -379,9 +380,7 @@ def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dty
         kind = h5t.py_create(h5py.string_dtype("utf-8", dtype.itemsize), logical=True)
     else:
         kind = h5t.py_create(dtype, logical=True)
-    return h5d.create(
-        group.id, name.encode("utf-8", "surrogateescape"), kind, h5s.create_simple(shape), dcpl=plan
-    )
+    return h5d.create(group.id, name.encode("utf-8", "surrogateescape"), kind, h5s.create_simple(shape), dcpl=plan)
 
 
 def _write(group: h5py.Group, name: str, values: NDArray[Any]) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pipeline.errors import CacheError, LockedError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
 _held: set[tuple[int, int]] = set()
 """Locks of this process: record locks do not keep a process from itself."""

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
 from pipeline.cache.format import Extent, Items
 from pipeline.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from numpy.typing import NDArray
 
 
 class Cache:
@@ -63,8 +66,7 @@ class Cache:
             self.self_check: dict[str, Any] = json.loads(attributes["self_check"])
             self.source: dict[str, str] = json.loads(attributes["source"])
             counts = {
-                self._extents[name].shape[0]
-                for name in (fmt.EMBEDDINGS, fmt.STATUS, fmt.CRC, fmt.KEYS, fmt.LABELS)
+                self._extents[name].shape[0] for name in (fmt.EMBEDDINGS, fmt.STATUS, fmt.CRC, fmt.KEYS, fmt.LABELS)
             }
         except (KeyError, ValueError) as error:
             raise CacheError(
@@ -100,9 +102,7 @@ class Cache:
     def layers(self) -> Mapping[str, NDArray[Any]]:
         """(N, D) map of every layer by name, ``penultimate`` first."""
         prefix = fmt.LAYERS + "/"
-        others = {
-            name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)
-        }
+        others = {name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)}
         return {"penultimate": self.embeddings, **others}
 
     @cached_property

@@ -31,9 +31,7 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(_numeric(spec)).encode()).hexdigest()
 
 
-def check_same_numbers(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str, way_out: str
-) -> None:
+def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str, way_out: str) -> None:
     """Refuse two specs of different fingerprints.
 
     Raises

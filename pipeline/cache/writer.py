@@ -6,13 +6,11 @@ offset of a file whose space is already reserved; nothing but `os.pwrite` touche
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cache.format import (
     CONTENT_HASH,
@@ -27,6 +25,12 @@ from pipeline.cache.format import (
     row_crcs,
 )
 from pipeline.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 TODO, DONE = 0, 1
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
@@ -51,11 +55,7 @@ class CacheWriter:
         extents = read_extents(path)
         self._row_extents = {
             "penultimate": extents[EMBEDDINGS],
-            **{
-                name.removeprefix(LAYERS + "/"): e
-                for name, e in extents.items()
-                if name.startswith(LAYERS + "/")
-            },
+            **{name.removeprefix(LAYERS + "/"): e for name, e in extents.items() if name.startswith(LAYERS + "/")},
         }
         self._status, self._crc = extents[STATUS], extents[CRC]
         self._ledger, self._hash = extents[LEDGER_CRC], extents[CONTENT_HASH]
@@ -98,9 +98,7 @@ class CacheWriter:
 
     def fail(self, row: int, status: int, content_hash: bytes = bytes(HASH_BYTES)) -> None:
         """Record a row's failure: zeros as its embedding, and why."""
-        zeros = {
-            name: np.zeros((1, extent.shape[1]), extent.dtype) for name, extent in self._row_extents.items()
-        }
+        zeros = {name: np.zeros((1, extent.shape[1]), extent.dtype) for name, extent in self._row_extents.items()}
         hashes = np.frombuffer(content_hash, dtype=np.uint8).reshape(1, HASH_BYTES)
         self._write_rows(np.array([row]), zeros, hashes, np.array([status], dtype=np.uint8))
 
@@ -152,9 +150,7 @@ class CacheWriter:
         hashes: NDArray[np.uint8],
         statuses: NDArray[np.uint8],
     ) -> None:
-        arrays = {
-            name: np.ascontiguousarray(outputs[name], dtype=e.dtype) for name, e in self._row_extents.items()
-        }
+        arrays = {name: np.ascontiguousarray(outputs[name], dtype=e.dtype) for name, e in self._row_extents.items()}
         crcs = row_crcs(rows, list(arrays.values()))
         ledger = ledger_crcs(rows, statuses, crcs, hashes)
         for start, stop in _runs(rows):
@@ -199,4 +195,4 @@ def _runs(rows: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     """Yield (start, stop) of each stretch of consecutive row numbers."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     edges = [0, *breaks.tolist(), len(rows)]
-    yield from ((start, stop) for start, stop in zip(edges[:-1], edges[1:], strict=True) if stop > start)
+    yield from ((start, stop) for start, stop in itertools.pairwise(edges) if stop > start)

@@ -1,14 +1,15 @@
-"""Engines: what runs a backbone on this machine. One file per engine; `open_engine` chooses, and checks what it chose."""
+"""Engines: what runs a backbone on this machine. One file per engine; `open_engine` chooses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pipeline.engines.base import PRECISIONS, Embeddings, Engine
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.backbones.base import Backbone
 
 __all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "open_engine", "precisions"]

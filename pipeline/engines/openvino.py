@@ -14,16 +14,19 @@ import warnings
 from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import openvino as ov
 import torch
-from numpy.typing import NDArray
 
-from pipeline.backbones.base import Backbone
 from pipeline.engines.base import Embeddings, Engine
 from pipeline.errors import EngineError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.backbones.base import Backbone
 
 # Small batches stay in the processor's caches; measured in docs/performance.md.
 DEFAULT_BATCH = 4
@@ -76,7 +79,9 @@ class OpenVinoEngine(Engine):
                 },
             )
         except Exception as error:  # tracing and conversion raise whatever the network's code does
-            raise EngineError(f"OpenVINO cannot run {backbone.name} ({_first_line(error)}): use --engine torch") from None
+            raise EngineError(
+                f"OpenVINO cannot run {backbone.name} ({_first_line(error)}): use --engine torch"
+            ) from None
         streams = int(compiled.get_property("NUM_STREAMS"))
         self.in_flight = 2 * streams
         self._queue = ov.AsyncInferQueue(compiled, self.in_flight)
@@ -94,9 +99,7 @@ class OpenVinoEngine(Engine):
 
     def _finish(self, request: Any, future: Future[Embeddings]) -> None:
         try:
-            future.set_result(
-                {name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(self._names)}
-            )
+            future.set_result({name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(self._names)})
         except BaseException as error:
             future.set_exception(error)
 
@@ -108,7 +111,7 @@ def supported_precisions() -> tuple[str, ...]:
 
 
 def cache_folder() -> Path:
-    """Return where converted networks are kept: ``$XDG_CACHE_HOME/embedding-pipeline``, by default below ``~/.cache``."""
+    """Return where converted networks are kept: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedding-pipeline"
 
 
@@ -139,7 +142,7 @@ def _convert(backbone: Backbone) -> ov.Model:
     network = copy.deepcopy(backbone.network)
     with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
         warnings.simplefilter("ignore")  # tracing warns of every shape that Python code looks at
-        traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))
+        traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
         return ov.convert_model(traced, example_input=example)
 
 

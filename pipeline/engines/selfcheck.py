@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from pipeline.backbones.base import Backbone
     from pipeline.engines.base import Engine
 
@@ -34,9 +35,7 @@ def reference(backbone: Backbone, images: NDArray[np.uint8]) -> dict[str, NDArra
             backbone.network(torch.from_numpy(images[start : start + REFERENCE_BATCH]))
             for start in range(0, len(images), REFERENCE_BATCH)
         ]
-    return {
-        layer.name: np.concatenate([part[i].numpy() for part in parts]) for i, layer in enumerate(backbone.layers)
-    }
+    return {layer.name: np.concatenate([part[i].numpy() for part in parts]) for i, layer in enumerate(backbone.layers)}
 
 
 def least_cosine(a: NDArray[Any], b: NDArray[Any]) -> float:

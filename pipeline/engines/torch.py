@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import copy
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
-from pipeline.backbones.base import Backbone
 from pipeline.engines.base import Embeddings, Engine
 from pipeline.errors import EngineError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.backbones.base import Backbone
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -44,7 +48,7 @@ class TorchEngine(Engine):
         self._names = tuple(layer.name for layer in backbone.layers)
         network = copy.deepcopy(backbone.network).to(self._device)
         network.compute_dtype = _DTYPES[precision]
-        network.body.to(dtype=_DTYPES[precision], memory_format=torch.channels_last)
+        network.body.to(_DTYPES[precision]).to(memory_format=torch.channels_last)
         self._network = network.eval()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="forward")
 
@@ -77,7 +81,9 @@ def pick_device(device: str) -> torch.device:
     try:
         wanted = torch.device(device)
     except RuntimeError:
-        raise EngineError(f"expected a device such as cpu, cuda, cuda:1 or mps, found {device!r}: mend --device") from None
+        raise EngineError(
+            f"expected a device such as cpu, cuda, cuda:1 or mps, found {device!r}: mend --device"
+        ) from None
     there = {
         "cpu": True,
         "cuda": torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count(),

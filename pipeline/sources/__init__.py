@@ -1,4 +1,4 @@
-"""Sources: where images come from. One file per kind; `open_source` picks by what is there, never by a name's ending."""
+"""Sources: where images come from. One file per kind; `open_source` picks by content, never by a name's ending."""
 
 from __future__ import annotations
 
@@ -9,7 +9,17 @@ from pipeline.sources.base import FileReader, Item, ItemTable, Reader, Skipped, 
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.table import TableSource
 
-__all__ = ["FileReader", "FolderSource", "Item", "ItemTable", "Reader", "Skipped", "Source", "TableSource", "open_source"]
+__all__ = [
+    "FileReader",
+    "FolderSource",
+    "Item",
+    "ItemTable",
+    "Reader",
+    "Skipped",
+    "Source",
+    "TableSource",
+    "open_source",
+]
 
 
 def open_source(location: str, *, allow_missing: bool = False) -> Source:

@@ -12,12 +12,14 @@ import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 Reader = Callable[[Any], bytes]
 """Takes a locator (what `Source.locator` returned), gives the bytes for the decoder; raises `OSError`."""
@@ -148,8 +150,8 @@ class FileReader:
             Missing, unreadable, not a regular file, or larger than `MAX_FILE_BYTES`.
         """
         # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
-        fd = os.open(os.path.join(self.root, locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # noqa: PTH118
-        with open(fd, "rb", buffering=0) as file:
+        fd = os.open(os.path.join(self.root, locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        with os.fdopen(fd, "rb", buffering=0) as file:
             info = os.fstat(fd)
             if not stat.S_ISREG(info.st_mode):
                 raise OSError(errno.EINVAL, "not a regular file")

@@ -73,11 +73,11 @@ class FolderSource(Source):
 
     def describe(self) -> dict[str, str]:
         """Return where the images are, for the cache."""
-        return {**super().describe(), "root": os.fsdecode(os.path.abspath(self._root))}  # noqa: PTH100
+        return {**super().describe(), "root": os.fsdecode(os.path.abspath(self._root))}
 
     def reader(self) -> Reader:
         """Return a reader of files below the folder."""
-        return FileReader(os.path.abspath(self._root))  # noqa: PTH100 - names are bytes here
+        return FileReader(os.path.abspath(self._root))
 
 
 def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result | None, str]]:
@@ -86,8 +86,8 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result | None, str]]:
     while pending:
         folder, above = pending.pop()
         try:
-            here = os.stat(os.path.join(root, folder))  # noqa: PTH116, PTH118
-            entries = list(os.scandir(os.path.join(root, folder)))  # noqa: PTH118
+            here = os.stat(os.path.join(root, folder))
+            entries = list(os.scandir(os.path.join(root, folder)))
         except OSError as error:
             if not folder:
                 raise SourceError(f"cannot read the folder {os.fsdecode(root)}: {error.strerror}") from None
@@ -98,7 +98,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result | None, str]]:
             yield folder, None, "link to a folder above it"
             continue
         for entry in entries:
-            key = os.path.join(folder, entry.name)  # noqa: PTH118
+            key = os.path.join(folder, entry.name)
             if entry.name.startswith(b"."):
                 yield key, None, "hidden"
             elif entry.is_dir():
@@ -114,7 +114,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result | None, str]]:
 
 def _looks_like_image(root: bytes, key: bytes) -> bool:
     try:
-        with open(os.path.join(root, key), "rb", buffering=0) as file:  # noqa: PTH118, PTH123
+        with open(os.path.join(root, key), "rb", buffering=0) as file:
             return is_image(file.read(SNIFF_BYTES))
     except OSError:
         return True  # not known to be something else: its row will say why it cannot be read

@@ -57,7 +57,7 @@ class TableSource(Source):
                 "fill them in or remove them"
             )
         paths = [os.fsencode(path) for path in frame["path"].astype(str)]
-        self._folder = os.path.abspath(os.fsencode(Path(location).parent))  # noqa: PTH100
+        self._folder = os.path.abspath(os.fsencode(Path(location).parent))
         keys = key_array(paths)
         sizes, mtimes = self._stat(paths, allow_missing=allow_missing)
         labels, names = encode_labels(_texts(frame["label"])) if "label" in frame else _no_labels(len(frame))
@@ -80,7 +80,7 @@ class TableSource(Source):
 
     def describe(self) -> dict[str, str]:
         """Return where the images are, for the cache."""
-        return {**super().describe(), "root": os.fsdecode(os.path.abspath(self._folder))}  # noqa: PTH100
+        return {**super().describe(), "root": os.fsdecode(os.path.abspath(self._folder))}
 
     def reader(self) -> Reader:
         """Return a reader of files relative to the table's folder."""
@@ -89,7 +89,7 @@ class TableSource(Source):
     def _stat(self, paths: list[bytes], *, allow_missing: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         def look(path: bytes) -> tuple[int, int]:
             try:
-                info = os.stat(os.path.join(self._folder, path))  # noqa: PTH116, PTH118
+                info = os.stat(os.path.join(self._folder, path))
             except OSError:
                 return -1, -1
             return info.st_size, info.st_mtime_ns
@@ -130,7 +130,9 @@ def _read(path: Path) -> pd.DataFrame:
     except OSError as error:
         raise SourceError(f"cannot read the table {path}: {error.strerror or error}") from None
     except UnicodeDecodeError as error:
-        raise SourceError(f"expected UTF-8 in {path}, found byte {error.object[error.start]:#04x}: save it as UTF-8") from None
+        raise SourceError(
+            f"expected UTF-8 in {path}, found byte {error.object[error.start]:#04x}: save it as UTF-8"
+        ) from None
     except (ValueError, pd.errors.ParserError) as error:
         raise SourceError(f"cannot read {path} as a table: {str(error).splitlines()[0]}") from None
 
@@ -149,9 +151,9 @@ def _column(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:
 
     if not text:
         if types.is_bool_dtype(series) and not series.isna().any():
-            return series.to_numpy(dtype=np.bool_)
+            return np.asarray(series, dtype=np.bool_)
         if types.is_integer_dtype(series) and not series.isna().any():
-            return series.to_numpy(dtype=np.int64)
+            return np.asarray(series, dtype=np.int64)
         if types.is_numeric_dtype(series) and not types.is_bool_dtype(series):
-            return series.to_numpy(dtype=np.float64, na_value=np.nan)
+            return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
     return np.array([text or "" for text in _texts(series)], dtype=np.str_)

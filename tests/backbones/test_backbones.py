@@ -2,14 +2,13 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import timm
 import torch
 import torchvision.models as models
-from PIL import Image
 from safetensors.torch import save_file
 
 from pipeline.backbones import DEFAULT_BACKBONE, list_backbones, load_backbone
@@ -17,6 +16,9 @@ from pipeline.backbones.base import hash_weights, pool
 from pipeline.backbones.weights import read_weights
 from pipeline.errors import BackboneError
 from pipeline.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SMALL = "torchvision/squeezenet1_1"
 
@@ -43,10 +45,18 @@ def test_the_bundled_weights_know_what_is_on_a_photograph(photographs: list[Imag
     assert best[1] in (985, 723, 308, 309, 986, 738)  # daisy, pinwheel, fly, bee, lady's slipper, pot
 
 
-QUICK = ("googlenet", "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "resnet18", "shufflenet_v2_x0_5", "squeezenet1_1")
+QUICK = (
+    "googlenet",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "resnet18",
+    "shufflenet_v2_x0_5",
+    "squeezenet1_1",
+)
 SLOW = (
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "inception_v3", "maxvit_t", "regnet_x_400mf", "resnext50_32x4d",
-    "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32",
+    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "inception_v3", "maxvit_t", "regnet_x_400mf",
+    "resnext50_32x4d", "swin_t", "swin_v2_t", "vgg11_bn", "vit_b_32",
 )  # fmt: skip
 
 
@@ -55,7 +65,9 @@ def test_penultimate_of_every_torchvision_family_is_what_the_classifier_sees(nam
     backbone = load_backbone(f"torchvision/{name}", "random")
     layer = backbone.layers[0]
     with torch.device("meta"):
-        whole = models.get_model(name, weights=None, **({"init_weights": False} if name in ("inception_v3", "googlenet") else {}))
+        whole = models.get_model(
+            name, weights=None, **({"init_weights": False} if name in ("inception_v3", "googlenet") else {})
+        )
     linear = [m for m in whole.modules() if isinstance(m, torch.nn.Linear | torch.nn.Conv2d)]
     last = [m for m in linear if 1000 in (getattr(m, "out_features", 0), getattr(m, "out_channels", 0))][-1]
     assert layer.width == (last.in_features if isinstance(last, torch.nn.Linear) else last.in_channels)
@@ -64,7 +76,11 @@ def test_penultimate_of_every_torchvision_family_is_what_the_classifier_sees(nam
 
 @pytest.mark.parametrize(
     "name",
-    ["resnet18", "squeezenet1_1", *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_b_32", "densenet121"))],
+    [
+        "resnet18",
+        "squeezenet1_1",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("vit_b_32", "densenet121")),
+    ],
 )
 def test_weights_of_a_file_fit_strictly_and_give_the_networks_own_numbers(name: str, tmp_path: Path) -> None:
     torch.manual_seed(3)
@@ -89,14 +105,16 @@ def test_weights_of_a_file_fit_strictly_and_give_the_networks_own_numbers(name: 
 
 def test_timm_networks_equal_timms_own(tmp_path: Path) -> None:
     torch.manual_seed(1)
-    whole = timm.create_model("resnet10t", pretrained=False).eval()
+    whole: Any = timm.create_model("resnet10t", pretrained=False).eval()
     save_file(whole.state_dict(), tmp_path / "w.safetensors")
     backbone = load_backbone("timm/resnet10t", str(tmp_path / "w.safetensors"))
     images = torch.randint(0, 256, (2, *backbone.preprocess.shape), dtype=torch.uint8)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (backbone.preprocess.mean, backbone.preprocess.std))
     with torch.inference_mode():
         features = whole.forward_features((images.permute(0, 3, 1, 2) / 255.0 - mean) / std)
-        torch.testing.assert_close(backbone.network(images)[0], whole.forward_head(features, pre_logits=True), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            backbone.network(images)[0], whole.forward_head(features, pre_logits=True), rtol=1e-4, atol=1e-5
+        )
 
 
 def test_layers_are_taken_in_one_pass_and_pooled() -> None:
@@ -164,7 +182,7 @@ def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, monkeypatch: pytest.
 
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     save_file(models.resnet18(weights=None).state_dict(), tmp_path / "w.safetensors")
-    with pytest.raises(BackboneError, match="missing .*unknown") as caught:
+    with pytest.raises(BackboneError, match=r"missing .*unknown") as caught:
         load_backbone(SMALL, str(tmp_path / "w.safetensors"))
     assert "name its backbone" in str(caught.value)
     for junk in (b"", b"junk", b"\xff" * 8 + b"{", b"PK\x03\x04junk"):
@@ -206,7 +224,7 @@ def test_without_a_network_both_ways_out_are_named(name: str, monkeypatch: pytes
 def test_downloaded_weights_are_used_as_the_hub_gives_them(monkeypatch: pytest.MonkeyPatch) -> None:
     """The download path, with the hub's answer faked: the enum name is resolved, the state dict fitted strictly."""
     torch.manual_seed(5)
-    state = models.resnet18(weights=None).state_dict()
+    state: dict[str, torch.Tensor] = dict(models.resnet18(weights=None).state_dict())
     asked: list[str] = []
 
     def answer(url: str, **kwargs: Any) -> dict[str, torch.Tensor]:

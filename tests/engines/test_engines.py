@@ -1,13 +1,10 @@
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.engines import Engine, open_engine
@@ -15,6 +12,11 @@ from pipeline.engines.openvino import cache_folder, supported_precisions
 from pipeline.engines.selfcheck import check, least_cosine, reference
 from pipeline.errors import EngineError
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+    from PIL import Image
 
 GOLDEN = (0.14788707, 0.4982196, 4.8574677)
 """Mean, standard deviation and maximum of the embedding of a fixed tensor, noted when it first equalled timm's."""
@@ -77,7 +79,9 @@ def test_torch_in_bfloat16(backbone: Backbone, images: NDArray[np.uint8]) -> Non
     engine.close()
 
 
-def test_a_network_that_openvino_cannot_convert_runs_on_torch(monkeypatch: pytest.MonkeyPatch, backbone: Backbone) -> None:
+def test_a_network_that_openvino_cannot_convert_runs_on_torch(
+    monkeypatch: pytest.MonkeyPatch, backbone: Backbone
+) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no such operation")
 

@@ -2,13 +2,16 @@ from __future__ import annotations
 
 import os
 import shutil
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
 from pipeline.sources import FolderSource, open_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def test_folders_are_classes_in_a_stable_order(image_folder: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -8,6 +8,9 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.sources import TableSource, open_source
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 @pytest.fixture
