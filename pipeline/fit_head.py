@@ -67,6 +67,8 @@ class FitSettings:
         Bootstrap resamples.
     calibrate : bool
         Whether probabilities are divided by the temperature found on the out-of-fold scores.
+    learning_curve : bool
+        Whether to fit on growing shares of the training rows, at the chosen settings.
     report : bool
         Whether to write ``report.html``.
     params : dict
@@ -86,6 +88,7 @@ class FitSettings:
     device: str = "auto"
     replicates: int = 1000
     calibrate: bool = True
+    learning_curve: bool = True
     report: bool = True
     params: dict[str, Any] = field(default_factory=dict)
 
@@ -192,11 +195,16 @@ def fit_head(
         with clock("evaluate"):
             temperature = _temperature(fitted, y_train, settings)
             results = _evaluate(cache, rows, embeddings, fitted, temperature, settings)
+        if settings.learning_curve:
+            with clock("learning curve"):
+                results["learning_curve"] = results["metrics"]["learning_curve"] = _learning_curve(
+                    rows, embeddings, fitted, settings
+                )
         head = _saved_head(cache, rows, fitted, temperature, settings)
         with clock("write"):
             _write(folder, head, fitted, results, rows, cache)
             run = _run_facts(cache, rows, settings, fitted, temperature, notes)
-        if settings.report and False:
+        if settings.report:
             with clock("report"):
                 from pipeline.report import write_report
 
@@ -473,6 +481,59 @@ def _probabilities(
     return evaluate.softmax(scores / temperature)
 
 
+_LEARNING_SHARES = (0.01, 0.03, 0.1, 0.3)
+_LEARNING_ROWS = 20_000
+"""Rows of the held-out split that measure a point of the learning curve: its interval is then below ±0.7 points."""
+
+
+def _learning_curve(
+    rows: Rows, embeddings: NDArray[Any], fitted: FittedHead, settings: FitSettings
+) -> list[dict[str, Any]]:
+    """Fit the same head on growing shares of the training rows, every class in each of them."""
+    if fitted.refit is None:
+        return []
+    train = rows.of("train")
+    order = _stratified_order(rows.y[train], settings.seed)
+    n_classes = len(rows.class_names)
+    test = rows.of("test") if len(rows.of("test")) else rows.of("val")
+    test = np.sort(np.random.default_rng(settings.seed).permutation(test)[:_LEARNING_ROWS])
+    X_test = read_rows(embeddings, rows.index[test])
+    groups = None if rows.groups is None else rows.groups[test]
+    curve = []
+    for share in (*_LEARNING_SHARES, 1.0):
+        count = round(share * len(train))
+        if count < 2 * n_classes:
+            continue
+        if share < 1.0:
+            at = np.sort(order[:count])
+            part = train[at]
+            model = fitted.refit(read_rows(embeddings, rows.index[part]), rows.y[part])
+            if model is None:
+                continue
+        else:
+            model = fitted.model
+        hit = (model.scores(X_test).argmax(1) == rows.y[test]).astype(np.float64)
+
+        def accuracy(weight: NDArray[np.float64], hit: NDArray[np.float64] = hit) -> dict[str, float]:
+            return {"accuracy": float(weight @ hit / weight.sum())}
+
+        interval = evaluate.bootstrap_intervals(
+            accuracy, len(test), seed=settings.seed, replicates=settings.replicates, groups=groups
+        )
+        curve.append({"rows": count, "accuracy": interval["accuracy"].as_dict()})
+    return curve
+
+
+def _stratified_order(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    """Order rows so that every beginning of the order has the classes in their shares, and each at least once early."""
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        place[rows] = np.arange(len(rows)) / len(rows)
+    return np.lexsort((rng.random(len(y)), place))
+
+
 def _saved_head(
     cache: Any, rows: Rows, fitted: FittedHead, temperature: float, settings: FitSettings
 ) -> LoadedHead | None:
@@ -562,7 +623,7 @@ def _write(
         rows.y[at], results["probabilities"][split].argmax(1), len(rows.class_names)
     )
     results["confusion"] = confusion
-    from pipeline.report.figures import save_confusion
+    from pipeline.report import save_confusion
 
     save_confusion(folder / "confusion.png", confusion, rows.class_names)
 

@@ -55,6 +55,8 @@ class FittedHead:
         One entry for every value tried, empty where nothing was.
     warnings : list of str
         What the user should know, such as values of C that did not converge.
+    refit : callable or None
+        Fits other rows (every class among them) at the chosen hyper-parameters; gives the arrays.
     """
 
     estimator: Any
@@ -63,6 +65,7 @@ class FittedHead:
     chosen: dict[str, Any] = field(default_factory=dict)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    refit: Callable[[NDArray[np.float32], NDArray[np.int64]], HeadModel | None] | None = None
 
 
 def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -76,7 +79,7 @@ def fit_logistic(
     X: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
 ) -> FittedHead:
     """Fit multinomial logistic regression, C chosen on folds of the rows given."""
-    from pipeline.heads.logistic import LogisticSweep
+    from pipeline.heads.logistic import LogisticHead, LogisticSweep
 
     estimator = LogisticSweep(
         Cs=options.Cs,
@@ -103,6 +106,20 @@ def fit_logistic(
     values = [entry["C"] for entry in estimator.sweep_]
     if len(values) > 1 and estimator.C_ in (values[0], values[-1]):
         warnings.append(f"the best C = {estimator.C_:g} lies at the end of the values tried: widen the sweep")
+
+    def refit(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> HeadModel | None:
+        if len(np.unique(labels)) < len(estimator.classes_):
+            return None
+        again = LogisticHead(
+            C=estimator.C_,
+            scaling=options.scaling,
+            class_weight=options.class_weight,
+            tol=1e-3,
+            device=options.device,
+        ).fit(rows, labels)
+        coef, intercept = two_columns(again.coef_, again.intercept_)
+        return HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept))
+
     return FittedHead(
         estimator,
         HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept)),
@@ -117,6 +134,7 @@ def fit_logistic(
         },
         sweep=estimator.sweep_,
         warnings=warnings,
+        refit=refit,
     )
 
 

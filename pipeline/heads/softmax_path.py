@@ -20,22 +20,25 @@ Axes: N rows, D features, K classes, L lanes, R rows of one block.
 References
 ----------
 Böhning, "Multinomial logistic regression algorithm", Ann. Inst. Statist. Math. 44 (1992).
-Nocedal and Wright, "Numerical Optimization", 2nd ed., algorithm 7.4 (L-BFGS two-loop recursion).
+Byrd, Nocedal and Schnabel, "Representations of quasi-Newton matrices and their use in limited memory methods",
+Math. Programming 63 (1994).
 George et al., "Fast approximate natural gradient descent in a Kronecker-factored eigenbasis", NeurIPS 2018.
 Shalev-Shwartz and Zhang, "Stochastic dual coordinate ascent", JMLR 14 (2013), for the dual.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     import torch
     from numpy.typing import NDArray
@@ -59,8 +62,14 @@ _SAMPLE_ROWS_PER_FEATURE = 8
 _WIDEST_EIGENBASIS = 4096
 """Above this width an eigendecomposition costs more than the passes it saves, and the basis is the features' own."""
 
+_SHARED_WORK = 200_000_000
+"""Multiplications from which a pass is worth sharing between threads."""
+
 _BAND = 10.0
-"""A preconditioner serves this factor of C."""
+"""The preconditioner's diagonal serves this factor of C."""
+
+_BASIS_BAND = 100.0
+"""Its feature basis, which costs an eigendecomposition, serves this factor of C."""
 
 _SAFETY = 20.0
 """Half the squared Newton decrement under the preconditioner was 2 to 40 times below the true gap where measured."""
@@ -113,14 +122,47 @@ class PathPoint:
     held_out_accuracy: float
 
 
-@dataclass
-class _Pair:
-    """One curvature pair of the loss alone: exact for every C."""
+class _Pairs:
+    """Curvature pairs of the loss alone, oldest first: exact for every C, where ``y = C y_loss + s`` (weights only)."""
 
-    step: torch.Tensor
-    change: torch.Tensor
-    step_change: float
-    step_step: float
+    def __init__(self, most: int) -> None:
+        self._steps: deque[torch.Tensor] = deque(maxlen=most)
+        self._changes: deque[torch.Tensor] = deque(maxlen=most)
+
+    def add(self, step: torch.Tensor, change: torch.Tensor) -> None:
+        """Keep a pair whose curvature stands clear of rounding."""
+        product = float((step * change).sum())
+        size = float(step.norm() * change.norm())
+        if math.isfinite(product) and product > 1e-8 * size:
+            self._steps.append(step)
+            self._changes.append(change)
+
+    def turn(self, rotation: torch.Tensor) -> None:
+        """Express all pairs in another feature basis."""
+        for vectors in (self._steps, self._changes):
+            for i, vector in enumerate(vectors):
+                vectors[i] = _turned(vector, rotation)
+
+    def solve(self, gradient: torch.Tensor, c: float, preconditioner: _Preconditioner) -> torch.Tensor:
+        """Return the L-BFGS inverse Hessian times ``gradient`` (Byrd, Nocedal and Schnabel 1994, equation 3.1)."""
+        import torch
+
+        first = preconditioner.solve(gradient[None], c)[0]
+        if not self._steps:
+            return first
+        s = torch.stack(list(self._steps))
+        y = c * torch.stack(list(self._changes))
+        y[:, :, :-1] += s[:, :, :-1]
+        h0_y = preconditioner.solve(y, c)
+        s, y, h0_y = s.flatten(1), y.flatten(1), h0_y.flatten(1)
+        s_y = s @ y.T
+        upper = torch.triu(s_y)
+        middle = torch.diag(s_y.diagonal()) + y @ h0_y.T
+        g = gradient.flatten()
+        solved = torch.linalg.solve_triangular(upper, (s @ g)[:, None], upper=True)
+        right = middle @ solved - (h0_y @ g)[:, None]
+        left = torch.linalg.solve_triangular(upper.T, right, upper=False)
+        return first + (s.T @ left - h0_y.T @ solved)[:, 0].view_as(gradient)
 
 
 @dataclass
@@ -144,25 +186,46 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Preconditioner:
-    """The Hessian's diagonal in a Kronecker basis: (K, K) class directions by (D, D) feature directions."""
+    """The diagonal of the loss's Hessian in the basis of (K, K) class directions by feature directions."""
 
     class_basis: torch.Tensor
-    feature_basis: torch.Tensor | None
     curvature: torch.Tensor
-    intercept_curvature: torch.Tensor
 
-    def solve(self, gradient: torch.Tensor, c: float) -> torch.Tensor:
-        """Divide ``gradient`` (K, D + 1) by ``c × curvature + 1`` in the basis."""
-        turned = self.class_basis.T @ gradient
-        weights = turned[:, :-1]
-        if self.feature_basis is None:
-            weights = weights / (c * self.curvature + 1.0)
-        else:
-            inside = (weights.float() @ self.feature_basis).double() / (c * self.curvature + 1.0)
-            weights = (inside.float() @ self.feature_basis.T).double()
-        turned[:, :-1] = weights
-        turned[:, -1] /= c * self.intercept_curvature
-        return self.class_basis @ turned
+    def solve(self, vectors: torch.Tensor, c: float) -> torch.Tensor:
+        """Divide ``vectors`` (n, K, D + 1) by ``c × curvature + 1``; the intercepts, in the last column, have no + 1."""
+        diagonal = c * self.curvature
+        diagonal[:, :-1] += 1.0
+        return self.class_basis @ ((self.class_basis.T @ vectors) / diagonal)
+
+
+@contextlib.contextmanager
+def _threads(work: int) -> Iterator[None]:
+    """Use one thread where the work (multiplications) is too small to share."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(before if work >= _SHARED_WORK else 1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _as_tensor(array: NDArray[np.float32]) -> torch.Tensor:
+    """Wrap an array that is only read, also one that must not be written."""
+    import torch
+
+    if array.flags.writeable:
+        return torch.from_numpy(array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.from_numpy(array)
+
+
+def _turned(vector: torch.Tensor, rotation: torch.Tensor) -> torch.Tensor:
+    out = vector.clone()
+    out[:, :-1] = vector[:, :-1] @ rotation
+    return out
 
 
 @dataclass
@@ -171,9 +234,11 @@ class _Lane:
 
     fold: int
     values: list[float]
-    pairs: deque[_Pair]
+    pairs: _Pairs
     trial: torch.Tensor
     inverse_scale: torch.Tensor
+    preconditioner: _Preconditioner | None = None
+    band: int | None = None
     position: int = 0
     passes: int = 0
     here: _Value | None = None
@@ -185,6 +250,18 @@ class _Lane:
     @property
     def c(self) -> float:
         return self.values[self.position]
+
+    def turn(self, rotation: torch.Tensor) -> None:
+        """Express everything in another feature basis."""
+        self.trial = _turned(self.trial, rotation)
+        if self.direction is not None:
+            self.direction = _turned(self.direction, rotation)
+        if self.here is not None:
+            here = self.here
+            self.here = replace(here, theta=_turned(here.theta, rotation), gradient=_turned(here.gradient, rotation))
+        self.solutions = [(at, _turned(theta, rotation)) for at, theta in self.solutions]
+        self.pairs.turn(rotation)
+        self.preconditioner = None
 
 
 class SoftmaxPath:
@@ -229,7 +306,7 @@ class SoftmaxPath:
         self.device = torch.device(device)
         self.memory = memory
         self.standardise = standardise
-        self._X = torch.from_numpy(np.ascontiguousarray(X, dtype=np.float32)).to(self.device)
+        self._X = _as_tensor(np.ascontiguousarray(X, dtype=np.float32)).to(self.device)
         n_rows, width = self._X.shape
         self.width = width
         self._y = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.device)
@@ -255,7 +332,17 @@ class SoftmaxPath:
         chosen = np.random.default_rng(0).permutation(n_rows)[:size]
         chosen.sort()
         self._sample = torch.from_numpy(chosen).to(self.device)
-        self._preconditioners: dict[int, _Preconditioner] = {}
+
+    def _start_basis(self, inverse_scale: torch.Tensor) -> None:
+        """Take the features themselves as basis, and fetch the sample of rows."""
+        import torch
+
+        weight = self._weight[self._sample]
+        self._basis = torch.eye(self.width, dtype=torch.float64, device=self.device)
+        self._basis_band: int | None = None
+        self._sample_rows = (self._X[self._sample] - self._mean) * inverse_scale.float()
+        self._sample_squares = self._sample_rows.square()
+        self._sample_weight = weight * (self._total_weight / float(weight.sum()))
 
     def _blocks(self, times: int = 1) -> list[slice]:
         n_rows, size = self._X.shape[0], self._block * times
@@ -270,7 +357,9 @@ class SoftmaxPath:
         n_lanes, k, d = len(lanes), self.n_classes, self.width
         theta = torch.stack([lane.trial for lane in lanes])
         inverse_scale = torch.stack([lane.inverse_scale for lane in lanes])[:, None, :]
-        weights = (theta[:, :, :d] * inverse_scale).float().view(n_lanes * k, d)
+        basis = self._basis.float()
+        weights = (theta[:, :, :d].reshape(n_lanes * k, d).float() @ basis.T).view(n_lanes, k, d)
+        weights = (weights * inverse_scale.float()).view(n_lanes * k, d)
         # X is never centred in memory: the mean goes into the intercept here and comes out of the gradient below.
         bias = theta[:, :, d].reshape(-1).float() - weights @ self._mean
         folds = torch.tensor([lane.fold for lane in lanes], device=self.device)[:, None]
@@ -299,7 +388,8 @@ class SoftmaxPath:
             gradient.addmm_(flat, block)
             gradient_bias += flat.sum(1, dtype=torch.float64)
         gradient -= gradient_bias.float()[:, None] * self._mean
-        scaled = gradient.double().view(n_lanes, k, d) * inverse_scale
+        scaled = (gradient.view(n_lanes, k, d) * inverse_scale.float()).view(n_lanes * k, d) @ basis
+        scaled = scaled.double().view(n_lanes, k, d)
         full = torch.cat([scaled, gradient_bias.view(n_lanes, k, 1)], dim=2)
         loss, held_out, correct = sums.cpu().tolist()
         return [_Value(lane.trial, loss[i], full[i], held_out[i], correct[i]) for i, lane in enumerate(lanes)]
@@ -346,12 +436,18 @@ class SoftmaxPath:
                 raise ValueError(f"values of C must be positive and ascending, got {list(values)}")
             scale = self._scale(fold)
             start = self._start(fold) if starts is None else self._resume(starts[number], scale)
-            states.append(_Lane(fold, list(values), deque(maxlen=memory), start, 1.0 / scale))
+            states.append(_Lane(fold, list(values), _Pairs(memory), start, 1.0 / scale))
         total = sum(len(state.values) for state in states)
         walking = list(states)
+        self._start_basis(states[0].inverse_scale)
         while walking:
-            for lane, value in zip(walking, self._evaluate(walking), strict=True):
-                self._advance(lane, value, tol, max_passes)
+            with _threads(self._X.shape[0] * self.width * self.n_classes * len(walking)):
+                self._choose_basis(walking)
+                values = self._evaluate(walking)
+            # Vectors this short are quicker on one thread, and on a busy machine many times so.
+            with _threads(1):
+                for lane, value in zip(walking, values, strict=True):
+                    self._advance(lane, value, tol, max_passes)
             walking = [lane for lane in walking if lane.position < len(lane.values)]
             if stop is not None and stop([lane.points for lane in states]):
                 walking = []
@@ -402,7 +498,7 @@ class SoftmaxPath:
         lane.passes += 1
         here = lane.here
         if here is not None:
-            self._remember(lane, here, value)
+            lane.pairs.add(value.theta - here.theta, value.gradient - here.gradient)
         given_up = lane.passes >= max_passes
         if here is None or self._accept(lane, here, value):
             lane.here = here = value
@@ -441,46 +537,18 @@ class SoftmaxPath:
             math.isfinite(after) and after <= before + _ARMIJO * lane.step * min(slope, 0.0) + 1e-9 * before
         )
 
-    def _remember(self, lane: _Lane, here: _Value, value: _Value) -> None:
-        step = value.theta - here.theta
-        change = value.gradient - here.gradient
-        step_change = float((step * change).sum())
-        step_step = float(step[:, :-1].square().sum())
-        size = float(change.square().sum().sqrt() * step.square().sum().sqrt())
-        if math.isfinite(step_change) and step_change > 1e-8 * size:
-            lane.pairs.append(_Pair(step, change, step_change, step_step))
-
     def _inverse_hessian(self, lane: _Lane, here: _Value, gradient: torch.Tensor) -> torch.Tensor:
-        """L-BFGS two-loop recursion around the preconditioner, at the lane's own C."""
-        c = lane.c
-        preconditioner = self._preconditioner(lane, here)
-        q = gradient.clone()
-        stack = []
-        for pair in reversed(lane.pairs):
-            rho = 1.0 / (c * pair.step_change + pair.step_step)
-            alpha = rho * float((pair.step * q).sum())
-            q.add_(pair.change, alpha=-alpha * c)
-            q[:, :-1].add_(pair.step[:, :-1], alpha=-alpha)
-            stack.append((pair, rho, alpha))
-        q = preconditioner.solve(q, c)
-        for pair, rho, alpha in reversed(stack):
-            beta = rho * (c * float((pair.change * q).sum()) + float((pair.step[:, :-1] * q[:, :-1]).sum()))
-            q.add_(pair.step, alpha=alpha - beta)
-        return q
-
-    def _preconditioner(self, lane: _Lane, here: _Value) -> _Preconditioner:
-        """Return the preconditioner of the lane's decade of C, built at the first point that needs it."""
+        """Return the step that would minimise the quadratic model, at the lane's own C."""
         band = math.floor(math.log(lane.c) / math.log(_BAND))
-        if band not in self._preconditioners:
-            self._preconditioners[band] = self._build_preconditioner(here.theta, lane.inverse_scale)
-        return self._preconditioners[band]
+        if lane.preconditioner is None or lane.band != band:
+            lane.preconditioner, lane.band = self._build_preconditioner(here.theta), band
+        return lane.pairs.solve(gradient, lane.c, lane.preconditioner)
 
-    def _build_preconditioner(self, theta: torch.Tensor, inverse_scale: torch.Tensor) -> _Preconditioner:
+    def _build_preconditioner(self, theta: torch.Tensor) -> _Preconditioner:
+        """Measure the Hessian's diagonal at ``theta`` on the sample of rows."""
         import torch
 
-        rows = (self._X[self._sample] - self._mean) * inverse_scale.float()
-        weight = self._weight[self._sample]
-        weight = weight * (self._total_weight / float(weight.sum()))
+        rows, weight = self._sample_rows, self._sample_weight
         p = torch.softmax(rows @ theta[:, :-1].T.float() + theta[:, -1].float(), dim=1)
         weighted = p * weight[:, None]
         classes = torch.diag(weighted.sum(0)) - weighted.T @ p
@@ -488,20 +556,33 @@ class SoftmaxPath:
         u = class_basis.float()
         # u_kᵀ (diag(p) − ppᵀ) u_k of every row: how uncertain the row is along class direction k.
         uncertainty = (weighted @ u.square() - weight[:, None] * (p @ u).square()).clamp_min_(0.0)
-        row_curvature = uncertainty.sum(1)
-        if self.width <= _WIDEST_EIGENBASIS:
-            moments = rows.T @ (rows * row_curvature[:, None])
-            _, feature_basis = torch.linalg.eigh(moments)
-            rotated = rows @ feature_basis
-        else:
-            feature_basis, rotated = None, rows
-        curvature = uncertainty.T @ rotated.square_()
-        return _Preconditioner(
-            class_basis,
-            feature_basis,
-            curvature.double(),
-            uncertainty.sum(0).double().clamp_min(1e-3 * self._total_weight / self.n_classes),
-        )
+        curvature = torch.empty(self.n_classes, self.width + 1, dtype=torch.float64, device=self.device)
+        curvature[:, :-1] = uncertainty.T @ self._sample_squares
+        # The shared direction of the intercepts has no curvature at all, and no gradient either.
+        least = 1e-3 * self._total_weight / self.n_classes
+        curvature[:, -1] = uncertainty.sum(0).clamp_min(least)
+        return _Preconditioner(class_basis, curvature)
+
+    def _choose_basis(self, lanes: Sequence[_Lane]) -> None:
+        """Turn everything to the eigenvectors of XᵀX, rows weighted by how uncertain the first lane is about them."""
+        import torch
+
+        leader = max(lanes, key=lambda lane: lane.c)
+        band = math.floor(math.log(leader.c) / math.log(_BASIS_BAND))
+        if band == self._basis_band or self.width > _WIDEST_EIGENBASIS:
+            return
+        self._basis_band = band
+        theta = leader.trial
+        rows = self._sample_rows
+        p = torch.softmax(rows @ theta[:, :-1].T.float() + theta[:, -1].float(), dim=1)
+        uncertainty = self._sample_weight * (1.0 - p.square().sum(1))
+        moments = rows.T @ (rows * uncertainty[:, None])
+        _, rotation = torch.linalg.eigh(moments.double())
+        self._basis = self._basis @ rotation
+        self._sample_rows = rows @ rotation.float()
+        self._sample_squares = self._sample_rows.square()
+        for lane in lanes:
+            lane.turn(rotation)
 
     def _predict(self, lane: _Lane) -> torch.Tensor | None:
         """Extrapolate the last solutions in log C to the lane's new C (Lagrange)."""
@@ -528,7 +609,7 @@ class SoftmaxPath:
         *,
         converged: bool,
     ) -> None:
-        weights = here.theta[:, :-1] * lane.inverse_scale
+        weights = (here.theta[:, :-1] @ self._basis.T) * lane.inverse_scale
         intercept = here.theta[:, -1] - weights @ self._mean.double()
         held_out = int((self._fold == lane.fold).sum())
         lane.points.append(
