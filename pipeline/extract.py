@@ -23,7 +23,7 @@ import numpy as np
 from pipeline.cache import Cache, CacheWriter, Items, check_same_numbers, fingerprint, open_cache, write_lock
 from pipeline.cache.background import BackgroundWriter
 from pipeline.cache.format import canonical_json
-from pipeline.cache.publish import lay_out, publish, unfinished_path
+from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
 from pipeline.decode import DecodePolicy, Status
@@ -179,7 +179,7 @@ def _extract_locked(
     old = open_cache(path) if path.exists() else None
     target, changes = path, dict[str, int]()
     if old is None:
-        unfinished_path(path).unlink(missing_ok=True)  # the successor of a cache that is no more
+        remove(unfinished_path(path))  # the successor of a cache that is no more
     else:
         if settings.run.precision == AUTO:  # what it was begun in
             settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))

@@ -56,12 +56,8 @@ def copy_rows(
         new, old, statuses = (column[statuses != TODO] for column in (new, old, statuses))
         outputs = {name: np.asarray(rows[old]) for name, rows in layers.items()}
         hashes, crcs = np.asarray(source.content_hash[old]), row_crcs(old, list(outputs.values()))
-        whole = (crcs == source.crc32[old]) & (
-            ledger_crcs(old, statuses, crcs, hashes) == source.ledger_crc32[old]
-        )
+        whole = (crcs == source.crc32[old]) & (ledger_crcs(old, statuses, crcs, hashes) == source.ledger_crc32[old])
         damaged.append(new[~whole])
-        writer.write(
-            new[whole], {name: rows[whole] for name, rows in outputs.items()}, hashes[whole], statuses[whole]
-        )
+        writer.write(new[whole], {name: rows[whole] for name, rows in outputs.items()}, hashes[whole], statuses[whole])
         writer.commit()
     return np.concatenate(damaged) if damaged else np.zeros(0, dtype=np.int64)

@@ -45,7 +45,8 @@ def write_lock(cache: Path) -> Iterator[None]:
     finally:
         _held.discard(identity)
         # Removed while still locked: whoever opened it meanwhile sees, in `_acquire`, that it is gone.
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()
         os.close(fd)
 
 

@@ -89,9 +89,7 @@ def merge(
             way_out=f"extract both as {first.path} was, then merge",
         )
         if cache.versions != first.versions:
-            say(
-                f"warning: {cache.path} and {first.path} were made with different versions: see pipeline info"
-            )
+            say(f"warning: {cache.path} and {first.path} were made with different versions: see pipeline info")
     items = _joined([cache.items for cache in caches])
     owner = np.repeat(np.arange(len(caches)), [len(cache) for cache in caches])
     local = np.concatenate([np.arange(len(cache)) for cache in caches])
@@ -130,9 +128,7 @@ def merge(
             fill=fill,
         )
         for cache in caches:
-            append_reasons(
-                output, ((str(cache.keys[row]), reason) for row, reason in cache.reasons().items())
-            )
+            append_reasons(output, ((str(cache.keys[row]), reason) for row, reason in cache.reasons().items()))
     result = status[taken]
     return Merged(
         rows=len(taken),
@@ -163,10 +159,7 @@ def _choose(
         reasons = {
             "content": both & np.any(hashes[one] != hashes[other], axis=1),
             "label": np.not_equal(items.labels[one], items.labels[other]),
-            **{
-                f"column {name}": _differ(column[one], column[other])
-                for name, column in items.columns.items()
-            },
+            **{f"column {name}": _differ(column[one], column[other]) for name, column in items.columns.items()},
         }
         for what, differing in reasons.items():
             if differing.any():
@@ -187,8 +180,7 @@ def _joined(parts: Sequence[Items]) -> Items:
     names = tuple(sorted({name for part in parts for name in part.label_names}))
     index = {name: i for i, name in enumerate(names)}
     labels = [
-        np.array([*(index[name] for name in part.label_names), -1], dtype=np.int32)[part.labels]
-        for part in parts
+        np.array([*(index[name] for name in part.label_names), -1], dtype=np.int32)[part.labels] for part in parts
     ]
     columns = dict.fromkeys(name for part in parts for name in part.columns)
     return Items(
@@ -198,8 +190,7 @@ def _joined(parts: Sequence[Items]) -> Items:
         sizes=np.concatenate([part.sizes for part in parts]),
         mtimes_ns=np.concatenate([part.mtimes_ns for part in parts]),
         columns={
-            name: _joined_column([part.columns.get(name) for part in parts], list(map(len, parts)))
-            for name in columns
+            name: _joined_column([part.columns.get(name) for part in parts], list(map(len, parts))) for name in columns
         },
     )
 
@@ -214,10 +205,7 @@ def _joined_column(parts: Sequence[NDArray[Any] | None], lengths: Sequence[int])
         parts = [None if part is None else part.astype(np.float64) for part in parts]
     missing: Any = "" if kinds == {"U"} else np.nan
     return np.concatenate(
-        [
-            np.full(length, missing) if part is None else part
-            for part, length in zip(parts, lengths, strict=True)
-        ]
+        [np.full(length, missing) if part is None else part for part, length in zip(parts, lengths, strict=True)]
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,13 +64,28 @@ def lay_out(
         The space, the folder or the disk does not serve; nothing is left behind.
     """
     part = path.with_name(path.name + ".part")
-    part.unlink(missing_ok=True)  # of a run that was killed just here; the lock is ours
+    remove(part)  # of a run that was killed just here; the lock is ours
     try:
         fmt.create(part, items, widths=widths, dtype=dtype, attributes=attributes)
         fill(part)
         publish(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what is left is removed by the next run
+            part.unlink(missing_ok=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file that is of no use any more, if it is there.
+
+    Raises
+    ------
+    CacheError
+        It cannot be removed.
+    """
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise CacheError(f"cannot remove {path} ({error.strerror}): mend the disk, or remove it") from None
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.format import HASH_BYTES, Items
-from pipeline.cache.publish import lay_out, unfinished_path
+from pipeline.cache.publish import lay_out, remove, unfinished_path
 from pipeline.cache.reader import Cache
 from pipeline.cache.writer import TODO, CacheWriter
 from pipeline.errors import CacheError
@@ -139,8 +139,7 @@ def same_items(old: Items, new: Items) -> bool:
         and old.label_names == new.label_names
         and old.columns.keys() == new.columns.keys()
         and all(
-            np.array_equal(getattr(old, name), getattr(new, name))
-            for name in ("keys", "labels", "sizes", "mtimes_ns")
+            np.array_equal(getattr(old, name), getattr(new, name)) for name in ("keys", "labels", "sizes", "mtimes_ns")
         )
         and all(_equal_columns(values, new.columns[name]) for name, values in old.columns.items())
     )
@@ -192,7 +191,7 @@ def open_successor(
         plan = plan_update(old.items, items, old.content_hash, hash_items, check_content=check_content)
         same = same and bool((plan.origin >= 0).all())
     if same:
-        unfinished.unlink(missing_ok=True)  # the archive changed back before an update was through
+        remove(unfinished)  # the archive changed back before an update was through
         return path, None, 0
     if (plan.origin < 0).all() and (old.status != TODO).any():
         raise CacheError(
@@ -202,13 +201,11 @@ def open_successor(
     if unfinished.is_file():
         newer = Cache(unfinished)
         if newer.fingerprint != old.fingerprint:
-            unfinished.unlink()  # of a cache that lay here before this one
+            remove(unfinished)  # of a cache that lay here before this one
         elif same_items(newer.items, items) and not _moved(newer, attributes) and not check_content:
             return unfinished, plan, 0
         else:
-            again = plan_update(
-                newer.items, items, newer.content_hash, hash_items, check_content=check_content
-            )
+            again = plan_update(newer.items, items, newer.content_hash, hash_items, check_content=check_content)
             sources.insert(0, (newer, again))
     damaged: list[NDArray[np.int64]] = []
 
@@ -266,6 +263,4 @@ def _label_texts(items: Items) -> NDArray[np.str_]:
 
 
 def _equal_columns(old: NDArray[Any], new: NDArray[Any]) -> bool:
-    return old.dtype.kind == new.dtype.kind and bool(
-        np.array_equal(old, new, equal_nan=old.dtype.kind == "f")
-    )
+    return old.dtype.kind == new.dtype.kind and bool(np.array_equal(old, new, equal_nan=old.dtype.kind == "f"))

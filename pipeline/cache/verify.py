@@ -265,11 +265,7 @@ class _Damage:
 
     def raise_any(self) -> None:
         if self._count:
-            more = (
-                f", and {self._count - len(self._named)} more places"
-                if self._count > len(self._named)
-                else ""
-            )
+            more = f", and {self._count - len(self._named)} more places" if self._count > len(self._named) else ""
             raise CacheError(
                 f"{self._path} is damaged: {'; '.join(self._named)}{more}: restore it from a copy, or extract again into a new file"
             )

@@ -54,22 +54,14 @@ class Disk:
         """Yield what the files may hold after a cut now: the extremes, then mixtures."""
         for number in range(count):
             names = self._names_durable if random.integers(2) else self._names_now
-            yield {
-                name: self._content(inode, random, number)
-                for name, inode in names.items()
-                if inode is not None
-            }
+            yield {name: self._content(inode, random, number) for name, inode in names.items() if inode is not None}
 
     def _content(self, inode: int, random: np.random.Generator, number: int) -> bytes:
         durable = bytearray(self._durable.get(inode, b""))
         for page, versions in self._versions[inode].items():
             if number == 0:  # nothing that was not synced is there
                 continue
-            last = (
-                number == 1
-                or (number == 2 and page == max(self._versions[inode]))
-                or (number == 3 and page % 2)
-            )
+            last = number == 1 or (number == 2 and page == max(self._versions[inode])) or (number == 3 and page % 2)
             which = len(versions) - 1 if last else int(random.integers(-1, len(versions)))
             if which >= 0:
                 start = page * PAGE

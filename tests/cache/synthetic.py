@@ -22,9 +22,7 @@ def make_items(names: list[str] | int, *, labels: list[str] | None = None, mtime
     classes = tuple(sorted(set(labels))) if labels else ()
     return Items(
         keys=np.array([name.encode() for name in names], dtype=np.bytes_),
-        labels=np.array(
-            [classes.index(label) for label in labels] if labels else [-1] * len(names), dtype=np.int32
-        ),
+        labels=np.array([classes.index(label) for label in labels] if labels else [-1] * len(names), dtype=np.int32),
         label_names=classes,
         sizes=np.full(len(names), 100, dtype=np.int64),
         mtimes_ns=np.full(len(names), mtime, dtype=np.int64),
@@ -72,9 +70,7 @@ def keys_of(path: Path) -> list[bytes]:
 
 def seeds(keys: list[bytes]) -> NDArray[np.int64]:
     """Return a number for each key: rows belong to keys, wherever they stand."""
-    return np.array(
-        [int.from_bytes(hashlib.sha256(key).digest()[:4], "little") for key in keys], dtype=np.int64
-    )
+    return np.array([int.from_bytes(hashlib.sha256(key).digest()[:4], "little") for key in keys], dtype=np.int64)
 
 
 def right_rows(keys: list[bytes], width: int, layer: int = 0) -> NDArray[np.float32]:
@@ -88,14 +84,10 @@ def right_hashes(keys: list[bytes]) -> NDArray[np.uint8]:
     return np.frombuffer(digests, dtype=np.uint8).reshape(-1, 16)
 
 
-def right_outputs(
-    path: Path, rows: NDArray[np.int64]
-) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
+def right_outputs(path: Path, rows: NDArray[np.int64]) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.uint8]]:
     cache = open_cache(path)
     keys = [bytes(cache.items.keys[row]) for row in rows]
-    outputs = {
-        name: right_rows(keys, cache.layers[name].shape[1], layer) for layer, name in enumerate(cache.layers)
-    }
+    outputs = {name: right_rows(keys, cache.layers[name].shape[1], layer) for layer, name in enumerate(cache.layers)}
     return outputs, right_hashes(keys)
 
 

@@ -24,14 +24,10 @@ from pipeline.errors import CacheError
 from tests.cache import synthetic
 
 # File names: any bytes but NUL, a component up to 255 of them, no empty component.
-COMPONENTS = st.binary(min_size=1, max_size=20).map(
-    lambda name: name.replace(b"\0", b"?").replace(b"/", b"|")
-)
+COMPONENTS = st.binary(min_size=1, max_size=20).map(lambda name: name.replace(b"\0", b"?").replace(b"/", b"|"))
 KEYS = st.one_of(
     st.lists(COMPONENTS, min_size=1, max_size=3).map(b"/".join),
-    st.sampled_from(
-        [b"line\nbreak", b"\xff\xfe", "é".encode(), b"x" * 255, b" ", b"-", b"a\r", "日本".encode()]
-    ),
+    st.sampled_from([b"line\nbreak", b"\xff\xfe", "é".encode(), b"x" * 255, b" ", b"-", b"a\r", "日本".encode()]),
 )
 LABELS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=8)
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=8)
@@ -39,9 +35,7 @@ NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]
 
 def column(length: int) -> st.SearchStrategy[Any]:
     def of(elements: st.SearchStrategy[Any], dtype: Any) -> st.SearchStrategy[Any]:
-        return st.lists(elements, min_size=length, max_size=length).map(
-            lambda values: np.array(values, dtype=dtype)
-        )
+        return st.lists(elements, min_size=length, max_size=length).map(lambda values: np.array(values, dtype=dtype))
 
     return st.one_of(
         of(st.integers(-(2**63), 2**63 - 1), np.int64),
@@ -70,9 +64,7 @@ def item_lists(draw: st.DrawFn) -> Items:
 
 @settings(max_examples=100, deadline=None)
 @given(items=item_lists(), dtype=st.sampled_from(["float32", "float16"]))
-def test_items_come_back_as_they_went_in(
-    items: Items, dtype: str, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+def test_items_come_back_as_they_went_in(items: Items, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     path = tmp_path_factory.mktemp("format") / "c.h5"
     synthetic.make_cache(path, items, synthetic.make_spec(dtype=dtype))
     cache = open_cache(path)
@@ -143,7 +135,5 @@ def test_a_limit_on_file_size_is_one_line_and_leaves_nothing(limit: int, tmp_pat
 
 def test_a_whole_cache_verifies_whatever_its_shape(tmp_path: Path) -> None:
     for count, width, layers in ((1, 1, ()), (1, 1, (1,)), (4097, 1, ()), (3, 5000, (2, 1))):
-        path = synthetic.make_full(
-            tmp_path / f"{count}-{width}.h5", count, synthetic.make_spec(width, layers=layers)
-        )
+        path = synthetic.make_full(tmp_path / f"{count}-{width}.h5", count, synthetic.make_spec(width, layers=layers))
         assert verify(path).complete

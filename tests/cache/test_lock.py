@@ -48,9 +48,7 @@ def test_a_process_cannot_lock_twice_and_a_refusal_does_not_free_the_lock(tmp_pa
     with write_lock(path):
         with pytest.raises(LockedError, match="this very process"), write_lock(path):
             pass
-        taken = subprocess.run(
-            [sys.executable, "-c", HOLD, str(path)], capture_output=True, text=True, check=False
-        )
+        taken = subprocess.run([sys.executable, "-c", HOLD, str(path)], capture_output=True, text=True, check=False)
         assert "LockedError" in taken.stderr
         assert f"process {os.getpid()}" in taken.stderr
     with write_lock(path):

@@ -74,9 +74,7 @@ def other_content(path: Path, names: list[str]) -> Path:
 
 
 @pytest.mark.parametrize(("rule", "winner"), [("first", b"1"), ("last", b"other 1")])
-def test_other_content_under_the_same_key_is_refused_or_chosen(
-    rule: Any, winner: bytes, tmp_path: Path
-) -> None:
+def test_other_content_under_the_same_key_is_refused_or_chosen(rule: Any, winner: bytes, tmp_path: Path) -> None:
     a = synthetic.make_full(tmp_path / "a.h5", synthetic.make_items(["0", "1"]))
     b = other_content(tmp_path / "b.h5", ["1", "2"])
     with pytest.raises(CacheError, match=r"disagree on the content of '1'.*--on-duplicate"):

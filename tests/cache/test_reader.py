@@ -41,9 +41,7 @@ def test_readers_during_writing(tmp_path: Path) -> None:
                     file["embeddings"][...][done], synthetic.right_rows(synthetic.keys_of(path), 5)[done]
                 )
         # Another process, with HDF5's own locking as it is by default.
-        read = subprocess.run(
-            [sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True
-        )
+        read = subprocess.run([sys.executable, "-c", READ, str(path)], capture_output=True, text=True, check=True)
         assert read.stdout.split() == ["400", "400"]
         writer.close()
 

@@ -60,9 +60,7 @@ def get(path: tuple[Any, ...]) -> Any:
 
 
 @given(path=st.sampled_from(LEAVES), data=st.data())
-def test_one_changed_field_changes_the_fingerprint_and_is_named(
-    path: tuple[Any, ...], data: st.DataObject
-) -> None:
+def test_one_changed_field_changes_the_fingerprint_and_is_named(path: tuple[Any, ...], data: st.DataObject) -> None:
     old = get(path)
     strategy: st.SearchStrategy[Any] = {
         str: st.text(max_size=9), int: st.integers(0, 999), float: st.floats(0, 2)

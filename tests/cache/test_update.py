@@ -25,9 +25,7 @@ Archive = dict[str, tuple[str, int]]
 """Key → (content, time)."""
 
 KEYS = st.text("ab/é\n", min_size=1, max_size=3)
-ARCHIVES = st.dictionaries(
-    KEYS, st.tuples(st.sampled_from(["x", "y", "zz", "ww", ""]), st.integers(1, 2)), min_size=1
-)
+ARCHIVES = st.dictionaries(KEYS, st.tuples(st.sampled_from(["x", "y", "zz", "ww", ""]), st.integers(1, 2)), min_size=1)
 
 
 def items_of(archive: Archive) -> Items:
@@ -197,9 +195,7 @@ def test_an_interrupted_update_goes_on_and_follows_further_changes(tmp_path: Pat
 
 def test_damaged_rows_are_not_taken_over(tmp_path: Path) -> None:
     path = synthetic.make_full(tmp_path / "c.h5", synthetic.make_items(names(*range(10))))
-    offset = (
-        open_cache(path).extent("embeddings").offset + 3 * open_cache(path).extent("embeddings").row_bytes
-    )
+    offset = open_cache(path).extent("embeddings").offset + 3 * open_cache(path).extent("embeddings").row_bytes
     with path.open("r+b") as raw:
         raw.seek(offset)
         raw.write(b"\xff")

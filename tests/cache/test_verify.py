@@ -91,9 +91,7 @@ def test_a_flipped_status_never_passes_as_complete(bit: int, path: Path) -> None
             verify(path)
 
 
-@pytest.mark.parametrize(
-    "name", ["keys", "labels", "label_names", "source_size", "static_sha256", "columns/weight"]
-)
+@pytest.mark.parametrize("name", ["keys", "labels", "label_names", "source_size", "static_sha256", "columns/weight"])
 def test_a_flipped_bit_in_the_item_list_is_found(name: str, path: Path) -> None:
     flip(path, place(path, name, 0))
     with pytest.raises(CacheError, match="metadata or item list"):

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.errors import CacheError
 from tests.cache import synthetic
+from tests.cache.broken import RowsSwapped, StatusFirst
 from tests.cache.disk import Disk
 
 SPEC = synthetic.make_spec(300, layers=(7,))
@@ -64,21 +65,6 @@ def fill_with_failures(path: Path) -> None:
     writer.reopen(failed)
     synthetic.write_rows(writer, failed)
     writer.close()
-
-
-class StatusFirst(CacheWriter):
-    """A planted bug: rows are called done before they are on the disk."""
-
-    def _write_rows(self, rows: Any, outputs: Any, hashes: Any, statuses: Any) -> None:
-        self._put_status(rows, statuses)
-        super()._write_rows(rows, outputs, hashes, statuses)
-
-
-class RowsSwapped(CacheWriter):
-    """A planted bug: rows arrive in the wrong places, with checksums that fit."""
-
-    def _write_rows(self, rows: Any, outputs: Any, hashes: Any, statuses: Any) -> None:
-        super()._write_rows(rows, {name: values[::-1] for name, values in outputs.items()}, hashes, statuses)
 
 
 def test_a_filled_cache_holds_every_row_in_its_place(tmp_path: Path) -> None:
@@ -162,9 +148,7 @@ def test_short_writes_are_completed(pieces: int, tmp_path: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize("call", ["pwrite", "_datasync"])
-def test_a_disk_error_closes_the_writer_for_good(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_error_closes_the_writer_for_good(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import errno
     import os
 

@@ -15,13 +15,16 @@ from pipeline.cache.publish import publish
 from pipeline.cache.update import open_successor
 from pipeline.errors import PipelineError
 from tests.cache import synthetic
+from tests.cache.broken import RowsSwapped, StatusFirst
 
 SPEC = synthetic.make_spec(300, layers=(7,))
 ROWS = 40
 OLD = synthetic.make_items([f"{i:03d}.png" for i in range(ROWS)])
-NEW = synthetic.make_items([f"{i:03d}.png" for i in range(6, ROWS + 6)])
+NEW = synthetic.make_items([f"{i:03d}.png" for i in range(20, ROWS + 20)])
 FAILS = 5
 """This row fails in every run."""
+WRITERS = {"": CacheWriter, "status first": StatusFirst, "rows swapped": RowsSwapped}
+"""The writer, and broken ones that the sweeps must catch."""
 
 
 def prepare(name: str, path: Path) -> None:
@@ -30,11 +33,11 @@ def prepare(name: str, path: Path) -> None:
         fill(path)
 
 
-def fill(path: Path) -> None:
+def fill(path: Path, writer: str = "") -> None:
     """Lay out a cache, or go on with one."""
     if not path.exists():
         synthetic.make_cache(path, OLD, SPEC)
-    _complete(path)
+    _complete(path, writer)
 
 
 def update(path: Path) -> None:
@@ -52,9 +55,9 @@ def update(path: Path) -> None:
         publish(target, path)
 
 
-def _complete(path: Path) -> None:
+def _complete(path: Path, kind: str = "") -> None:
     todo = np.flatnonzero(open_cache(path).status == 0)
-    writer = CacheWriter(path)
+    writer = WRITERS[kind](path)
     try:
         for number, start in enumerate(range(0, len(todo), 4)):
             rows = todo[start : start + 4]
@@ -72,7 +75,7 @@ def _complete(path: Path) -> None:
 def main() -> None:
     """Run the scenario that the command line names; a PipelineError is exit code 1."""
     try:
-        {"fill": fill, "update": update}[sys.argv[1]](Path(sys.argv[2]))
+        {"fill": fill, "update": update}[sys.argv[1]](Path(sys.argv[2]), *sys.argv[3:])
     except PipelineError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)

@@ -32,9 +32,9 @@ def need_strace() -> str:
     return found
 
 
-def trace(name: str, path: Path, *options: str) -> subprocess.CompletedProcess[str]:
+def trace(name: str, path: Path, *options: str, writer: str = "") -> subprocess.CompletedProcess[str]:
     command = [need_strace(), "-f", "-qq", "-e", f"trace={','.join(CALLS)}", *options]
-    command += [sys.executable, "-m", "tests.faults.scenario", name, str(path)]
+    command += [sys.executable, "-m", "tests.faults.scenario", name, str(path), *filter(None, [writer])]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"}
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False, timeout=120)
 
