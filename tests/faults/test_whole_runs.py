@@ -28,7 +28,7 @@ IMAGES, KILLS = 4000, 30
 def images(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("faults") / "images"
     shutil.copytree(image_folder, root)
-    small = root / "ant" / "01.jpg"
+    small = next(root.glob("*/01.jpg"))
     from PIL import Image
 
     Image.open(small).resize((64, 64)).save(root / "ant" / "00.jpg")
