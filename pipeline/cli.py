@@ -307,6 +307,70 @@ def predict(run_dir: str, images: str, output: str, weights: str | None, trust: 
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
+@cli.command("fit-head")
+@click.argument("cache", type=click.Path())
+@click.option("-o", "--output", required=True, metavar="RUN/", help="The run folder to write; a former run is replaced.")
+@click.option("--head", default="logistic", show_default=True, help="logistic, ridge, lda, svm, knn, centroid or mlp.")
+@click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on.")
+@click.option("--target", metavar="COLUMN", help="A column of the cache to learn instead of its labels.")
+@click.option("--sweep", type=click.Choice(["auto", "full"]), default="auto", show_default=True, help="Values of C: 'full' is 45.")
+@click.option("--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True, help="Try only these values. Repeatable.")
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="Folds that choose C, on the training rows.")
+@click.option("--scoring", type=click.Choice(["accuracy", "log_loss"]), default="accuracy", show_default=True, help="What chooses C.")
+@click.option("--scaling", type=click.Choice(["none", "standard"]), default="none", show_default=True, help="Of the features.")
+@click.option("--balanced", is_flag=True, help="Weigh rare classes up.")
+@click.option("--test-share", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
+              help="Held out where the cache has no split column.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Of hold-out, folds and bootstrap.")
+@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="For the sweep.")
+@click.option("--no-report", is_flag=True, help="Do not write report.html.")
+def fit_head(
+    cache: str,
+    output: str,
+    head: str,
+    layer: str,
+    target: str | None,
+    sweep: Literal["auto", "full"],
+    cs: tuple[float, ...],
+    folds: int,
+    scoring: Literal["accuracy", "log_loss"],
+    scaling: Literal["none", "standard"],
+    balanced: bool,
+    test_share: float,
+    seed: int,
+    device: str,
+    no_report: bool,
+) -> None:
+    """Fit a head on CACHE, measure it on rows it has not seen, and write the run folder with its report."""
+    from pipeline.fit_head import FitSettings
+    from pipeline.fit_head import fit_head as run
+
+    settings = FitSettings(
+        head=head,
+        layer=layer,
+        target=target,
+        Cs=cs or sweep,
+        folds=folds,
+        scoring=scoring,
+        scaling=scaling,
+        class_weight="balanced" if balanced else None,
+        test_share=test_share,
+        seed=seed,
+        device=device,
+        report=not no_report,
+    )
+    result = run(cache, output, settings, say=say)
+    for split in ("test", "val"):
+        if split in result.metrics:
+            figures = result.metrics[split]
+            accuracy, loss = figures["accuracy"], figures["log_loss"]
+            say(
+                f"{split}: accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f}), "
+                f"log loss {loss['value']:.4f}, on {figures['rows']} rows"
+            )
+    say(f"{result.run_dir} written in {sum(result.seconds.values()):.1f} s")
+
+
 @cli.command()
 @click.argument("cache", type=click.Path())
 @click.option("--failed", is_flag=True, help="List the failed images, one line each: key, tab, reason.")

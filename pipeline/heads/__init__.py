@@ -9,12 +9,25 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pipeline.heads.classic import CentroidHead, KnnHead, RidgeHead
     from pipeline.heads.logistic import LogisticHead, LogisticSweep
     from pipeline.heads.saved import LoadedHead, load_head, save_head
 
-__all__ = ["LoadedHead", "LogisticHead", "LogisticSweep", "load_head", "save_head"]
+__all__ = [
+    "CentroidHead",
+    "KnnHead",
+    "LoadedHead",
+    "LogisticHead",
+    "LogisticSweep",
+    "RidgeHead",
+    "load_head",
+    "save_head",
+]
 
 _HOMES = {
+    "CentroidHead": "pipeline.heads.classic",
+    "KnnHead": "pipeline.heads.classic",
+    "RidgeHead": "pipeline.heads.classic",
     "LoadedHead": "pipeline.heads.saved",
     "LogisticHead": "pipeline.heads.logistic",
     "LogisticSweep": "pipeline.heads.logistic",

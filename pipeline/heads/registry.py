@@ -138,9 +138,123 @@ def fit_logistic(
     )
 
 
-Fitter = "Callable[[NDArray[np.float32], NDArray[np.int64], NDArray[Any] | None, FitOptions], FittedHead]"
+def linear_model(estimator: Any) -> HeadModel:
+    """Take the arrays of any estimator with ``coef_`` and ``intercept_``."""
+    coef, intercept = two_columns(np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_))
+    arrays = {"coef": coef.astype(np.float64), "intercept": intercept.astype(np.float64)}
+    return HeadModel("linear", arrays, "softmax", len(intercept))
 
-HEADS: dict[str, Any] = {"logistic": fit_logistic}
+
+def knn_model(estimator: Any) -> HeadModel:
+    """Take the arrays of a `KnnHead`."""
+    count = min(estimator.n_neighbors, len(estimator.codes_))
+    arrays = {
+        "neighbours": estimator.neighbours_,
+        "classes": estimator.codes_,
+        "n_neighbors": np.asarray([count], dtype=np.int64),
+    }
+    return HeadModel("knn", arrays, "shares", len(estimator.classes_))
+
+
+def mlp_model(pipeline: Any) -> HeadModel:
+    """Take the arrays of a pipeline of StandardScaler and MLPClassifier with one hidden layer."""
+    scaler, network = pipeline[0], pipeline[1]
+    weight, bias = two_columns(network.coefs_[1].T, network.intercepts_[1])
+    arrays = {
+        "mean": scaler.mean_,
+        "scale": scaler.scale_,
+        "weight_0": network.coefs_[0],
+        "bias_0": network.intercepts_[0],
+        "weight_1": weight.T,
+        "bias_1": bias,
+    }
+    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    return HeadModel("mlp", arrays, "softmax", len(bias))
+
+
+def _ridge(options: FitOptions) -> Any:
+    from pipeline.heads.classic import RidgeHead
+
+    return RidgeHead(**options.params)
+
+
+def _lda(options: FitOptions) -> Any:
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    return LinearDiscriminantAnalysis(**{"solver": "lsqr", "shrinkage": 0.01, **options.params})
+
+
+def _svm(options: FitOptions) -> Any:
+    from sklearn.svm import LinearSVC
+
+    # The primal (dual=False) suits many rows; C on raw embeddings as for logistic regression.
+    given = {"C": 0.01, "dual": False, "class_weight": options.class_weight, "random_state": options.seed}
+    return LinearSVC(**{**given, **options.params})
+
+
+def _knn(options: FitOptions) -> Any:
+    from pipeline.heads.classic import KnnHead
+
+    return KnnHead(**options.params)
+
+
+def _centroid(options: FitOptions) -> Any:
+    from pipeline.heads.classic import CentroidHead
+
+    return CentroidHead(**options.params)
+
+
+def _mlp(options: FitOptions) -> Any:
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    given = {"hidden_layer_sizes": (256,), "early_stopping": True, "max_iter": 60, "random_state": options.seed}
+    return make_pipeline(StandardScaler(), MLPClassifier(**{**given, **options.params}))
+
+
+def _estimator_head(make: Callable[[FitOptions], Any], arrays: Callable[[Any], HeadModel]) -> Any:
+    """Make a fitter out of a scikit-learn estimator and a function that takes its arrays."""
+
+    def fit(
+        X: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
+    ) -> FittedHead:
+        from sklearn.base import clone
+
+        from pipeline.evaluate import fold_numbers
+        from pipeline.heads.classic import out_of_fold_scores
+
+        try:
+            estimator = make(options)
+        except TypeError as error:
+            raise HeadError(f"the head does not take these settings ({error}): see docs/heads.md") from None
+        scores = None
+        # Shares of neighbours are probabilities already; no temperature applies to them.
+        if options.calibrate and make is not _knn:
+            fold = fold_numbers(y, options.folds, seed=options.seed, groups=groups)
+            scores = out_of_fold_scores(estimator, X, y, fold)
+        fitted = clone(estimator).fit(X, y)
+
+        def refit(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> HeadModel | None:
+            if len(np.unique(labels)) < len(np.unique(y)):
+                return None
+            return arrays(clone(estimator).fit(rows, labels))
+
+        chosen = {"alpha": fitted.alpha_} if hasattr(fitted, "alpha_") else {}
+        return FittedHead(fitted, arrays(fitted), oof_scores=scores, chosen=chosen, refit=refit)
+
+    return fit
+
+
+HEADS: dict[str, Any] = {
+    "logistic": fit_logistic,
+    "ridge": _estimator_head(_ridge, linear_model),
+    "lda": _estimator_head(_lda, linear_model),
+    "svm": _estimator_head(_svm, linear_model),
+    "knn": _estimator_head(_knn, knn_model),
+    "centroid": _estimator_head(_centroid, linear_model),
+    "mlp": _estimator_head(_mlp, mlp_model),
+}
 """Name of every classification head and the function that fits it."""
 
 
