@@ -1,0 +1,56 @@
+"""A cache in memory: the attributes that stage 2 reads, without a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass
+class StandIn:
+    """What ``open_cache`` gives, as far as heads care."""
+
+    embeddings: NDArray[Any]
+    labels: NDArray[Any]
+    label_names: tuple[str, ...]
+    columns: dict[str, NDArray[Any]] = field(default_factory=dict)
+    status: NDArray[Any] = field(default_factory=lambda: np.zeros(0, np.uint8))
+    keys: NDArray[Any] = field(default_factory=lambda: np.zeros(0, str))
+    layers: dict[str, NDArray[Any]] = field(default_factory=dict)
+    path: Path = Path("stand-in.h5")
+    fingerprint: str = "f" * 64
+    spec: dict[str, Any] = field(default_factory=lambda: {"backbone": "none", "dtype": "float32"})
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.status):
+            self.status = np.ones(len(self.labels), np.uint8)
+        if not len(self.keys):
+            self.keys = np.asarray([f"{i}.png" for i in range(len(self.labels))])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def image_bytes(self, row: int) -> bytes | None:
+        """Return nothing: there are no images."""
+        return None
+
+
+def blobs(
+    n_rows: int = 240, width: int = 12, n_classes: int = 3, *, seed: int = 0, spread: float = 1.5
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return overlapping Gaussian classes, as many rows of each."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n_rows) % n_classes
+    centres = rng.normal(size=(n_classes, width))
+    return (centres[y] + spread * rng.normal(size=(n_rows, width))).astype(np.float32), y
+
+
+def stand_in(n_rows: int = 240, *, seed: int = 0, spread: float = 1.5, **further: Any) -> StandIn:
+    """Return a cache of `blobs` with three classes."""
+    X, y = blobs(n_rows, seed=seed, spread=spread)
+    return StandIn(X, y.astype(np.int32), ("ant", "bee", "cat"), **further)

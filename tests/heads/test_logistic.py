@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from scipy.special import logsumexp
+from sklearn.exceptions import SkipTestWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.utils.estimator_checks import check_estimator
+
+from pipeline.evaluate import fold_numbers
+from pipeline.heads import CentroidHead, KnnHead, LogisticHead, LogisticSweep, RidgeHead
+from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath
+from tests.heads.standin import blobs
+
+
+def objective(X: NDArray[Any], y: NDArray[Any], c: float, coef: NDArray[Any], intercept: NDArray[Any]) -> float:
+    """scikit-learn's objective, in float64, written from its documentation."""
+    if len(coef) == 1:
+        sign = np.where(y == 1, 1.0, -1.0)
+        loss = np.logaddexp(0, -sign * (X.astype(np.float64) @ coef[0] + intercept[0])).sum()
+    else:
+        scores = X.astype(np.float64) @ coef.T + intercept
+        loss = (logsumexp(scores, axis=1) - scores[np.arange(len(y)), y]).sum()
+    return float(c * loss + 0.5 * (coef.astype(np.float64) ** 2).sum())
+
+
+def reference(X: NDArray[Any], y: NDArray[Any], c: float) -> LogisticRegression:
+    return LogisticRegression(C=c, tol=1e-10, max_iter=20_000).fit(X.astype(np.float64), y)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 1000),
+    n_classes=st.integers(2, 5),
+    log_c=st.floats(-4, 2),
+    log_scale=st.floats(-2, 2),
+    shift=st.floats(-20, 20),
+)
+def test_the_optimum_is_scikit_learns(
+    seed: int, n_classes: int, log_c: float, log_scale: float, shift: float
+) -> None:
+    X, y = blobs(120, 6, n_classes, seed=seed, spread=2.0)
+    X = ((X + shift) * 10**log_scale).astype(np.float32)
+    # Beyond this the reference itself needs minutes; C counts in units of the data's scale.
+    c = 10**log_c / 10 ** (2 * log_scale)
+    ours = LogisticHead(C=c, tol=1e-5).fit(X, y)
+    # The reference sees centred data, which leaves its optimum where it is and spares it the conditioning.
+    mean = X.mean(axis=0, dtype=np.float64)
+    theirs = reference(X - mean, y, c)
+    best = objective(X - mean, y, c, theirs.coef_, theirs.intercept_)
+    assert ours.converged_
+    assert objective(X, y, c, ours.coef_, ours.intercept_) <= best * (1 + 1e-4) + 1e-9
+
+
+def test_what_it_reports_is_its_objective() -> None:
+    X, y = blobs()
+    head = LogisticHead(C=0.3).fit(X, y)
+    assert head.objective_ == pytest.approx(objective(X, y, 0.3, head.coef_, head.intercept_), rel=1e-5)
+
+
+def test_every_value_and_fold_of_a_walk_is_solved() -> None:
+    X, y = blobs(300)
+    fold = fold_numbers(y, 3, seed=0)
+    values = [1e-3, 1e-2, 1e-1, 1.0, 10.0]
+    path = SoftmaxPath(X, y, 3, fold=fold)
+    walked = path.solve([*((f, values) for f in range(3)), (ALL_ROWS, values)])
+    for number, points in zip([0, 1, 2, ALL_ROWS], walked, strict=True):
+        train = fold != number
+        for point in points:
+            theirs = reference(X[train], y[train], point.C)
+            best = objective(X[train], y[train], point.C, theirs.coef_, theirs.intercept_)
+            assert point.converged
+            assert point.objective <= best * (1 + 1e-4)
+            if number != ALL_ROWS:
+                scores = X[~train] @ point.coef.T + point.intercept
+                hit = (scores.argmax(axis=1) == y[~train]).mean()
+                loss = (logsumexp(scores, axis=1) - scores[np.arange(len(scores)), y[~train]]).mean()
+                assert point.held_out_accuracy == pytest.approx(hit)
+                assert point.held_out_loss == pytest.approx(loss, rel=1e-4)
+
+
+def test_the_bound_holds() -> None:
+    X, y = blobs()
+    theirs = reference(X, y, 1.0)
+    best = objective(X, y, 1.0, theirs.coef_, theirs.intercept_)
+    for tol in (1e-1, 1e-2, 1e-3):
+        ((point,),) = SoftmaxPath(X, y, 3).solve([(ALL_ROWS, [1.0])], tol=tol)
+        assert (point.objective - best) / best <= point.gap_bound + 1e-6
+
+
+def test_what_cannot_converge_says_so() -> None:
+    X, y = blobs()
+    head = LogisticHead(C=10.0, max_passes=2).fit(X, y)
+    assert not head.converged_
+    assert head.n_iter_ == 2
+
+
+def test_standard_scaling_is_that_of_the_training_rows() -> None:
+    X, y = blobs()
+    X = X * np.geomspace(0.01, 100, X.shape[1]).astype(np.float32)
+    scale = X.std(axis=0, dtype=np.float64)
+    head = LogisticHead(C=0.1, scaling="standard", tol=1e-6).fit(X, y)
+    theirs = reference(X / scale, y, 0.1)
+    best = objective(X / scale, y, 0.1, theirs.coef_, theirs.intercept_)
+    assert objective(X / scale, y, 0.1, head.coef_ * scale, head.intercept_) <= best * (1 + 1e-4)
+
+
+def test_a_fold_never_sees_its_rows() -> None:
+    """Out-of-fold scores do not move when a held-out row does."""
+    X, y = blobs()
+    sweep = LogisticSweep(Cs=(0.1,), cv=4, scaling="standard").fit(X, y)
+    changed = X.copy()
+    changed[sweep.fold_ == 0] *= 50
+    again = LogisticSweep(Cs=(0.1,), cv=4, scaling="standard").fit(changed, y)
+    np.testing.assert_array_equal(sweep.fold_, again.fold_)
+    rows = sweep.fold_ == 0
+    one = _fold_coef(sweep, X, rows)
+    two = _fold_coef(again, changed, rows)
+    np.testing.assert_allclose(one, two, rtol=0.05, atol=0.02)
+
+
+def _fold_coef(sweep: LogisticSweep, X: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
+    """Recover the fold's weights from its scores, which are linear in the rows."""
+    design = np.concatenate([X[rows].astype(np.float64), np.ones((rows.sum(), 1))], axis=1)
+    return np.linalg.lstsq(design, sweep.oof_scores_[rows], rcond=None)[0][:-1]
+
+
+def test_the_choice_follows_the_scores() -> None:
+    X, y = blobs(spread=3.0)
+    for scoring, best in (("accuracy", max), ("log_loss", min)):
+        sweep = LogisticSweep(Cs=(1e-5, 1e-2, 1.0, 1e3), scoring=scoring).fit(X, y)  # type: ignore[arg-type]
+        scores = {entry["C"]: entry[scoring] for entry in sweep.sweep_}
+        assert scores[sweep.C_] == best(scores.values())
+
+
+def test_the_coarse_to_fine_sweep_is_about_as_good_as_the_full_one() -> None:
+    X, y = blobs(400, spread=3.0)
+    auto, full = LogisticSweep().fit(X, y), LogisticSweep(Cs="full").fit(X, y)
+    assert len(full.sweep_) == 45
+    assert len(auto.sweep_) < 25
+    best = {len(s.sweep_): max(entry["accuracy"] for entry in s.sweep_) for s in (auto, full)}
+    assert best[len(auto.sweep_)] >= best[45] - 0.011
+
+
+def test_class_weights_are_scikit_learns() -> None:
+    X, y = blobs(300)
+    kept = (y > 0) | (np.arange(len(y)) % 10 == 0)
+    X, y = X[kept], y[kept]
+    ours = LogisticHead(C=0.1, class_weight="balanced", tol=1e-7).fit(X, y)
+    theirs = LogisticRegression(C=0.1, class_weight="balanced", tol=1e-10, max_iter=9999).fit(X, y)
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        LogisticHead(),
+        LogisticSweep(cv=2, Cs=(1.0,)),
+        RidgeHead(),
+        CentroidHead(),
+        KnnHead(n_neighbors=3),
+    ],
+    ids=lambda head: type(head).__name__,
+)
+def test_scikit_learns_own_checks(head: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", SkipTestWarning)
+        check_estimator(head)

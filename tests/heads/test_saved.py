@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file, save
+
+from pipeline.errors import HeadError
+from pipeline.heads import LoadedHead, load_head, save_head
+from pipeline.heads.model import HeadModel
+
+
+def a_head(**changes: Any) -> LoadedHead:
+    rng = np.random.default_rng(0)
+    arrays = {"coef": rng.normal(size=(3, 4)), "intercept": rng.normal(size=3)}
+    facts: dict[str, Any] = {
+        "model": HeadModel("linear", arrays, "softmax", 3, temperature=1.5),
+        "class_names": ("a", "ü", "\n"),
+        "layer": "penultimate",
+        "spec": {"backbone": "x", "preprocess": {"mean": [0.5]}},
+        "fingerprint": "12ab",
+        "head": "logistic",
+    }
+    return LoadedHead(**facts | changes)
+
+
+def test_a_saved_head_comes_back_whole(tmp_path: Path) -> None:
+    head = a_head()
+    save_head(tmp_path / "head.safetensors", head)
+    for path in (tmp_path, tmp_path / "head.safetensors"):
+        loaded = load_head(path)
+        X = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+        np.testing.assert_array_equal(loaded.predict_proba(X), head.predict_proba(X))
+        assert loaded.predict_proba(X).sum(axis=1) == pytest.approx(1.0)
+        assert (loaded.class_names, loaded.spec, loaded.fingerprint) == (head.class_names, head.spec, head.fingerprint)
+    # The safetensors library reads the same arrays: the format is no dialect.
+    assert load_file(tmp_path / "head.safetensors").keys() == {"coef", "intercept"}
+
+
+def test_the_same_head_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_head(tmp_path / name, a_head())
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+
+
+def test_loading_needs_neither_torch_nor_scikit_learn(tmp_path: Path) -> None:
+    save_head(tmp_path / "head.safetensors", a_head())
+    code = (
+        "import sys, numpy as np; from pipeline.heads import load_head; h = load_head(sys.argv[1]); "
+        "h.predict_proba(np.ones((2, 4), np.float32)); sys.exit(bool({'torch', 'sklearn', 'h5py'} & set(sys.modules)))"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False).returncode == 0
+
+
+def test_other_embeddings_are_refused() -> None:
+    head = a_head()
+    with pytest.raises(HeadError, match=r"shape \(n, 4\), found \(2, 5\)"):
+        head.predict_proba(np.ones((2, 5)))
+    with pytest.raises(HeadError, match="fingerprint"):
+        head.check_fingerprint("77")
+
+
+def file_of(arrays: dict[str, Any], **changes: Any) -> bytes:
+    facts = {
+        "format": "embedding-pipeline head", "format_version": 1, "kind": "linear", "link": "softmax", "temperature": 1.0,
+        "head": "logistic", "task": "classification", "layer": "penultimate", "class_names": ["a", "b"],
+        "fingerprint": "f", "spec": {},
+    } | changes  # fmt: skip
+    return bytes(save(arrays, metadata={"head": json.dumps(facts)}))
+
+
+GOOD = {"coef": np.ones((2, 3)), "intercept": np.ones(2)}
+
+
+class Bomb:
+    def __reduce__(self) -> Any:
+        return (pytest.fail, ("code of the file was run",))
+
+
+def raw(header: str, body: bytes = b"") -> bytes:
+    data = header.encode()
+    return len(data).to_bytes(8, "little") + data + body
+
+
+HOSTILE: dict[str, tuple[bytes, str]] = {
+    "empty": (b"", "header"),
+    "pickle": (pickle.dumps(Bomb()), "header"),
+    "giant header": ((1 << 60).to_bytes(8, "little") + b"{}", "header would be larger"),
+    "header is a list": (raw("[]"), "no header"),
+    "deep header": (raw("[" * 100_000), "expected a head"),
+    "no metadata": (bytes(save(GOOD)), "expected a head"),
+    "another model's file": (bytes(save(GOOD, metadata={"head": "{}"})), "no head"),
+    "doubled key": (raw('{"__metadata__":{"head":"{}"},"__metadata__":{"head":"{}"}}'), "occurs twice"),
+    "future": (file_of(GOOD, format_version=2), "version 1, found 2"),
+    "wrong shape": (file_of(GOOD | {"intercept": np.ones(3)}), r"intercept of shape \(2,\)"),
+    "wrong count of names": (file_of(GOOD, class_names=["a"]), "coef of shape"),
+    "a name twice": (file_of(GOOD, class_names=["a", "a"]), "twice"),
+    "an array too many": (file_of(GOOD | {"more": np.ones(1)}), "expected arrays coef, intercept"),
+    "an array too few": (file_of({"coef": np.ones((2, 3))}), "expected arrays"),
+    "not finite": (file_of(GOOD | {"intercept": np.array([0, np.nan])}), "not finite"),
+    "half precision": (file_of(GOOD | {"intercept": np.ones(2, np.float16)}), "type 'F16'"),
+    "scalar": (file_of(GOOD | {"coef": np.ones(())}), "no width|expected a head"),
+    "no temperature": (file_of(GOOD, temperature=0), "temperature"),
+    "unknown kind": (file_of(GOOD, kind="tree"), "unknown kind"),
+    "truncated": (file_of(GOOD)[:-1], "damaged"),
+    "trailing": (file_of(GOOD) + b"x", "damaged"),
+    "overlapping": (
+        raw(
+            '{"__metadata__":{"head":"{}"},"a":{"dtype":"F64","shape":[1],"data_offsets":[0,8]},'
+            '"b":{"dtype":"F64","shape":[1],"data_offsets":[0,8]}}',
+            bytes(8),
+        ),
+        "does not lie",
+    ),
+    "shape of astronomic size": (
+        raw(
+            '{"__metadata__":{"head":"{}"},"a":{"dtype":"F64","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'
+        ),
+        "does not lie",
+    ),
+    "a neighbour of no class": (
+        file_of(
+            {"neighbours": np.ones((2, 3)), "classes": np.array([0, 9]), "n_neighbors": np.array([1])},
+            kind="knn",
+            link="shares",
+        ),
+        "none of the class names",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_files_end_in_one_clear_line(tmp_path: Path, name: str) -> None:
+    data, message = HOSTILE[name]
+    file = tmp_path / "head.safetensors"
+    file.write_bytes(data)
+    with pytest.raises(HeadError, match=message) as caught:
+        load_head(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+@settings(max_examples=300, deadline=None)
+@given(at=st.integers(0, 10**6), bit=st.integers(0, 7))
+def test_a_flipped_bit_never_escapes_as_anything_else(
+    tmp_path_factory: pytest.TempPathFactory, at: int, bit: int
+) -> None:
+    data = bytearray(file_of(GOOD))
+    data[at % len(data)] ^= 1 << bit
+    file = tmp_path_factory.getbasetemp() / "flipped.safetensors"
+    file.write_bytes(data)
+    try:
+        head = load_head(file)
+    except HeadError:
+        return
+    assert head.model.predict_proba(np.ones((2, head.width))).shape == (2, 2)
+
+
+def test_a_joblib_file_is_opened_only_on_trust(tmp_path: Path) -> None:
+    (tmp_path / "head.joblib").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(HeadError, match="--trust"):
+        load_head(tmp_path)
