@@ -1,6 +1,8 @@
 """Run a frozen pretrained network once over an image archive, cache the embeddings, fit classical heads in seconds.
 
-The public names are loaded when they are first used, so that opening a cache never imports torch.
+Here are the names for reading what there is: `open_cache`, `load_head`. They are loaded when first used, so that opening a
+cache never imports torch. The stages are functions of their modules: `pipeline.extract.extract`,
+`pipeline.fit_head.fit_head`, `pipeline.predict.predict`.
 """
 
 from __future__ import annotations
@@ -11,15 +13,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.cache import Cache, open_cache
     from pipeline.errors import PipelineError
-    from pipeline.extract import ExtractSettings, extract
+    from pipeline.heads import LoadedHead, load_head
 
-__all__ = ["Cache", "ExtractSettings", "PipelineError", "extract", "open_cache"]
+__all__ = ["Cache", "LoadedHead", "PipelineError", "load_head", "open_cache"]
 
 _HOMES = {
     "Cache": "pipeline.cache",
-    "ExtractSettings": "pipeline.extract",
+    "LoadedHead": "pipeline.heads",
     "PipelineError": "pipeline.errors",
-    "extract": "pipeline.extract",
+    "load_head": "pipeline.heads",
     "open_cache": "pipeline.cache",
 }
 
