@@ -317,6 +317,10 @@ def _known_classes(rows: Rows, note: Callable[[str], None]) -> Rows:
     if len(known) == len(rows.class_names):
         return rows
     kept = np.isin(rows.y, known)
+    if not kept[rows.split != "train"].any():
+        raise HeadError(
+            "no held-out row is of a class that the training rows have: mark other rows in the split column"
+        )
     missing = [name for k, name in enumerate(rows.class_names) if k not in known]
     note(
         f"left out: {int((~kept).sum())} held-out rows of classes without a training row ({', '.join(missing[:5])})"

@@ -28,7 +28,9 @@ FULL_SWEEP: tuple[float, ...] = tuple(10.0**e for e in np.linspace(-6, 5, 45))
 COARSE_SWEEP: tuple[float, ...] = FULL_SWEEP[::4]
 """One value of C to the decade."""
 
-_FINE_STEPS = 3
+_FINE_STEPS = 2
+_COARSE_TOL = 1e-3
+"""Relative gap of the coarse sweep: enough to see where the best C lies, at half the passes."""
 
 
 class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
@@ -187,8 +189,9 @@ class LogisticSweep(_LinearClassifier):
     Parameters
     ----------
     Cs : "auto", "full" or sequence of float
-        ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` walks up one value a decade until accuracy and log loss
-        have both been falling twice, then tries the values of the full sweep around the best one.
+        ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` walks up one value a decade, to a
+        relative gap of 1e-3, until accuracy and log loss have clearly fallen, then tries the values of the full sweep
+        around the best one.
     cv : int
         Folds, stratified; fewer where the smallest class has fewer rows (or groups) than that.
     scoring : {"accuracy", "log_loss"}
@@ -298,7 +301,9 @@ class LogisticSweep(_LinearClassifier):
     def _walk(self, path: SoftmaxPath, k: int) -> dict[float, list[PathPoint]]:
         """Return the folds' solutions by C."""
         if isinstance(self.Cs, str) and self.Cs == "auto":
-            tried = self._solve(path, k, COARSE_SWEEP, stop=_has_fallen)
+            n_rows = len(self.fold_)
+            coarse = max(self.tol, _COARSE_TOL)
+            tried = self._solve(path, k, COARSE_SWEEP, tol=coarse, stop=lambda walked: _has_fallen(walked, n_rows))
             best = max(tried, key=lambda c: self._rank(tried[c]))
             middle = FULL_SWEEP.index(best)
             around = range(max(middle - _FINE_STEPS, 0), min(middle + _FINE_STEPS, len(FULL_SWEEP) - 1) + 1)
@@ -316,10 +321,16 @@ class LogisticSweep(_LinearClassifier):
         *,
         starts: list[PathPoint] | None = None,
         stop: Callable[[list[list[PathPoint]]], bool] | None = None,
+        tol: float | None = None,
     ) -> dict[float, list[PathPoint]]:
         lanes = [(fold, [_solver_c(c, k) for c in values]) for fold in range(self.n_folds_)]
         walked = path.solve(
-            lanes, starts=starts, stop=stop, tol=self.tol, max_passes=self.max_passes, progress=self.progress
+            lanes,
+            starts=starts,
+            stop=stop,
+            tol=self.tol if tol is None else tol,
+            max_passes=self.max_passes,
+            progress=self.progress,
         )
         complete = min(len(points) for points in walked)
         return {values[i]: [points[i] for points in walked] for i in range(complete)}
@@ -358,14 +369,17 @@ def _held_out(points: list[PathPoint], fold: NDArray[np.int64]) -> tuple[float, 
     return accuracy, float(share @ [p.held_out_loss for p in points])
 
 
-def _has_fallen(walked: list[list[PathPoint]]) -> bool:
-    """Say whether the last two values of C that all folds have solved are worse than an earlier one in both scores."""
+def _has_fallen(walked: list[list[PathPoint]], n_rows: int) -> bool:
+    """Say whether the best C lies behind: both scores worse than before, accuracy by a standard error or twice in a row."""
     complete = min(len(points) for points in walked)
     if complete < 3:
         return False
     accuracy = [float(np.mean([points[i].held_out_accuracy for points in walked])) for i in range(complete)]
     loss = [float(np.mean([points[i].held_out_loss for points in walked])) for i in range(complete)]
-    return all(accuracy[i] < max(accuracy[:-2]) and loss[i] > min(loss[:-2]) for i in (-2, -1))
+    best = max(accuracy)
+    error = (best * (1 - best) / n_rows) ** 0.5
+    worse = [accuracy[i] < max(accuracy[:i]) and loss[i] > min(loss[:i]) for i in (complete - 2, complete - 1)]
+    return worse[1] and (worse[0] or accuracy[-1] < best - error)
 
 
 def _is_standard(scaling: str) -> bool:

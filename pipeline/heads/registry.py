@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+_SWEEP_FROM = 4
+"""Fewer values than this are the user's own short list, and its ends need no warning."""
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """What a head may want to know besides the data."""
@@ -104,7 +108,7 @@ def fit_logistic(
     if not estimator.converged_:
         warnings.append(f"the fit at the chosen C = {estimator.C_:g} did not converge: raise max_passes")
     values = [entry["C"] for entry in estimator.sweep_]
-    if len(values) > 1 and estimator.C_ in (values[0], values[-1]):
+    if len(values) > _SWEEP_FROM and estimator.C_ in (values[0], values[-1]):
         warnings.append(f"the best C = {estimator.C_:g} lies at the end of the values tried: widen the sweep")
 
     def refit(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> HeadModel | None:
