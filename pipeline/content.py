@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.errors import SourceError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
     from pipeline.cache import Cache
     from pipeline.sources.base import Reader
 
@@ -72,8 +74,8 @@ def hash_files_of(cache: Cache) -> Callable[[NDArray[np.int64]], NDArray[np.uint
 
     if "root" not in cache.source:
         raise SourceError(
-            f"expected a cache of image files, found {cache.path} made from {cache.source['location']}: run pipeline extract "
-            "--check-content on its source instead"
+            f"expected a cache of image files, found {cache.path} made from {cache.source['location']}: run pipeline "
+            "extract --check-content on its source instead"
         )
     keys = cache.items.keys
     return hash_items(FileReader(os.fsencode(cache.source["root"])), lambda row: bytes(keys[row]))

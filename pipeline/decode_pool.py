@@ -338,8 +338,8 @@ class DecodePool:
         _end(worker)
         if not worker.ready and worker.process.returncode >= 0:
             raise PipelineError(
-                f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it said "
-                "stands above; check that the installation is whole"
+                f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it "
+                "said stands above; check that the installation is whole"
             )
         culprit, code = int(self._board[worker.number, ROW]), worker.process.returncode
         how, strikes = _manner_of_death(code)
@@ -348,8 +348,8 @@ class DecodePool:
         self._in_vain = 0 if blamed and culprit != NOBODY else self._in_vain + 1
         if self._in_vain >= DEATHS_IN_VAIN:
             raise PipelineError(
-                f"expected decode workers to live, but {self._in_vain} ended one after the other with no image done ({how}): check "
-                "the memory of the machine, or use fewer --workers; everything before is committed"
+                f"expected decode workers to live, but {self._in_vain} ended one after the other with no image done "
+                f"({how}): check the memory of the machine, or use fewer --workers; everything before is committed"
             )
         self._replace(worker, culprit, _failed(Status.DECODER_CRASHED, how) if blamed else None, filling, pending)
 
@@ -374,7 +374,7 @@ class DecodePool:
         filling: dict[int, _Filling],
         pending: deque[Task],
     ) -> None:
-        """Start a new worker; its predecessor's tasks go back to the queue, the culprit alone or, blamed, not at all."""
+        """Start a new worker; its predecessor's tasks go back to the queue, the culprit alone or not at all."""
         for task in worker.tasks:
             for item in task.items:
                 position, row, _ = item

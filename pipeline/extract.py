@@ -6,6 +6,7 @@ side; this module plans the work and passes batches along.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import platform
@@ -27,8 +28,9 @@ from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
 from pipeline.decode import DecodePolicy, Status
-from pipeline.embed import AUTO, RunSettings, choose_engine, embed
+from pipeline.embed import AUTO, RunSettings, choose_engine, embed, worker_count
 from pipeline.errors import CacheError, PipelineError
+from pipeline.readout import ReadOut, read_out
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -95,8 +97,12 @@ class Summary:
         Files that are no items, by reason; ``skipped_examples`` names some.
     stopped : bool
         The run was asked to stop before the end.
+    engine : str
+        What ran the network.
+    read_out : ReadOut or None
+        Where the time went; None where nothing was computed.
     seconds : mapping of str to float
-        Wall time of the whole and of the forward pass, worker time of reading and decoding, time the loop waited.
+        Wall time of the whole and of the loop, worker time of reading and decoding, time the loop waited.
     """
 
     total: int = 0
@@ -109,6 +115,7 @@ class Summary:
     skipped_examples: list[str] = field(default_factory=list)
     stopped: bool = False
     engine: str = ""
+    read_out: ReadOut | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -163,6 +170,8 @@ def extract(
     summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
     summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
     summary.seconds["total"] = time.perf_counter() - started
+    if summary.read_out is not None:
+        _write_run(path, summary, settings)
     return summary
 
 
@@ -337,6 +346,7 @@ def _fill(
     limit = failure_limit(settings.max_failures, total)
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
+    started = time.perf_counter()
     writer = BackgroundWriter(CacheWriter(target), reasons_of=path)
     try:
         batches = embed(source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds)
@@ -355,10 +365,31 @@ def _fill(
     if failed > limit:
         raise PipelineError(
             f"{failed} of {total} images failed, more than --max-failures {settings.max_failures}: look at what "
-            f"'pipeline info --failed {target}' lists, mend it, and run again with --retry-failed; what was computed is kept"
+            f"'pipeline info --failed {target}' lists, mend it, and run again with --retry-failed; what was computed "
+            "is kept"
         )
-    seconds["write"] = writer.seconds
-    return replace(_summarise(target, already), computed=computed, stopped=stop.is_set(), seconds=dict(seconds))
+    seconds["write"], seconds["loop"] = writer.seconds, time.perf_counter() - started
+    return replace(
+        _summarise(target, already),
+        computed=computed,
+        stopped=stop.is_set(),
+        seconds=dict(seconds),
+        read_out=read_out(seconds, workers=worker_count(settings.run)),
+    )
+
+
+def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
+    """Leave beside the cache how the run that last computed something went."""
+    facts = {"settings": asdict(settings), "summary": asdict(summary)}
+    file = path.with_name(path.name + ".run.json")
+    unfinished = file.with_name(file.name + ".part")
+    try:
+        unfinished.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
+        unfinished.replace(file)
+    except OSError as error:
+        raise CacheError(f"the cache is whole, but {file} cannot be written: {error.strerror}") from None
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
 def _summarise(path: Path, already: int) -> Summary:
@@ -393,7 +424,7 @@ def _write(batch: Batch, outputs: Embeddings, source: Source, writer: Background
 
 
 def _versions(engine: Engine) -> dict[str, str]:
-    names = ("embedding-pipeline", "torch", "torchvision", "timm", "numpy", "h5py", "pillow")
+    names = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
     found = {"python": platform.python_version(), "engine": engine.name, "device": engine.device}
     for name in names:
         try:

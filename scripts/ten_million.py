@@ -1,4 +1,4 @@
-"""Ten million rows through the cache: laid out, half written, killed, resumed, updated, verified; time and peak memory of each step.
+"""Ten million rows through the cache: laid out, half written, killed, resumed, updated, verified; time and memory of each.
 
 python scripts/ten_million.py /scratch/folder [--rows 10000000] [--width 8]
 """

@@ -20,13 +20,11 @@ from pipeline.errors import PipelineError
 from pipeline.preprocess import Preprocess
 from tests.faulty_reader import FaultyReader
 
-PREPROCESS = Preprocess((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
+PREPROCESS = Preprocess((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)
 
 
-def pool_of(log: Path, *, workers: int = 2, limits: Limits = Limits(seconds=20.0)) -> DecodePool:  # noqa: B008
-    return DecodePool(
-        FaultyReader(str(log)), DecodePolicy(), PREPROCESS, batch_size=8, workers=workers, limits=limits
-    )
+def pool_of(log: Path, *, workers: int = 2, limits: Limits = Limits(seconds=20.0)) -> DecodePool:
+    return DecodePool(FaultyReader(str(log)), DecodePolicy(), PREPROCESS, batch_size=8, workers=workers, limits=limits)
 
 
 def run(pool: DecodePool, locators: list[str]) -> dict[int, tuple[int, str]]:
@@ -62,9 +60,7 @@ def mostly_good(bad: dict[int, str], count: int = 60) -> list[str]:
         ("raise", Status.UNREADABLE, "a reader of its own mind"),
     ],
 )
-def test_what_one_image_does_costs_its_own_row_only(
-    what: str, status: Status, reason: str, tmp_path: Path
-) -> None:
+def test_what_one_image_does_costs_its_own_row_only(what: str, status: Status, reason: str, tmp_path: Path) -> None:
     locators = mostly_good({13: what, 40: what})
     found = run(pool_of(tmp_path / "log", limits=Limits(seconds=1.5, memory=1 << 30)), locators)
     assert {row for row, (code, _) in found.items() if code != Status.DONE} == {13, 40}
@@ -139,7 +135,7 @@ def test_a_stop_does_not_wait_for_a_hanging_image(tmp_path: Path) -> None:
     started = time.monotonic()
     locators = mostly_good({0: "sleep"}, 24)
     with pool_of(tmp_path / "log", limits=Limits(seconds=600)) as pool:
-        batches = [batch for batch in pool.batches(np.arange(24), locators.__getitem__, stop)]
+        batches = list(pool.batches(np.arange(24), locators.__getitem__, stop))
     assert batches == []
     assert time.monotonic() - started < 5
 
@@ -166,8 +162,6 @@ list(pool.batches(np.arange(1), ["hang"].__getitem__))
             time.sleep(0.02)
         parent.kill()
     deadline = time.monotonic() + 20
-    while (
-        Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z"
-    ):
+    while Path(f"/proc/{worker}/stat").exists() and Path(f"/proc/{worker}/stat").read_text().split()[2] != "Z":
         assert time.monotonic() < deadline, "the worker goes on for ever"
         time.sleep(0.05)

@@ -1,4 +1,4 @@
-"""The life of a cache through the whole of stage 1: changes of the archive, failures and retries, stops, a second writer."""
+"""A cache's life through the whole of stage 1: a changing archive, failures and retries, stops, a second writer."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,6 +24,9 @@ from pipeline.embed import RunSettings
 from pipeline.errors import LockedError, PipelineError
 from pipeline.extract import ExtractSettings, Summary, extract
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 RUN = RunSettings(engine="torch", precision="float32", workers=1, batch_size=4)
 BACKBONE: dict[str, Any] = {"backbone": "timm/test_vit", "weights": "random"}
 
@@ -33,7 +35,7 @@ def run(images: Path, path: Path, say: Any = lambda text: None, **settings: Any)
     return extract(str(images), path, ExtractSettings(**BACKBONE, run=RUN, **settings), say=say)
 
 
-@pytest.fixture()
+@pytest.fixture
 def images(image_folder: Path, tmp_path: Path) -> Path:
     shutil.copytree(image_folder, tmp_path / "images")
     return tmp_path / "images"
@@ -41,9 +43,7 @@ def images(image_folder: Path, tmp_path: Path) -> Path:
 
 def embeddings_by_key(path: Path) -> dict[str, bytes]:
     cache = open_cache(path)
-    return {
-        key: cache.embeddings[row].tobytes() for row, key in enumerate(cache.keys) if cache.status[row] == 1
-    }
+    return {key: cache.embeddings[row].tobytes() for row, key in enumerate(cache.keys) if cache.status[row] == 1}
 
 
 def test_an_archive_that_changed_is_followed_and_equals_a_fresh_cache(images: Path, tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_too_many_failures_end_the_run_and_keep_what_was_done(images: Path, tmp_
     path = tmp_path / "c.h5"
     for file in sorted(images.glob("*/*"))[8:20]:
         file.write_bytes(file.read_bytes()[:60])
-    with pytest.raises(PipelineError, match="more than --max-failures 10%.*--retry-failed"):
+    with pytest.raises(PipelineError, match=r"more than --max-failures 10%.*--retry-failed"):
         run(images, path, max_failures="10%")
     status = open_cache(path).status
     assert (status[:8] == Status.DONE).all()
@@ -142,9 +142,7 @@ def test_too_many_failures_end_the_run_and_keep_what_was_done(images: Path, tmp_
 
 
 @pytest.mark.parametrize("text", ["", "-1", "x", "101%", "%", "1.5"])
-def test_a_limit_that_is_no_limit_is_refused_before_anything_is_made(
-    text: str, images: Path, tmp_path: Path
-) -> None:
+def test_a_limit_that_is_no_limit_is_refused_before_anything_is_made(text: str, images: Path, tmp_path: Path) -> None:
     with pytest.raises(PipelineError, match="--max-failures"):
         run(images, tmp_path / "c.h5", max_failures=text)
     assert not (tmp_path / "c.h5").exists()
@@ -232,3 +230,39 @@ def test_signals_commit_within_five_seconds_and_the_same_command_goes_on(
     found = verify(path)
     assert (found.done, found.uncommitted) == (done, 0)
     assert np.isfinite(cache.embeddings[cache.status == 1]).all()
+
+
+TWO_SIGNALS = """
+import sys, time
+from pipeline.cli import stop_on_signal
+with stop_on_signal():
+    print("ready", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_second_signal_ends_the_process_at_once(signum: signal.Signals, code: int) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", TWO_SIGNALS], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        process.send_signal(signum)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=0.5)
+        process.send_signal(signum)
+        assert process.wait(timeout=5) == code
+
+
+def test_a_stop_while_the_archive_is_compared_changes_nothing(images: Path, tmp_path: Path) -> None:
+    path, stop = tmp_path / "c.h5", threading.Event()
+    run(images, path)
+    before = path.read_bytes()
+    for file in images.glob("*/*"):
+        os.utime(file)
+    stop.set()
+    summary = extract(str(images), path, ExtractSettings(**BACKBONE, run=RUN), stop=stop)
+    assert summary.stopped
+    assert path.read_bytes() == before
+    assert sorted(file.name for file in tmp_path.iterdir() if file.name.startswith("c.h5.")) == []

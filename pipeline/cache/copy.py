@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cache.format import ledger_crcs, row_crcs
-from pipeline.cache.reader import Cache
 from pipeline.cache.writer import TODO, CacheWriter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from pipeline.cache.reader import Cache
 
 CHUNK_BYTES = 16 << 20
 

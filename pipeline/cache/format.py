@@ -1,7 +1,7 @@
 """The file itself: what lies where, and how an empty one is laid out. `docs/format.md` says it in MUST and MAY.
 
-All metadata is written once, here; afterwards only the *mutable* datasets change, by plain writes at fixed offsets. So HDF5's
-own structures cannot be caught half written, and any reader can open the file at any moment.
+All metadata is written once, here; afterwards only the *mutable* datasets change, by plain writes at fixed offsets. So
+HDF5's own structures cannot be caught half written, and any reader can open the file at any moment.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class Extent:
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """The item list of a cache, as `pipeline.sources.ItemTable` has it: row i of each array belongs to row i of the file."""
+    """The item list of a cache, as `pipeline.sources.ItemTable` has it: row i of each array belongs to row i."""
 
     keys: NDArray[np.bytes_]
     labels: NDArray[np.int32]
@@ -145,7 +145,7 @@ def create(
 
 
 class _Target:
-    """The file that HDF5 writes through: keeps an error for afterwards, since HDF5 crashes on a full disk when it closes."""
+    """The file that HDF5 writes through: keeps an error for later, since HDF5 crashes when it closes on a full disk."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
@@ -274,8 +274,8 @@ def read_extents(path: Path) -> dict[str, Extent]:
                     )
                 if extent.offset + extent.nbytes > length:
                     raise CacheError(
-                        f"expected {extent.offset + extent.nbytes} bytes or more in {path}, found {length}: it was cut off; "
-                        "restore it from a copy, or extract again"
+                        f"expected {extent.offset + extent.nbytes} bytes or more in {path}, found {length}: it was cut "
+                        "off; restore it from a copy, or extract again"
                     )
                 extents[name] = extent
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
@@ -321,7 +321,7 @@ def static_sha256(path: Path, extents: Mapping[str, Extent]) -> bytes:
 
 
 def row_crcs(rows: NDArray[np.int64], pieces: Sequence[NDArray[Any]]) -> NDArray[np.uint32]:
-    """Return the checksum of each row: CRC-32 of its bytes in all pieces, one after the other, seeded with the row number.
+    """Return the checksum of each row: CRC-32 of its bytes in all pieces, in turn, seeded with the row number.
 
     Parameters
     ----------

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
@@ -20,6 +18,11 @@ from pipeline.cache.reader import Cache
 from pipeline.cache.spec import check_same_numbers
 from pipeline.cache.writer import DONE, TODO, CacheWriter
 from pipeline.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
 
 OnDuplicate = Literal["refuse", "first", "last"]
 
@@ -51,8 +54,8 @@ def merge(
 ) -> Merged:
     """Write the rows of several caches into a new one.
 
-    Of rows with the same key one is taken: a computed one before a failed one before one to do. Where their content, label
-    or columns differ, ``on_duplicate`` decides.
+    Of rows with the same key one is taken: a computed one before a failed one before one to do. Where their content,
+    label or columns differ, ``on_duplicate`` decides.
 
     Parameters
     ----------
@@ -106,8 +109,8 @@ def merge(
                 if len(damaged):
                     row = int(origin[damaged[0]])
                     raise CacheError(
-                        f"{cache.path} is damaged: {len(damaged)} rows do not match their checksums, the first is row {row} "
-                        f"({str(cache.keys[row])!r}): restore it from a copy, or extract it again"
+                        f"{cache.path} is damaged: {len(damaged)} rows do not match their checksums, the first is "
+                        f"row {row} ({str(cache.keys[row])!r}): restore it from a copy, or extract it again"
                     )
         finally:
             writer.close()
@@ -166,8 +169,9 @@ def _choose(
                 pair = int(np.flatnonzero(differing)[0])
                 where = [str(paths[owner[rows[pair]]]) for rows in (one, other)]
                 raise CacheError(
-                    f"{where[0]} and {where[1]} disagree on the {what} of {os.fsdecode(bytes(items.keys[one[pair]]))!r} "
-                    f"({int(differing.sum())} such rows): pass --on-duplicate first or last to choose"
+                    f"{where[0]} and {where[1]} disagree on the {what} of "
+                    f"{os.fsdecode(bytes(items.keys[one[pair]]))!r} ({int(differing.sum())} such rows): pass "
+                    "--on-duplicate first or last to choose"
                 )
     winner = np.empty(int(key.max()) + 1, dtype=np.int64)
     winner[key[order[best]]] = order[best]

@@ -1,6 +1,7 @@
 """Looking into a file that may be damaged or hostile: HDF5 parses it in a process of its own, with limits.
 
-HDF5 trusts the structures it reads; a flipped bit or malice can make it crash, loop or ask for all memory. Here that costs a child.
+HDF5 trusts the structures it reads; a flipped bit or malice can make it crash, loop or ask for all memory. Here that
+costs a child.
 """
 
 from __future__ import annotations

@@ -1,17 +1,21 @@
-"""Putting a whole new file where readers look, so that they see the old one or the new one and never anything between."""
+"""Putting a whole new file where readers look, so that they see the old one or the new one, nothing between."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-
-from numpy.typing import DTypeLike
+from typing import TYPE_CHECKING
 
 from pipeline.cache import format as fmt
-from pipeline.cache.format import Items
 from pipeline.errors import CacheError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from numpy.typing import DTypeLike
+
+    from pipeline.cache.format import Items
 
 
 def unfinished_path(cache: Path) -> Path:
@@ -34,7 +38,8 @@ def publish(finished: Path, path: Path) -> None:
         _sync(path.parent, os.O_RDONLY)
     except OSError as error:
         raise CacheError(
-            f"cannot put the finished file in the place of {path} ({error.strerror}): mend the disk, then run the same command again"
+            f"cannot put the finished file in the place of {path} ({error.strerror}): mend the disk, then run "
+            "the same command again"
         ) from None
 
 

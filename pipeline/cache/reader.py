@@ -1,4 +1,4 @@
-"""Reading a cache: one object with the arrays of the file, mapped, never copied. Imports neither torch nor a backbone."""
+"""Reading a cache: one object with the arrays of the file, mapped, never copied. Does not import torch."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ class Cache:
             raise fmt.not_a_cache(self.path, "an HDF5 file of another kind")
         if attributes.get("format_version") != fmt.FORMAT_VERSION:
             raise CacheError(
-                f"expected format version {fmt.FORMAT_VERSION} in {self.path}, found {attributes.get('format_version')}: "
-                "use the version of this program that wrote it, or a newer one"
+                f"expected format version {fmt.FORMAT_VERSION} in {self.path}, found "
+                f"{attributes.get('format_version')}: use the version of this program that wrote it, or a newer one"
             )
         self._extents = fmt.read_extents(self.path)
         try:

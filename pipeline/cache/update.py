@@ -9,8 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +21,9 @@ from pipeline.cache.publish import lay_out, remove, unfinished_path
 from pipeline.cache.reader import Cache
 from pipeline.cache.writer import TODO, CacheWriter
 from pipeline.errors import CacheError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """(n,) rows of the new list → (n, 16) content hashes, zeros where an image cannot be read."""
@@ -178,7 +180,7 @@ def open_successor(
     Returns
     -------
     (Path, Plan or None, int)
-        The file to fill; what changed, None where nothing did; how many old rows were damaged and will be computed anew.
+        The file to fill; what changed, None where nothing did; how many old rows were damaged and are computed anew.
 
     Raises
     ------
@@ -195,7 +197,8 @@ def open_successor(
         return path, None, 0
     if (plan.origin < 0).all() and (old.status != TODO).any():
         raise CacheError(
-            f"expected images of {path} in the source, found none of its {len(old)}: name another output, or remove it first"
+            f"expected images of {path} in the source, found none of its {len(old)}: name another output, or "
+            "remove it first"
         )
     sources = [(old, plan)]
     if unfinished.is_file():

@@ -1,6 +1,7 @@
-"""Finding any flipped bit, swapped row, truncation or foreign file in a cache; opens nothing that could crash or hang it.
+"""Finding any flipped bit, swapped row, truncation or foreign file in a cache, whatever the file would do to HDF5.
 
-Bytes that never change are covered by one SHA-256, every row by its checksums, and the two together are all of the file but rows still to do.
+Bytes that never change are covered by one SHA-256, every row by its checksums, and the two together are
+all of the file but rows still to do.
 """
 
 from __future__ import annotations
@@ -90,7 +91,17 @@ def verify(
     CacheError
         It is damaged; the message names what and where.
     """
-    path = Path(path)
+    path, before = Path(path), _identity(Path(path))
+    try:
+        return _verify(path, legal_status, hash_images, progress)
+    except CacheError:
+        if _identity(path) == before:
+            raise
+    # An update put a new file in its place meanwhile, so that parts of two files were compared.
+    return _verify(path, legal_status, hash_images, progress)
+
+
+def _verify(path: Path, legal_status: frozenset[int], hash_images: HashImages | None, progress: Progress) -> Findings:
     layout = probe(path)
     extents = _check_structure(path, layout)
     findings = Findings(rows=extents[fmt.STATUS].shape[0])
@@ -111,6 +122,14 @@ def verify(
     return findings
 
 
+def _identity(path: Path) -> tuple[int, int] | None:
+    try:
+        info = path.stat()
+    except OSError:
+        return None
+    return info.st_dev, info.st_ino
+
+
 def _check_structure(path: Path, layout: Layout) -> dict[str, Extent]:
     """Refuse a file whose datasets are not those of a cache, or overlap."""
     attributes, extents = layout.attributes, layout.extents
@@ -118,8 +137,8 @@ def _check_structure(path: Path, layout: Layout) -> dict[str, Extent]:
         raise fmt.not_a_cache(path, "an HDF5 file of another kind")
     if attributes.get("format_version") != fmt.FORMAT_VERSION:
         raise CacheError(
-            f"expected format version {fmt.FORMAT_VERSION} in {path}, found {attributes.get('format_version')}: use the version of "
-            "this program that wrote it, or a newer one"
+            f"expected format version {fmt.FORMAT_VERSION} in {path}, found {attributes.get('format_version')}: use "
+            "the version of this program that wrote it, or a newer one"
         )
     damage = _Damage(path)
     rows = extents[fmt.STATUS].shape[:1] if fmt.STATUS in extents else ()
@@ -267,5 +286,6 @@ class _Damage:
         if self._count:
             more = f", and {self._count - len(self._named)} more places" if self._count > len(self._named) else ""
             raise CacheError(
-                f"{self._path} is damaged: {'; '.join(self._named)}{more}: restore it from a copy, or extract again into a new file"
+                f"{self._path} is damaged: {'; '.join(self._named)}{more}: restore it from a copy, or "
+                "extract again into a new file"
             )

@@ -1,7 +1,7 @@
 """Writing rows so that a kill or a power cut at any instant loses no committed row and shows no wrong one.
 
-The commit order is: the rows' bytes, checksums and hashes; ``fdatasync``; only then their status. Every write goes to a fixed
-offset of a file whose space is already reserved; nothing but `os.pwrite` touches it.
+The commit order is: the rows' bytes, checksums and hashes; ``fdatasync``; only then their status. Every write goes to a
+fixed offset of a file whose space is already reserved; nothing but `os.pwrite` touches it.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class CacheWriter:
 
     Notes
     -----
-    Rows become visible to readers, and safe from a power cut, at `commit`. A `commit` that fails closes the writer: what
-    the kernel did with the pages is then unknown, so nothing is retried; the rows stay to do.
+    Rows become visible to readers, and safe from a power cut, at `commit`. A `commit` that fails closes the writer:
+    what the kernel did with the pages is then unknown, so nothing is retried; the rows stay to do.
     """
 
     def __init__(self, path: Path) -> None:
@@ -186,8 +186,8 @@ class CacheWriter:
     def _give_up(self, doing: str, error: OSError) -> None:
         self._abandon()
         raise CacheError(
-            f"{doing} {self.path} failed ({error.strerror}): what was committed before is safe; mend the disk, then run the same "
-            "command again"
+            f"{doing} {self.path} failed ({error.strerror}): what was committed before is safe; mend the disk, then "
+            "run the same command again"
         ) from None
 
 

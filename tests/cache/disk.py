@@ -1,21 +1,24 @@
 """A model of a disk that loses power: records writes, syncs and renames, and gives the states a cut could leave.
 
-A page that was not synced may hold any of the versions it had since the last sync; a rename that was not followed by a sync of
-its folder may or may not have happened.
+A page that was not synced may hold any of the versions it had since the last sync; a rename that was not followed by a
+sync of its folder may or may not have happened.
 """
 
 from __future__ import annotations
 
 import os
+import stat
 from collections import defaultdict
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pytest
+from typing import TYPE_CHECKING, Any
 
 from pipeline.cache import writer as writer_module
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    import pytest
 
 PAGE = 4096
 
@@ -80,7 +83,7 @@ class Disk:
 
     def _record_sync(self, fd: int) -> None:
         if self._syncs:
-            if os.path.isdir(f"/proc/self/fd/{fd}"):
+            if stat.S_ISDIR(os.fstat(fd).st_mode):
                 self._names_durable = dict(self._names_now)
             else:
                 info = os.fstat(fd)

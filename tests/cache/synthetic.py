@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from pipeline.cache import CacheWriter, Items, fingerprint, open_cache
 from pipeline.cache.format import canonical_json
 from pipeline.cache.publish import lay_out
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 SOURCE = {"kind": "folder", "location": "images", "root": "/nowhere/images"}
 
@@ -120,9 +123,14 @@ def wrong_rows(path: Path) -> list[str]:
     import zlib
 
     cache, wrong = open_cache(path), []
-    names = list(cache.layers)
+    names, keys = list(cache.layers), keys_of(path)
+    hashes = right_hashes(keys)
+    right = {
+        name: right_rows(keys, rows.shape[1], layer).astype(cache.dtype)
+        for layer, (name, rows) in enumerate(cache.layers.items())
+    }
     for row in range(len(cache)):
-        status, key = int(cache.status[row]), bytes(cache.items.keys[row])
+        status = int(cache.status[row])
         if status == 0:
             continue
         data = b"".join(cache.layers[name][row].tobytes() for name in names)
@@ -134,10 +142,9 @@ def wrong_rows(path: Path) -> list[str]:
             wrong.append(f"row {row}: ledger")
         if status != 1:
             continue
-        if cache.content_hash[row].tobytes() != right_hashes([key]).tobytes():
+        if not np.array_equal(cache.content_hash[row], hashes[row]):
             wrong.append(f"row {row}: content hash")
-        for layer, name in enumerate(names):
-            right = right_rows([key], cache.layers[name].shape[1], layer)[0].astype(cache.dtype)
-            if not np.array_equal(cache.layers[name][row], right):
+        for name in names:
+            if not np.array_equal(cache.layers[name][row], right[name][row]):
                 wrong.append(f"row {row}: {name} is another row's")
     return wrong

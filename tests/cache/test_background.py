@@ -5,8 +5,7 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,9 @@ from pipeline.cache import background as module
 from pipeline.cache.background import BackgroundWriter
 from pipeline.errors import CacheError
 from tests.cache import synthetic
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def put(writer: BackgroundWriter, path: Path, rows: Any) -> None:

@@ -7,8 +7,7 @@ import os
 import resource
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -22,6 +21,9 @@ from pipeline.cache.update import same_items
 from pipeline.cache.verify import verify
 from pipeline.errors import CacheError
 from tests.cache import synthetic
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 # File names: any bytes but NUL, a component up to 255 of them, no empty component.
 COMPONENTS = st.binary(min_size=1, max_size=20).map(lambda name: name.replace(b"\0", b"?").replace(b"/", b"|"))
@@ -104,7 +106,7 @@ def test_no_space_is_an_error_before_the_first_row_and_leaves_nothing(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(CacheError, match="No space left on device.*free space"):
+    with pytest.raises(CacheError, match=r"No space left on device.*free space"):
         synthetic.make_cache(tmp_path / "c.h5", 10)
     assert list(tmp_path.iterdir()) == []
 

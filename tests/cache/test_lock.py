@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from pipeline.cache import write_lock
 from pipeline.cache.lock import lock_path
 from pipeline.errors import CacheError, LockedError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 HOLD = """
 import sys, time

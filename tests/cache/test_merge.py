@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +13,9 @@ from pipeline.cache.merge import merge
 from pipeline.cache.verify import verify
 from pipeline.errors import CacheError, FingerprintError
 from tests.cache import synthetic
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def part(path: Path, names: list[str], labels: list[str] | None = None, **columns: Any) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -13,6 +13,9 @@ import pytest
 from pipeline.cache import open_cache, write_lock
 from pipeline.errors import CacheError
 from tests.cache import synthetic
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 READ = """
 import sys, h5py

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 
 from pipeline.cache import CacheWriter, Items, open_cache
 from pipeline.cache.format import HASH_BYTES
@@ -20,6 +18,11 @@ from pipeline.cache.verify import verify
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 from tests.cache.disk import Disk
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
 Archive = dict[str, tuple[str, int]]
 """Key → (content, time)."""
@@ -249,6 +252,8 @@ def test_power_cuts_during_an_update(planted: bool, tmp_path: Path, monkeypatch:
 
     def after(disk: Disk) -> None:
         nonlocal tried
+        if wrong:
+            return  # it is caught
         for state in disk.states(random, 5):
             tried += 1
             for name, content in state.items():
@@ -269,5 +274,5 @@ def test_power_cuts_during_an_update(planted: bool, tmp_path: Path, monkeypatch:
         synthetic.fill(target)
         publish(target, path)
         disk.close()
-    assert tried > 100
     assert bool(wrong) == planted, wrong[:3]
+    assert planted or tried > 100

@@ -27,7 +27,7 @@ def full(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return synthetic.make_full(tmp_path_factory.mktemp("verify") / "full.h5", items, SPEC)
 
 
-@pytest.fixture()
+@pytest.fixture
 def path(full: Path, tmp_path: Path) -> Path:
     copy = tmp_path / "c.h5"
     copy.write_bytes(full.read_bytes())
@@ -196,8 +196,7 @@ def foreign(kind: str, path: Path) -> None:
 
 @pytest.mark.parametrize(
     "kind",
-    ["missing", "folder", "fifo", "empty", "text", "signature", "noise", "other hdf5", "claims", "newer", "link", "chunked"]
-    + ["text type"],
+    "missing|folder|fifo|empty|text|signature|noise|other hdf5|claims|newer|link|chunked|text type".split("|"),
 )  # fmt: skip
 def test_a_foreign_file_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
@@ -272,3 +271,23 @@ def test_a_file_that_is_too_much_for_hdf5_costs_a_child(
     monkeypatch.setattr(module, "CHILD", "import misbehave; " + module.CHILD)
     with pytest.raises(CacheError, match=said):
         probe(path, seconds=1.0)
+
+
+def test_a_cache_that_is_replaced_meanwhile_is_looked_at_again(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.cache import verify as module
+
+    other = synthetic.make_full(tmp_path / "other.h5", 7)
+    calls = list[Path]()
+
+    def replaced_after(path: Path) -> object:
+        layout = probe(path)
+        calls.append(path)
+        if len(calls) == 1:
+            other.rename(path)
+        return layout
+
+    monkeypatch.setattr(module, "probe", replaced_after)
+    assert verify(path).rows == 7
+    assert len(calls) == 2

@@ -1,4 +1,4 @@
-"""What the fault sweeps run in a process of its own: fill a cache, or bring one up to date. No torch, so that it starts at once.
+"""What the fault sweeps run in a process of its own: fill a cache, or bring one up to date. Without torch, for speed.
 
 Prints, after each commit, how many rows it takes to be safe from then on.
 """

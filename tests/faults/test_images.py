@@ -1,6 +1,7 @@
 """Pillow's own test images and thousands of mutated ones through the decode workers: no crash, one status each.
 
-Get Pillow's first: ``python scripts/fetch_pillow_images.py data/pillow-images`` (or name another folder in PILLOW_IMAGES).
+Get Pillow's first: ``python scripts/fetch_pillow_images.py data/pillow-images`` (or name another folder in
+PILLOW_IMAGES).
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import os
 import time
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline.content import content_hash
@@ -24,11 +25,14 @@ from pipeline.decode_worker import prepare
 from pipeline.preprocess import Preprocess
 from pipeline.sources.base import FileReader
 
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
 pytestmark = pytest.mark.faults
 MUTANTS, SEED = 5000, 20
 CONTROL_EVERY = 50
 PREPROCESS = Preprocess((64,), (64, 64), "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-FORMATS = {
+FORMATS: dict[str, tuple[str, dict[str, Any]]] = {
     "jpg": ("JPEG", {"quality": 85}),
     "prog.jpg": ("JPEG", {"progressive": True}),
     "png": ("PNG", {}),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -10,6 +10,9 @@ import pytest
 from pipeline.cache import open_cache
 from tests.cache import synthetic
 from tests.cache.test_writer import fill_with_failures, lose_power
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.faults
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from tests.faults import scenario
 from tests.faults.tracing import CALLS, check, count_calls, trace
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 pytestmark = pytest.mark.faults
 
