@@ -201,6 +201,10 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail."
 )
+@click.option(
+    "--jpeg-scale", default="full", show_default=True, type=click.Choice(["full", "half"]),
+    help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the size they are resized to; other numbers.",
+)  # fmt: skip
 @click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
 @click.option(
     "--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time."
@@ -216,6 +220,7 @@ def extract(
     layers: tuple[str, ...],
     dtype: str,
     max_pixels: int,
+    jpeg_scale: str,
     allow_missing: bool,
     check_content: bool,
     retry_failed: bool,
@@ -236,7 +241,7 @@ def extract(
         weights=weights,
         layers=layers,
         dtype=dtype,
-        decode=DecodePolicy(max_pixels=max_pixels),
+        decode=DecodePolicy(max_pixels=max_pixels, jpeg_scale=jpeg_scale),
         run=run,
         allow_missing=allow_missing,
         check_content=check_content,
@@ -266,6 +271,8 @@ def _say_summary(summary: Summary, output: str) -> None:
         f"{output}: {summary.already + summary.computed} of {summary.total} images done ({summary.computed} now, "
         f"{summary.failed} failed) in {seconds['total']:.1f} s, {rate:.0f} images/s, on {summary.engine}"
     )
+    if summary.read_out is not None:
+        say(f"time: {summary.read_out}")
     if summary.changes:
         say("archive: " + ", ".join(f"{count} {what}" for what, count in summary.changes.items() if count))
     if summary.failures:

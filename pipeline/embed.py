@@ -194,6 +194,11 @@ def _sample(
         return np.array(batch.images[good])
 
 
+def worker_count(settings: RunSettings) -> int:
+    """Return how many decode processes there will be."""
+    return settings.workers or os.cpu_count() or 1
+
+
 def _pool(
     source: Source,
     backbone: Backbone,
@@ -207,7 +212,7 @@ def _pool(
         decode,
         backbone.preprocess,
         batch_size=batch_size,
-        workers=settings.workers or os.cpu_count() or 1,
+        workers=worker_count(settings),
         slots=in_flight + max(2, -(-RING_IMAGES // batch_size)),
         limits=settings.limits,
     )
