@@ -82,9 +82,7 @@ def named_split(column: ArrayLike) -> NDArray[np.str_]:
     return np.asarray(meaning, dtype="<U5")[inverse.ravel()]
 
 
-def hold_out(
-    y: NDArray[np.integer], *, share: float, seed: int, groups: ArrayLike | None = None
-) -> NDArray[np.str_]:
+def hold_out(y: NDArray[np.integer], *, share: float, seed: int, groups: ArrayLike | None = None) -> NDArray[np.str_]:
     """Hold rows out for the test, with the classes' shares kept and no group on both sides.
 
     Parameters
@@ -172,9 +170,7 @@ def fold_numbers(
             np.zeros(len(y)), y, np.asarray(groups)
         )
     else:
-        parts = GroupKFold(n_folds, shuffle=True, random_state=seed).split(
-            np.zeros(len(y)), y, np.asarray(groups)
-        )
+        parts = GroupKFold(n_folds, shuffle=True, random_state=seed).split(np.zeros(len(y)), y, np.asarray(groups))
     fold = np.full(len(y), -1, dtype=np.int64)
     for number, (_, held_out) in enumerate(parts):
         fold[held_out] = number
@@ -211,6 +207,7 @@ class Interval:
         return {"value": self.value, "low": self.low, "high": self.high}
 
     def __str__(self) -> str:
+        """Return the figure with its interval."""
         return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
 
 
@@ -284,9 +281,7 @@ def expected_calibration_error(
     return round(float(np.abs(gap).sum() / w.sum()), 12)
 
 
-def reliability_bins(
-    confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 15
-) -> list[dict[str, float]]:
+def reliability_bins(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 15) -> list[dict[str, float]]:
     """Return mean confidence, accuracy and row count of every bin that has rows."""
     index = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
     out = []
@@ -443,7 +438,7 @@ def softmax(scores: Floats) -> Floats:
     shifted = np.asarray(scores, dtype=np.float64) - scores.max(axis=1, keepdims=True)
     np.exp(shifted, out=shifted)
     shifted /= shifted.sum(axis=1, keepdims=True)
-    return shifted
+    return np.asarray(shifted)
 
 
 def fit_temperature(scores: Floats, y: NDArray[np.integer]) -> float:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.heads.model import HeadModel
+
 RUN_FILE = "run.json"
 RUN_FORMAT = "embedding-pipeline run"
 
@@ -251,6 +253,7 @@ def select_rows(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
     index = np.flatnonzero(done & labelled)
     columns = cache.columns
     groups = np.asarray(columns["group"])[index] if "group" in columns else None
+    split: NDArray[np.str_] | None
     if "split" in columns:
         split, kind = evaluate.named_split(np.asarray(columns["split"])[index]), "column"
         if not (split == "train").any():
@@ -322,9 +325,7 @@ def _known_classes(rows: Rows, note: Callable[[str], None]) -> Rows:
             "no held-out row is of a class that the training rows have: mark other rows in the split column"
         )
     missing = [name for k, name in enumerate(rows.class_names) if k not in known]
-    note(
-        f"left out: {int((~kept).sum())} held-out rows of classes without a training row ({', '.join(missing[:5])})"
-    )
+    note(f"left out: {int((~kept).sum())} held-out rows of classes without a training row ({', '.join(missing[:5])})")
     class_names = tuple(rows.class_names[k] for k in known)
     _at_least_two(class_names)
     return replace(
@@ -374,9 +375,7 @@ def _layer(cache: Any, name: str) -> NDArray[Any]:
     if name == "penultimate":
         return cache.embeddings  # type: ignore[no-any-return]
     if name not in cache.layers:
-        raise HeadError(
-            f"the cache has no layer {name!r}: {near_names(name, ['penultimate', *cache.layers])}"
-        )
+        raise HeadError(f"the cache has no layer {name!r}: {near_names(name, ['penultimate', *cache.layers])}")
     return cache.layers[name]  # type: ignore[no-any-return]
 
 
@@ -391,15 +390,11 @@ def read_rows(embeddings: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.
     X = np.asarray(embeddings[index], dtype=np.float32)
     if not np.isfinite(X).all():
         bad = int(index[np.flatnonzero(~np.isfinite(X).all(axis=1))[0]])
-        raise HeadError(
-            f"row {bad} of the cache holds values that are not finite: extract it again, in float32"
-        )
+        raise HeadError(f"row {bad} of the cache holds values that are not finite: extract it again, in float32")
     return X
 
 
-def _options(
-    settings: FitSettings, folds: int, progress: Callable[[int, int], None] | None
-) -> FitOptions:
+def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], None] | None) -> FitOptions:
     device = settings.device
     if device == "auto":
         import torch
@@ -477,9 +472,7 @@ def _scores(fitted: FittedHead, X: NDArray[np.float32]) -> NDArray[np.float64]:
     return np.log(np.clip(np.asarray(fitted.estimator.predict_proba(X), dtype=np.float64), 1e-12, 1.0))
 
 
-def _probabilities(
-    fitted: FittedHead, scores: NDArray[np.float64], temperature: float
-) -> NDArray[np.float64]:
+def _probabilities(fitted: FittedHead, scores: NDArray[np.float64], temperature: float) -> NDArray[np.float64]:
     if fitted.model is not None:
         return replace(fitted.model, temperature=temperature).link_scores(scores)
     return evaluate.softmax(scores / temperature)
@@ -494,7 +487,7 @@ def _learning_curve(
     rows: Rows, embeddings: NDArray[Any], fitted: FittedHead, settings: FitSettings
 ) -> list[dict[str, Any]]:
     """Fit the same head on growing shares of the training rows, every class in each of them."""
-    if fitted.refit is None:
+    if fitted.refit is None or fitted.model is None:
         return []
     train = rows.of("train")
     order = _stratified_order(rows.y[train], settings.seed)
@@ -508,14 +501,13 @@ def _learning_curve(
         count = round(share * len(train))
         if count < 2 * n_classes:
             continue
+        model: HeadModel | None = fitted.model
         if share < 1.0:
             at = np.sort(order[:count])
             part = train[at]
             model = fitted.refit(read_rows(embeddings, rows.index[part]), rows.y[part])
-            if model is None:
-                continue
-        else:
-            model = fitted.model
+        if model is None:
+            continue
         hit = (model.scores(X_test).argmax(1) == rows.y[test]).astype(np.float64)
 
         def accuracy(weight: NDArray[np.float64], hit: NDArray[np.float64] = hit) -> dict[str, float]:
@@ -567,17 +559,13 @@ def new_run_folder(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
     """
     target = Path(run_dir)
     if target.exists() and not _may_replace(target):
-        raise HeadError(
-            f"{target} exists and is no run folder: give a new folder with -o, or remove it yourself"
-        )
+        raise HeadError(f"{target} exists and is no run folder: give a new folder with -o, or remove it yourself")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
         folder.chmod(0o777 & ~_umask())
     except OSError as error:
-        raise HeadError(
-            f"cannot write to {target.parent} ({error.strerror}): give another folder with -o"
-        ) from None
+        raise HeadError(f"cannot write to {target.parent} ({error.strerror}): give another folder with -o") from None
     try:
         yield folder
         if target.exists():
@@ -623,9 +611,7 @@ def _write(
     _write_predictions(folder / "predictions.csv", results, rows, cache.keys)
     split = results["held_out"]
     at = rows.of(split)
-    confusion = evaluate.confusion_matrix(
-        rows.y[at], results["probabilities"][split].argmax(1), len(rows.class_names)
-    )
+    confusion = evaluate.confusion_matrix(rows.y[at], results["probabilities"][split].argmax(1), len(rows.class_names))
     results["confusion"] = confusion
     from pipeline.report import save_confusion
 

@@ -12,10 +12,12 @@ import argparse
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 GAP = 1e-4
 
@@ -97,7 +99,7 @@ def single(X: Any, y: Any, X_test: Any, y_test: Any, arguments: Any) -> None:
     c = arguments.single
     exact = LogisticHead(C=c, tol=1e-6, max_passes=1000).fit(X, y)
     best = objective(X, y, c, exact.coef_, exact.intercept_)
-    theirs, gap, *_ = theirs_to_gap(X, y, c, best)
+    theirs, *_ = theirs_to_gap(X, y, c, best)
     tol = theirs.tol
     ratios = []
     for _ in range(arguments.repeats):
@@ -105,10 +107,10 @@ def single(X: Any, y: Any, X_test: Any, y_test: Any, arguments: Any) -> None:
         theirs, wall2, cpu2 = timed(lambda: LogisticRegression(C=c, tol=tol, max_iter=3000).fit(X, y))
         ratios.append((wall2 / wall, cpu2 / cpu))
         print(f"single fit at C = {c:g}: ours {wall:.1f} s ({cpu:.1f} cpu, {ours.n_iter_} passes), "
-              f"scikit-learn {wall2:.1f} s ({cpu2:.1f} cpu, {theirs.n_iter_[0]} iterations, tol {tol:g})", flush=True)  # fmt: skip
+              f"scikit-learn {wall2:.1f} s ({cpu2:.1f} cpu, {theirs.n_iter_[0]} iterations, tol {tol:g})", flush=True)  # fmt: skip  # noqa: E501
     gaps = [objective(X, y, c, h.coef_, h.intercept_) / best - 1 for h in (ours, theirs)]
     agree = (ours.predict(X_test) == theirs.predict(X_test)).mean()
-    print(f"  ratio {statistics.median(r[0] for r in ratios):.1f} wall, {statistics.median(r[1] for r in ratios):.1f} cpu; "
+    print(f"  ratio {statistics.median(r[0] for r in ratios):.1f} wall, {statistics.median(r[1] for r in ratios):.1f} cpu; "  # noqa: E501
           f"gap ours {gaps[0]:.1e}, theirs {gaps[1]:.1e}; same prediction on {agree:.4%} of test rows; "
           f"accuracy {ours.score(X_test, y_test):.4f} and {theirs.score(X_test, y_test):.4f}", flush=True)  # fmt: skip
 
@@ -137,7 +139,9 @@ def sweep(X: Any, y: Any, X_test: Any, y_test: Any, arguments: Any) -> None:
         print(f"  scikit-learn at C {values[i]:.3g}: {wall2:.1f} s ({cpu2:.1f} cpu), gap to ours {gap:+.1e}, "
               f"ours to theirs {gap_ours:.1e}, same prediction {agree:.4%}", flush=True)  # fmt: skip
     total = float(np.trapezoid(np.interp(range(len(values)), chosen, times)) + (times[0] + times[-1]) / 2)
-    print(f"  scikit-learn over all {len(values)} values, interpolated: {total:.0f} s cpu: ratio {total / (cpu + cpu0):.1f}")
+    print(
+        f"  scikit-learn over all {len(values)} values, interpolated: {total:.0f} s cpu: ratio {total / (cpu + cpu0):.1f}"  # noqa: E501
+    )
 
 
 def folds(X: Any, y: Any, arguments: Any) -> None:
@@ -161,7 +165,10 @@ def heads(X: Any, y: Any, X_test: Any, y_test: Any) -> None:
     for name in HEADS:
         fitted, wall, cpu = timed(lambda name=name: find_head(name)(X, y, None, FitOptions(calibrate=False)))
         interval = classification_metrics(y_test, fitted.model.predict_proba(X_test))["accuracy"]
-        print(f"{name}: accuracy {interval}, {wall:.1f} s ({cpu:.1f} cpu), {fitted.chosen.get('C', fitted.chosen.get('alpha', ''))}", flush=True)
+        print(
+            f"{name}: accuracy {interval}, {wall:.1f} s ({cpu:.1f} cpu), {fitted.chosen.get('C', fitted.chosen.get('alpha', ''))}",  # noqa: E501
+            flush=True,
+        )
     ridge, wall, cpu = timed(lambda: RidgeClassifierCV(alphas=np.logspace(-3, 7, 11)).fit(X, y))
     print(f"scikit-learn RidgeClassifierCV: accuracy {ridge.score(X_test, y_test):.4f}, {wall:.1f} s ({cpu:.1f} cpu)")
 

@@ -95,9 +95,7 @@ def test_temperature_undoes_a_known_one() -> None:
     assert evaluate.fit_temperature(scores * 3, y) == pytest.approx(3.0, rel=0.05)
     before = evaluate.softmax(scores * 3)
     after = evaluate.softmax(scores * 3 / evaluate.fit_temperature(scores * 3, y))
-    eces = [
-        evaluate.expected_calibration_error(p.max(axis=1), p.argmax(axis=1) == y) for p in (before, after)
-    ]
+    eces = [evaluate.expected_calibration_error(p.max(axis=1), p.argmax(axis=1) == y) for p in (before, after)]
     assert eces[1] < 0.25 * eces[0]
 
 

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,7 +13,10 @@ from pipeline.fit_head import FitResult, FitSettings, fit_head, new_run_folder
 from pipeline.heads import load_head
 from tests.heads.standin import StandIn, blobs, stand_in
 
-QUICK = {"Cs": (0.01, 0.1), "replicates": 200, "learning_curve": False, "device": "cpu"}
+if TYPE_CHECKING:
+    from pathlib import Path
+
+QUICK: dict[str, Any] = {"Cs": (0.01, 0.1), "replicates": 200, "learning_curve": False, "device": "cpu"}
 
 
 @pytest.fixture
@@ -33,7 +35,8 @@ def test_the_run_folder_is_whole_and_agrees_with_itself(fit: Any, tmp_path: Path
     cache = stand_in()
     result = fit(cache, report=True, learning_curve=True)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "head.safetensors", "head.joblib", "metrics.json", "predictions.csv", "confusion.png", "report.html", "run.json",
+        "head.safetensors", "head.joblib", "metrics.json", "predictions.csv",
+        "confusion.png", "report.html", "run.json",
     }  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
@@ -81,7 +84,11 @@ def test_planted_duplicates_flatter_unless_they_are_grouped(fit: Any, tmp_path: 
     """Noise labels cannot be learned; with copies on both sides they seem to be, unless copies are one group."""
     X, _ = blobs(120, 200)
     y = np.random.default_rng(0).integers(0, 2, 120)
-    twice = {"embeddings": np.repeat(X, 4, axis=0), "labels": np.repeat(y, 4), "label_names": ("a", "b")}
+    twice: dict[str, Any] = {
+        "embeddings": np.repeat(X, 4, axis=0),
+        "labels": np.repeat(y, 4),
+        "label_names": ("a", "b"),
+    }
     leaky = fit(StandIn(**twice), tmp_path / "leaky", Cs=(1.0,))
     honest = fit(StandIn(**twice, columns={"group": np.repeat(np.arange(120), 4)}), tmp_path / "honest", Cs=(1.0,))
     assert leaky.metrics["test"]["accuracy"]["value"] > 0.95
@@ -189,9 +196,14 @@ def test_a_failure_keeps_the_former_run(fit: Any, tmp_path: Path) -> None:
     output = tmp_path / "run"
     fit(stand_in(), output)
     before = {p.name: p.read_bytes() for p in output.iterdir()}
-    with pytest.raises(RuntimeError, match="power"), new_run_folder(output) as folder:
-        (folder / "run.json").write_text("half")
-        raise RuntimeError("power")
+
+    def interrupted() -> None:
+        with new_run_folder(output) as folder:
+            (folder / "run.json").write_text("half")
+            raise RuntimeError("power")
+
+    with pytest.raises(RuntimeError, match="power"):
+        interrupted()
     assert {p.name: p.read_bytes() for p in output.iterdir()} == before
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 

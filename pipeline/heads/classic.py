@@ -60,8 +60,8 @@ class _Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
 class RidgeHead(_Scores):
     """Least squares on ±1 targets, the strength of L2 chosen by the leave-one-out error of all rows.
 
-    One eigendecomposition of the centred XᵀX serves every strength: with V its eigenvectors, the leverages and residuals
-    of any strength come from XV, read block by block.
+    One eigendecomposition of the centred XᵀX serves every strength: with V its eigenvectors, the leverages and
+    residuals of any strength come from XV, read block by block.
 
     Parameters
     ----------
@@ -129,9 +129,7 @@ class RidgeHead(_Scores):
         return self
 
     @staticmethod
-    def _centred(
-        data: NDArray[np.float32], codes: NDArray[np.int64], mean: Any, target_mean: Any
-    ) -> Any:
+    def _centred(data: NDArray[np.float32], codes: NDArray[np.int64], mean: Any, target_mean: Any) -> Any:
         for start in range(0, len(data), _STEP_ROWS):
             rows = slice(start, start + _STEP_ROWS)
             target = np.full((len(codes[rows]), len(target_mean)), -1.0)
@@ -149,8 +147,8 @@ class CentroidHead(_Scores):
 
     References
     ----------
-    Snell, Swersky and Zemel, "Prototypical networks for few-shot learning", NeurIPS 2017, section 2.3: squared distance to
-    a mean is a linear score.
+    Snell, Swersky and Zemel, "Prototypical networks for few-shot learning", NeurIPS 2017, section 2.3: squared
+    distance to a mean is a linear score.
     """
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
@@ -250,4 +248,3 @@ def class_scores(estimator: Any, X: NDArray[np.float32]) -> NDArray[np.float64]:
         scores = np.asarray(estimator.decision_function(X), dtype=np.float64)
         return np.stack([np.zeros_like(scores), scores], axis=1) if scores.ndim == 1 else scores
     return np.log(np.clip(np.asarray(estimator.predict_proba(X), dtype=np.float64), 1e-12, 1.0))
-

@@ -41,12 +41,12 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     intercept_: NDArray[np.float64]
 
     def _validate(self, X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        X, y = validate_data(self, X, y, dtype=np.float32, order="C")
-        check_classification_targets(y)
-        self.classes_, codes = np.unique(y, return_inverse=True)
+        data, target = validate_data(self, X, y, dtype=np.float32, order="C")
+        check_classification_targets(target)
+        self.classes_, codes = np.unique(target, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"expected rows of at least 2 classes, found one class: {self.classes_[0]!r}")
-        return X, codes
+        return np.asarray(data), codes
 
     def _row_weight(self, codes: NDArray[np.int64], class_weight: Any) -> NDArray[np.float64] | None:
         if class_weight is None:
@@ -64,8 +64,8 @@ class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the scores: (N, K), or (N,) for two classes."""
         check_is_fitted(self)
-        X = validate_data(self, X, dtype=np.float32, reset=False)
-        scores = linear_scores(X, self.coef_, self.intercept_)
+        data = np.asarray(validate_data(self, X, dtype=np.float32, reset=False))
+        scores = linear_scores(data, self.coef_, self.intercept_)
         return scores[:, 0] if len(self.classes_) == 2 else scores
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -171,9 +171,7 @@ class LogisticHead(_LinearClassifier):
             standardise=_is_standard(self.scaling),
             device=self.device,
         )
-        ((point,),) = path.solve(
-            [(ALL_ROWS, [_solver_c(self.C, k)])], tol=self.tol, max_passes=self.max_passes
-        )
+        ((point,),) = path.solve([(ALL_ROWS, [_solver_c(self.C, k)])], tol=self.tol, max_passes=self.max_passes)
         self._take(point)
         self.objective_ = point.objective * (2 if k == 2 else 1)
         self.gradient_norm_ = point.gradient_norm
@@ -264,9 +262,7 @@ class LogisticSweep(_LinearClassifier):
         k = len(self.classes_)
         largest = largest_fold_count(codes, groups)
         if largest < 2:
-            raise ValueError(
-                "cross-validation needs at least 2 rows (or groups) of every class, one class has 1"
-            )
+            raise ValueError("cross-validation needs at least 2 rows (or groups) of every class, one class has 1")
         self.n_folds_ = min(self.cv, largest)
         self.fold_ = fold_numbers(codes, self.n_folds_, seed=self.random_state, groups=groups)
         path = SoftmaxPath(
@@ -370,7 +366,7 @@ def _held_out(points: list[PathPoint], fold: NDArray[np.int64]) -> tuple[float, 
 
 
 def _has_fallen(walked: list[list[PathPoint]], n_rows: int) -> bool:
-    """Say whether the best C lies behind: both scores worse than before, accuracy by a standard error or twice in a row."""
+    """Say whether the best C lies behind: both scores worse, accuracy by a standard error or twice in a row."""
     complete = min(len(points) for points in walked)
     if complete < 3:
         return False

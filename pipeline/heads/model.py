@@ -56,9 +56,7 @@ def linear_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64
     return out
 
 
-def expected_shapes(
-    kind: str, width: int, outputs: int, arrays: Mapping[str, Array]
-) -> dict[str, tuple[int, ...]]:
+def expected_shapes(kind: str, width: int, outputs: int, arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     """Return the shape that every array of a head must have.
 
     Parameters

@@ -7,7 +7,6 @@ refuses keys that occur twice, and checks names, types, shapes and finite values
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from pipeline.errors import HeadError
 from pipeline.heads.model import ARRAYS, LINKS, HeadModel, expected_shapes
 
 if TYPE_CHECKING:
+    import os
+
     from numpy.typing import NDArray
 
 HEAD_FILE = "head.safetensors"
@@ -26,7 +27,7 @@ FORMAT = "embedding-pipeline head"
 FORMAT_VERSION = 1
 
 _LARGEST_HEADER = 64 << 20
-_DTYPES = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
+_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ class LoadedHead:
         if self.task == "regression":
             return scores
         if self.task == "multilabel":
-            return scores >= 0.5
-        return np.asarray(self.class_names)[scores.argmax(axis=1)]
+            return np.asarray(scores >= 0.5)
+        best = scores.argmax(axis=1)
+        return np.asarray(np.asarray(self.class_names)[best])
 
     def check_fingerprint(self, fingerprint: str) -> None:
         """Refuse embeddings that other weights or preprocessing made.
@@ -202,9 +204,7 @@ def _read_header(data: bytes) -> dict[str, Any]:
     """Parse the safetensors header, bounded, with no key twice."""
     size = int.from_bytes(data[:8], "little")
     if len(data) < 8 or size > min(_LARGEST_HEADER, len(data) - 8):
-        raise HeadError(
-            "not a safetensors file (its header would be larger than the file): fit the head again"
-        )
+        raise HeadError("not a safetensors file (its header would be larger than the file): fit the head again")
     header = _strict_json(data[8 : 8 + size].decode("utf-8"))
     if not isinstance(header, dict):
         raise HeadError("not a safetensors file (no header): fit the head again")
@@ -246,18 +246,12 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         )
     kind, link, names, temperature = facts["kind"], facts["link"], facts["class_names"], facts["temperature"]
     if kind not in ARRAYS or link not in LINKS:
-        raise HeadError(
-            f"unknown kind {kind!r} or link {link!r} of head: use a newer version of this program"
-        )
+        raise HeadError(f"unknown kind {kind!r} or link {link!r} of head: use a newer version of this program")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise HeadError("expected a list of class names")
     if len(set(names)) != len(names):
         raise HeadError("a class name occurs twice")
-    if (
-        not isinstance(temperature, (int, float))
-        or isinstance(temperature, bool)
-        or not 0 < temperature < 1e9
-    ):
+    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool) or not 0 < temperature < 1e9:
         raise HeadError(f"expected a positive temperature, found {temperature!r}")
     spec = facts["spec"]
     if not isinstance(spec, dict):
@@ -266,9 +260,7 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         if not isinstance(facts[field], str):
             raise HeadError(f"expected {field} as text, found {facts[field]!r}")
     if set(arrays) != set(ARRAYS[kind]):
-        raise HeadError(
-            f"expected arrays {', '.join(ARRAYS[kind])}, found {', '.join(sorted(arrays)) or 'none'}"
-        )
+        raise HeadError(f"expected arrays {', '.join(ARRAYS[kind])}, found {', '.join(sorted(arrays)) or 'none'}")
     model = HeadModel(kind, arrays, link, len(names), float(temperature))
     if not arrays[ARRAYS[kind][0]].ndim or model.width < 1:
         raise HeadError("an array of no width")
@@ -323,7 +315,7 @@ class _EstimatorModel(HeadModel):
 def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     if not trust:
         raise HeadError(
-            f"the head in {folder} is a scikit-learn estimator in {ESTIMATOR_FILE}, and opening that file can run code: "
+            f"the head in {folder} is a scikit-learn estimator in {ESTIMATOR_FILE}; opening that file can run code: "
             "say --trust if it is your own, or fit one of the built-in heads"
         )
     import joblib

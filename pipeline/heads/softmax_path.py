@@ -4,16 +4,16 @@ One *lane* is one training set (a fold, or all rows) that walks up its values of
 regularisation. In each pass over the data every lane that is still walking has one trial point evaluated,
 so one matrix product serves all of them, and no lane waits for another. What makes the walk short:
 
-- L-BFGS works around a Kronecker-factored preconditioner: the eigenvectors of the curvature-weighted XᵀX on one side, those of the
-  mean softmax Hessian of the classes on the other, and the Hessian's own diagonal in that basis.
+- L-BFGS works around a Kronecker-factored preconditioner: the eigenvectors of the curvature-weighted XᵀX on one
+  side, those of the mean softmax Hessian of the classes on the other, and the Hessian's own diagonal in that basis.
 - The next C starts from the last solutions, extrapolated in log C.
 - L-BFGS keeps its curvature pairs when C changes. The objective is ``C L(θ) + ½‖W‖²``, so a pair measured on L alone
   is exact for every C.
 
 Two measures of how far a point is from the optimum are reported. ``gap_bound`` is a certificate: by Fenchel-Young, the
-duality gap at a point whose intercept gradient is zero is ``½‖∇_W‖²``. It is loose where C is large. ``gap_estimate`` is half
-the squared Newton decrement ``½ gᵀH⁻¹g`` under the preconditioner, times a safety factor; the stopping rule takes the
-smaller one.
+duality gap at a point whose intercept gradient is zero is ``½‖∇_W‖²``. It is loose where C is large. ``gap_estimate``
+is half the squared Newton decrement ``½ gᵀH⁻¹g`` under the preconditioner, times a safety factor; the stopping rule
+takes the smaller one.
 
 Axes: N rows, D features, K classes, L lanes, R rows of one block.
 
@@ -57,7 +57,7 @@ _SHORTEST_STEP = 1e-6
 
 _SAMPLE_ROWS = 4096
 _SAMPLE_ROWS_PER_FEATURE = 8
-"""The preconditioner is built on this many rows: enough for its eigenvectors, few enough to cost less than a pass or two."""
+"""The preconditioner is built on this many rows: enough for its eigenvectors, at the cost of a pass or two."""
 
 _WIDEST_EIGENBASIS = 4096
 """Above this width an eigendecomposition costs more than the passes it saves, and the basis is the features' own."""
@@ -162,7 +162,8 @@ class _Pairs:
         solved = torch.linalg.solve_triangular(upper, (s @ g)[:, None], upper=True)
         right = middle @ solved - (h0_y @ g)[:, None]
         left = torch.linalg.solve_triangular(upper.T, right, upper=False)
-        return first + (s.T @ left - h0_y.T @ solved)[:, 0].view_as(gradient)
+        correction: torch.Tensor = s.T @ left - h0_y.T @ solved
+        return first + correction[:, 0].view_as(gradient)
 
 
 @dataclass
@@ -192,7 +193,7 @@ class _Preconditioner:
     curvature: torch.Tensor
 
     def solve(self, vectors: torch.Tensor, c: float) -> torch.Tensor:
-        """Divide ``vectors`` (n, K, D + 1) by ``c × curvature + 1``; the intercepts, in the last column, have no + 1."""
+        """Divide ``vectors`` (n, K, D + 1) by ``c × curvature + 1``; the last column, the intercepts, has no + 1."""
         diagonal = c * self.curvature
         diagonal[:, :-1] += 1.0
         return self.class_basis @ ((self.class_basis.T @ vectors) / diagonal)
@@ -443,10 +444,10 @@ class SoftmaxPath:
         while walking:
             with _threads(self._X.shape[0] * self.width * self.n_classes * len(walking)):
                 self._choose_basis(walking)
-                values = self._evaluate(walking)
+                found = self._evaluate(walking)
             # Vectors this short are quicker on one thread, and on a busy machine many times so.
             with _threads(1):
-                for lane, value in zip(walking, values, strict=True):
+                for lane, value in zip(walking, found, strict=True):
                     self._advance(lane, value, tol, max_passes)
             walking = [lane for lane in walking if lane.position < len(lane.values)]
             if stop is not None and stop([lane.points for lane in states]):
@@ -533,9 +534,7 @@ class SoftmaxPath:
         assert lane.direction is not None
         before, after = here.objective(lane.c), value.objective(lane.c)
         slope = float((here.objective_gradient(lane.c) * lane.direction).sum())
-        return (
-            math.isfinite(after) and after <= before + _ARMIJO * lane.step * min(slope, 0.0) + 1e-9 * before
-        )
+        return math.isfinite(after) and after <= before + _ARMIJO * lane.step * min(slope, 0.0) + 1e-9 * before
 
     def _inverse_hessian(self, lane: _Lane, here: _Value, gradient: torch.Tensor) -> torch.Tensor:
         """Return the step that would minimise the quadratic model, at the lane's own C."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,11 +13,22 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_NAMES = 40
+_LONGEST_NAME = 24
 
 
-def save_confusion(
-    path: str | os.PathLike[str], confusion: NDArray[Any], class_names: tuple[str, ...]
-) -> None:
+def shortened(name: str) -> str:
+    """Cut a long name in its middle.
+
+    Examples
+    --------
+    >>> shortened("a name that would not leave any room")
+    'a name that…eave any room'
+    """
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half - 1 :]}"
+
+
+def save_confusion(path: str | os.PathLike[str], confusion: NDArray[Any], class_names: tuple[str, ...]) -> None:
     """Draw the confusion matrix, each row as shares of its label, with counts where they fit.
 
     Parameters
@@ -41,11 +53,15 @@ def save_confusion(
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
     if k <= _MOST_NAMES:
-        axes.set_xticks(range(k), class_names, rotation=45, ha="right", rotation_mode="anchor")
-        axes.set_yticks(range(k), class_names)
+        # A dollar sign would start a formula.
+        names = [shortened(name).replace("$", r"\$") for name in class_names]
+        axes.set_xticks(range(k), names, rotation=45, ha="right", rotation_mode="anchor")
+        axes.set_yticks(range(k), names)
     if k <= _MOST_NAMES // 2:
         for i, j in zip(*np.nonzero(confusion), strict=True):
             colour = "white" if share[i, j] > 0.5 else "black"
             axes.text(j, i, str(confusion[i, j]), ha="center", va="center", color=colour, fontsize=7)
     # No creation date or software line: the same figures give the same file.
-    figure.savefig(path, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")  # a name in a script that the font lacks
+        figure.savefig(path, format="png", metadata={"Software": None})

@@ -88,9 +88,8 @@ def _lead(rows: Any, run: dict[str, Any], split: str) -> str:
     chosen = run["chosen"].get("C")
     at = f" C = {chosen:.3g}, chosen on {run['chosen']['folds']} folds of the training rows." if chosen else ""
     counts = run["rows"]
-    return (
-        f"{len(rows.class_names)} classes, {counts['train']} training rows, {counts[split]} {split} rows from {how}.{at}"
-    )
+    rows_used = f"{counts['train']} training rows, {counts[split]} {split} rows"
+    return f"{len(rows.class_names)} classes, {rows_used} from {how}.{at}"
 
 
 def _card(name: str, interval: dict[str, float]) -> dict[str, str]:
@@ -137,16 +136,16 @@ def _figures(rows: Any, results: dict[str, Any], split: str) -> tuple[dict[str, 
     curves = {"calibrated" if "uncalibrated" in results else "as fitted": probabilities}
     if "uncalibrated" in results:
         curves["before"] = results["uncalibrated"][split]
-    bins = {
-        name: evaluate.reliability_bins(p.max(axis=1), p.argmax(axis=1) == y) for name, p in curves.items()
-    }
+    bins = {name: evaluate.reliability_bins(p.max(axis=1), p.argmax(axis=1) == y) for name, p in curves.items()}
     show(
         second,
         "reliability",
         plots.reliability_figure(bins),
         "Reliability",
         f"How often a prediction of that confidence is right. Temperature {results['temperature']:.3f}, from "
-        "out-of-fold scores." if "uncalibrated" in results else "How often a prediction of that confidence is right.",
+        "out-of-fold scores."
+        if "uncalibrated" in results
+        else "How often a prediction of that confidence is right.",
         340,
     )
     if results.get("learning_curve"):
@@ -212,7 +211,7 @@ def _most_confident_mistakes(probabilities: NDArray[np.float64], y: NDArray[Any]
     """Return the rows with the largest lead of the predicted class over the label."""
     lead = probabilities.max(axis=1) - probabilities[np.arange(len(y)), y]
     order = np.argsort(-lead, kind="stable")[:_MOST_IMAGES]
-    return order[lead[order] > 0]
+    return np.asarray(order[lead[order] > 0])
 
 
 def _item(cache: Any, rows: Any, row: int, probabilities: NDArray[np.float64]) -> dict[str, Any]:
@@ -253,7 +252,7 @@ def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
         *((name, _text(value)) for name, value in spec.items()),
         ("split", "from the source" if run["split"] == "column" else "stratified hold-out"),
         ("settings", _text({k: v for k, v in run["settings"].items() if v not in (None, {}, [], ())})),
-        ("chosen", _text({k: v for k, v in run["chosen"].items()})),
+        ("chosen", _text(run["chosen"])),
         ("versions", _text(run["versions"])),
         ("cache written by", _text(cache["versions"])),
     ]
@@ -276,4 +275,3 @@ def _script_json(value: Any) -> str:
 
     text = json.dumps(value, cls=PlotlyJSONEncoder)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.report.figures import shortened
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -17,7 +19,7 @@ if TYPE_CHECKING:
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#9aa3af"
 _MOST_CLASSES = 60
-"""A larger confusion matrix shows the classes with the most errors: more than this cannot be read, and bloats the page."""
+"""A larger confusion matrix shows the classes with the most errors: more cannot be read, and bloats the page."""
 
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -96,16 +98,18 @@ def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> A
         off = confusion - np.diag(np.diag(confusion))
         worst = np.argsort(off.sum(axis=0) + off.sum(axis=1), kind="stable")[::-1][:_MOST_CLASSES]
         shown = np.sort(worst)
-    names = [html.escape(class_names[i]) for i in shown]
+    full = [html.escape(class_names[i]) for i in shown]
+    names = [html.escape(shortened(class_names[i])) for i in shown]
     counts = confusion[np.ix_(shown, shown)]
     share = counts / np.maximum(confusion[shown].sum(axis=1, keepdims=True), 1)
     few = len(names) <= 20
+    place = list(range(len(names)))
     figure = go.Figure(
         go.Heatmap(
             z=np.round(share, 4).tolist(),
-            x=names,
-            y=names,
-            customdata=counts.tolist(),
+            x=place,
+            y=place,
+            customdata=[[[int(counts[i, j]), full[i], full[j]] for j in place] for i in place],
             text=[[str(c) if c else "" for c in row] for row in counts] if few else None,
             texttemplate="%{text}" if few else None,
             colorscale="Blues",
@@ -114,14 +118,16 @@ def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> A
             showscale=False,
             xgap=1,
             ygap=1,
-            hovertemplate="label %{y}<br>predicted %{x}<br>%{customdata} rows, %{z:.1%}<extra></extra>",
+            hovertemplate="label %{customdata[1]}<br>predicted %{customdata[2]}<br>"
+            "%{customdata[0]} rows, %{z:.1%}<extra></extra>",
         )
     )
+    # Places are numbers and names only their labels, so that two names that look alike stay two classes.
+    ticks = {"tickmode": "array", "tickvals": place, "ticktext": names, "automargin": True, "showgrid": False}
     figure.update_layout(
         **_LAYOUT,
-        # Class names may look like numbers; they are names all the same.
-        xaxis={"type": "category", "title": "predicted", "automargin": True, "tickangle": -45, "showgrid": False},
-        yaxis={"type": "category", "autorange": "reversed", "automargin": True, "title": "label", "showgrid": False},
+        xaxis={"title": "predicted", "tickangle": -45, **ticks},
+        yaxis={"title": "label", "autorange": "reversed", **ticks},
     )
     figure.update_layout(margin={"l": 10, "b": 10})
     return figure

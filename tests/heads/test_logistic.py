@@ -1,13 +1,12 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy.typing import NDArray
 from scipy.special import logsumexp
 from sklearn.exceptions import SkipTestWarning
 from sklearn.linear_model import LogisticRegression
@@ -17,6 +16,9 @@ from pipeline.evaluate import fold_numbers
 from pipeline.heads import CentroidHead, KnnHead, LogisticHead, LogisticSweep, RidgeHead
 from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath
 from tests.heads.standin import blobs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 
 def objective(X: NDArray[Any], y: NDArray[Any], c: float, coef: NDArray[Any], intercept: NDArray[Any]) -> float:
@@ -42,9 +44,7 @@ def reference(X: NDArray[Any], y: NDArray[Any], c: float) -> LogisticRegression:
     log_scale=st.floats(-2, 2),
     shift=st.floats(-20, 20),
 )
-def test_the_optimum_is_scikit_learns(
-    seed: int, n_classes: int, log_c: float, log_scale: float, shift: float
-) -> None:
+def test_the_optimum_is_scikit_learns(seed: int, n_classes: int, log_c: float, log_scale: float, shift: float) -> None:
     X, y = blobs(120, 6, n_classes, seed=seed, spread=2.0)
     X = ((X + shift) * 10**log_scale).astype(np.float32)
     # Beyond this the reference itself needs minutes; C counts in units of the data's scale.
@@ -128,7 +128,7 @@ def test_a_fold_never_sees_its_rows() -> None:
 def _fold_coef(sweep: LogisticSweep, X: NDArray[Any], rows: NDArray[Any]) -> NDArray[Any]:
     """Recover the fold's weights from its scores, which are linear in the rows."""
     design = np.concatenate([X[rows].astype(np.float64), np.ones((rows.sum(), 1))], axis=1)
-    return np.linalg.lstsq(design, sweep.oof_scores_[rows], rcond=None)[0][:-1]
+    return np.asarray(np.linalg.lstsq(design, sweep.oof_scores_[rows], rcond=None)[0][:-1])
 
 
 def test_the_choice_follows_the_scores() -> None:

@@ -4,8 +4,7 @@ import json
 import pickle
 import subprocess
 import sys
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -16,6 +15,9 @@ from safetensors.numpy import load_file, save
 from pipeline.errors import HeadError
 from pipeline.heads import LoadedHead, load_head, save_head
 from pipeline.heads.model import HeadModel
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def a_head(**changes: Any) -> LoadedHead:
@@ -70,7 +72,8 @@ def test_other_embeddings_are_refused() -> None:
 
 def file_of(arrays: dict[str, Any], **changes: Any) -> bytes:
     facts = {
-        "format": "embedding-pipeline head", "format_version": 1, "kind": "linear", "link": "softmax", "temperature": 1.0,
+        "format": "embedding-pipeline head", "format_version": 1,
+        "kind": "linear", "link": "softmax", "temperature": 1.0,
         "head": "logistic", "task": "classification", "layer": "penultimate", "class_names": ["a", "b"],
         "fingerprint": "f", "spec": {},
     } | changes  # fmt: skip
@@ -121,9 +124,7 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         "does not lie",
     ),
     "shape of astronomic size": (
-        raw(
-            '{"__metadata__":{"head":"{}"},"a":{"dtype":"F64","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'
-        ),
+        raw('{"__metadata__":{"head":"{}"},"a":{"dtype":"F64","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'),
         "does not lie",
     ),
     "a neighbour of no class": (

@@ -1,0 +1,93 @@
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pipeline.cache
+from pipeline.fit_head import FitSettings, fit_head
+from tests.heads.standin import StandIn, blobs
+
+CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser")
+HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
+
+
+class WithImages(StandIn):
+    """Every second image is there; one is damaged."""
+
+    def image_bytes(self, row: int) -> bytes | None:
+        import io
+
+        from PIL import Image
+
+        if row % 2:
+            return None
+        buffer = io.BytesIO()
+        Image.new("RGB", (40, 30), (row % 255, 80, 120)).save(buffer, "PNG")
+        return buffer.getvalue()[: 20 if row % 4 else None]
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    X, y = blobs(400, spread=3.0)
+    keys = np.asarray([f"{HOSTILE[:30]}{i}.png" for i in range(400)])
+    cache = WithImages(X, y.astype(np.int32), ("ant", HOSTILE, "10"), keys=keys)
+    output = tmp_path_factory.mktemp("report") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.cache, "open_cache", lambda path: cache)
+        fit_head("stand-in.h5", output, FitSettings(replicates=200, device="cpu"))
+    return output / "report.html"
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL)  # without plotly's own
+    assert "onerror=alert" not in own.replace("&lt;img src=x onerror=alert(1)&gt;", "").replace(
+        "\\u003cimg src=x onerror=alert(1)\\u003e", ""
+    ).replace("\\u0026lt;img src=x onerror=alert(1)\\u0026gt;", "")
+    assert "http://" not in own
+    assert "https://" not in own
+    assert own.count("data:image/jpeg;base64,") > 5
+    assert "no image" in own
+    assert len(page) < 6_000_000
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_renders_sorts_and_hovers(report: Path, width: int) -> None:
+    sync_api: Any = pytest.importorskip("playwright.sync_api")
+    chromium = next((path for path in CHROMIUM if Path(path).exists()), None)
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        errors: list[str] = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        fetched: list[str] = []
+        page.on("request", lambda request: fetched.append(request.url))
+        page.goto(report.as_uri())
+        page.wait_for_selector("#plot-confusion .hm")
+        assert page.locator(".plot .main-svg").count() >= 8
+        assert "owned" not in page.title()
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        column = "[...document.querySelectorAll('#classes tbody tr')].map(r => +r.cells[2].dataset.value)"
+        head = page.locator("#classes th").nth(2)
+        head.locator("button").click()
+        assert page.evaluate(column) == sorted(page.evaluate(column))
+        assert head.get_attribute("aria-sort") == "ascending"
+        head.locator("button").click()
+        assert page.evaluate(column) == sorted(page.evaluate(column), reverse=True)
+        page.locator("#plot-confusion .nsewdrag").first.hover()
+        page.wait_for_selector("#plot-confusion .hovertext")
+        assert "predicted" in page.locator("#plot-confusion .hovertext").text_content()
+        broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
+        assert page.evaluate(broken) == 0
+        assert errors == []
+        assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []
+        browser.close()
