@@ -1,4 +1,4 @@
-"""Ten million rows through the cache: laid out, half written, killed, resumed, updated, verified; time and memory of each.
+"""Ten million rows through the cache: laid out, half written, killed, resumed, updated, verified; time, memory.
 
 python scripts/ten_million.py /scratch/folder [--rows 10000000] [--width 8]
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from typing import TYPE_CHECKING, Any
 
@@ -77,8 +78,13 @@ def seeds(keys: list[bytes]) -> NDArray[np.int64]:
 
 
 def right_rows(keys: list[bytes], width: int, layer: int = 0) -> NDArray[np.float32]:
+    return _right_rows(tuple(keys), width, layer)
+
+
+@functools.lru_cache(256)
+def _right_rows(keys: tuple[bytes, ...], width: int, layer: int) -> NDArray[np.float32]:
     columns = np.arange(width) + 1000 * layer
-    rows: NDArray[np.float32] = np.sin(seeds(keys)[:, None] % 9973 + columns * 0.37).astype(np.float32)
+    rows: NDArray[np.float32] = np.sin(seeds(list(keys))[:, None] % 9973 + columns * 0.37).astype(np.float32)
     return rows
 
 

@@ -27,7 +27,7 @@ def lose_power(
     monkeypatch: pytest.MonkeyPatch,
     act: Any,
     *,
-    states: int = 4,
+    states: int = 3,
     syncs: bool = True,
     seed: int = 0,
 ) -> tuple[int, list[str]]:
