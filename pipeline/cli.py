@@ -314,22 +314,63 @@ def predict(run_dir: str, images: str, output: str, weights: str | None, trust: 
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
+@cli.command()
+@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.option(
+    "--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="The rows to compare on."
+)
+def compare(runs: tuple[str, ...], split: str) -> None:
+    """Compare RUNS with the first of them, on the same rows.
+
+    Prints each run's accuracy, its difference to the first with a paired bootstrap interval, the rows that only one of
+    the two has right, and McNemar's exact p-value.
+    """
+    from pipeline.compare import compare_runs
+
+    found = compare_runs(runs, split=split)
+    click.echo("run\taccuracy\tdifference\tlow\thigh\tonly_first\tonly_this\tp_value")
+    for entry in found:
+        d = entry.difference
+        click.echo(
+            f"{entry.run}\t{entry.accuracy.value:.4f}\t{d.value:+.4f}\t{d.low:+.4f}\t{d.high:+.4f}\t"
+            f"{entry.only_first}\t{entry.only_this}\t{entry.p_value:.3g}"
+        )
+
+
 @cli.command("fit-head")
 @click.argument("cache", type=click.Path())
-@click.option("-o", "--output", required=True, metavar="RUN/", help="The run folder to write; a former run is replaced.")
+@click.option(
+    "-o", "--output", required=True, metavar="RUN/", help="The run folder to write; a former run is replaced."
+)
 @click.option("--head", default="logistic", show_default=True, help="logistic, ridge, lda, svm, knn, centroid or mlp.")
 @click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on.")
 @click.option("--target", metavar="COLUMN", help="A column of the cache to learn instead of its labels.")
-@click.option("--sweep", type=click.Choice(["auto", "full"]), default="auto", show_default=True, help="Values of C: 'full' is 45.")
-@click.option("--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True, help="Try only these values. Repeatable.")
-@click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="Folds that choose C, on the training rows.")
-@click.option("--scoring", type=click.Choice(["accuracy", "log_loss"]), default="accuracy", show_default=True, help="What chooses C.")
-@click.option("--scaling", type=click.Choice(["none", "standard"]), default="none", show_default=True, help="Of the features.")
+@click.option(
+    "--sweep", type=click.Choice(["auto", "full"]), default="auto", show_default=True, help="Values of C: 'full' is 45."
+)
+@click.option(
+    "--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True, help="Try only these values. Repeatable."
+)
+@click.option(
+    "--folds", default=5, show_default=True, type=click.IntRange(2), help="Folds that choose C, on the training rows."
+)
+@click.option(
+    "--scoring",
+    type=click.Choice(["accuracy", "log_loss"]),
+    default="accuracy",
+    show_default=True,
+    help="What chooses C.",
+)
+@click.option(
+    "--scaling", type=click.Choice(["none", "standard"]), default="none", show_default=True, help="Of the features."
+)
 @click.option("--balanced", is_flag=True, help="Weigh rare classes up.")
 @click.option("--test-share", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Held out where the cache has no split column.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of hold-out, folds and bootstrap.")
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="For the sweep.")
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="For the sweep."
+)
 @click.option("--no-report", is_flag=True, help="Do not write report.html.")
 def fit_head(
     cache: str,

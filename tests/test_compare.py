@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import csv
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pipeline.compare import compare_runs
+from pipeline.errors import HeadError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+
+def a_run(folder: Path, right: NDArray[np.bool_], *, label: str = "a", prefix: str = "") -> Path:
+    folder.mkdir()
+    with (folder / "predictions.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["key", "split", "label", "predicted"])
+        # The order of the lines is not the same in every run.
+        for i in np.random.default_rng(len(folder.name)).permutation(len(right)):
+            writer.writerow([f"{prefix}{i}", "test", label, label if right[i] else "z"])
+    return folder
+
+
+def test_pairing_shows_what_two_intervals_would_hide(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    one = rng.random(1000) < 0.8
+    two = one.copy()
+    two[np.flatnonzero(~one)[:20]] = True
+    first, second = compare_runs([a_run(tmp_path / "one", one), a_run(tmp_path / "second", two)])
+    assert second.difference.value == pytest.approx(0.02)
+    assert second.difference.low > 0
+    assert first.accuracy.high > second.accuracy.low
+    assert (second.only_first, second.only_this) == (0, 20)
+    assert second.p_value == pytest.approx(2 * 0.5**20)
+    assert (first.difference.low, first.difference.high, first.p_value) == (0, 0, 1)
+
+
+def test_equal_heads_are_not_told_apart(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    _, second = compare_runs([a_run(tmp_path / n, rng.random(500) < 0.8) for n in ("one", "second")])
+    assert second.difference.low < 0 < second.difference.high
+    assert second.p_value > 0.05
+
+
+def test_other_rows_or_labels_are_refused(tmp_path: Path) -> None:
+    right = np.ones(10, bool)
+    one = a_run(tmp_path / "one", right)
+    with pytest.raises(HeadError, match="other rows \\(20 of 20"):
+        compare_runs([one, a_run(tmp_path / "rows", right, prefix="x")])
+    with pytest.raises(HeadError, match="other labels for 10 rows"):
+        compare_runs([one, a_run(tmp_path / "labels", right, label="b")])
+    with pytest.raises(HeadError, match="at least 2 runs"):
+        compare_runs([one])
+    with pytest.raises(HeadError, match="cannot read the predictions"):
+        compare_runs([one, tmp_path / "nowhere"])
+    with pytest.raises(HeadError, match="no predictions on the val split"):
+        compare_runs([one, one], split="val")
