@@ -1,7 +1,7 @@
 """Run a frozen pretrained network once over an image archive, cache the embeddings, fit classical heads in seconds.
 
-Here are the names for reading what there is: `open_cache`, `load_head`. They are loaded when first used, so that opening a
-cache never imports torch. The stages are functions of their modules: `pipeline.extract.extract`,
+Here are the names for reading what there is: `open_cache`, `load_head`. They are loaded when first used, so that
+opening a cache never imports torch. The stages are functions of their modules: `pipeline.extract.extract`,
 `pipeline.fit_head.fit_head`, `pipeline.predict.predict`.
 """
 

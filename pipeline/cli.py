@@ -135,7 +135,8 @@ class ProgressLine:
             rate = (ready - self._first[0]) / max(self._logged - self._first[1], 1e-9)
             left = (total - ready) / max(rate, 1e-9)
             say(
-                f"{self._what}: {ready} of {total} images, {failed} failed, {rate:.0f} images/s, {left / 60:.0f} min left"
+                f"{self._what}: {ready} of {total} images, {failed} failed, {rate:.0f} images/s, "
+                f"{left / 60:.0f} min left"
             )
 
     def close(self) -> None:
@@ -153,8 +154,8 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         engine: str,
         device: str,
         precision: str,
-        batch_size: int,
-        workers: int,
+        batch_size: int | None,
+        workers: int | None,
         time_limit: float,
         **others: Any,
     ) -> None:
@@ -162,26 +163,42 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         from pipeline.embed import RunSettings
 
         limits = Limits(seconds=time_limit)
-        command(*args, run=RunSettings(engine, device, precision, batch_size, workers, limits), **others)
+        command(*args, run=RunSettings(engine, device, precision, batch_size or 0, workers or 0, limits), **others)
 
     for option in reversed(
         [
             click.option(
-                "--precision", default="auto", show_default=True,
+                "--precision",
+                default="auto",
+                show_default=True,
                 type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
                 help="Of the network; auto takes the fastest whose numbers agree with float32.",
             ),
-            click.option("--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"])),
-            click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
-            click.option("--batch-size", default=0, type=click.IntRange(0, 4096), help="  [default: what suits the device]"),
             click.option(
-                "--workers", default=0, type=click.IntRange(0, 256), help="Decode processes.  [default: one per processor]"
+                "--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"])
+            ),
+            click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(1, 4096),
+                default=None,
+                help="Images per forward pass.  [default: what suits the device]",
             ),
             click.option(
-                "--time-limit", default=60.0, show_default=True, type=click.FloatRange(0.1), help="Seconds an image may take."
+                "--workers",
+                type=click.IntRange(1, 256),
+                default=None,
+                help="Decode processes.  [default: one per processor]",
+            ),
+            click.option(
+                "--time-limit",
+                default=60.0,
+                show_default=True,
+                type=click.FloatRange(0.1),
+                help="Seconds an image may take.",
             ),
         ]
-    ):  # fmt: skip
+    ):
         with_settings = option(with_settings)
     return with_settings
 
@@ -256,9 +273,8 @@ def extract(
             progress.close()
         _say_summary(summary, output)
         if summary.stopped:
-            say(
-                f"stopped; the same command goes on: {summary.total - summary.already - summary.computed - summary.failed} left"
-            )
+            left = summary.total - summary.already - summary.computed - summary.failed
+            say(f"stopped; the same command goes on: {left} left")
     if summary.failed:
         say(f"{summary.failed} images failed: 'pipeline info --failed {output}' lists them")
         click.get_current_context().exit(EXIT_SOME_FAILED)
@@ -483,7 +499,8 @@ def verify(cache: str, images: bool) -> None:
         if keys:
             more = ", …" if len(keys) > 3 else ""
             say(
-                f"{len(keys)} images {what} ({', '.join(keys[:3])}{more}): pipeline extract --check-content brings the cache up to date"
+                f"{len(keys)} images {what} ({', '.join(keys[:3])}{more}): "
+                "pipeline extract --check-content brings the cache up to date"
             )
     if not found.complete:
         click.get_current_context().exit(EXIT_SOME_FAILED)

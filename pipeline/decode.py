@@ -77,14 +77,15 @@ class DecodePolicy:
     background : str
         ``"white"``: what shows through transparent pixels.
     depth : str
-        ``"scale16"``: 16-bit samples are divided by 257 and rounded; 32-bit and float ones have no known range and fail.
+        ``"scale16"``: 16-bit samples are divided by 257 and rounded; 32-bit and float ones have no known range and
+        fail.
     frame : str
         ``"first"`` frame of an animation or page of a document.
     max_pixels : int
         Larger images fail before they are decoded.
     jpeg_scale : str
-        ``"full"``: JPEGs are decoded at full size. ``"half"``: at the smallest of 1/2, 1/4, 1/8 that still leaves at least
-        twice the size they are then resized to.
+        ``"full"``: JPEGs are decoded at full size. ``"half"``: at the smallest of 1/2, 1/4, 1/8 that still leaves at
+        least twice the size they are then resized to.
     formats : tuple of str
         Pillow's names of the formats that are decoded at all.
     """

@@ -19,8 +19,8 @@ class ReadOut:
     Attributes
     ----------
     shares : dict of str to float
-        ``network`` and ``decoding``: how much of the time the loop waited for either. ``read``, ``decode``, ``write``: how busy
-        the decode workers (all of them together) and the writer were, 0 to 1.
+        ``network`` and ``decoding``: how much of the time the loop waited for either. ``read``, ``decode``, ``write``:
+        how busy the decode workers (all of them together) and the writer were, 0 to 1.
     limit : str
         ``network``, ``decoding``, ``storage``, ``disk`` or ``nothing in particular``.
     advice : str
@@ -38,7 +38,7 @@ class ReadOut:
 
 ADVICE = {
     "network": "a GPU, a smaller backbone or, where its numbers agree, --precision bfloat16 would make it faster",
-    "decoding": "more processors (--workers), smaller images or, for large JPEGs, --jpeg-scale half would make it faster",
+    "decoding": "more processors (--workers), smaller images or, for large JPEGs, --jpeg-scale half would help",
     "storage": "faster storage, or more --workers to wait for it side by side, would make it faster",
     "disk": "a faster disk for the cache, or --dtype float16, would make it faster",
     "nothing in particular": "its parts are in balance",
@@ -51,8 +51,8 @@ def read_out(seconds: Mapping[str, float], *, workers: int) -> ReadOut:
     Parameters
     ----------
     seconds : mapping of str to float
-        ``loop``: wall time; ``wait for forward``, ``wait for decode``: of it, spent waiting; ``read``, ``decode``: of all workers
-        together; ``write``: of the writer's thread.
+        ``loop``: wall time; ``wait for forward``, ``wait for decode``: of it, spent waiting; ``read``, ``decode``: of
+        all workers together; ``write``: of the writer's thread.
     workers : int
         How many decode workers there were.
 

@@ -107,6 +107,6 @@ def _bundled() -> dict[str, Tensor]:
     found = hashlib.sha256(file.read_bytes()).hexdigest()
     if found != SHA256:
         raise BackboneError(
-            f"expected {PACKAGE} with SHA-256 {SHA256[:12]}…, found {found[:12]}…: reinstall that version of the package"
+            f"expected {PACKAGE} with SHA-256 {SHA256[:12]}…, found {found[:12]}…: reinstall that version"
         )
     return read_weights(str(file))

@@ -1,7 +1,7 @@
 """``torchvision/NAME``: any classification network of torchvision, weights by enum name.
 
-The weights entry brings its own transforms; the classifier's last layer is replaced by the identity, so that the network's
-output is what that layer would have seen.
+The weights entry brings its own transforms; the classifier's last layer is replaced by the identity, so that the
+network's output is what that layer would have seen.
 """
 
 from __future__ import annotations

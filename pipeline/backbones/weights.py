@@ -103,7 +103,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, origin: str, i
 
 @contextlib.contextmanager
 def quick_to_fail() -> Iterator[None]:
-    """Keep the hub's client from retrying for a minute where there is no network: then only its local copies are tried."""
+    """Keep the hub's client from retrying for a minute without a network: then only its local copies are tried."""
     from huggingface_hub import constants, get_session
 
     try:
