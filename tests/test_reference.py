@@ -64,7 +64,7 @@ def timm_transform() -> Callable[[Image.Image], torch.Tensor]:
     import timm
 
     config = resolve_model_data_config(timm.create_model("tf_efficientnet_lite0"))  # type: ignore[no-untyped-call]
-    return create_transform(**config, is_training=False)  # type: ignore[return-value]
+    return create_transform(**config, is_training=False)  # type: ignore[no-any-return]
 
 
 @pytest.mark.slow
