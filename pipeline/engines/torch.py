@@ -23,6 +23,8 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 class TorchEngine(Engine):
     """Eager PyTorch in inference mode, channels last, normalisation on the device.
 
+    A batch that does not fit the device's memory is passed in halves, down to single images, from then on.
+
     Parameters
     ----------
     backbone : Backbone
@@ -35,7 +37,7 @@ class TorchEngine(Engine):
     Raises
     ------
     EngineError
-        No such device here.
+        No such device here; later, from a future: not even one image fits its memory.
     """
 
     name = "torch"
@@ -45,6 +47,7 @@ class TorchEngine(Engine):
         self.device = describe_device(self._device)
         self.precision = precision
         self.batch_size = batch_size
+        self._at_once = batch_size
         self._names = tuple(layer.name for layer in backbone.layers)
         network = copy.deepcopy(backbone.network).to(self._device)
         network.compute_dtype = _DTYPES[precision]
@@ -61,9 +64,24 @@ class TorchEngine(Engine):
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _forward(self, images: NDArray[np.uint8]) -> Embeddings:
-        with torch.inference_mode():
-            outputs = self._network(torch.from_numpy(images).to(self._device))
-            return {name: out.cpu().numpy() for name, out in zip(self._names, outputs, strict=True)}
+        while True:
+            try:
+                with torch.inference_mode():
+                    parts = [
+                        [out.cpu() for out in self._network(part.to(self._device))]
+                        for part in torch.from_numpy(images).split(self._at_once)
+                    ]
+                break
+            except torch.OutOfMemoryError:
+                if self._at_once == 1:
+                    raise EngineError(
+                        f"{self.device} has not enough memory for a single image: use --device cpu or a smaller network"
+                    ) from None
+            # Outside the handler, whose traceback would keep the failed pass's tensors alive.
+            self._at_once = -(-self._at_once // 2)
+            if self._device.type == "cuda":
+                torch.cuda.empty_cache()
+        return {name: torch.cat(outs).numpy() for name, outs in zip(self._names, zip(*parts, strict=True), strict=True)}
 
 
 def pick_device(device: str) -> torch.device:

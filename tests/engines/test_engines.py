@@ -10,6 +10,7 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.engines import Engine, open_engine
 from pipeline.engines.openvino import cache_folder, supported_precisions
 from pipeline.engines.selfcheck import check, least_cosine, reference
+from pipeline.engines.torch import TorchEngine
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
@@ -76,6 +77,30 @@ def test_torch_in_bfloat16(backbone: Backbone, images: NDArray[np.uint8]) -> Non
     cosine = check(engine, images[:4], {name: rows[:4] for name, rows in reference(backbone, images[:4]).items()})
     assert 0.98 < cosine < 0.999999
     assert engine.run(images[:2])["penultimate"].dtype == np.float32
+    engine.close()
+
+
+def test_a_batch_that_does_not_fit_is_halved(backbone: Backbone, images: NDArray[np.uint8]) -> None:
+    engine = open_engine(backbone, engine="torch", device="cpu", batch_size=8)
+    assert isinstance(engine, TorchEngine)
+    whole = engine.run(images[:7])
+    sizes, network = [], engine._network
+
+    def small_memory(batch: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        sizes.append(len(batch))
+        if len(batch) > limit:
+            raise torch.OutOfMemoryError("out of memory")
+        outputs: tuple[torch.Tensor, ...] = network(batch)
+        return outputs
+
+    limit = 3
+    engine._network = small_memory  # type: ignore[assignment]
+    halved = engine.run(images[:7])
+    assert sizes == [8, 4, 2, 2, 2, 2]
+    assert all(least_cosine(halved[name], whole[name]) >= 0.99999 for name in whole)
+    limit = 0
+    with pytest.raises(EngineError, match="not enough memory for a single image"):
+        engine.run(images[:1])
     engine.close()
 
 
