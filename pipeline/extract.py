@@ -216,7 +216,7 @@ def _extract_locked(
                 )
             else:
                 _warn_of_versions(old.versions, _versions(engine), path, say)
-            summary = _fill(target, path, todo, source, backbone, engine, settings, stop, progress)
+            summary = _fill(target, todo, source, backbone, engine, settings, stop, progress)
         finally:
             engine.close()
         summary.engine = f"{engine.name}, {engine.device}, {engine.precision}"
@@ -330,7 +330,6 @@ def _attributes(
 
 def _fill(
     target: Path,
-    path: Path,
     todo: NDArray[np.int64],
     source: Source,
     backbone: Backbone,
@@ -339,7 +338,7 @@ def _fill(
     stop: threading.Event,
     progress: Progress,
 ) -> Summary:
-    """Compute the rows that are to do in ``target``, which is ``path`` or its successor."""
+    """Compute the rows that are to do in ``target``, the cache or its successor."""
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(todo)
@@ -347,7 +346,7 @@ def _fill(
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
     started = time.perf_counter()
-    writer = BackgroundWriter(CacheWriter(target), reasons_of=path)
+    writer = BackgroundWriter(CacheWriter(target))
     try:
         batches = embed(source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds)
         for batch, outputs in batches:

@@ -13,7 +13,6 @@ from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
-    from pathlib import Path
 
     import numpy as np
     from numpy.typing import NDArray
@@ -31,17 +30,12 @@ class BackgroundWriter:
     ----------
     writer : CacheWriter
         Closed when this is.
-    reasons_of : Path, optional
-        The cache beside which reasons are kept, where that is not the file being written but the one it will replace.
     commit_every : float
         Seconds between commits: what a kill may cost.
     """
 
-    def __init__(
-        self, writer: CacheWriter, *, reasons_of: Path | None = None, commit_every: float = COMMIT_EVERY_S
-    ) -> None:
+    def __init__(self, writer: CacheWriter, *, commit_every: float = COMMIT_EVERY_S) -> None:
         self._writer = writer
-        self._reasons_of = reasons_of or writer.path
         self._every = commit_every
         self._queue: queue.Queue[Callable[[], None] | None] = queue.Queue(QUEUE_BATCHES)
         self._reasons: list[tuple[str, str]] = []
@@ -106,7 +100,7 @@ class BackgroundWriter:
             if job is None or time.monotonic() >= due:
                 # Reasons first: a committed failure always has its line.
                 try:
-                    append_reasons(self._reasons_of, self._reasons)
+                    append_reasons(self._writer.path, self._reasons)
                 finally:  # rows have their space already: a full disk need not cost them
                     self._writer.commit()
                 self._reasons.clear()

@@ -9,6 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from pipeline.cache.publish import UNFINISHED
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def failures_path(cache: Path) -> Path:
-    """Return the path of the file beside ``cache``."""
-    return cache.with_name(cache.name + ".failures.jsonl")
+    """Return the path of the file beside ``cache``; a successor shares that of the cache it will replace."""
+    return cache.with_name(cache.name.removesuffix(UNFINISHED) + ".failures.jsonl")
 
 
 def append_reasons(cache: Path, reasons: Iterable[tuple[str, str]]) -> None:

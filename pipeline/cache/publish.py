@@ -18,9 +18,12 @@ if TYPE_CHECKING:
     from pipeline.cache.format import Items
 
 
+UNFINISHED = ".new"
+
+
 def unfinished_path(cache: Path) -> Path:
     """Return where the successor of ``cache`` is filled: laid out whole, with rows still to do."""
-    return cache.with_name(cache.name + ".new")
+    return cache.with_name(cache.name + UNFINISHED)
 
 
 def publish(finished: Path, path: Path) -> None:

@@ -57,10 +57,10 @@ def test_rows_are_committed_as_time_passes(tmp_path: Path) -> None:
     assert synthetic.wrong_rows(path) == []
 
 
-def test_reasons_are_kept_by_key_beside_the_cache_named(tmp_path: Path) -> None:
+def test_the_reasons_of_a_successor_are_those_of_the_cache_it_replaces(tmp_path: Path) -> None:
     path = synthetic.make_cache(tmp_path / "c.h5.new", synthetic.make_items(["a", "b\ncd", "é"]))
     final = tmp_path / "c.h5"
-    writer = BackgroundWriter(CacheWriter(path), reasons_of=final)
+    writer = BackgroundWriter(CacheWriter(path))
     writer.fail(1, "b\ncd", 4, "line\nbreak", bytes(16))
     writer.fail(2, "é", 5, "too large", bytes(16))
     writer.close()

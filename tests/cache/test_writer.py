@@ -32,7 +32,7 @@ def lose_power(
     seed: int = 0,
 ) -> tuple[int, list[str]]:
     """Run ``act``; at every point of it, try states a power cut may leave. Return how many, and what was wrong."""
-    random, wrong, tried = np.random.default_rng(seed), [], 0
+    random, wrong, tried = np.random.default_rng(seed), list[str](), 0
     cut = tmp_path / "cut.h5"
     with monkeypatch.context() as patch:
         disk = Disk(patch, [path], syncs=syncs)
