@@ -214,3 +214,13 @@ def test_every_head_writes_a_run_that_loads(fit: Any, tmp_path: Path, head: str)
     loaded = load_head(tmp_path / "run")
     assert loaded.head == head
     assert result.metrics["test"]["accuracy"]["value"] > 0.6
+
+
+def test_a_trusted_estimator_predicts_without_the_arrays(fit: Any, tmp_path: Path) -> None:
+    cache = stand_in()
+    fit(cache)
+    names = load_head(tmp_path / "run").predict(cache.embeddings)
+    (tmp_path / "run/head.safetensors").unlink()
+    trusted = load_head(tmp_path / "run", trust=True)
+    np.testing.assert_array_equal(trusted.predict(cache.embeddings), names)
+    assert (trusted.width, trusted.fingerprint) == (12, cache.fingerprint)
