@@ -50,8 +50,12 @@ test: $(DEV) ## Run the tests that are quick
 test-slow: $(DEV) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
 
-test-faults: $(DEV) ## Run the long fault-injection sweeps
-	$(BIN)/python -m pytest -m faults $(ARGS)
+test-faults: $(DEV) data/pillow-images ## Run the long fault-injection sweeps, 25 minutes (Debian: apt-get install strace)
+	PILLOW_IMAGES=data/pillow-images $(BIN)/python -m pytest -m faults $(ARGS)
+
+data/pillow-images: | $(INSTALLED)
+	@mkdir -p data
+	$(BIN)/python scripts/fetch_pillow_images.py $@
 
 test-browser: $(DEV) ## Look at the pages in headless Chromium (Debian: apt-get install chromium)
 	$(PIP) --editable '.[dev,browser]'

@@ -50,6 +50,8 @@ class _Commands(click.Group):
             ctx.exit(EXIT_ERROR)
         except _Stopped as stopped:
             ctx.exit(stopped.exit_code)
+        except KeyboardInterrupt:  # a command that had nothing to commit
+            ctx.exit(128 + signal.SIGINT)
         except BrokenPipeError:
             # The reader of our output (head, a pager) has had enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

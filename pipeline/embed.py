@@ -118,6 +118,7 @@ def choose_engine(
     settings: RunSettings,
     *,
     rows: NDArray[np.int64] | None = None,
+    stop: threading.Event | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> tuple[Engine, dict[str, Any]]:
     """Open an engine that keeps the numbers contract on images of this source.
@@ -131,6 +132,8 @@ def choose_engine(
         See `embed`.
     rows : (n,) int64, optional
         Which items the sample may come from: a resumed run does not try again what failed.
+    stop : threading.Event, optional
+        When set, the check is cut short: nothing is going to be computed.
     say : callable
         Is told when ``auto`` had to fall back.
 
@@ -158,17 +161,17 @@ def choose_engine(
             say=say,
         )
 
-    sample = _sample(source, backbone, decode, settings, np.arange(len(source)) if rows is None else rows)
+    sample = _sample(source, backbone, decode, settings, np.arange(len(source)) if rows is None else rows, stop)
     expected = reference(backbone, sample) if len(sample) else {}
     cosines: dict[str, float] = {}
     engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
+    if not len(sample):  # nothing to compare with: only what was asked for, or float32
+        return engine, {"images": 0, "cosine": {}}
     for precision in wanted:
         if precision != engine.precision:
             engine.close()
             engine = open_with(precision, engine.name)
-        if not len(sample):
-            return engine, {"images": 0, "cosine": {}}
         cosine = cosines[precision] = round(check(engine, sample, expected), 7)
         if cosine >= LEAST_COSINE[precision]:
             return engine, {"images": len(sample), "cosine": cosines}
@@ -179,17 +182,24 @@ def choose_engine(
         return open_with("float32", "torch"), {"images": len(sample), "cosine": cosines}
     raise EngineError(
         f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {engine.name} in {wanted[-1]}, found {found}: "
-        "use --precision auto"
+        "use --precision float32, or auto, and a new cache"
     )
 
 
 def _sample(
-    source: Source, backbone: Backbone, decode: DecodePolicy, settings: RunSettings, among: NDArray[np.int64]
+    source: Source,
+    backbone: Backbone,
+    decode: DecodePolicy,
+    settings: RunSettings,
+    among: NDArray[np.int64],
+    stop: threading.Event | None,
 ) -> NDArray[np.uint8]:
     """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the rows given."""
     rows = among[np.unique(np.linspace(0, len(among) - 1, CHECK_IMAGES).astype(np.int64))]
     with _pool(source, backbone, len(rows), 0, decode, settings) as pool:
-        batch = next(iter(pool.batches(rows, source.locator)))
+        batch = next(pool.batches(rows, source.locator, stop), None)
+        if batch is None:
+            return np.empty((0, *backbone.preprocess.shape), dtype=np.uint8)
         good = [i for i, outcome in enumerate(batch.outcomes) if outcome.status == Status.DONE]
         return np.array(batch.images[good])
 

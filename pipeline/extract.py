@@ -203,7 +203,9 @@ def _extract_locked(
     else:
         todo = np.arange(len(items), dtype=np.int64)
     if len(todo):
-        engine, self_check = choose_engine(source, backbone, settings.decode, settings.run, rows=todo, say=say)
+        engine, self_check = choose_engine(
+            source, backbone, settings.decode, settings.run, rows=todo, stop=stop, say=say
+        )
         try:
             if old is None:
                 spec = make_spec(backbone, settings, engine.precision)

@@ -88,7 +88,7 @@ def predict(
     decode = decode_of_spec(head.spec)
     if settings.precision == AUTO:
         settings = replace(settings, precision=head.spec["precision"])
-    engine, _ = choose_engine(source, backbone, decode, settings, say=say)
+    engine, _ = choose_engine(source, backbone, decode, settings, stop=stop, say=say)
     unfinished = path.with_name(path.name + ".new")
     ready = failed = 0
     progress(0, 0, len(source))

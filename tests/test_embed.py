@@ -111,8 +111,15 @@ def test_an_engine_that_gives_other_numbers_is_found_out(
     assert engine.name == "torch"
     assert "OpenVINO gave cosine" in said[0]
     engine.close()
-    with pytest.raises(EngineError, match="use --precision auto"):
+    with pytest.raises(EngineError, match="use --precision float32"):
         choose_engine(source, backbone, POLICY, RunSettings(engine="openvino", precision="float32"))
+
+
+def test_without_a_sample_nothing_but_float32_is_taken(backbone: Backbone, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
+    engine, found = choose_engine(open_source(str(tmp_path)), backbone, POLICY, RunSettings(device="cpu"))
+    engine.close()
+    assert (engine.precision, found["images"]) == ("float32", 0)
 
 
 def test_a_spec_gives_its_backbone_back(backbone: Backbone) -> None:
