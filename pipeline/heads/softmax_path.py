@@ -571,7 +571,9 @@ class SoftmaxPath:
 
         leader = max(lanes, key=lambda lane: lane.c)
         band = math.floor(math.log(leader.c) / math.log(_BASIS_BAND))
-        if band == self._basis_band or self.width > _WIDEST_EIGENBASIS:
+        # Only ever upwards: when the leader has finished, those behind it keep the basis they have.
+        known = self._basis_band is not None and band <= self._basis_band
+        if known or self.width > _WIDEST_EIGENBASIS:
             return
         self._basis_band = band
         theta = leader.trial
