@@ -25,11 +25,11 @@ help: ## List the targets
 install: $(INSTALLED) ## Create .venv and install the package
 
 extract: $(INSTALLED) $(if $(filter data/digits,$(IMAGES)),data/digits) ## Embed IMAGES into CACHE with BACKBONE (default: scikit-learn's digits)
-	@mkdir -p $(dir $(CACHE))
-	$(BIN)/pipeline extract $(IMAGES) -o $(CACHE) --backbone $(BACKBONE) $(ARGS)
+	@mkdir -p "$$(dirname '$(CACHE)')"
+	$(BIN)/pipeline extract '$(IMAGES)' -o '$(CACHE)' --backbone $(BACKBONE) $(ARGS)
 
 fit-head: $(INSTALLED) ## Fit a head on CACHE and report in RUN
-	$(BIN)/pipeline fit-head $(CACHE) -o $(RUN) $(ARGS)
+	$(BIN)/pipeline fit-head '$(CACHE)' -o '$(RUN)' $(ARGS)
 
 data/digits: | $(INSTALLED)
 	@mkdir -p data
@@ -64,8 +64,9 @@ test-browser: $(DEV) ## Look at the pages in headless Chromium (Debian: apt-get 
 coverage: $(DEV) ## Run the quick tests under branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
-bench: $(INSTALLED) ## Measure extraction, the cache and the heads (docs/performance.md)
-	$(BIN)/python scripts/bench_extract.py $(ARGS)
+bench: $(INSTALLED) ## Measure extraction and the cache (docs/performance.md)
+	$(BIN)/python scripts/bench_extract.py
+	$(BIN)/python scripts/bench_cache.py
 
 clean: ## Remove what make made, but for data and the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

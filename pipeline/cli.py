@@ -526,7 +526,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
 
 
 @cli.command()
-@click.option("--family", help="Only efficientnet_lite0, torchvision or timm.")
+@click.option("--family", type=click.Choice(["efficientnet_lite0", "torchvision", "timm"]), help="Only this one's.")
 def backbones(family: str | None) -> None:
     """List the names that --backbone takes."""
     from pipeline.backbones import list_backbones

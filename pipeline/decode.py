@@ -12,7 +12,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +34,18 @@ _MAGIC = (
     b"\0\0\0\x0cjP  \r\n\x87\n",
     b"\xff\x4f\xff\x51",
 )
+
+
+# EXIF orientation → what makes the picture upright (TIFF 6.0, tag 274).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Status(IntEnum):
@@ -190,9 +202,8 @@ def _upright(image: Image.Image) -> Image.Image:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF blocks raise anything
         return image
-    if orientation == 1:
-        return image
-    return ImageOps.exif_transpose(image)
+    # Not ImageOps.exif_transpose, which also rewrites the EXIF block and fails where another tag of it is malformed.
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:

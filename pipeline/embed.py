@@ -7,7 +7,6 @@ time goes.
 from __future__ import annotations
 
 import math
-import os
 import threading
 import time
 from collections import defaultdict, deque
@@ -20,6 +19,7 @@ import numpy as np
 from pipeline.decode import DecodePolicy, Status
 from pipeline.decode_pool import Batch, DecodePool, Limits
 from pipeline.errors import EngineError
+from pipeline.processors import processor_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -206,7 +206,7 @@ def _sample(
 
 def worker_count(settings: RunSettings) -> int:
     """Return how many decode processes there will be."""
-    return settings.workers or os.cpu_count() or 1
+    return settings.workers or processor_count()
 
 
 def _pool(

@@ -208,6 +208,8 @@ def _extract_locked(
         )
         try:
             if old is None:
+                if stop.is_set():  # perhaps before the check was through: the next run measures, nothing has begun
+                    return Summary(total=len(items), stopped=True)
                 spec = make_spec(backbone, settings, engine.precision)
                 lay_out(
                     path,
@@ -352,7 +354,7 @@ def _fill(
     try:
         batches = embed(source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds)
         for batch, outputs in batches:
-            good = _write(batch, outputs, source, writer)
+            good = _write(batch, outputs, source, writer, settings.dtype)
             ready, failed, computed = (
                 ready + len(batch.rows),
                 failed + len(batch.rows) - good,
@@ -405,8 +407,10 @@ def _summarise(path: Path, already: int) -> Summary:
     )
 
 
-def _write(batch: Batch, outputs: Embeddings, source: Source, writer: BackgroundWriter) -> int:
+def _write(batch: Batch, outputs: Embeddings, source: Source, writer: BackgroundWriter, dtype: str) -> int:
     """Hand a batch to the writer; return how many images came through."""
+    with np.errstate(over="ignore"):  # what the file's type cannot hold is not finite, and fails below
+        outputs = {name: rows.astype(dtype, copy=False) for name, rows in outputs.items()}
     good = np.array([outcome.status == Status.DONE for outcome in batch.outcomes])
     finite = np.all([np.isfinite(rows[: len(good)]).all(axis=1) for rows in outputs.values()], axis=0)
     positions = np.flatnonzero(good & finite)
@@ -414,7 +418,7 @@ def _write(batch: Batch, outputs: Embeddings, source: Source, writer: Background
         outcome, row = batch.outcomes[position], int(batch.rows[position])
         status, reason = outcome.status, outcome.reason
         if good[position]:
-            status, reason = Status.NOT_FINITE, "the network gave a value that is not finite"
+            status, reason = Status.NOT_FINITE, f"the network gave a value that is not finite in {dtype}"
         writer.fail(row, source[row].key, status, reason, outcome.content_hash)
     if len(positions):
         hashes = np.frombuffer(b"".join(batch.outcomes[i].content_hash for i in positions), np.uint8).reshape(

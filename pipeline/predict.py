@@ -99,13 +99,18 @@ def predict(
             rows = np.arange(len(source), dtype=np.int64)
             for batch, outputs in embed(source, rows, backbone, engine, decode, settings, stop=stop):
                 # The cache's type is part of the numbers: what it would have rounded is rounded here.
-                embeddings = outputs[head.layer][: len(batch.rows)].astype(head.spec["dtype"])
-                for row, outcome, cells in zip(
-                    batch.rows.tolist(), batch.outcomes, _cells(head, embeddings), strict=True
+                with np.errstate(over="ignore"):
+                    embeddings = outputs[head.layer][: len(batch.rows)].astype(head.spec["dtype"])
+                finite = np.isfinite(embeddings).all(axis=1)
+                cells_of = _cells(head, np.where(finite[:, None], embeddings, 0))
+                for row, outcome, sound, cells in zip(
+                    batch.rows.tolist(), batch.outcomes, finite, cells_of, strict=True
                 ):
-                    good = outcome.status == Status.DONE
-                    failed += not good
-                    lines.writerow([source[row].key, *(cells if good else [""] * len(cells)), outcome.reason])
+                    reason = outcome.reason
+                    if outcome.status == Status.DONE and not sound:
+                        reason = "the network gave a value that is not finite"
+                    failed += bool(reason)
+                    lines.writerow([source[row].key, *([""] * len(cells) if reason else cells), reason])
                 ready += len(batch.rows)
                 progress(ready, failed, len(source))
         if not stop.is_set():

@@ -98,14 +98,15 @@ def test_an_engine_that_gives_other_numbers_is_found_out(
 ) -> None:
     from pipeline.engines.openvino import OpenVinoEngine
 
-    finish = OpenVinoEngine._finish
+    submit = OpenVinoEngine.submit
 
-    def spoil(self: Any, request: Any, future: Any) -> None:
-        finish(self, request, future)
+    def spoil(self: Any, images: Any) -> Any:
+        future = submit(self, images)
         for rows in future.result().values():
             rows[:, ::2] *= 1.1
+        return future
 
-    monkeypatch.setattr(OpenVinoEngine, "_finish", spoil)
+    monkeypatch.setattr(OpenVinoEngine, "submit", spoil)
     said: list[str] = []
     engine, _ = choose_engine(source, backbone, POLICY, RunSettings(device="cpu"), say=said.append)
     assert engine.name == "torch"

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import shutil
 import threading
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -109,6 +109,36 @@ def test_half_precision_files(cache_file: Path, image_folder: Path, tmp_path: Pa
     half, whole = open_cache(tmp_path / "half.h5"), open_cache(cache_file)
     assert half.dtype == np.float16
     assert np.array_equal(half.embeddings, whole.embeddings.astype(np.float16))
+
+
+def test_what_half_precision_cannot_hold_is_no_done_row(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.engines.openvino import OpenVinoEngine
+
+    submit = OpenVinoEngine.submit
+
+    def inflate(self: Any, images: Any) -> Any:
+        future = submit(self, images)
+        for rows in future.result().values():
+            rows += 1e6
+        return future
+
+    settings = ExtractSettings(run=SETTINGS.run, dtype="float16")
+    monkeypatch.setattr("pipeline.engines.selfcheck.least_cosine", lambda a, b: 1.0)
+    monkeypatch.setattr(OpenVinoEngine, "submit", inflate)
+    extract(str(image_folder), tmp_path / "half.h5", settings)
+    cache = open_cache(tmp_path / "half.h5")
+    assert (cache.status == Status.NOT_FINITE).all()
+    assert not cache.embeddings.any()
+
+
+def test_a_stop_before_the_check_is_through_begins_nothing(image_folder: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+    stop.set()
+    summary = extract(str(image_folder), tmp_path / "c.h5", stop=stop)
+    assert summary.stopped
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_several_layers_in_one_pass(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:

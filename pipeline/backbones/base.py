@@ -150,10 +150,10 @@ class EmbeddingNetwork(nn.Module):
         penultimate = self.body(x)
         outputs = []
         for layer in self.layers:
-            taken = self._taken.pop(layer.node) if layer.node else penultimate
+            if layer.node and layer.node not in self._taken:
+                raise BackboneError(f"layer {layer.node!r} is never run by this network: choose another")
+            taken = self._taken[layer.node] if layer.node else penultimate
             outputs.append(self._pool(taken, layer).to(torch.float32))
-            if layer.node:
-                self._taken[layer.node] = taken  # another layer may pool the same node
         self._taken.clear()
         return tuple(outputs)
 
@@ -274,7 +274,10 @@ def assemble(body: Body, layer_names: tuple[str, ...] = ()) -> Backbone:
             asked.append(layer)
     network = EmbeddingNetwork(body, tuple(asked)).eval()
     with torch.inference_mode():
-        outputs = network(torch.zeros(1, *body.preprocess.shape, dtype=torch.uint8))
+        outputs = network(torch.zeros(2, *body.preprocess.shape, dtype=torch.uint8))
+    for layer, out in zip(asked, outputs, strict=True):
+        if len(out) != 2:
+            raise BackboneError(f"layer {layer.node!r} does not give one output per image: choose a layer around it")
     layers = tuple(replace(layer, width=out.shape[1]) for layer, out in zip(asked, outputs, strict=True))
     network.layers = layers
     weights = Weights(body.weights_name, body.weights_origin, hash_weights(body.module))

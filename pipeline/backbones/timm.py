@@ -59,7 +59,7 @@ def build(name: str, weights: str | None) -> Body:
         load_strictly(module, read_weights(weights), origin=weights, ignore=head_prefixes(module))
         return body_of(
             architecture,
-            PREFIX + architecture,
+            PREFIX + wanted,  # the tag chose the preprocessing: without it the spec could not be rebuilt
             None,
             module=module,
             weights_name="file",

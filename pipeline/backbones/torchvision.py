@@ -57,7 +57,7 @@ def build(name: str, weights: str | None) -> Body:
     short = name.removeprefix(PREFIX)
     if name not in names():
         raise BackboneError(f"there is no backbone {name!r}: {near_names(name, names())}")
-    entry = _weights_entry(short, None if weights == RANDOM or is_file(weights) else weights)
+    entry = _weights_entry(short, weights)
     module, head = _without_head(short)
     if weights == RANDOM:
         weights_name, origin = RANDOM, f"seed {RANDOM_SEED}"
@@ -88,7 +88,11 @@ def build(name: str, weights: str | None) -> Body:
 
 def _weights_entry(short: str, weights: str | None) -> Any:
     known = models.get_model_weights(short)
-    if weights is None or weights == "DEFAULT":
+    if weights is not None and is_file(weights):
+        # A copy of published weights keeps its name, and wants the transforms it was published with.
+        published = {member.url.rpartition("/")[2]: member for member in known}
+        return published.get(Path(weights).name, known.DEFAULT)
+    if weights in (None, "DEFAULT", RANDOM):
         return known.DEFAULT
     if weights not in known.__members__:
         raise BackboneError(

@@ -171,11 +171,13 @@ class Cache:
 
     def image_bytes(self, row: int) -> bytes | None:
         """Return the bytes of a row's image file, or None where it is gone or the source is none of files."""
+        from pipeline.sources.base import FileReader
+
         folder = self.source.get("root")
         if folder is None:
             return None
         try:
-            return (Path(folder) / os.fsdecode(bytes(self.items.keys[row]))).read_bytes()
+            return FileReader(os.fsencode(folder))(bytes(self.items.keys[row]))
         except OSError:
             return None
 

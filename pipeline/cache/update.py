@@ -195,7 +195,7 @@ def open_successor(
     if same:
         remove(unfinished)  # the archive changed back before an update was through
         return path, None, 0
-    if (plan.origin < 0).all() and (old.status != TODO).any():
+    if not plan.unchanged + plan.changed + plan.renamed and (old.status != TODO).any():
         raise CacheError(
             f"expected images of {path} in the source, found none of its {len(old)}: name another output, or "
             "remove it first"

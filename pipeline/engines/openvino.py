@@ -22,6 +22,7 @@ import torch
 
 from pipeline.engines.base import Embeddings, Engine
 from pipeline.errors import EngineError
+from pipeline.processors import processor_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -67,7 +68,7 @@ class OpenVinoEngine(Engine):
         self._names = tuple(layer.name for layer in backbone.layers)
         core = ov.Core()
         try:
-            model = core.read_model(_converted(backbone))
+            model = _network(core, backbone)
             model.reshape([batch_size, *backbone.preprocess.shape])
             compiled = core.compile_model(
                 model,
@@ -75,7 +76,7 @@ class OpenVinoEngine(Engine):
                 {
                     "INFERENCE_PRECISION_HINT": _PRECISIONS[precision],
                     "PERFORMANCE_HINT": "THROUGHPUT",
-                    "NUM_STREAMS": os.cpu_count() or 1,
+                    "NUM_STREAMS": processor_count(),
                 },
             )
         except Exception as error:  # tracing and conversion raise whatever the network's code does
@@ -90,14 +91,16 @@ class OpenVinoEngine(Engine):
     def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:
         """Start a batch on a free stream; see `Engine.submit`."""
         future: Future[Embeddings] = Future()
-        self._queue.start_async([images], userdata=future, share_inputs=True)
+        # The request reads the images where they are; held here, their memory outlives it whatever the caller does.
+        self._queue.start_async([images], userdata=(future, images), share_inputs=True)
         return future
 
     def close(self) -> None:
         """Wait for what was started."""
         self._queue.wait_all()
 
-    def _finish(self, request: Any, future: Future[Embeddings]) -> None:
+    def _finish(self, request: Any, job: tuple[Future[Embeddings], NDArray[np.uint8]]) -> None:
+        future, _ = job
         try:
             future.set_result({name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(self._names)})
         except BaseException as error:
@@ -113,6 +116,14 @@ def supported_precisions() -> tuple[str, ...]:
 def cache_folder() -> Path:
     """Return where converted networks are kept: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedding-pipeline"
+
+
+def _network(core: ov.Core, backbone: Backbone) -> ov.Model:
+    """Return the converted network, from the cache folder where that serves."""
+    try:
+        return core.read_model(_converted(backbone))
+    except (OSError, RuntimeError):  # the folder cannot be written, or what is kept there is damaged
+        return _convert(backbone)
 
 
 def _converted(backbone: Backbone) -> Path:

@@ -49,7 +49,13 @@ class TorchEngine(Engine):
         self.batch_size = batch_size
         self._at_once = batch_size
         self._names = tuple(layer.name for layer in backbone.layers)
-        network = copy.deepcopy(backbone.network).to(self._device)
+        try:
+            network = copy.deepcopy(backbone.network).to(self._device)
+        except RuntimeError as error:  # out of memory is one
+            reason = str(error).strip().splitlines()[0][:120]
+            raise EngineError(
+                f"{self.device} cannot hold the network ({reason}): free its memory, or use --device cpu"
+            ) from None
         network.compute_dtype = _DTYPES[precision]
         network.body.to(_DTYPES[precision]).to(memory_format=torch.channels_last)
         self._network = network.eval()
@@ -69,7 +75,7 @@ class TorchEngine(Engine):
                 with torch.inference_mode():
                     parts = [
                         [out.cpu() for out in self._network(part.to(self._device))]
-                        for part in torch.from_numpy(images).split(self._at_once)
+                        for part in torch.split(torch.from_numpy(images), self._at_once)
                     ]
                 break
             except torch.OutOfMemoryError:

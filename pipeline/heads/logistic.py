@@ -193,7 +193,7 @@ class LogisticSweep(_LinearClassifier):
     cv : int
         Folds, stratified; fewer where the smallest class has fewer rows (or groups) than that.
     scoring : {"accuracy", "log_loss"}
-        What chooses C. Ties in accuracy go to the smaller log loss.
+        What chooses C. Accuracies within a standard error of the best are ties, which go to the smaller log loss.
     scaling, class_weight, tol, max_passes, device
         As in `LogisticHead`. The scale is that of each fold's own training rows.
     random_state : int
@@ -275,7 +275,7 @@ class LogisticSweep(_LinearClassifier):
             device=self.device,
         )
         tried = self._walk(path, k)
-        chosen = max(tried, key=lambda c: self._rank(tried[c]))
+        chosen = self._best(tried)
         self.C_ = chosen
         self.sweep_ = [self._summary(c, tried[c]) for c in sorted(tried)]
         at_chosen = tried[chosen]
@@ -300,8 +300,7 @@ class LogisticSweep(_LinearClassifier):
             n_rows = len(self.fold_)
             coarse = max(self.tol, _COARSE_TOL)
             tried = self._solve(path, k, COARSE_SWEEP, tol=coarse, stop=lambda walked: _has_fallen(walked, n_rows))
-            best = max(tried, key=lambda c: self._rank(tried[c]))
-            middle = FULL_SWEEP.index(best)
+            middle = FULL_SWEEP.index(self._best(tried))
             around = range(max(middle - _FINE_STEPS, 0), min(middle + _FINE_STEPS, len(FULL_SWEEP) - 1) + 1)
             fine = [FULL_SWEEP[i] for i in around if FULL_SWEEP[i] not in tried]
             below = max((c for c in tried if c < fine[0]), default=None)
@@ -331,10 +330,14 @@ class LogisticSweep(_LinearClassifier):
         complete = min(len(points) for points in walked)
         return {values[i]: [points[i] for points in walked] for i in range(complete)}
 
-    def _rank(self, points: list[PathPoint]) -> tuple[float, float]:
-        """Order values of C: the larger the better."""
-        accuracy, loss = _held_out(points, self.fold_)
-        return (-loss, accuracy) if self.scoring == "log_loss" else (accuracy, -loss)
+    def _best(self, tried: dict[float, list[PathPoint]]) -> float:
+        """Return the best C: accuracies that differ by less than a standard error are ties, and log loss decides."""
+        held_out = {c: _held_out(points, self.fold_) for c, points in tried.items()}
+        best = max(accuracy for accuracy, _ in held_out.values())
+        least = best - _standard_error(best, len(self.fold_))
+        if self.scoring == "log_loss":
+            least = 0.0
+        return min((loss, c) for c, (accuracy, loss) in held_out.items() if accuracy >= least)[1]
 
     def _summary(self, c: float, points: list[PathPoint]) -> dict[str, Any]:
         accuracy, loss = _held_out(points, self.fold_)
@@ -366,16 +369,28 @@ def _held_out(points: list[PathPoint], fold: NDArray[np.int64]) -> tuple[float, 
 
 
 def _has_fallen(walked: list[list[PathPoint]], n_rows: int) -> bool:
-    """Say whether the best C lies behind: both scores worse, accuracy by a standard error or twice in a row."""
+    """Say whether the best C lies behind.
+
+    So it is when both scores are worse, accuracy by a standard error or twice in a row; and when, on a plateau
+    (separable classes), log loss has risen twice while accuracy gained less than a standard error.
+    """
     complete = min(len(points) for points in walked)
     if complete < 3:
         return False
     accuracy = [float(np.mean([points[i].held_out_accuracy for points in walked])) for i in range(complete)]
     loss = [float(np.mean([points[i].held_out_loss for points in walked])) for i in range(complete)]
     best = max(accuracy)
-    error = (best * (1 - best) / n_rows) ** 0.5
-    worse = [accuracy[i] < max(accuracy[:i]) and loss[i] > min(loss[:i]) for i in (complete - 2, complete - 1)]
-    return worse[1] and (worse[0] or accuracy[-1] < best - error)
+    error = _standard_error(best, n_rows)
+    last = (complete - 2, complete - 1)
+    risen = [loss[i] > min(loss[:i]) for i in last]
+    worse = [accuracy[i] < max(accuracy[:i]) and rose for i, rose in zip(last, risen, strict=True)]
+    plateau = all(risen) and best <= max(accuracy[: complete - 2]) + error
+    return plateau or (worse[1] and (worse[0] or accuracy[-1] < best - error))
+
+
+def _standard_error(accuracy: float, n_rows: int) -> float:
+    """Return the standard error of an accuracy measured on ``n_rows`` rows (binomial)."""
+    return float((accuracy * (1 - accuracy) / n_rows) ** 0.5)
 
 
 def _is_standard(scaling: str) -> bool:

@@ -10,9 +10,10 @@ import errno
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -26,6 +27,12 @@ Reader = Callable[[Any], bytes]
 
 MAX_FILE_BYTES = 1 << 30
 """A file above this is refused unread: no photograph is that large, and /dev/zero has no end."""
+
+
+LISTING_THREADS = 8
+LISTING_CHUNK = 4096
+_Given = TypeVar("_Given")
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,6 +165,13 @@ class FileReader:
             if info.st_size > MAX_FILE_BYTES:
                 raise OSError(errno.EFBIG, f"file of {info.st_size} bytes, above {MAX_FILE_BYTES}")
             return file.read()
+
+
+def in_threads(function: Callable[[_Given], _Found], items: Sequence[_Given]) -> Iterator[_Found]:
+    """Yield the function's values in order; for calls that wait for the disk. Few are under way, however many come."""
+    with ThreadPoolExecutor(LISTING_THREADS) as threads:
+        for start in range(0, len(items), LISTING_CHUNK):
+            yield from threads.map(function, items[start : start + LISTING_CHUNK])
 
 
 def key_array(keys: Sequence[bytes]) -> NDArray[np.bytes_]:

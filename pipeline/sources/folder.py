@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,11 +11,12 @@ import numpy as np
 
 from pipeline.decode import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
-from pipeline.sources.base import FileReader, ItemTable, Reader, Skipped, Source, encode_labels, key_array
+from pipeline.sources.base import FileReader, ItemTable, Reader, Skipped, Source, encode_labels, in_threads, key_array
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+UNKNOWN = (-1, -1)
 SPLIT_FOLDERS = {
     b"train": "train",
     b"training": "train",
@@ -55,9 +55,9 @@ class FolderSource(Source):
         self._root = root
         found = sorted(_walk(root))
         skipped = [Skipped(os.fsdecode(key), reason) for key, _, reason in found if reason]
-        files = [(key, info) for key, info, reason in found if not reason and info is not None]
-        with ThreadPoolExecutor(8) as threads:  # opening a file waits for the disk, not for Python
-            wanted = list(threads.map(lambda file: _looks_like_image(root, file[0]), files, chunksize=256))
+        files = [(key, about) for key, about, reason in found if not reason]
+        del found
+        wanted = list(in_threads(lambda file: _looks_like_image(root, file[0]), files))
         skipped += [
             Skipped(os.fsdecode(key), "not an image") for (key, _), yes in zip(files, wanted, strict=True) if not yes
         ]
@@ -80,8 +80,8 @@ class FolderSource(Source):
         return FileReader(os.path.abspath(self._root))
 
 
-def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result | None, str]]:
-    """Yield (key, stat, reason to skip or "") of everything below ``root``; links are followed, loops are not."""
+def _walk(root: bytes) -> Iterator[tuple[bytes, tuple[int, int], str]]:
+    """Yield (key, (size, mtime in ns), reason to skip or "") of all below ``root``; links are followed, loops not."""
     pending: list[tuple[bytes, frozenset[tuple[int, int]]]] = [(b"", frozenset())]
     while pending:
         folder, above = pending.pop()
@@ -91,25 +91,26 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, os.stat_result | None, str]]:
         except OSError as error:
             if not folder:
                 raise SourceError(f"cannot read the folder {os.fsdecode(root)}: {error.strerror}") from None
-            yield folder, None, f"folder cannot be read: {error.strerror}"
+            yield folder, UNKNOWN, f"folder cannot be read: {error.strerror}"
             continue
         identity = (here.st_dev, here.st_ino)
         if identity in above:
-            yield folder, None, "link to a folder above it"
+            yield folder, UNKNOWN, "link to a folder above it"
             continue
         for entry in entries:
             key = os.path.join(folder, entry.name)
             if entry.name.startswith(b"."):
-                yield key, None, "hidden"
-            elif entry.is_dir():
-                pending.append((key, above | {identity}))
+                yield key, UNKNOWN, "hidden"
             else:
                 try:
+                    if entry.is_dir():
+                        pending.append((key, above | {identity}))
+                        continue
                     info = entry.stat()
                 except OSError as error:
-                    yield key, None, f"cannot be looked at: {error.strerror}"
+                    yield key, UNKNOWN, f"cannot be looked at: {error.strerror}"
                     continue
-                yield key, info, "" if stat.S_ISREG(info.st_mode) else "not a regular file"
+                yield key, (info.st_size, info.st_mtime_ns), "" if stat.S_ISREG(info.st_mode) else "not a regular file"
 
 
 def _looks_like_image(root: bytes, key: bytes) -> bool:
@@ -120,7 +121,7 @@ def _looks_like_image(root: bytes, key: bytes) -> bool:
         return True  # not known to be something else: its row will say why it cannot be read
 
 
-def _table(images: list[tuple[bytes, os.stat_result]]) -> ItemTable:
+def _table(images: list[tuple[bytes, tuple[int, int]]]) -> ItemTable:
     keys = [key for key, _ in images]
     parts = [key.split(b"/") for key in keys]
     tops = {part[0].lower() for part in parts if len(part) > 1}
@@ -134,8 +135,8 @@ def _table(images: list[tuple[bytes, os.stat_result]]) -> ItemTable:
         keys=key_array(keys),
         labels=labels,
         label_names=names,
-        sizes=np.array([info.st_size for _, info in images], dtype=np.int64),
-        mtimes_ns=np.array([info.st_mtime_ns for _, info in images], dtype=np.int64),
+        sizes=np.array([size for _, (size, _) in images], dtype=np.int64),
+        mtimes_ns=np.array([mtime for _, (_, mtime) in images], dtype=np.int64),
         columns=columns,
     )
 

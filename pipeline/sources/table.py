@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.sources.base import FileReader, ItemTable, Reader, Source, encode_labels, key_array
+from pipeline.sources.base import FileReader, ItemTable, Reader, Source, encode_labels, in_threads, key_array
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,8 +93,7 @@ class TableSource(Source):
                 return -1, -1
             return info.st_size, info.st_mtime_ns
 
-        with ThreadPoolExecutor(8) as threads:
-            found = np.array(list(threads.map(look, paths, chunksize=256)), dtype=np.int64).reshape(-1, 2)
+        found = np.array(list(in_threads(look, paths)), dtype=np.int64).reshape(-1, 2)
         missing = np.flatnonzero(found[:, 0] < 0)
         if len(missing) and not allow_missing:
             raise SourceError(

@@ -167,6 +167,30 @@ def test_what_cannot_be_had_is_named(name: str, weights: str | None, layers: tup
     assert "\n" not in str(caught.value)
 
 
+def test_layers_that_are_no_rows_are_refused() -> None:
+    with pytest.raises(BackboneError, match="one output per image"):
+        load_backbone("timm/swin_tiny_patch4_window7_224", "random", ("layers.0.blocks.0.attn",))
+    with pytest.raises(BackboneError, match="never run"):
+        load_backbone("timm/vit_tiny_patch16_224", "random", ("blocks.0.attn.attn_drop",))
+
+
+def test_a_tag_stays_in_the_name_since_it_chose_the_preprocessing(tmp_path: Path) -> None:
+    save_file(timm.create_model("resnet18", pretrained=False).state_dict(), tmp_path / "w.safetensors")
+    tagged = load_backbone("timm/resnet18.tv_in1k", str(tmp_path / "w.safetensors"))
+    assert tagged.name == "timm/resnet18.tv_in1k"
+    assert load_backbone(tagged.name, str(tmp_path / "w.safetensors")).preprocess == tagged.preprocess
+
+
+def test_a_copy_of_published_weights_keeps_their_transforms(tmp_path: Path) -> None:
+    whole = models.mobilenet_v2(weights=None)
+    for entry in models.MobileNet_V2_Weights:
+        file = tmp_path / entry.url.rpartition("/")[2]
+        torch.save(whole.state_dict(), file)
+        assert load_backbone("torchvision/mobilenet_v2", str(file)).preprocess.resize == tuple(
+            entry.transforms().resize_size
+        )
+
+
 class _Harmful:
     def __reduce__(self) -> Any:
         return (Path("harmed").touch, ())

@@ -110,7 +110,7 @@ def test_a_network_that_openvino_cannot_convert_runs_on_torch(
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise RuntimeError("no such operation")
 
-    monkeypatch.setattr("pipeline.engines.openvino._converted", refuse)
+    monkeypatch.setattr("pipeline.engines.openvino._network", refuse)
     said: list[str] = []
     engine = open_engine(backbone, device="cpu", say=said.append)
     assert engine.name == "torch"

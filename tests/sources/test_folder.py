@@ -88,6 +88,14 @@ def test_links_are_followed_and_loops_end(image_folder: Path, tmp_path: Path) ->
     assert len(source) < 10
 
 
+def test_a_link_to_itself_is_named(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(next(image_folder.glob("*/*.png")), tmp_path / "a.png")
+    (tmp_path / "self").symlink_to("self")
+    source = FolderSource(str(tmp_path))
+    assert len(source) == 1
+    assert source.skipped[0].key == "self"
+
+
 def test_an_unreadable_file_stays_an_item(image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(next(image_folder.glob("*/*.png")), tmp_path / "a.png")
     (tmp_path / "dangling.png").symlink_to("nowhere")
