@@ -53,7 +53,8 @@ def varied(photographs: list[Image.Image], tmp_path_factory: pytest.TempPathFact
 
 def slow_decode(file: Path) -> Image.Image:
     """Decode the plain way: upright, on white, RGB."""
-    image = ImageOps.exif_transpose(Image.open(file))
+    with Image.open(file) as opened:
+        image = ImageOps.exif_transpose(opened)
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, (255, 255, 255, 255)), rgba)
