@@ -257,7 +257,7 @@ def test_downloaded_weights_are_used_as_the_hub_gives_them(monkeypatch: pytest.M
 
     monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", answer)
     backbone = load_backbone("torchvision/resnet18")
-    assert asked == ["https://download.pytorch.org/models/resnet18-f37072fd.pth"]
+    assert asked == [models.ResNet18_Weights.IMAGENET1K_V1.url]
     assert backbone.weights.name == "IMAGENET1K_V1"
     assert torch.equal(backbone.network.body.conv1.weight, state["conv1.weight"])  # type: ignore[union-attr,arg-type]
 
