@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +19,6 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Reader
 
 HASH_BYTES = 16
-READERS = 8
-"""Threads: hashing lets go of the interpreter, and reading waits for the disk."""
-AT_ONCE = 4096
 
 
 def content_hash(data: bytes) -> bytes:
@@ -43,6 +39,7 @@ def hash_items(
     check : callable
         Called before each image; may raise to stop.
     """
+    from pipeline.sources.base import in_threads
 
     def one(row: int) -> bytes:
         check()
@@ -53,10 +50,8 @@ def hash_items(
 
     def many(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
         hashes = np.zeros((len(rows), HASH_BYTES), dtype=np.uint8)
-        with ThreadPoolExecutor(READERS) as threads:
-            for start in range(0, len(rows), AT_ONCE):
-                found = b"".join(threads.map(one, rows[start : start + AT_ONCE].tolist()))
-                hashes[start : start + AT_ONCE] = np.frombuffer(found, np.uint8).reshape(-1, HASH_BYTES)
+        for i, found in enumerate(in_threads(lambda i: one(int(rows[i])), range(len(rows)))):
+            hashes[i] = np.frombuffer(found, np.uint8)
         return hashes
 
     return many

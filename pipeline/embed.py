@@ -273,18 +273,19 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     FingerprintError
         What was built is not what the spec says; the message names the fields.
     """
-    from pipeline.backbones import PENULTIMATE, load_backbone
+    from pipeline.backbones import DEFAULT_BACKBONE, PENULTIMATE, load_backbone
     from pipeline.cache.spec import check_same_numbers
     from pipeline.errors import BackboneError
 
     name = spec["weights"]["name"]
     if weights is None and name == "file":
         raise BackboneError(f"the weights came from the file {spec['weights']['origin']}: pass --weights FILE with it")
-    known_name = name.partition(".")[2] if spec["backbone"].startswith("timm/") and name != "random" else name
-    if weights is None and spec["backbone"] != "efficientnet_lite0":
-        weights = known_name
+    if name == "random":
+        weights = name
+    elif weights is None and spec["backbone"] != DEFAULT_BACKBONE:
+        weights = name.partition(".")[2] or name  # timm's names are ARCHITECTURE.TAG
     layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
-    backbone = load_backbone(spec["backbone"], weights if name != "random" else name, layers)
+    backbone = load_backbone(spec["backbone"], weights, layers)
     wanted = {name: spec[name] for name in backbone.to_spec()}
     check_same_numbers(
         wanted,

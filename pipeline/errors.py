@@ -7,6 +7,7 @@ into an exit code; everything else that escapes is a bug and keeps its traceback
 from __future__ import annotations
 
 import difflib
+import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -75,3 +76,17 @@ def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
         return f"did you mean {', '.join(near)}?"
     shown = ", ".join(names[:most])
     return f"there are {shown}{', …' if len(names) > most else ''}"
+
+
+def first_line(error: Exception) -> str:
+    r"""Return what a library's error says, short enough to stand inside one of ours.
+
+    Examples
+    --------
+    >>> first_line(ValueError("no such file\nat line 3"))
+    'no such file'
+    >>> first_line(KeyError())
+    'KeyError'
+    """
+    lines = str(error).strip().splitlines()
+    return textwrap.shorten(lines[0] if lines else type(error).__name__, 120, placeholder=" …")

@@ -62,7 +62,7 @@ def build(name: str, weights: str | None) -> Body:
         The file does not fit, or the bundled one is not the one that was tested.
     """
     if weights == RANDOM:
-        return body_of(TIMM_NAME, NAME, weights)
+        return body_of(TIMM_NAME, NAME)
     if weights is not None and not is_file(weights):
         raise BackboneError(f"{NAME} has bundled weights only, found --weights {weights}: pass a file, or leave it out")
     module = timm.create_model(TIMM_NAME, pretrained=False, num_classes=0)
@@ -73,7 +73,7 @@ def build(name: str, weights: str | None) -> Body:
     if any(key.startswith("_blocks.") for key in state):
         state = {rename(key): value for key, value in state.items()}
     load_strictly(module, state, origin=origin, ignore=head_prefixes(module))
-    return body_of(TIMM_NAME, NAME, None, module=module, weights_name=weights_name, weights_origin=origin)
+    return body_of(TIMM_NAME, NAME, module=module, weights_name=weights_name, weights_origin=origin)
 
 
 def rename(name: str) -> str:

@@ -52,7 +52,7 @@ def build(name: str, weights: str | None) -> Body:
     if architecture not in timm.list_models():
         raise BackboneError(f"there is no backbone {name!r}: {near_names(name, names())}")
     if weights == RANDOM:
-        return body_of(architecture, PREFIX + architecture, weights)
+        return body_of(architecture, PREFIX + architecture)
     if weights is not None and is_file(weights):
         # The tag still chooses the preprocessing.
         module = timm.create_model(wanted, pretrained=False, num_classes=0)
@@ -60,7 +60,6 @@ def build(name: str, weights: str | None) -> Body:
         return body_of(
             architecture,
             PREFIX + wanted,  # the tag chose the preprocessing: without it the spec could not be rebuilt
-            None,
             module=module,
             weights_name="file",
             weights_origin=Path(weights).name,
@@ -81,15 +80,12 @@ def build(name: str, weights: str | None) -> Body:
     config: Any = module.pretrained_cfg
     resolved = f"{architecture}.{config['tag']}"
     origin = str(config.get("hf_hub_id") or config.get("url"))
-    return body_of(
-        architecture, PREFIX + architecture, None, module=module, weights_name=resolved, weights_origin=origin
-    )
+    return body_of(architecture, PREFIX + architecture, module=module, weights_name=resolved, weights_origin=origin)
 
 
 def body_of(
     architecture: str,
     name: str,
-    weights: str | None,
     *,
     module: nn.Module | None = None,
     weights_name: str = RANDOM,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import pickle
-import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from pipeline.errors import BackboneError
+from pipeline.errors import BackboneError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -54,7 +53,7 @@ def read_weights(file: str) -> dict[str, Tensor]:
         ) from None
     except Exception as error:  # the readers of damaged files raise struct.error, KeyError, RuntimeError and more
         raise BackboneError(
-            f"expected weights in {file}, found a damaged or other file ({_first_line(error)})"
+            f"expected weights in {file}, found a damaged or other file ({first_line(error)})"
         ) from None
     if isinstance(state, dict) and isinstance(state.get("state_dict"), dict):
         state = state["state_dict"]  # the usual wrapping of training scripts
@@ -121,11 +120,6 @@ def quick_to_fail() -> Iterator[None]:
 def cannot_download(what: str, error: Exception) -> BackboneError:
     """Return the error for weights that a hub did not give: both ways out are named."""
     return BackboneError(
-        f"cannot download the weights of {what} ({_first_line(error)}): pass --weights FILE with a copy of them, "
+        f"cannot download the weights of {what} ({first_line(error)}): pass --weights FILE with a copy of them, "
         "or use the bundled --backbone efficientnet_lite0"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return textwrap.shorten(lines[0] if lines else type(error).__name__, 120, placeholder=" …")

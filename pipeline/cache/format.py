@@ -18,6 +18,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
+from pipeline.content import HASH_BYTES
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 FORMAT = "embedding-pipeline"
 FORMAT_VERSION = 1
 ALIGNMENT = 4096
-HASH_BYTES = 16
 MAX_ROW_BYTES = 1 << 28
 EMBEDDINGS = "embeddings"
 LAYERS = "layers"

@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 
 from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.format import HASH_BYTES, Items
 from pipeline.cache.publish import lay_out, remove, unfinished_path
 from pipeline.cache.reader import Cache
 from pipeline.cache.writer import TODO, CacheWriter
+from pipeline.content import HASH_BYTES
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pipeline.cache.format import Items
 
 HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """(n,) rows of the new list → (n, 16) content hashes, zeros where an image cannot be read."""

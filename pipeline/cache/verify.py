@@ -24,6 +24,7 @@ from pipeline.cache.probe import Layout, probe
 from pipeline.cache.reader import Cache
 from pipeline.cache.spec import fingerprint
 from pipeline.cache.writer import DONE, TODO
+from pipeline.content import HASH_BYTES
 from pipeline.errors import CacheError
 
 NAMED = 5
@@ -185,7 +186,7 @@ def _expected(
         fmt.STATUS: (rows or (None,), ("u1",)),
         fmt.CRC: (rows, ("u4",)),
         fmt.LEDGER_CRC: (rows, ("u4",)),
-        fmt.CONTENT_HASH: ((*rows, fmt.HASH_BYTES), ("u1",)),
+        fmt.CONTENT_HASH: ((*rows, HASH_BYTES), ("u1",)),
         fmt.STATIC_SHA256: ((32,), ("u1",)),
         fmt.KEYS: (rows, ("S",)),
         fmt.LABELS: (rows, ("i4",)),

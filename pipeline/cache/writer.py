@@ -16,7 +16,6 @@ from pipeline.cache.format import (
     CONTENT_HASH,
     CRC,
     EMBEDDINGS,
-    HASH_BYTES,
     LAYERS,
     LEDGER_CRC,
     STATUS,
@@ -24,6 +23,7 @@ from pipeline.cache.format import (
     read_extents,
     row_crcs,
 )
+from pipeline.content import HASH_BYTES
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ import openvino as ov
 import torch
 
 from pipeline.engines.base import Embeddings, Engine
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, first_line
 from pipeline.processors import processor_count
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ class OpenVinoEngine(Engine):
             )
         except Exception as error:  # tracing and conversion raise whatever the network's code does
             raise EngineError(
-                f"OpenVINO cannot run {backbone.name} ({_first_line(error)}): use --engine torch"
+                f"OpenVINO cannot run {backbone.name} ({first_line(error)}): use --engine torch"
             ) from None
         streams = int(compiled.get_property("NUM_STREAMS"))
         self.in_flight = 2 * streams
@@ -155,8 +155,3 @@ def _convert(backbone: Backbone) -> ov.Model:
         warnings.simplefilter("ignore")  # tracing warns of every shape that Python code looks at
         traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
         return ov.convert_model(traced, example_input=example)
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:160]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pipeline.engines.base import Embeddings, Engine
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,9 +52,8 @@ class TorchEngine(Engine):
         try:
             network = copy.deepcopy(backbone.network).to(self._device)
         except RuntimeError as error:  # out of memory is one
-            reason = str(error).strip().splitlines()[0][:120]
             raise EngineError(
-                f"{self.device} cannot hold the network ({reason}): free its memory, or use --device cpu"
+                f"{self.device} cannot hold the network ({first_line(error)}): free its memory, or use --device cpu"
             ) from None
         network.compute_dtype = _DTYPES[precision]
         network.body.to(_DTYPES[precision]).to(memory_format=torch.channels_last)

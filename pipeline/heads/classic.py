@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.heads.model import linear_scores
+from pipeline.heads.validation import ClassHead
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,20 +27,11 @@ DEFAULT_ALPHAS: tuple[float, ...] = tuple(10.0**e for e in range(-3, 8))
 _STEP_ROWS = 8192
 
 
-class _Scores(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _Scores(ClassHead):
     """Validation and prediction from one row of ``coef_`` a class."""
 
-    classes_: NDArray[Any]
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
-
-    def _validate(self, X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        data, target = validate_data(self, X, y, dtype=np.float32, order="C")
-        check_classification_targets(target)
-        self.classes_, codes = np.unique(target, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"expected rows of at least 2 classes, found one class: {self.classes_[0]!r}")
-        return np.asarray(data), codes
 
     def _all_scores(self, X: ArrayLike) -> NDArray[np.float64]:
         check_is_fitted(self)

@@ -8,14 +8,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.evaluate import fold_numbers, largest_fold_count, softmax
 from pipeline.heads.model import linear_scores
 from pipeline.heads.softmax_path import ALL_ROWS, PathPoint, SoftmaxPath
+from pipeline.heads.validation import ClassHead
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -33,20 +32,11 @@ _COARSE_TOL = 1e-3
 """Relative gap of the coarse sweep: enough to see where the best C lies, at half the passes."""
 
 
-class _LinearClassifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class _LinearClassifier(ClassHead):
     """What both classes share: validation, and prediction from ``coef_`` and ``intercept_``."""
 
-    classes_: NDArray[Any]
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
-
-    def _validate(self, X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        data, target = validate_data(self, X, y, dtype=np.float32, order="C")
-        check_classification_targets(target)
-        self.classes_, codes = np.unique(target, return_inverse=True)
-        if len(self.classes_) < 2:
-            raise ValueError(f"expected rows of at least 2 classes, found one class: {self.classes_[0]!r}")
-        return np.asarray(data), codes
 
     def _row_weight(self, codes: NDArray[np.int64], class_weight: Any) -> NDArray[np.float64] | None:
         if class_weight is None:

@@ -11,10 +11,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import CacheWriter, Items, open_cache
-from pipeline.cache.format import HASH_BYTES
 from pipeline.cache.publish import publish, unfinished_path
 from pipeline.cache.update import match, open_successor, plan_update
 from pipeline.cache.verify import verify
+from pipeline.content import HASH_BYTES
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 from tests.cache.disk import Disk
