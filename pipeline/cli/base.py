@@ -1,0 +1,193 @@
+"""What every command shares: the group with its exit codes, messages, signals, progress, the options of a run."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import signal
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+
+EXIT_ERROR = 1
+EXIT_SOME_FAILED = 3
+LOG_EVERY_S = 30.0
+
+
+class _Stopped(Exception):
+    """A signal asked for the end, and everything finished so far is safe."""
+
+    def __init__(self, signum: int) -> None:
+        super().__init__(signum)
+        self.exit_code = 128 + signum
+
+
+class _Commands(click.Group):
+    """Turns what went wrong into one line and an exit code."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except PipelineError as error:
+            say(f"error: {error}")
+            ctx.exit(EXIT_ERROR)
+        except _Stopped as stopped:
+            ctx.exit(stopped.exit_code)
+        except KeyboardInterrupt:  # a command that had nothing to commit
+            ctx.exit(128 + signal.SIGINT)
+        except BrokenPipeError:
+            # The reader of our output (head, a pager) has had enough.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
+
+
+def say(text: str) -> None:
+    """Print a message for people."""
+    click.echo(text, err=True)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="embedding-pipeline", prog_name="pipeline")
+def cli() -> None:
+    """Run a frozen pretrained network once over an image archive, cache the embeddings, fit heads in seconds."""
+
+
+@contextlib.contextmanager
+def stop_on_signal() -> Iterator[threading.Event]:
+    """Give an event that SIGINT and SIGTERM set; a second signal ends the process at once.
+
+    Raises
+    ------
+    _Stopped
+        On leaving, when a signal had come.
+    """
+    stop = threading.Event()
+    came: list[int] = []
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        if came:
+            os._exit(128 + signum)
+        came.append(signum)
+        stop.set()
+        say("\nstopping: committing what is done (once more to stop at once)")
+
+    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+    if came:
+        raise _Stopped(came[0])
+
+
+class ProgressLine:
+    """A bar with images/s and time left on a terminal, a line now and then in a log."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+        self._bar: Any = None
+        self._first = (0, 0.0)
+        self._logged = 0.0
+
+    def __call__(self, ready: int, failed: int, total: int) -> None:
+        """Show the state."""
+        if self._bar is None:
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=total,
+                initial=ready,
+                unit=" images",
+                desc=self._what,
+                disable=not sys.stderr.isatty(),
+                dynamic_ncols=True,
+                smoothing=0.1,
+            )
+            self._first, self._logged = (ready, time.monotonic()), time.monotonic()
+            return
+        if not self._bar.disable:
+            self._bar.update(ready - self._bar.n)
+            if failed:
+                self._bar.set_postfix_str(f"{failed} failed", refresh=False)
+        elif time.monotonic() - self._logged > LOG_EVERY_S:
+            self._logged = time.monotonic()
+            rate = (ready - self._first[0]) / max(self._logged - self._first[1], 1e-9)
+            left = (total - ready) / max(rate, 1e-9)
+            say(
+                f"{self._what}: {ready} of {total} images, {failed} failed, {rate:.0f} images/s, "
+                f"{left / 60:.0f} min left"
+            )
+
+    def close(self) -> None:
+        """Leave the terminal in order."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def run_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that say how to run a network here; the command gets them as one `RunSettings`."""
+
+    @functools.wraps(command)
+    def with_settings(
+        *args: Any,
+        engine: str,
+        device: str,
+        precision: str,
+        batch_size: int | None,
+        workers: int | None,
+        time_limit: float,
+        **others: Any,
+    ) -> None:
+        from pipeline.decode_pool import Limits
+        from pipeline.embed import RunSettings
+
+        limits = Limits(seconds=time_limit)
+        command(*args, run=RunSettings(engine, device, precision, batch_size or 0, workers or 0, limits), **others)
+
+    for option in reversed(
+        [
+            click.option(
+                "--precision",
+                default="auto",
+                show_default=True,
+                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                help="Of the network; auto takes the fastest whose numbers agree with float32.",
+            ),
+            click.option(
+                "--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"])
+            ),
+            click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+            click.option(
+                "--batch-size",
+                type=click.IntRange(1, 4096),
+                default=None,
+                help="Images per forward pass.  [default: what suits the device]",
+            ),
+            click.option(
+                "--workers",
+                type=click.IntRange(1, 256),
+                default=None,
+                help="Decode processes.  [default: one per processor]",
+            ),
+            click.option(
+                "--time-limit",
+                default=60.0,
+                show_default=True,
+                type=click.FloatRange(0.1),
+                help="Seconds an image may take.",
+            ),
+        ]
+    ):
+        with_settings = option(with_settings)
+    return with_settings

@@ -1,0 +1,97 @@
+"""The commands about a cache: info, verify, merge."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import click
+
+from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, say
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.option("--failed", is_flag=True, help="List the failed images, one line each: key, tab, reason.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def info(cache: str, failed: bool, as_json: bool) -> None:
+    """Show what is in a cache and what made it."""
+    from pipeline.info import describe, describe_failures
+
+    if failed:
+        for key, reason in describe_failures(cache):
+            click.echo(f"{key}\t{reason}")
+        return
+    facts = describe(cache)
+    if as_json:
+        import json
+
+        click.echo(json.dumps(facts, indent=2))
+        return
+    width = max(len(name) for name in facts)
+    for name, value in facts.items():
+        click.echo(f"{name:<{width}}  {_one_line(value)}")
+
+
+def _one_line(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_one_line(inner)}" for name, inner in value.items()) or "none"
+    if isinstance(value, (list, tuple)):
+        return ", ".join(_one_line(inner) for inner in value) or "none"
+    return str(value)
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.option("--images", is_flag=True, help="Compare the image files with the cache as well.")
+def verify(cache: str, images: bool) -> None:
+    """Check every byte of a cache.
+
+    Exit code 0: sound and complete. 1: damaged; the message says what and where. 3: sound, but rows are to do or
+    failed, or images are not what they were.
+    """
+    from pipeline.cache.verify import verify as verify_cache
+    from pipeline.content import hash_files_of
+    from pipeline.decode import Status
+
+    progress = ProgressLine("verify")
+    try:
+        found = verify_cache(
+            cache,
+            legal_status=frozenset(map(int, Status)),
+            hash_images=hash_files_of if images else None,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    say(f"{cache}: sound; {found.done} of {found.rows} rows done, {found.failed} failed, {found.to_do} to do")
+    if found.uncommitted:
+        say(f"{found.uncommitted} of those to do are written, not committed: pipeline extract computes them again")
+    for keys, what in (
+        (found.images_changed, "have other content now"),
+        (found.images_gone, "cannot be read any more"),
+    ):
+        if keys:
+            more = ", …" if len(keys) > 3 else ""
+            say(
+                f"{len(keys)} images {what} ({', '.join(keys[:3])}{more}): "
+                "pipeline extract --check-content brings the cache up to date"
+            )
+    if not found.complete:
+        click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+@cli.command()
+@click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="A.h5 B.h5...")
+@click.option("-o", "--output", required=True, metavar="C.h5", help="The cache to write; must not exist.")
+@click.option(
+    "--on-duplicate", default="refuse", show_default=True, type=click.Choice(["refuse", "first", "last"]),
+    help="Which cache is right about an image that they disagree on.",
+)  # fmt: skip
+def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", "first", "last"]) -> None:
+    """Put the rows of several caches, made with the same settings, into a new one."""
+    from pipeline.cache.merge import merge as merge_caches
+
+    made = merge_caches(caches, output, on_duplicate=on_duplicate, say=say)
+    say(f"{output}: {made.rows} rows, {made.duplicates} duplicates left out, {made.to_do} to do, {made.failed} failed")
+    if made.to_do or made.failed:
+        click.get_current_context().exit(EXIT_SOME_FAILED)

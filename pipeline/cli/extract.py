@@ -1,0 +1,121 @@
+"""The commands of stage 1: extract, backbones."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say, stop_on_signal
+
+if TYPE_CHECKING:
+    from pipeline.embed import RunSettings
+    from pipeline.extract import Summary
+
+
+@cli.command()
+@click.argument("images")
+@click.option("-o", "--output", required=True, metavar="CACHE.h5", help="The cache to write, or to complete.")
+@click.option("--backbone", default="efficientnet_lite0", show_default=True, help="See 'pipeline backbones'.")
+@click.option("--weights", metavar="W", help="Name of the weights, a .safetensors or .pth file, or 'random'.")
+@click.option(
+    "--layer", "layers", multiple=True, metavar="NODE[:POOLING]",
+    help="Another layer besides 'penultimate'; pooling is avg, max, gem, cls or flatten. Repeatable.",
+)  # fmt: skip
+@click.option(
+    "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the file."
+)
+@click.option(
+    "--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail."
+)
+@click.option(
+    "--jpeg-scale", default="full", show_default=True, type=click.Choice(["full", "half"]),
+    help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the size they are resized to; other numbers.",
+)  # fmt: skip
+@click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
+@click.option(
+    "--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time."
+)
+@click.option("--retry-failed", is_flag=True, help="Try again the images that failed before.")
+@click.option("--max-failures", metavar="N|P%", help="Stop early when more images fail than this.")
+@run_options
+def extract(
+    images: str,
+    output: str,
+    backbone: str,
+    weights: str | None,
+    layers: tuple[str, ...],
+    dtype: str,
+    max_pixels: int,
+    jpeg_scale: str,
+    allow_missing: bool,
+    check_content: bool,
+    retry_failed: bool,
+    max_failures: str | None,
+    run: RunSettings,
+) -> None:
+    """Embed every image of IMAGES into a cache.
+
+    IMAGES is a folder (sub-folders are classes), or a CSV or Parquet table with a column 'path' and, if you like,
+    'label', 'split', 'group' and more. Stop it at any time: the same command goes on where it stopped.
+    """
+    from pipeline.decode import DecodePolicy
+    from pipeline.extract import ExtractSettings
+    from pipeline.extract import extract as extract_images
+
+    settings = ExtractSettings(
+        backbone=backbone,
+        weights=weights,
+        layers=layers,
+        dtype=dtype,
+        decode=DecodePolicy(max_pixels=max_pixels, jpeg_scale=jpeg_scale),
+        run=run,
+        allow_missing=allow_missing,
+        check_content=check_content,
+        retry_failed=retry_failed,
+        max_failures=max_failures,
+    )
+    progress = ProgressLine("extract")
+    with stop_on_signal() as stop:
+        try:
+            summary = extract_images(images, output, settings, stop=stop, say=say, progress=progress)
+        finally:
+            progress.close()
+        _say_summary(summary, output)
+        if summary.stopped:
+            left = summary.total - summary.already - summary.computed - summary.failed
+            say(f"stopped; the same command goes on: {left} left")
+    if summary.failed:
+        say(f"{summary.failed} images failed: 'pipeline info --failed {output}' lists them")
+        click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _say_summary(summary: Summary, output: str) -> None:
+    seconds = summary.seconds
+    rate = summary.computed / seconds["total"] if seconds["total"] else 0.0
+    say(
+        f"{output}: {summary.already + summary.computed} of {summary.total} images done ({summary.computed} now, "
+        f"{summary.failed} failed) in {seconds['total']:.1f} s, {rate:.0f} images/s, on {summary.engine}"
+    )
+    if summary.read_out is not None:
+        say(f"time: {summary.read_out}")
+    if summary.changes:
+        say("archive: " + ", ".join(f"{count} {what}" for what, count in summary.changes.items() if count))
+    if summary.failures:
+        say(
+            "failed: "
+            + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(summary.failures.items()))
+        )
+    if summary.skipped:
+        what = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
+        say(f"left out: {what} (such as {', '.join(summary.skipped_examples)})")
+
+
+@cli.command()
+@click.option("--family", type=click.Choice(["efficientnet_lite0", "torchvision", "timm"]), help="Only this one's.")
+def backbones(family: str | None) -> None:
+    """List the names that --backbone takes."""
+    from pipeline.backbones import list_backbones
+
+    for name in list_backbones(family):
+        click.echo(name)
