@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.decode import DecodePolicy, Status
-from pipeline.decode_pool import Batch, DecodePool, Limits
+from pipeline.decode_pool import TASK_IMAGES, TASKS_PER_WORKER, Batch, DecodePool, Limits
 from pipeline.errors import EngineError
 from pipeline.processors import processor_count
 
@@ -148,7 +148,7 @@ def choose_engine(
     EngineError
         No such device or precision here, or the precision asked for fails the check.
     """
-    from pipeline.engines import open_engine, precisions
+    from pipeline.engines import idle_gpus, open_engine, precisions
     from pipeline.engines.selfcheck import LEAST_COSINE, check, reference
 
     def open_with(precision: str, name: str) -> Engine:
@@ -165,6 +165,8 @@ def choose_engine(
     expected = reference(backbone, sample) if len(sample) else {}
     cosines: dict[str, float] = {}
     engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)
+    if settings.device == AUTO and (idle := idle_gpus(engine)):
+        say(f"{idle} more GPUs are idle: --device cuda:all takes all of them")
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
     if not len(sample):  # nothing to compare with: only what was asked for, or float32
         return engine, {"images": 0, "cosine": {}}
@@ -172,16 +174,17 @@ def choose_engine(
         if precision != engine.precision:
             engine.close()
             engine = open_with(precision, engine.name)
-        cosine = cosines[precision] = round(check(engine, sample, expected), 7)
+        found = min(check(replica, sample, expected) for replica in engine.replicas)
+        cosine = cosines[precision] = round(found, 7)
         if cosine >= LEAST_COSINE[precision]:
             return engine, {"images": len(sample), "cosine": cosines}
     engine.close()
-    found = f"cosine {min(cosines.values()):.6f} to eager float32 on {len(sample)} images"
+    what = f"cosine {min(cosines.values()):.6f} to eager float32 on {len(sample)} images"
     if engine.name == "openvino" and settings.engine == AUTO and "float32" in wanted:
-        say(f"running on PyTorch, which is slower: OpenVINO gave {found}")
+        say(f"running on PyTorch, which is slower: OpenVINO gave {what}")
         return open_with("float32", "torch"), {"images": len(sample), "cosine": cosines}
     raise EngineError(
-        f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {engine.name} in {wanted[-1]}, found {found}: "
+        f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {engine.name} in {wanted[-1]}, found {what}: "
         "use --precision float32, or auto, and a new cache"
     )
 
@@ -217,13 +220,15 @@ def _pool(
     decode: DecodePolicy,
     settings: RunSettings,
 ) -> DecodePool:
+    workers = worker_count(settings)
+    waiting = max(RING_IMAGES, workers * TASKS_PER_WORKER * TASK_IMAGES)  # no worker is short of room to decode into
     return DecodePool(
         source.reader(),
         decode,
         backbone.preprocess,
         batch_size=batch_size,
-        workers=worker_count(settings),
-        slots=in_flight + max(2, -(-RING_IMAGES // batch_size)),
+        workers=workers,
+        slots=in_flight + max(2, -(-waiting // batch_size)),
         limits=settings.limits,
     )
 

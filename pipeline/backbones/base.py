@@ -144,6 +144,7 @@ class EmbeddingNetwork(nn.Module):
         tuple of (B, D) float32
             One per layer.
         """
+        self._taken.clear()  # what a pass that ran out of memory left
         # ToTensor's and Normalize's own arithmetic; the permuted NHWC bytes are channels_last already.
         x = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         x = ((x - self.mean) / self.std).to(self.compute_dtype)

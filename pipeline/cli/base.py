@@ -135,6 +135,19 @@ class ProgressLine:
             self._bar.close()
 
 
+class CountOrAuto(click.IntRange):
+    """A number from 1 up to a most, or ``auto``, which becomes 0."""
+
+    name = "number or auto"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(1, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Return the number."""
+        return 0 if value == "auto" else int(super().convert(value, param, ctx))
+
+
 def run_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that say how to run a network here; the command gets them as one `RunSettings`."""
 
@@ -144,7 +157,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         engine: str,
         device: str,
         precision: str,
-        batch_size: int | None,
+        batch_size: int,
         workers: int | None,
         time_limit: float,
         **others: Any,
@@ -153,7 +166,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         from pipeline.embed import RunSettings
 
         limits = Limits(seconds=time_limit)
-        command(*args, run=RunSettings(engine, device, precision, batch_size or 0, workers or 0, limits), **others)
+        command(*args, run=RunSettings(engine, device, precision, batch_size, workers or 0, limits), **others)
 
     for option in reversed(
         [
@@ -167,12 +180,19 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
             click.option(
                 "--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"])
             ),
-            click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:1, mps."),
+            click.option(
+                "--device",
+                default="auto",
+                show_default=True,
+                help="cpu, mps, cuda (the first GPU), cuda:1, cuda:all, cuda:0,cuda:2.",
+            ),
             click.option(
                 "--batch-size",
-                type=click.IntRange(1, 4096),
-                default=None,
-                help="Images per forward pass.  [default: what suits the device]",
+                type=CountOrAuto(4096),
+                metavar="N|auto",
+                default="auto",
+                show_default=True,
+                help="Images per forward pass; auto: what suits the device.",
             ),
             click.option(
                 "--workers",

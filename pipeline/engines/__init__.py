@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones.base import Backbone
 
-__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "open_engine", "precisions"]
+__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "idle_gpus", "open_engine", "precisions"]
 
 ENGINES = ("auto", "openvino", "torch")
 
@@ -34,7 +34,7 @@ def open_engine(
     engine : str
         One of `ENGINES`; ``auto`` takes OpenVINO on a CPU, and torch where there is a GPU or OpenVINO cannot convert.
     device : str
-        ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+        ``auto``, ``cpu``, ``mps``, ``cuda`` (the first GPU), ``cuda:1``, ``cuda:all``, or ``cuda:0,cuda:2``.
     precision : str
         One of `PRECISIONS`.
     batch_size : int
@@ -47,9 +47,11 @@ def open_engine(
     EngineError
         The device or the precision is not to be had here.
     """
-    from pipeline.engines.torch import TorchEngine, default_batch, pick_device
+    from pipeline.engines.multi import MultiEngine
+    from pipeline.engines.torch import TorchEngine, default_batch, pick_devices
 
-    where = pick_device(device)
+    devices = pick_devices(device)
+    where = devices[0]
     if engine == "openvino" and where.type != "cpu" and device != "auto":
         raise EngineError(f"OpenVINO runs on the CPU, found --device {device}: leave one of the two out")
     if engine == "openvino" or (engine == "auto" and where.type == "cpu"):
@@ -64,7 +66,9 @@ def open_engine(
         if engine == "openvino":
             raise problem
         say(f"running on PyTorch, which is slower: {problem}")
-    return TorchEngine(backbone, device=str(where), precision=precision, batch_size=batch_size or default_batch(where))
+    images = batch_size or min(default_batch(each, backbone.preprocess.shape) for each in devices)
+    replicas = [TorchEngine(backbone, device=each, precision=precision, batch_size=images) for each in devices]
+    return replicas[0] if len(replicas) == 1 else MultiEngine(replicas)
 
 
 def precisions(engine: Engine) -> tuple[str, ...]:
@@ -73,4 +77,14 @@ def precisions(engine: Engine) -> tuple[str, ...]:
         from pipeline.engines.openvino import supported_precisions
 
         return tuple(reversed(supported_precisions()))
-    return ("bfloat16", "float16", "float32") if engine.device.startswith("cuda") else ("float32",)
+    from pipeline.engines.torch import TorchEngine
+
+    each = [replica.precisions for replica in engine.replicas if isinstance(replica, TorchEngine)]
+    return tuple(name for name in each[0] if all(name in fast for fast in each))  # GPUs may differ
+
+
+def idle_gpus(engine: Engine) -> int:
+    """Return how many GPUs of this machine an engine on a GPU leaves idle."""
+    import torch
+
+    return torch.cuda.device_count() - len(engine.replicas) if engine.device.startswith("cuda") else 0

@@ -58,6 +58,11 @@ class Engine(ABC):
     def close(self) -> None:
         """Let go of threads and device memory."""
 
+    @property
+    def replicas(self) -> tuple[Engine, ...]:
+        """The engines behind this one, one per device: each has to keep the numbers contract."""
+        return (self,)
+
     def run(self, images: NDArray[np.uint8]) -> Embeddings:
         """Embed up to ``batch_size`` images; fewer are padded, and only theirs come back."""
         count = len(images)

@@ -94,7 +94,7 @@ def test_a_batch_that_does_not_fit_is_halved(backbone: Backbone, images: NDArray
         return outputs
 
     limit = 3
-    engine._network = small_memory  # type: ignore[assignment]
+    engine._network = small_memory
     halved = engine.run(images[:7])
     assert sizes == [8, 4, 2, 2, 2, 2]
     assert all(least_cosine(halved[name], whole[name]) >= 0.99999 for name in whole)
