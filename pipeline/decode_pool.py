@@ -26,7 +26,19 @@ import numpy as np
 
 from pipeline.content import HASH_BYTES
 from pipeline.decode import DecodePolicy, Status
-from pipeline.decode_worker import IDLE, NOBODY, ROW, SINCE, Outcome, Setup, Task, board_bytes, views
+from pipeline.decode_worker import (
+    IDLE,
+    NOBODY,
+    READING,
+    ROW,
+    SINCE,
+    TASK_IMAGES,
+    Outcome,
+    Setup,
+    Task,
+    board_bytes,
+    views,
+)
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -37,7 +49,6 @@ if TYPE_CHECKING:
     from pipeline.preprocess import Preprocess
     from pipeline.sources.base import Reader
 
-TASK_IMAGES = 8
 TASKS_PER_WORKER = 2
 CRASHES_TO_BLAME = 2
 """A worker may be killed from outside; the image it was on is blamed when it happens to it twice."""
@@ -139,7 +150,8 @@ class DecodePool:
         self._memory_fd = _shared_memory_file(board_bytes(workers) + int(np.prod(self._shape)))
         self._memory = mmap.mmap(self._memory_fd, 0)
         self._board, self._images = views(self._memory, self._shape, workers)
-        self._board[:] = NOBODY, IDLE
+        for number in range(workers):
+            self._clear_line(number)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
         for slot in range(slots):
             self._free.put(slot)
@@ -295,6 +307,10 @@ class DecodePool:
 
     # ---- workers ----
 
+    def _clear_line(self, number: int) -> None:
+        self._board[number] = NOBODY
+        self._board[number, SINCE] = IDLE
+
     def _start(self, number: int) -> None:
         ours, theirs = Pipe()
         package_root = str(Path(__file__).parent.parent)
@@ -341,17 +357,22 @@ class DecodePool:
                 f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it "
                 "said stands above; check that the installation is whole"
             )
-        culprit, code = int(self._board[worker.number, ROW]), worker.process.returncode
-        how, strikes = _manner_of_death(code)
-        crashes[culprit] = crashes.get(culprit, 0) + 1
-        blamed = crashes[culprit] >= strikes
-        self._in_vain = 0 if blamed and culprit != NOBODY else self._in_vain + 1
+        line = self._board[worker.number]
+        suspects = {int(row) for row in (line[ROW], *line[READING])} - {NOBODY}
+        how, strikes = _manner_of_death(worker.process.returncode)
+        blamed: dict[int, Outcome | None] = dict.fromkeys(suspects)
+        if len(suspects) == 1:  # of several, none is known to be the one; each is tried alone
+            (row,) = suspects
+            crashes[row] = crashes.get(row, 0) + 1
+            if crashes[row] >= strikes:
+                blamed[row] = _failed(Status.DECODER_CRASHED, how)
+        self._in_vain = 0 if any(blamed.values()) else self._in_vain + 1
         if self._in_vain >= DEATHS_IN_VAIN:
             raise PipelineError(
                 f"expected decode workers to live, but {self._in_vain} ended one after the other with no image done "
                 f"({how}): check the memory of the machine, or use fewer --workers; everything before is committed"
             )
-        self._replace(worker, culprit, _failed(Status.DECODER_CRASHED, how) if blamed else None, filling, pending)
+        self._replace(worker, blamed, filling, pending)
 
     def _end_hung_workers(self, filling: dict[int, _Filling], pending: deque[Task]) -> None:
         now = time.monotonic_ns()
@@ -364,27 +385,33 @@ class DecodePool:
                 continue  # it went on between the two looks: the row is not the one that took long
             _end(worker)
             reason = f"took longer than {self._limits.seconds:g} s"
-            self._replace(worker, row, _failed(Status.TIMED_OUT, reason), filling, pending)
+            self._replace(worker, {row: _failed(Status.TIMED_OUT, reason)}, filling, pending)
 
     def _replace(
         self,
         worker: _Worker,
-        culprit: int,
-        blamed: Outcome | None,
+        suspects: dict[int, Outcome | None],
         filling: dict[int, _Filling],
         pending: deque[Task],
     ) -> None:
-        """Start a new worker; its predecessor's tasks go back to the queue, the culprit alone or not at all."""
+        """Start a new worker; its predecessor's tasks go back to the queue, each suspect alone or not at all.
+
+        ``suspects`` are the rows it was on or read ahead, with the outcome of those that are to blame.
+        """
         for task in worker.tasks:
+            innocent = []
             for item in task.items:
                 position, row, _ = item
-                if row == culprit and blamed is not None:
-                    filling[task.slot].outcomes[position] = replace(blamed, position=position)
-            innocent = tuple(item for item in task.items if item[1] != culprit)
-            alone = tuple(item for item in task.items if item[1] == culprit and blamed is None)
-            pending.extend(Task(task.slot, items) for items in (innocent, alone) if items)
+                if row not in suspects:
+                    innocent.append(item)
+                elif (outcome := suspects[row]) is not None:
+                    filling[task.slot].outcomes[position] = replace(outcome, position=position)
+                else:  # nothing is read ahead beside it: should it happen again, it was this one
+                    pending.append(Task(task.slot, (item,)))
+            if innocent:
+                pending.append(Task(task.slot, tuple(innocent)))
         self.replaced += 1
-        self._board[worker.number] = NOBODY, IDLE
+        self._clear_line(worker.number)
         self._start(worker.number)
 
 

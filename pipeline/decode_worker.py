@@ -20,16 +20,20 @@ from PIL import Image
 
 from pipeline.content import HASH_BYTES, content_hash
 from pipeline.decode import DecodeError, DecodePolicy, Status, decode_image
+from pipeline.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from pipeline.preprocess import Preprocess
     from pipeline.sources.base import Reader
 
+TASK_IMAGES = 8
 NOBODY, IDLE = -1, 0
-ROW, SINCE = 0, 1
-"""Columns of the board: the row a worker is on, and since when in monotonic nanoseconds."""
+ROW, SINCE, READING = 0, 1, slice(2, 2 + TASK_IMAGES)
+"""Columns of the board: the row a worker is on, since when in monotonic nanoseconds, and the rows it reads ahead."""
 ORPHAN_AFTER = 2
 """A worker on one image for this many time limits has lost the process that should have ended it."""
 
@@ -73,7 +77,19 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image."""
+    """What became of one image.
+
+    Attributes
+    ----------
+    position : int
+        In the batch.
+    status, reason : int, str
+        A `Status`, and what went wrong.
+    content_hash : bytes
+        See `pipeline.content`.
+    read_s, decode_s : float
+        How long its worker waited for its bytes, and worked on them, in seconds.
+    """
 
     position: int
     status: int
@@ -84,15 +100,15 @@ class Outcome:
 
 
 def board_bytes(workers: int) -> int:
-    """Size of the board: per worker its current row and since when, int64 each; rounded up to a page."""
-    return -(-workers * 16 // mmap.PAGESIZE) * mmap.PAGESIZE
+    """Size of the board: a line of int64 per worker; rounded up to a page."""
+    return -(-workers * READING.stop * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
 def views(
     memory: mmap.mmap, setup_images: tuple[int, ...], workers: int
 ) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the board (workers, 2) int64 and the images (slots, B, H, W, 3) uint8 as arrays over the shared memory."""
-    board = np.frombuffer(memory, dtype=np.int64, count=2 * workers).reshape(workers, 2)
+    """Return the board (workers, columns) int64 and the images (slots, B, H, W, 3) uint8, arrays over the memory."""
+    board = np.frombuffer(memory, dtype=np.int64, count=workers * READING.stop).reshape(workers, READING.stop)
     count = int(np.prod(setup_images))
     images = np.frombuffer(memory, dtype=np.uint8, count=count, offset=board_bytes(workers)).reshape(setup_images)
     return board, images
@@ -103,10 +119,10 @@ def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArra
     return preprocess.apply(decode_image(data, policy, resize_short=preprocess.resize_short))
 
 
-def _work(setup: Setup, row: int, position: int, locator: Any, target: NDArray[np.uint8]) -> Outcome:
+def _work(setup: Setup, position: int, read_bytes: Callable[[], bytes], target: NDArray[np.uint8]) -> Outcome:
     started = time.perf_counter()
     try:
-        data = setup.reader(locator)
+        data = read_bytes()
     except MemoryError:
         return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
     except Exception as error:  # whatever a reader raises is about this one image
@@ -148,21 +164,26 @@ def main(connection_fd: int, memory_fd: int) -> None:
     board, images = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers)
     Image.MAX_IMAGE_PIXELS = None  # the policy's own limit is checked instead
     Image.init()
+    line = board[setup.number]
+    ahead = ReadAhead(setup.reader, line[READING], NOBODY)
     _limit_memory(setup.memory_limit)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    line = board[setup.number]
     connection.send(None)  # ready
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
         while True:
             task: Task = connection.recv()
             outcomes = []
-            for position, row, locator in task.items:
+            ahead.begin(task.items)
+            for position, row, _ in task.items:
                 line[SINCE] = IDLE  # first, so that no time is ever beside a row it does not belong to
                 line[ROW] = row
                 line[SINCE] = time.monotonic_ns()
                 _alarm(setup.seconds * ORPHAN_AFTER)
-                outcomes.append(_work(setup, row, position, locator, images[task.slot, position]))
+                outcome = _work(setup, position, ahead.take, images[task.slot, position])
+                if outcome.status == Status.OUT_OF_MEMORY and ahead.holds:  # then it was not short of memory alone
+                    outcome = _work(setup, position, ahead.take_again, images[task.slot, position])
+                outcomes.append(outcome)
             line[SINCE] = IDLE
             line[ROW] = NOBODY
             _alarm(0)

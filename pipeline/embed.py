@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.decode import DecodePolicy, Status
-from pipeline.decode_pool import TASK_IMAGES, TASKS_PER_WORKER, Batch, DecodePool, Limits
+from pipeline.decode_pool import TASKS_PER_WORKER, Batch, DecodePool, Limits
+from pipeline.decode_worker import TASK_IMAGES
 from pipeline.errors import EngineError
 from pipeline.processors import processor_count
 
