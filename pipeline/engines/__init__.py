@@ -61,9 +61,11 @@ def open_engine(
             problem = EngineError("OpenVINO is not installed: pip install openvino, or use --engine torch")
         except EngineError as error:
             problem = error
-        if engine == "openvino":
+        if engine == "openvino" or precision == "mixed":
             raise problem
         say(f"running on PyTorch, which is slower: {problem}")
+    if precision == "mixed":
+        raise EngineError("--precision mixed is OpenVINO's on a CPU: use auto, or --engine openvino --device cpu")
     return TorchEngine(backbone, device=str(where), precision=precision, batch_size=batch_size or default_batch(where))
 
 
