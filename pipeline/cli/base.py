@@ -174,7 +174,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
                 "--precision",
                 default="auto",
                 show_default=True,
-                type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+                type=click.Choice(["auto", "float32", "mixed", "bfloat16", "float16"]),
                 help="Of the network; auto takes the fastest whose numbers agree with float32.",
             ),
             click.option(

@@ -63,9 +63,11 @@ def open_engine(
             problem = EngineError("OpenVINO is not installed: pip install openvino, or use --engine torch")
         except EngineError as error:
             problem = error
-        if engine == "openvino":
+        if engine == "openvino" or precision == "mixed":
             raise problem
         say(f"running on PyTorch, which is slower: {problem}")
+    if precision == "mixed":
+        raise EngineError("--precision mixed is OpenVINO's on a CPU: use auto, or --engine openvino --device cpu")
     images = batch_size or min(default_batch(each, backbone.preprocess.shape) for each in devices)
     replicas = [TorchEngine(backbone, device=each, precision=precision, batch_size=images) for each in devices]
     return replicas[0] if len(replicas) == 1 else MultiEngine(replicas)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-PRECISIONS = ("float32", "bfloat16", "float16")
+PRECISIONS = ("float32", "mixed", "bfloat16", "float16")
 
 Embeddings = dict[str, NDArray[Any]]
 """(B, D) float32 by layer name."""
@@ -27,7 +27,8 @@ class Engine(ABC):
     device : str
         For people: ``"cpu"``, ``"cuda:0 (NVIDIA …)"``.
     precision : str
-        One of `PRECISIONS`: the type of the layers' arithmetic.
+        One of `PRECISIONS`: the type of the layers' arithmetic; ``mixed``: bfloat16, and float32 where that does not
+        suit.
     batch_size : int
         B; fixed, so that a row does not depend on how many came with it.
     in_flight : int

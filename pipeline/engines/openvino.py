@@ -21,6 +21,7 @@ import openvino as ov
 import torch
 
 from pipeline.engines.base import Embeddings, Engine
+from pipeline.engines.openvino_mixed import keep_float32, prepare
 from pipeline.errors import EngineError, first_line
 from pipeline.processors import processor_count
 
@@ -31,8 +32,9 @@ if TYPE_CHECKING:
 
 # Small batches stay in the processor's caches; measured in docs/performance.md.
 DEFAULT_BATCH = 4
+NETWORK_FILE = "network.xml"
 TRACE_BATCH = 2  # a batch of one would be baked into the graph of some networks
-_PRECISIONS = {"float32": "f32", "bfloat16": "bf16"}
+_PRECISIONS = {"float32": "f32", "mixed": "bf16", "bfloat16": "bf16"}
 
 
 class OpenVinoEngine(Engine):
@@ -45,7 +47,7 @@ class OpenVinoEngine(Engine):
     ----------
     backbone : Backbone
     precision : str
-        ``float32``, or ``bfloat16`` where the processor computes in it.
+        ``float32``; where the processor computes in it, ``bfloat16`` and ``mixed`` (`pipeline.engines.openvino_mixed`).
     batch_size : int
 
     Raises
@@ -68,7 +70,7 @@ class OpenVinoEngine(Engine):
         self._names = tuple(layer.name for layer in backbone.layers)
         core = ov.Core()
         try:
-            model = _network(core, backbone)
+            model = _network(core, backbone, mixed=precision == "mixed")
             model.reshape([batch_size, *backbone.preprocess.shape])
             compiled = core.compile_model(
                 model,
@@ -110,7 +112,7 @@ class OpenVinoEngine(Engine):
 def supported_precisions() -> tuple[str, ...]:
     """Return the precisions that this processor computes in, slowest first."""
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-    return ("float32", "bfloat16") if "BF16" in capabilities else ("float32",)
+    return ("float32", "mixed", "bfloat16") if "BF16" in capabilities else ("float32",)
 
 
 def cache_folder() -> Path:
@@ -118,26 +120,27 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedding-pipeline"
 
 
-def _network(core: ov.Core, backbone: Backbone) -> ov.Model:
+def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> ov.Model:
     """Return the converted network, from the cache folder where that serves."""
     try:
-        return core.read_model(_converted(backbone))
+        return core.read_model(_converted(backbone, mixed=mixed))
     except (OSError, RuntimeError):  # the folder cannot be written, or what is kept there is damaged
-        return _convert(backbone)
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            return core.read_model(_save(backbone, Path(folder), mixed=mixed))
 
 
-def _converted(backbone: Backbone) -> Path:
+def _converted(backbone: Backbone, *, mixed: bool) -> Path:
     """Return the file of the converted network, made now if need be."""
     versions = [metadata.version(name) for name in ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")]
-    identity = f"{backbone.to_spec()}|{versions}"
+    identity = f"{backbone.to_spec()}|{versions}" + "|mixed" * mixed
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    file = folder / "network.xml"
+    file = folder / NETWORK_FILE
     if file.is_file():
         return file
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
     try:
-        ov.save_model(_convert(backbone), unfinished / file.name, compress_to_fp16=False)
+        _save(backbone, unfinished, mixed=mixed)
         try:
             unfinished.rename(folder)
         except OSError:
@@ -145,6 +148,17 @@ def _converted(backbone: Backbone) -> Path:
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
+    return file
+
+
+def _save(backbone: Backbone, folder: Path, *, mixed: bool) -> Path:
+    """Convert, and write OpenVINO's own files into a folder; return the one to read."""
+    file = folder / NETWORK_FILE
+    model = _convert(backbone)
+    kept = prepare(model) if mixed else set()
+    ov.save_model(model, file, compress_to_fp16=False)
+    if kept:
+        keep_float32(file, kept)
     return file
 
 
