@@ -170,17 +170,18 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 def compare(runs: tuple[str, ...], split: str) -> None:
     """Compare RUNS with the first of them, on the same rows.
 
-    Prints each run's accuracy, its difference to the first with a paired bootstrap interval, the rows that only one of
-    the two has right, and McNemar's exact p-value.
+    Prints each run's accuracy (of label sets the share that is wholly right, of numbers the mean absolute error), its
+    difference to the first with a paired bootstrap interval, the rows that only one of the two has right (or nearer),
+    and the exact p-value of McNemar's test (or the sign test).
     """
     from pipeline.compare import compare_runs
 
     found = compare_runs(runs, split=split)
-    click.echo("run\taccuracy\tdifference\tlow\thigh\tonly_first\tonly_this\tp_value")
+    click.echo(f"run\t{found[0].measure}\tdifference\tlow\thigh\tonly_first\tonly_this\tp_value")
     for entry in found:
         d = entry.difference
         click.echo(
-            f"{entry.run}\t{entry.accuracy.value:.4f}\t{d.value:+.4f}\t{d.low:+.4f}\t{d.high:+.4f}\t"
+            f"{entry.run}\t{entry.figure.value:.4f}\t{d.value:+.4f}\t{d.low:+.4f}\t{d.high:+.4f}\t"
             f"{entry.only_first}\t{entry.only_this}\t{entry.p_value:.3g}"
         )
 

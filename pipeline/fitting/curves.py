@@ -87,13 +87,15 @@ def learning_curve(
             part = train[np.sort(order[:count])]
             try:
                 fewer = fitted.refit(read_rows(embeddings, rows.index[part]), rows.y[part])
+                scores = None if fewer is None else fewer.scores(measured.X)
             except HeadError:
                 continue  # an estimator that wants more rows
-            if fewer is None:
+            if fewer is None or scores is None:
                 continue
             model = fewer
-        predictions = task.predictions(model, model.scores(measured.X))
-        curve.append({"rows": count, **measured.point([predictions])})
+        else:
+            scores = model.scores(measured.X)
+        curve.append({"rows": count, **measured.point([task.predictions(model, scores)])})
     return curve
 
 
@@ -137,11 +139,11 @@ def few_shot_curve(
             part = np.sort(np.concatenate([rng.choice(members, shots, replace=False) for members in of_class]))
             try:
                 model = fitted.refit(read_rows(embeddings, rows.index[part]), rows.y[part])
+                if model is not None:
+                    predictions.append(task.predictions(model, model.scores(measured.X)))
             except HeadError as error:
                 note(f"no curve at {shots} images a class: {error}")
                 break
-            if model is not None:
-                predictions.append(task.predictions(model, model.scores(measured.X)))
         if len(predictions) == settings.draws:
             curve.append({"shots": shots, "draws": settings.draws, **measured.point(predictions)})
     return curve

@@ -41,7 +41,9 @@ class EstimatorModel(HeadModel):
 
     def scores(self, X: NDArray[Any]) -> Scores:
         """Return scores (N, K) before link and temperature."""
-        return scores_of(self.notes["estimator"], X, self.link, self.outputs)
+        estimator = self.notes["estimator"]
+        with _explained(estimator):
+            return scores_of(estimator, X, self.link, self.outputs)
 
 
 def scores_of(estimator: Any, X: NDArray[Any], link: str, outputs: int) -> Scores:
@@ -281,7 +283,7 @@ def _explained(estimator: Any) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise HeadError(
-            f"{type(estimator).__name__} cannot be fitted ({first_line(error)}): change it with --set, or the data"
+            f"{type(estimator).__name__} fails ({first_line(error)}): change it with --set, or the data"
         ) from error
 
 
@@ -337,7 +339,7 @@ def _made(name: str, task: str) -> Any:
         )
     try:
         module = importlib.import_module(module_name)
-    except (ImportError, ValueError) as error:
+    except (ImportError, ValueError, TypeError) as error:
         raise HeadError(
             f"cannot import {module_name} for --estimator ({first_line(error)}): install it, or put its folder on "
             "PYTHONPATH"

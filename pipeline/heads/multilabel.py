@@ -5,6 +5,7 @@ Axes: N rows, D features, L labels.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -93,15 +94,26 @@ def fit_labels_ridge(
     def folds() -> NDArray[np.int64]:
         return fold_numbers(y, options.folds, seed=options.seed, groups=groups, stratify=False)
 
-    return fit_estimator(
+    fitted = fit_estimator(
         scaled(with_params(RidgeRegressionHead(), options.params, "the ridge head"), options),
         X,
-        np.where(y, 1.0, -1.0),
+        _signs(y),
         groups,
         options,
-        lambda fitted: model_of(fitted, proof, "sigmoid", y.shape[1]),
+        lambda estimator: model_of(estimator, proof, "sigmoid", y.shape[1]),
         folds,
     )
+    fit_again = fitted.refit
+    assert fit_again is not None
+
+    def refit(rows: NDArray[np.float32], labels: NDArray[np.bool_]) -> HeadModel | None:
+        return fit_again(rows, _signs(labels)) if two_sided(labels) else None
+
+    return replace(fitted, refit=refit)
+
+
+def _signs(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
+    return np.where(labels, 1.0, -1.0)
 
 
 def two_sided(labels: NDArray[np.bool_]) -> bool:

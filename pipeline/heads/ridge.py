@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, RegressorMixin
+from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -205,7 +205,7 @@ class RidgeHead(LinearClassHead):
         return self
 
 
-class RidgeRegressionHead(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
     """Least squares on numbers, the strength of L2 chosen by the leave-one-out error of all rows.
 
     Parameters
