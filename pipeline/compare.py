@@ -6,6 +6,7 @@ Axes: N rows, B bootstrap replicates.
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+_MEASURES = {"classification": "accuracy", "multilabel": "subset accuracy", "regression": "MAE"}
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -30,18 +33,21 @@ class Comparison:
     ----------
     run : str
         The run's folder.
-    accuracy : Interval
-        Its accuracy.
+    measure : str
+        ``"accuracy"`` for classes, ``"subset accuracy"`` for label sets, ``"MAE"`` for numbers.
+    figure : Interval
+        What the run scores by it.
     difference : Interval
-        Its accuracy minus the first run's, on the same resampled rows.
+        Its figure minus the first run's, on the same resampled rows.
     only_first, only_this : int
-        Rows that only the first run, and only this one, has right.
+        Rows that only the first run, and only this one, has right; of numbers, rows where its prediction is nearer.
     p_value : float
-        Exact two-sided McNemar test of these two counts.
+        Exact two-sided test of these two counts: McNemar's, and for numbers the sign test.
     """
 
     run: str
-    accuracy: evaluate.Interval
+    measure: str
+    figure: evaluate.Interval
     difference: evaluate.Interval
     only_first: int
     only_this: int
@@ -51,7 +57,7 @@ class Comparison:
 def compare_runs(
     runs: Sequence[str | os.PathLike[str]], *, split: str = "test", seed: int = 0, replicates: int = 1000
 ) -> list[Comparison]:
-    """Compare the predictions of runs, row by row.
+    """Compare the predictions of runs of one task, row by row.
 
     Parameters
     ----------
@@ -81,32 +87,62 @@ def compare_runs(
 
     if len(runs) < 2:
         raise HeadError(f"expected at least 2 runs to compare, got {len(runs)}")
+    tasks = [_task(Path(run)) for run in runs]
+    for run, task in zip(runs, tasks, strict=True):
+        if task != tasks[0]:
+            raise HeadError(f"{runs[0]} is a run of {tasks[0]}, {run} one of {task}: compare runs of one task")
     first, *others = [_predictions(Path(run), split) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         _check_same_rows(runs[0], run, first, other)
     keys = sorted(first)
-    hits = [
-        np.asarray([predicted == label for label, predicted in (table[key] for key in keys)], dtype=np.float64)
-        for table in (first, *others)
-    ]
+    cost = [_cost(tasks[0], [table[key] for key in keys]) for table in (first, *others)]
+    # A figure that falls as rows get better is a mean cost; one that rises counts the rows without cost.
+    scored = cost if tasks[0] == "regression" else [1 - c for c in cost]
 
     def measure(weight: NDArray[np.float64]) -> dict[str, float]:
-        accuracy = [float(weight @ hit / weight.sum()) for hit in hits]
-        figures = {f"accuracy {i}": value for i, value in enumerate(accuracy)}
-        return figures | {f"difference {i}": value - accuracy[0] for i, value in enumerate(accuracy)}
+        mean = [float(weight @ row / weight.sum()) for row in scored]
+        figures = {f"figure {i}": value for i, value in enumerate(mean)}
+        return figures | {f"difference {i}": value - mean[0] for i, value in enumerate(mean)}
 
     intervals = evaluate.bootstrap_intervals(measure, len(keys), seed=seed, replicates=replicates)
     out = []
-    for i, (run, hit) in enumerate(zip(runs, hits, strict=True)):
-        only_first, only_this = int(((hits[0] == 1) & (hit == 0)).sum()), int(((hits[0] == 0) & (hit == 1)).sum())
+    for i, run in enumerate(runs):
+        only_first, only_this = int((cost[0] < cost[i]).sum()), int((cost[i] < cost[0]).sum())
         differ = only_first + only_this
-        p_value = float(binomtest(only_this, differ).pvalue) if differ else 1.0
         out.append(
             Comparison(
-                str(run), intervals[f"accuracy {i}"], intervals[f"difference {i}"], only_first, only_this, p_value
+                str(run),
+                _MEASURES[tasks[0]],
+                intervals[f"figure {i}"],
+                intervals[f"difference {i}"],
+                only_first,
+                only_this,
+                float(binomtest(only_this, differ).pvalue) if differ else 1.0,
             )
         )
     return out
+
+
+def _task(run: Path) -> str:
+    """Return the task of a run; classification where its ``run.json`` does not say."""
+    try:
+        task = json.loads((run / "run.json").read_text(encoding="utf-8"))["task"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "classification"
+    if task not in _MEASURES:
+        raise HeadError(f"{run} holds a run for each target: compare the folders below it")
+    return str(task)
+
+
+def _cost(task: str, rows: list[tuple[str, str]]) -> NDArray[np.float64]:
+    """Return what each row's prediction is off: 0 or 1, or the absolute error of a number."""
+    if task != "regression":
+        return np.asarray([label != predicted for label, predicted in rows], dtype=np.float64)
+    try:
+        numbers = np.asarray(rows, dtype=np.float64)
+    except ValueError as error:
+        raise HeadError(f"expected numbers in the predictions of a regression ({error}): fit the head again") from None
+    return np.abs(numbers[:, 1] - numbers[:, 0])
 
 
 def _predictions(run: Path, split: str) -> dict[str, tuple[str, str]]:

@@ -34,7 +34,7 @@ def test_pairing_shows_what_two_intervals_would_hide(tmp_path: Path) -> None:
     first, second = compare_runs([a_run(tmp_path / "one", one), a_run(tmp_path / "second", two)])
     assert second.difference.value == pytest.approx(0.02)
     assert second.difference.low > 0
-    assert first.accuracy.high > second.accuracy.low
+    assert first.figure.high > second.figure.low
     assert (second.only_first, second.only_this) == (0, 20)
     assert second.p_value == pytest.approx(2 * 0.5**20)
     assert (first.difference.low, first.difference.high, first.p_value) == (0, 0, 1)
@@ -60,3 +60,23 @@ def test_other_rows_or_labels_are_refused(tmp_path: Path) -> None:
         compare_runs([one, tmp_path / "nowhere"])
     with pytest.raises(HeadError, match="no predictions on the val split"):
         compare_runs([one, one], split="val")
+
+
+def test_numbers_are_compared_by_their_errors(tmp_path: Path) -> None:
+    truth = np.arange(200.0)
+    runs = []
+    for name, error in (("one", 2.0), ("second", 1.0)):
+        (tmp_path / name).mkdir()
+        lines = [f"{i},test,{t},{t + error * (-1) ** i}" for i, t in enumerate(truth)]
+        (tmp_path / name / "predictions.csv").write_text("\n".join(["key,split,label,predicted", *lines]))
+        (tmp_path / name / "run.json").write_text('{"task": "regression"}')
+        runs.append(tmp_path / name)
+    first, second = compare_runs(runs)
+    assert (first.measure, first.figure.value, second.figure.value) == ("MAE", 2.0, 1.0)
+    assert second.difference.value == second.difference.low == second.difference.high == -1.0
+    assert (second.only_first, second.only_this) == (0, 200)
+    with pytest.raises(HeadError, match="a run of regression"):
+        compare_runs([runs[0], a_run(tmp_path / "classes", np.ones(3, bool))])
+    (tmp_path / "second/run.json").write_text('{"task": "several"}')
+    with pytest.raises(HeadError, match="a run for each target"):
+        compare_runs(runs)

@@ -9,7 +9,7 @@ import pytest
 
 import pipeline.cache
 from pipeline.errors import HeadError
-from pipeline.fit_head import FitResult, FitSettings, fit_head, new_run_folder
+from pipeline.fit_head import FitResult, FitSettings, fit_head, fit_heads, new_run_folder
 from pipeline.heads import load_head
 from tests.heads.standin import StandIn, blobs, stand_in
 
@@ -96,6 +96,196 @@ def test_planted_duplicates_flatter_unless_they_are_grouped(fit: Any, tmp_path: 
     assert honest.metrics["sweep"][0]["accuracy"] < 0.65
 
 
+def with_jittered_copies(n: int = 150, copies: int = 3, *, seed: int = 2) -> StandIn:
+    """Pictures with labels of chance, each several times, slightly different: as frames of a film."""
+    rng = np.random.default_rng(seed)
+    X = np.repeat(rng.normal(size=(n, 300)), copies, axis=0)
+    X += 0.05 * rng.normal(size=X.shape)
+    y = np.repeat(rng.integers(0, 2, n), copies).astype(np.int32)
+    return StandIn(X.astype(np.float32), y, ("a", "b"))
+
+
+@pytest.mark.parametrize("own_split", [False, True])
+@pytest.mark.parametrize("head", ["logistic", "ridge"])
+def test_near_duplicates_leak_unless_they_are_found_and_grouped(
+    fit: Any, tmp_path: Path, own_split: bool, head: str
+) -> None:
+    cache = with_jittered_copies()
+    if own_split:
+        draw = np.random.default_rng(1).random(len(cache))
+        # A fifth of the rows, and some pictures whole.
+        test = (draw < 0.2) | (np.arange(len(cache)) // 3 % 5 == 0)
+        cache.columns["split"] = np.where(test, "test", "train")
+    notes: list[str] = []
+    leaky = fit(cache, tmp_path / "leaky", Cs=(1.0,), head=head)
+    honest = fit(cache, tmp_path / "honest", Cs=(1.0,), head=head, group_duplicates=0.98, say=notes.append)
+    assert leaky.metrics["test"]["accuracy"]["value"] > (0.62 if own_split else 0.85)
+    assert honest.metrics["test"]["accuracy"]["low"] < 0.5 < honest.metrics["test"]["accuracy"]["high"]
+    assert notes[0] == "near duplicates (cosine from 0.98): 150 groups with 450 of 450 rows, the largest of 3"
+    if own_split:
+        assert notes[1].startswith("left out: ")
+        assert notes[1].endswith("held-out rows with a near duplicate among the training rows")
+    if head == "logistic":
+        assert leaky.metrics["sweep"][0]["accuracy"] > 0.85 > 0.6 > honest.metrics["sweep"][0]["accuracy"]
+
+
+def test_equal_bytes_are_duplicates_whatever_the_cosine(fit: Any) -> None:
+    cache = stand_in()
+    cache.content_hash[100] = cache.content_hash[7]
+    cache.columns["group"] = np.arange(240) // 2
+    notes: list[str] = []
+    result = fit(cache, group_duplicates=1.0, say=notes.append)
+    assert notes == ["near duplicates (cosine from 1): 1 groups with 2 of 240 rows, the largest of 2"]
+    assert result.metrics["test"]["rows"] > 30
+    with pytest.raises(HeadError, match=r"a cosine in \(0, 1\]"):
+        fit(cache, group_duplicates=1.5)
+
+
+def test_a_split_of_twins_only_is_refused(fit: Any) -> None:
+    cache = with_jittered_copies()
+    cache.columns["split"] = np.where(np.arange(len(cache)) % 3 == 0, "test", "train")
+    with pytest.raises(HeadError, match="every held-out row has a near duplicate"):
+        fit(cache, group_duplicates=0.98)
+
+
+def test_numbers_are_learned_and_written(fit: Any, tmp_path: Path) -> None:
+    cache = stand_in()
+    age = cache.embeddings @ np.linspace(-1, 1, 12) * 5 + 40
+    age[:7] = np.nan
+    cache.columns["age"] = age
+    notes: list[str] = []
+    result = fit(cache, target="age", report=True, learning_curve=True, say=notes.append)
+    assert notes[0].startswith("column 'age': 233 distinct numbers, so the task is regression")
+    assert notes[1] == "left out: 7 of 240 rows without a label"
+    assert result.metrics["test"]["r2"]["low"] > 0.99
+    assert result.metrics["learning_curve"][-1]["r2"] == pytest.approx(result.metrics["test"]["r2"])
+    assert result.headlines()[0].startswith("test: R² ")
+    with (tmp_path / "run/predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = [list(cache.keys).index(line["key"]) for line in lines]
+    assert [float(line["label"]) for line in lines] == pytest.approx(age[rows])
+    head = load_head(tmp_path / "run")
+    assert (head.task, head.class_names) == ("regression", ("age",))
+    predicted = head.predict(cache.embeddings[rows])[:, 0]
+    assert [float(line["predicted"]) for line in lines] == pytest.approx(predicted, rel=1e-6)
+    assert json.loads((tmp_path / "run/run.json").read_text())["settings"]["task"] == "regression"
+    assert not (tmp_path / "run/confusion.png").exists()
+
+
+def test_label_sets_are_learned_and_written(fit: Any, tmp_path: Path) -> None:
+    cache = stand_in(400)
+    has = np.stack([cache.embeddings[:, 0] > 0, cache.embeddings[:, 1] > 0.5, cache.embeddings[:, 2] > 1], axis=1)
+    names = np.asarray(["big", "old", "red"])
+    sets = ["|".join(names[row]) or "|" for row in has]
+    sets[0] = "|".join([sets[0], "once"])
+    cache.columns["tags"] = np.asarray(sets)
+    notes: list[str] = []
+    result = fit(
+        cache, target="tags", task="multilabel", Cs=(0.1, 1.0), report=True, learning_curve=True, say=notes.append
+    )
+    assert notes[0] == "left out: 1 labels that fewer than two training rows have, or lack (once)"
+    test = result.metrics["test"]
+    assert test["mean_average_precision"]["low"] > 0.9
+    assert [entry["label"] for entry in test["labels"]] == ["big", "old", "red"]
+    assert result.headlines()[0].startswith("test: mean average precision ")
+    with (tmp_path / "run/predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    whole = np.mean([line["label"] == line["predicted"] for line in lines])
+    assert test["subset_accuracy"]["value"] == pytest.approx(whole)
+    head = load_head(tmp_path / "run")
+    row = list(cache.keys).index(lines[0]["key"])
+    probabilities = head.predict_proba(cache.embeddings[row : row + 1])[0]
+    assert [float(lines[0][f"p_{n}"]) for n in names] == pytest.approx(probabilities, rel=1e-4)
+    assert lines[0]["predicted"] == "|".join(names[probabilities >= 0.5])
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        ({"estimator": "sklearn.linear_model:LogisticRegression", "params": {"C": 0.1}}, True),
+        ({"estimator": "sklearn.neighbors:KNeighborsClassifier", "params": {"n_neighbors": 3}}, False),
+        ({"estimator": "sklearn.tree:DecisionTreeRegressor", "target": "age"}, False),
+        ({"estimator": "sklearn.naive_bayes:GaussianNB", "target": "tags", "task": "multilabel"}, False),
+    ],
+)
+def test_any_estimator_makes_a_run(fit: Any, tmp_path: Path, settings: dict[str, Any], saved: bool) -> None:
+    cache = stand_in()
+    cache.columns["age"] = cache.embeddings[:, 0].astype(np.float64)
+    cache.columns["tags"] = np.asarray(["big|old", "old", "big"])[cache.labels]
+    fit(cache, report=True, **settings)
+    output = tmp_path / "run"
+    assert (output / "head.safetensors").exists() == saved
+    if not saved:
+        with pytest.raises(HeadError, match="--trust"):
+            load_head(output)
+    head = load_head(output, trust=True)
+    with (output / "predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    rows = [list(cache.keys).index(line["key"]) for line in lines]
+    predicted = head.predict(cache.embeddings[rows])
+    if head.task == "multilabel":
+        predicted = np.asarray(["|".join(np.asarray(head.class_names)[p]) for p in predicted])
+    if head.task == "regression":
+        assert [float(line["predicted"]) for line in lines] == pytest.approx(predicted[:, 0])
+    else:
+        assert [line["predicted"] for line in lines] == predicted.tolist()
+
+
+def test_several_targets_make_a_run_each(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cache = stand_in()
+    cache.columns["age"] = cache.embeddings[:, 0].astype(np.float64)
+    cache.columns["a/b"] = np.asarray(["x", "y", ""])[cache.labels]
+    monkeypatch.setattr(pipeline.cache, "open_cache", lambda path: cache)
+    settings = FitSettings(**QUICK)
+    said: list[str] = []
+    results = fit_heads("stand-in.h5", tmp_path / "run", ["label", "age", "a/b"], settings, say=said.append)
+    assert [(result.run_dir.name, result.task) for result in results] == [
+        ("label", "classification"), ("age", "regression"), ("a_b", "classification"),
+    ]  # fmt: skip
+    assert {p.name for p in (tmp_path / "run").iterdir()} == {"label", "age", "a_b", "run.json", "report.html"}
+    assert said[0].startswith("age: column 'age'")
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert [entry["target"] for entry in run["runs"]] == ["label", "age", "a/b"]
+    page = (tmp_path / "run/report.html").read_text()
+    assert 'href="a_b/report.html"' in page
+    assert load_head(tmp_path / "run/age").task == "regression"
+    with pytest.raises(HeadError, match="holds a run for each target"):
+        load_head(tmp_path / "run")
+    # Each is the run that it would be alone, and the folder can be replaced as a run can.
+    fit_head("stand-in.h5", tmp_path / "alone", FitSettings(**QUICK, target="a/b"))
+    for name in ("head.safetensors", "metrics.json", "predictions.csv"):
+        assert (tmp_path / "alone" / name).read_bytes() == (tmp_path / "run/a_b" / name).read_bytes()
+    fit_heads("stand-in.h5", tmp_path / "run", ["label", "age"], settings)
+    assert not (tmp_path / "run/a_b").exists()
+    with pytest.raises(HeadError, match="would share the folder a_b"):
+        fit_heads("stand-in.h5", tmp_path / "run", ["a/b", "a_b"], settings)
+    with pytest.raises(HeadError, match="no column 'b'"):
+        fit_heads("stand-in.h5", tmp_path / "new", ["label", "b"], settings)
+    assert not (tmp_path / "new").exists()
+
+
+def test_few_shots_make_a_curve_that_rises(fit: Any) -> None:
+    notes: list[str] = []
+    result = fit(stand_in(600), shots=(1, 5, 20, 500), report=True, say=notes.append)
+    curve = result.metrics["few_shots"]
+    assert [point["shots"] for point in curve] == [1, 5, 20]
+    assert notes == ["no curve at 500 images a class: the smallest class has 160 training rows"]
+    values = [point["accuracy"]["value"] for point in curve]
+    assert values == sorted(values)
+    assert values[0] < result.metrics["test"]["accuracy"]["value"] - 0.05
+    # With so few images the draw matters more than the test rows do.
+    widths = [point["accuracy"]["high"] - point["accuracy"]["low"] for point in curve]
+    assert widths[0] > widths[-1]
+
+
+def test_an_estimator_that_wants_more_rows_says_so(fit: Any) -> None:
+    notes: list[str] = []
+    estimator = "sklearn.neighbors:KNeighborsClassifier"
+    result = fit(stand_in(), estimator=estimator, shots=(1, 5), say=notes.append)
+    assert [point["shots"] for point in result.metrics["few_shots"]] == [5]
+    assert notes[0].startswith("no curve at 1 images a class: KNeighborsClassifier fails")
+
+
 def broken(kind: str) -> StandIn:
     cache = stand_in()
     if kind == "one class":
@@ -143,6 +333,11 @@ def test_bad_input_is_one_line_and_leaves_nothing(fit: Any, tmp_path: Path, kind
         ({"target": "colour"}, "no column 'colour'"),
         ({"folds": 1}, "at least 2 folds"),
         ({"test_share": 1.0}, "between 0 and 1"),
+        ({"head": "ridge", "estimator": "sklearn.svm:SVC"}, "a run has one head"),
+        ({"estimator": "sklearn.svm:SVX"}, "did you mean"),
+        ({"task": "regression"}, "expected numbers in 'label'"),
+        ({"task": "multilabel", "head": "knn"}, "the knn head does not fit the task multilabel"),
+        ({"shots": (0,)}, "at least 1 image"),
     ],
 )
 def test_bad_settings_are_named(fit: Any, tmp_path: Path, settings: dict[str, Any], message: str) -> None:

@@ -22,7 +22,8 @@ class TableSource(Source):
     """The images that a table names, in its order.
 
     Paths are relative to the table's folder, or absolute; the path as written is the key. An empty cell is a missing
-    value. ``label`` is a class name even where it looks like a number; further columns keep their type.
+    value. ``label`` is a class name even where it looks like a number; further columns keep their type. A list
+    of Parquet becomes text, its elements joined by ``|``.
 
     Parameters
     ----------
@@ -136,7 +137,14 @@ def _read(path: Path) -> pd.DataFrame:
 
 
 def _texts(series: pd.Series[Any]) -> list[str | None]:
-    return [None if missing else str(value) for value, missing in zip(series, series.isna(), strict=True)]
+    return [None if missing else _text(value) for value, missing in zip(series, series.isna(), strict=True)]
+
+
+def _text(value: Any) -> str:
+    """Write a cell as text; a list of Parquet as a label set, which is a lone bar where it is empty."""
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return "|".join(map(str, value)) or "|"
+    return str(value)
 
 
 def _no_labels(count: int) -> tuple[NDArray[np.int32], tuple[str, ...]]:

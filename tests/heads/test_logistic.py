@@ -13,7 +13,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
 from pipeline.evaluate import fold_numbers
-from pipeline.heads import CentroidHead, KnnHead, LogisticHead, LogisticSweep, RidgeHead
+from pipeline.heads import CentroidHead, KnnHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
 from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath
 from tests.heads.standin import blobs
 
@@ -169,6 +169,7 @@ def test_class_weights_are_scikit_learns() -> None:
         LogisticHead(),
         LogisticSweep(cv=2, Cs=(1.0,)),
         RidgeHead(),
+        RidgeRegressionHead(),
         CentroidHead(),
         KnnHead(n_neighbors=3),
     ],

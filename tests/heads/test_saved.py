@@ -127,6 +127,33 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
         raw('{"__metadata__":{"head":"{}"},"a":{"dtype":"F64","shape":[4611686018427387904,4],"data_offsets":[0,0]}}'),
         "does not lie",
     ),
+    "a link of another task": (file_of(GOOD, link="sigmoid"), "link 'sigmoid' does not fit the task 'classification'"),
+    "labels that exclude each other": (file_of(GOOD, task="multilabel"), "link 'softmax' does not fit"),
+    "an unknown task": (file_of(GOOD, task="ranking", link="identity"), "does not fit the task 'ranking'"),
+    "a task that is no text": (file_of(GOOD, task=["regression"]), "expected task as text"),
+    "a link that is no text": (file_of(GOOD, link={"a": 1}), "does not fit|expected a head"),
+    "an estimator as kind": (file_of(GOOD, kind="estimator"), "unknown kind"),
+    "shares without neighbours": (file_of(GOOD, link="shares"), "a linear head has no link 'shares'"),
+    "two columns of numbers": (file_of(GOOD, task="regression", link="identity"), "one column of numbers, found 2"),
+    "numbers that are not finite": (
+        file_of(
+            {"coef": np.full((1, 3), np.inf), "intercept": np.ones(1)},
+            task="regression",
+            link="identity",
+            class_names=["age"],
+        ),
+        "not finite",
+    ),
+    "a regression by neighbours": (
+        file_of(
+            {"neighbours": np.ones((2, 3)), "classes": np.array([0, 0]), "n_neighbors": np.array([1])},
+            kind="knn",
+            task="regression",
+            link="identity",
+            class_names=["age"],
+        ),
+        "a knn head has no link 'identity'",
+    ),
     "a neighbour of no class": (
         file_of(
             {"neighbours": np.ones((2, 3)), "classes": np.array([0, 9]), "n_neighbors": np.array([1])},
@@ -162,6 +189,26 @@ def test_a_flipped_bit_never_escapes_as_anything_else(
     except HeadError:
         return
     assert head.model.predict_proba(np.ones((2, head.width))).shape == (2, 2)
+
+
+def test_heads_of_numbers_and_label_sets_come_back(tmp_path: Path) -> None:
+    X = np.random.default_rng(1).normal(size=(5, 4)).astype(np.float32)
+    coef = np.random.default_rng(0).normal(size=(2, 4))
+    arrays = {"coef": coef, "intercept": np.zeros(2)}
+    labels = a_head(
+        model=HeadModel("linear", arrays, "sigmoid", 2, temperature=2.0), class_names=("a", "b"), task="multilabel"
+    )
+    save_head(tmp_path / "head.safetensors", labels)
+    loaded = load_head(tmp_path)
+    np.testing.assert_allclose(loaded.predict_proba(X), 1 / (1 + np.exp(-X @ coef.T / 2)))
+    np.testing.assert_array_equal(loaded.predict(X), X @ coef.T >= 0)
+    arrays = {"coef": coef[:1], "intercept": np.full(1, 7.0)}
+    number = a_head(model=HeadModel("linear", arrays, "identity", 1), class_names=("age",), task="regression")
+    save_head(tmp_path / "head.safetensors", number)
+    loaded = load_head(tmp_path)
+    np.testing.assert_allclose(loaded.predict(X), X @ coef[:1].T + 7)
+    with pytest.raises(HeadError, match="predicts numbers"):
+        loaded.predict_proba(X)
 
 
 def test_a_joblib_file_is_opened_only_on_trust(tmp_path: Path) -> None:

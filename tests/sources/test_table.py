@@ -55,6 +55,15 @@ def test_numbers_as_labels_are_names(frame: pd.DataFrame, tmp_path: Path) -> Non
     assert open_source(str(tmp_path / "t")).items.label_names == ("1", "2", "3")
 
 
+def test_lists_become_label_sets(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame["label"] = [["cat", "dog"], [], None, ["dog"]]
+    frame["tags"] = [[1, 2], None, [], [3]]
+    frame.to_parquet(tmp_path / "t")
+    source = open_source(str(tmp_path / "t"))
+    assert [source[i].label for i in range(4)] == ["cat|dog", "|", None, "dog"]
+    assert source.items.columns["tags"].tolist() == ["1|2", "", "|", "3"]
+
+
 def test_paths_are_relative_to_the_table(image_folder: Path) -> None:
     file = image_folder.parent / "relative.csv"
     file.write_text(f"path\n{image_folder.name}/ant/00.png\n", encoding="utf-8-sig")

@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipeline.errors import HeadError
+from pipeline.fitting.settings import FitSettings
+from pipeline.fitting.target import Target, read_target
+from tests.heads.standin import stand_in
+
+
+def read(values: Any, *, said: list[str] | None = None, **settings: Any) -> Target:
+    cache = stand_in(len(values), columns={"c": np.asarray(values)})
+    return read_target(cache, FitSettings(target="c", **settings), (said if said is not None else []).append)
+
+
+def test_numbers_are_classes_unless_they_can_be_none() -> None:
+    said: list[str] = []
+    assert read(np.arange(300) % 7, said=said).task == "classification"
+    # Whole numbers with a gap come as floats; years and ratings stay classes.
+    assert read([float(n % 30) if n % 9 else np.nan for n in range(300)], said=said).task == "classification"
+    assert read(np.arange(300) % 5 / 2, said=said).task == "classification"
+    assert read(np.arange(300) / 7, said=said).task == "regression"
+    assert [line.rpartition("taken as classes")[0] != "" for line in said] == [True, True, True, False]
+    assert all("--task" in line for line in said)
+    assert read(["1.5", "2.5"] * 50).task == "classification"
+
+
+def test_a_class_column_keeps_its_names_and_gaps() -> None:
+    target = read(["b", "", "a", "b"])
+    assert target.names == ("", "a", "b")
+    assert target.known.tolist() == [True, False, True, True]
+    assert [target.names[k] for k in target.y[target.known]] == ["b", "a", "b"]
+
+
+def test_numbers_come_from_numbers_and_from_texts() -> None:
+    whole = read([3, 1, 2, 3], task="regression")
+    assert (whole.y.tolist(), whole.names) == ([3, 1, 2, 3], ("c",))
+    texts = read(["1.5", "", "-2e3", "1.5"], task="regression")
+    assert texts.known.tolist() == [True, False, True, True]
+    assert texts.y[texts.known].tolist() == [1.5, -2000, 1.5]
+    gaps = read([0.5, np.nan, np.inf, 1], task="regression")
+    assert gaps.known.tolist() == [True, False, False, True]
+    with pytest.raises(HeadError, match=r"expected numbers in 'c' .* found 'tall'"):
+        read(["1.5", "tall"], task="regression")
+
+
+def test_labels_can_be_numbers_or_sets_too() -> None:
+    cache = stand_in(4)
+    cache.label_names, cache.labels = ("1", "2.5", "x|y"), np.asarray([0, 1, -1, 1])
+    cache.label_names = ("1", "2.5")
+    target = read_target(cache, FitSettings(task="regression"), print)
+    assert (target.y[target.known].tolist(), target.known.tolist()) == ([1, 2.5, 2.5], [True, True, False, True])
+    cache.label_names = ("cat|dog", "dog")
+    target = read_target(cache, FitSettings(task="multilabel", target="label"), print)
+    assert target.names == ("cat", "dog")
+    assert target.y[target.known].tolist() == [[True, True], [False, True], [False, True]]
+    cache.label_names = ()
+    cache.labels = np.full(4, -1)
+    for task in ("regression", "multilabel", "classification"):
+        try:
+            assert not read_target(cache, FitSettings(task=task), print).known.any()  # type: ignore[arg-type]
+        except HeadError as error:
+            assert task == "multilabel" and "at least 2 labels" in str(error)  # noqa: PT017, PT018
+
+
+def test_label_sets_are_split_and_an_empty_set_is_not_a_gap() -> None:
+    target = read(["cat | dog", "dog", "", "|", "cat|cat"], task="multilabel")
+    assert target.names == ("cat", "dog")
+    assert target.known.tolist() == [True, True, False, True, True]
+    assert target.y[target.known].tolist() == [[True, True], [False, True], [False, False], [True, False]]
+    assert read(["cat;dog", "dog"], task="multilabel").names == ("cat", "dog")
+    assert read(["cat;x|dog", "dog"], task="multilabel").names == ("cat;x", "dog")
+    said: list[str] = []
+    assert read(["cat|dog", "dog"], said=said).task == "classification"
+    assert "--task multilabel" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [(["cat", "cat"], "at least 2 labels"), ([1, 2], "expected label sets such as 'cat|dog' in 'c', found int64")],
+)
+def test_what_is_no_label_set_is_refused(values: Any, message: str) -> None:
+    with pytest.raises(HeadError) as caught:
+        read(values, task="multilabel")
+    assert message in str(caught.value)
