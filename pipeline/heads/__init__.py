@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.heads.classic import CentroidHead, KnnHead, RidgeHead
+    from pipeline.heads.linear import LinearHead
     from pipeline.heads.logistic import LogisticHead, LogisticSweep
     from pipeline.heads.saved import LoadedHead, load_head, save_head
 
 __all__ = [
     "CentroidHead",
     "KnnHead",
+    "LinearHead",
     "LoadedHead",
     "LogisticHead",
     "LogisticSweep",
@@ -28,6 +30,7 @@ _HOMES = {
     "CentroidHead": "pipeline.heads.classic",
     "KnnHead": "pipeline.heads.classic",
     "RidgeHead": "pipeline.heads.classic",
+    "LinearHead": "pipeline.heads.linear",
     "LoadedHead": "pipeline.heads.saved",
     "LogisticHead": "pipeline.heads.logistic",
     "LogisticSweep": "pipeline.heads.logistic",
