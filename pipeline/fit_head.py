@@ -21,8 +21,9 @@ import numpy as np
 
 from pipeline import evaluate
 from pipeline.errors import HeadError, near_names
-from pipeline.heads.registry import FitOptions, FittedHead, find_head
+from pipeline.heads.registry import STREAMED, FitOptions, FittedHead, find_head
 from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, LoadedHead, save_head
+from pipeline.heads.streaming import StreamedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -188,7 +189,11 @@ def fit_head(
             train, y_train = rows.of("train"), rows.y[rows.of("train")]
             groups = None if rows.groups is None else rows.groups[train]
             folds = possible_folds(y_train, groups, rows.class_names, settings.folds, note)
-            X = read_rows(embeddings, rows.index[train])
+            X: NDArray[np.float32] | StreamedRows
+            if settings.head in STREAMED:
+                X = StreamedRows(embeddings, rows.index[train])
+            else:
+                X = read_rows(embeddings, rows.index[train])
         with clock("fit"):
             fitted = find_head(settings.head)(X, y_train, groups, _options(settings, folds, progress))
         del X
@@ -418,8 +423,10 @@ def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], N
 
 
 def _temperature(fitted: FittedHead, y: NDArray[np.int64], settings: FitSettings) -> float:
-    if not settings.calibrate or fitted.oof_scores is None:
+    if not settings.calibrate:
         return 1.0
+    if fitted.oof_scores is None:
+        return 1.0 if fitted.model is None else fitted.model.temperature
     return evaluate.fit_temperature(fitted.oof_scores, y)
 
 
@@ -438,8 +445,7 @@ def _evaluate(
     results["probabilities"] = {}
     for name in held_out:
         at = rows.of(name)
-        X = read_rows(embeddings, rows.index[at])
-        scores = _scores(fitted, X)
+        scores = _scores(fitted, embeddings, rows.index[at])
         probabilities = _probabilities(fitted, scores, temperature)
         groups = None if rows.groups is None else rows.groups[at]
         intervals = evaluate.classification_metrics(
@@ -466,7 +472,13 @@ def _evaluate(
     return results
 
 
-def _scores(fitted: FittedHead, X: NDArray[np.float32]) -> NDArray[np.float64]:
+def _scores(fitted: FittedHead, embeddings: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the scores of rows of the cache, which may be more than fit into memory."""
+    blocks = [index[start : start + _SCORED_ROWS] for start in range(0, len(index), _SCORED_ROWS)]
+    return np.concatenate([_block_scores(fitted, read_rows(embeddings, block)) for block in blocks])
+
+
+def _block_scores(fitted: FittedHead, X: NDArray[np.float32]) -> NDArray[np.float64]:
     if fitted.model is not None:
         return fitted.model.scores(X)
     return np.log(np.clip(np.asarray(fitted.estimator.predict_proba(X), dtype=np.float64), 1e-12, 1.0))
@@ -477,6 +489,8 @@ def _probabilities(fitted: FittedHead, scores: NDArray[np.float64], temperature:
         return replace(fitted.model, temperature=temperature).link_scores(scores)
     return evaluate.softmax(scores / temperature)
 
+
+_SCORED_ROWS = 32_768
 
 _LEARNING_SHARES = (0.01, 0.03, 0.1, 0.3)
 _LEARNING_ROWS = 20_000

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", required=True, metavar="RUN/", help="The run folder to write; a former run is replaced."
 )
-@click.option("--head", default="logistic", show_default=True, help="logistic, ridge, lda, svm, knn, centroid or mlp.")
+@click.option(
+    "--head",
+    default="logistic",
+    show_default=True,
+    help="logistic, linear (streamed), ridge, lda, svm, knn, centroid, mlp.",
+)
 @click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on.")
 @click.option("--target", metavar="COLUMN", help="A column of the cache to learn instead of its labels.")
 @click.option(

@@ -7,7 +7,7 @@ Axes: N rows, D features, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.heads.streaming import StreamedRows
 
 _SWEEP_FROM = 4
 """Fewer values than this are the user's own short list, and its ends need no warning."""
@@ -142,6 +143,46 @@ def fit_logistic(
     )
 
 
+def fit_linear(
+    rows: StreamedRows, y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit `LinearHead` on rows that are streamed; the temperature comes from the rows it sets apart."""
+    from pipeline.evaluate import fit_temperature
+    from pipeline.heads.linear import LinearHead
+
+    estimator = LinearHead(
+        class_weight=options.class_weight,
+        device=options.device,
+        random_state=options.seed,
+        progress=options.progress,
+        **options.params,
+    ).fit(rows, y, groups)
+    estimator.set_params(progress=None)
+    temperature = fit_temperature(estimator.validation_scores_, y[estimator.validation_rows_])
+    warnings = []
+    if options.scaling != "none":
+        warnings.append("the linear head steps in the features' own covariance, so --scaling changes nothing")
+    for name, chosen, tried in (
+        ("learning rate", estimator.learning_rate_, estimator.learning_rates),
+        ("weight decay", estimator.weight_decay_, estimator.weight_decays),
+    ):
+        if len(tried) > 2 and chosen in (min(tried), max(tried)):
+            warnings.append(f"the best {name} {chosen:g} lies at the end of the values tried")
+    return FittedHead(
+        estimator,
+        replace(linear_model(estimator), temperature=temperature),
+        chosen={
+            "learning_rate": estimator.learning_rate_,
+            "weight_decay": estimator.weight_decay_,
+            "equivalent_C": estimator.C_,
+            "validation_rows": len(estimator.validation_rows_),
+            "steps": estimator.n_iter_,
+        },
+        sweep=estimator.curve_,
+        warnings=warnings,
+    )
+
+
 def linear_model(estimator: Any) -> HeadModel:
     """Take the arrays of any estimator with ``coef_`` and ``intercept_``."""
     coef, intercept = two_columns(np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_))
@@ -252,6 +293,7 @@ def _estimator_head(make: Callable[[FitOptions], Any], arrays: Callable[[Any], H
 
 HEADS: dict[str, Any] = {
     "logistic": fit_logistic,
+    "linear": fit_linear,
     "ridge": _estimator_head(_ridge, linear_model),
     "lda": _estimator_head(_lda, linear_model),
     "svm": _estimator_head(_svm, linear_model),
@@ -260,6 +302,10 @@ HEADS: dict[str, Any] = {
     "mlp": _estimator_head(_mlp, mlp_model),
 }
 """Name of every classification head and the function that fits it."""
+
+
+STREAMED = frozenset({"linear"})
+"""Heads that take `StreamedRows` instead of an array in memory."""
 
 
 def find_head(name: str) -> Any:

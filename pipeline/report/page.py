@@ -122,7 +122,7 @@ def _figures(rows: Any, results: dict[str, Any], split: str) -> tuple[dict[str, 
         f"Labels down, predictions across, on the {split} rows.{more}",
         int(np.clip(220 + 24 * k, 420, 900)),
     )
-    if len(results["sweep"]) > 1:
+    if len(results["sweep"]) > 1 and "C" in results["chosen"]:
         show(
             second if k > 20 else first,
             "sweep",
