@@ -32,8 +32,9 @@ from pipeline.fitting.target import read_target
 from pipeline.fitting.tasks import TASKS, measure_splits
 from pipeline.heads.fitted import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
-from pipeline.heads.registry import HEADS_OF, find_head
+from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
 from pipeline.heads.saved import LoadedHead
+from pipeline.heads.streaming import StreamedRows
 
 if TYPE_CHECKING:
     import os
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 __all__ = ["FitResult", "FitSettings", "fit_head", "fit_heads", "new_run_folder"]
 
 SEVERAL = "several"
+_SCORED_ROWS = 32_768
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ def _fit(
         train = rows.of("train")
         groups = None if rows.groups is None else rows.groups[train]
         options = _options(settings, possible_folds(rows, settings.folds, note), progress)
-        X = read_rows(embeddings, rows.index[train])
+        streamed = settings.head in STREAMED
+        X = StreamedRows(embeddings, rows.index[train]) if streamed else read_rows(embeddings, rows.index[train])
     with clock("fit"):
         fitted = fit(X, rows.y[train], groups, options)
     del X
@@ -234,7 +237,7 @@ def _fit(
     with clock("evaluate"):
         temperature = TASKS[rows.task].temperature(fitted, rows.y[train], settings)
         scores = {
-            split: fitted.model.scores(read_rows(embeddings, rows.index[rows.of(split)]))
+            split: _scores(fitted, embeddings, rows.index[rows.of(split)])
             for split in ("test", "val")
             if len(rows.of(split))
         }
@@ -309,6 +312,12 @@ def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], N
         params=settings.params,
         progress=progress,
     )
+
+
+def _scores(fitted: FittedHead, embeddings: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Return the scores of rows of the cache, which may be more than fit into memory."""
+    blocks = [index[start : start + _SCORED_ROWS] for start in range(0, len(index), _SCORED_ROWS)]
+    return np.concatenate([fitted.model.scores(read_rows(embeddings, block)) for block in blocks])
 
 
 def _saved_head(

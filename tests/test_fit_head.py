@@ -403,7 +403,7 @@ def test_a_failure_keeps_the_former_run(fit: Any, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
-@pytest.mark.parametrize("head", ["ridge", "lda", "svm", "knn", "centroid", "mlp"])
+@pytest.mark.parametrize("head", ["linear", "ridge", "lda", "svm", "knn", "centroid", "mlp"])
 def test_every_head_writes_a_run_that_loads(fit: Any, tmp_path: Path, head: str) -> None:
     result = fit(stand_in(), head=head, report=True)
     loaded = load_head(tmp_path / "run")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--head",
-    help="logistic, ridge, lda, svm, knn, centroid or mlp; ridge for numbers; logistic or ridge for label sets.  "
+    help="logistic, linear (streamed), ridge, lda, svm, knn, centroid or mlp; numbers: ridge; label sets: logistic, ridge.  "
     "[default: logistic, for numbers ridge]",
 )
 @click.option(

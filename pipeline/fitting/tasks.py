@@ -36,9 +36,11 @@ class Task(ABC):
     score: ClassVar[str]
 
     def temperature(self, fitted: FittedHead, y: NDArray[Any], settings: FitSettings) -> float:
-        """Return what scores are divided by, from out-of-fold scores."""
-        if not settings.calibrate or fitted.oof_scores is None:
+        """Return what scores are divided by: from out-of-fold scores, or as the head found it itself."""
+        if not settings.calibrate:
             return 1.0
+        if fitted.oof_scores is None:
+            return fitted.model.temperature
         return self._temperature(fitted.oof_scores, y)
 
     def _temperature(self, scores: Floats, y: NDArray[Any]) -> float:

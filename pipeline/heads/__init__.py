@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.heads.classic import CentroidHead, KnnHead
+    from pipeline.heads.linear import LinearHead
     from pipeline.heads.logistic import LogisticHead, LogisticSweep
     from pipeline.heads.ridge import RidgeHead, RidgeRegressionHead
     from pipeline.heads.saved import LoadedHead, load_head, save_head
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CentroidHead",
     "KnnHead",
+    "LinearHead",
     "LoadedHead",
     "LogisticHead",
     "LogisticSweep",
@@ -31,6 +33,7 @@ _HOMES = {
     "KnnHead": "pipeline.heads.classic",
     "RidgeHead": "pipeline.heads.ridge",
     "RidgeRegressionHead": "pipeline.heads.ridge",
+    "LinearHead": "pipeline.heads.linear",
     "LoadedHead": "pipeline.heads.saved",
     "LogisticHead": "pipeline.heads.logistic",
     "LogisticSweep": "pipeline.heads.logistic",

@@ -32,8 +32,8 @@ _COARSE_TOL = 1e-3
 """Relative gap of the coarse sweep: enough to see where the best C lies, at half the passes."""
 
 
-class _LinearClassifier(ClassHead):
-    """What both classes share: validation, and prediction from ``coef_`` and ``intercept_``."""
+class LinearClassifier(ClassHead):
+    """What the logistic heads share: validation, and prediction from ``coef_`` and ``intercept_``."""
 
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
@@ -44,12 +44,11 @@ class _LinearClassifier(ClassHead):
         weights = compute_class_weight(class_weight, classes=self.classes_, y=self.classes_[codes])
         return np.asarray(weights[codes], dtype=np.float64)
 
-    def _take(self, point: PathPoint) -> None:
+    def _take(self, coef: NDArray[np.floating], intercept: NDArray[np.float64]) -> None:
         """Make a solution the model's own, in scikit-learn's shapes: one row for two classes."""
-        coef, intercept = point.coef.astype(np.float64), point.intercept
+        self.coef_, self.intercept_ = coef.astype(np.float64), intercept
         if len(self.classes_) == 2:
-            coef, intercept = coef[1:] - coef[:1], intercept[1:] - intercept[:1]
-        self.coef_, self.intercept_ = coef, intercept
+            self.coef_, self.intercept_ = self.coef_[1:] - self.coef_[:1], intercept[1:] - intercept[:1]
 
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the scores: (N, K), or (N,) for two classes."""
@@ -81,7 +80,7 @@ def _solver_c(c: float, n_classes: int) -> float:
     return c / 2 if n_classes == 2 else c
 
 
-class LogisticHead(_LinearClassifier):
+class LogisticHead(LinearClassifier):
     """Multinomial logistic regression at one C: scikit-learn's objective, fewer passes over the data.
 
     Parameters
@@ -162,7 +161,7 @@ class LogisticHead(_LinearClassifier):
             device=self.device,
         )
         ((point,),) = path.solve([(ALL_ROWS, [_solver_c(self.C, k)])], tol=self.tol, max_passes=self.max_passes)
-        self._take(point)
+        self._take(point.coef, point.intercept)
         self.objective_ = point.objective * (2 if k == 2 else 1)
         self.gradient_norm_ = point.gradient_norm
         self.gap_estimate_ = point.gap_estimate
@@ -171,7 +170,7 @@ class LogisticHead(_LinearClassifier):
         return self
 
 
-class LogisticSweep(_LinearClassifier):
+class LogisticSweep(LinearClassifier):
     """Multinomial logistic regression, C chosen by cross-validation, all folds solved together along the path of C.
 
     Parameters
@@ -276,7 +275,7 @@ class LogisticSweep(_LinearClassifier):
             tol=self.tol,
             max_passes=self.max_passes,
         )
-        self._take(point)
+        self._take(point.coef, point.intercept)
         self.objective_ = point.objective * (2 if k == 2 else 1)
         self.gradient_norm_ = point.gradient_norm
         self.gap_estimate_ = point.gap_estimate

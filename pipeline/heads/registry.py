@@ -7,12 +7,13 @@ Axes: N rows, D features, K classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import HeadError, near_names
-from pipeline.heads.estimators import class_head, number_head, scaled
+from pipeline.heads.estimators import class_head, linear_model, number_head, scaled
 from pipeline.heads.fitted import FitOptions, FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
 from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.heads.fitted import Fitter
+    from pipeline.heads.streaming import StreamedRows
 
 
 _SWEEP_FROM = 4
@@ -97,6 +99,49 @@ def fit_logistic(
         sweep=estimator.sweep_,
         warnings=warnings,
         refit=refit,
+    )
+
+
+def fit_linear(
+    rows: StreamedRows, y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit `LinearHead` on rows that are streamed; the temperature comes from the rows it sets apart."""
+    from pipeline.evaluate import fit_temperature
+    from pipeline.heads.linear import LinearHead
+
+    if options.scaling != "none":
+        raise HeadError("the linear head steps in the features' own covariance, so it takes no --scaling: leave it out")
+    estimator = with_params(
+        LinearHead(
+            class_weight=options.class_weight,
+            device=options.device,
+            random_state=options.seed,
+            progress=options.progress,
+        ),
+        options.params,
+        "the linear head",
+    ).fit(rows, y, groups)
+    estimator.set_params(progress=None)
+    temperature = fit_temperature(estimator.validation_scores_, y[estimator.validation_rows_])
+    warnings = []
+    for name, chosen, tried in (
+        ("learning rate", estimator.learning_rate_, estimator.learning_rates),
+        ("weight decay", estimator.weight_decay_, estimator.weight_decays),
+    ):
+        if len(tried) > 2 and chosen in (min(tried), max(tried)):
+            warnings.append(f"the best {name} {chosen:g} lies at the end of the values tried")
+    return FittedHead(
+        estimator,
+        replace(linear_model(estimator), temperature=temperature),
+        chosen={
+            "learning_rate": estimator.learning_rate_,
+            "weight_decay": estimator.weight_decay_,
+            "equivalent_C": estimator.C_,
+            "validation_rows": len(estimator.validation_rows_),
+            "steps": estimator.n_iter_,
+        },
+        sweep=estimator.curve_,
+        warnings=warnings,
     )
 
 
@@ -185,6 +230,7 @@ def _mlp(options: FitOptions) -> Any:
 
 HEADS: dict[str, Fitter] = {
     "logistic": fit_logistic,
+    "linear": fit_linear,
     "ridge": class_head(_ridge),
     "lda": class_head(_lda),
     "svm": class_head(_svm),
@@ -193,6 +239,9 @@ HEADS: dict[str, Fitter] = {
     "mlp": class_head(_mlp, mlp_model),
 }
 """Name of every classification head and the function that fits it."""
+
+STREAMED = frozenset({"linear"})
+"""Heads that take `StreamedRows` instead of an array in memory."""
 
 REGRESSION_HEADS: dict[str, Fitter] = {"ridge": number_head(_ridge_regression)}
 """Name of every head that predicts numbers."""

@@ -22,7 +22,11 @@ class ClassHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Check X and y with scikit-learn's own checks; return the data and the classes as 0 … K−1."""
         data, target = validate_data(self, X, y, dtype=np.float32, order="C")
         check_classification_targets(target)
+        return np.asarray(data), self._codes(target)
+
+    def _codes(self, target: NDArray[Any]) -> NDArray[np.int64]:
+        """Learn the classes; return those of the rows as 0 … K−1."""
         self.classes_, codes = np.unique(target, return_inverse=True)
         if len(self.classes_) < 2:
             raise ValueError(f"expected rows of at least 2 classes, found one class: {self.classes_[0]!r}")
-        return np.asarray(data), codes
+        return codes

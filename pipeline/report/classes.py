@@ -69,7 +69,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
             int(np.clip(220 + 24 * k, 420, 900)),
         )
     )
-    if len(results["sweep"]) > 1:
+    if len(results["sweep"]) > 1 and results["chosen"].keys() & {"C", "alpha"}:
         (second if k > 20 else first).append(sweep_plot(content, results))
     probabilities = results["predictions"][split]
     y = rows.y[rows.of(split)]
