@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--head",
-    help="logistic, linear (streamed), ridge, lda, svm, knn, centroid or mlp; numbers: ridge; label sets: logistic, ridge.  "
-    "[default: logistic, for numbers ridge]",
+    help="logistic, linear (streamed), ridge, lda, svm, knn, centroid or mlp; ridge for numbers; logistic or ridge for "
+    "label sets.  [default: logistic, for numbers ridge]",
 )
 @click.option(
     "--estimator", metavar="MODULE:CLASS", help="Any scikit-learn estimator instead, such as sklearn.svm:SVC."

@@ -212,7 +212,7 @@ def measure_splits(
         metrics[split]["rows"] = len(at)
         results["predictions"][split] = predictions
         if temperature != 1.0:
-            before = task.predictions(fitted.model, of_split)
+            before = task.predictions(replace(fitted.model, temperature=1.0), of_split)
             results.setdefault("uncalibrated", {})[split] = before
             if rows.task == "classification":
                 hit = before.argmax(1) == rows.y[at]

@@ -7,13 +7,12 @@ Axes: N rows, D features, K classes.
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import HeadError, near_names
-from pipeline.heads.estimators import class_head, linear_model, number_head, scaled
+from pipeline.heads.estimators import class_head, linear_arrays, number_head, scaled
 from pipeline.heads.fitted import FitOptions, FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
 from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
@@ -130,9 +129,10 @@ def fit_linear(
     ):
         if len(tried) > 2 and chosen in (min(tried), max(tried)):
             warnings.append(f"the best {name} {chosen:g} lies at the end of the values tried")
+    coef, intercept = two_columns(*linear_arrays(estimator))
     return FittedHead(
         estimator,
-        replace(linear_model(estimator), temperature=temperature),
+        HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept), temperature),
         chosen={
             "learning_rate": estimator.learning_rate_,
             "weight_decay": estimator.weight_decay_,
