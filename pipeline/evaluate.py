@@ -143,14 +143,14 @@ def hold_out(
 
 
 def fold_numbers(
-    y: NDArray[np.integer], n_folds: int, *, seed: int, groups: ArrayLike | None = None, stratify: bool = True
+    y: NDArray[Any], n_folds: int, *, seed: int, groups: ArrayLike | None = None, stratify: bool = True
 ) -> Ints:
     """Give every row the number of the fold that holds it out.
 
     Parameters
     ----------
     y : ndarray of shape (N,)
-        Classes, or numbers where ``stratify`` is false.
+        Classes, or any targets where ``stratify`` is false.
     n_folds : int
         How many folds; at most ``largest_fold_count(y, groups)``.
     seed : int

@@ -193,12 +193,12 @@ def _usable_rows(cache: Any, target: Target, note: Callable[[str], None]) -> Int
 def strata(rows: Rows) -> Ints:
     """Return what a hold-out keeps in its shares: classes, tenths of the range, or each row's rarest label."""
     if rows.task == "classification":
-        return rows.y
+        return np.asarray(rows.y, dtype=np.int64)
     if rows.task == "regression":
         edges = np.unique(np.quantile(rows.y, np.linspace(0, 1, _STRATA + 1)[1:-1]))
-        return np.searchsorted(edges, rows.y, side="right").astype(np.int64)
+        return np.asarray(np.searchsorted(edges, rows.y, side="right"), dtype=np.int64)
     rarity = np.where(rows.y, rows.y.sum(axis=0), len(rows.y) + 1)
-    return np.where(rows.y.any(axis=1), rarity.argmin(axis=1), rows.y.shape[1]).astype(np.int64)
+    return np.asarray(np.where(rows.y.any(axis=1), rarity.argmin(axis=1), rows.y.shape[1]), dtype=np.int64)
 
 
 # --- groups --------------------------------------------------------------------------------------------------

@@ -82,7 +82,7 @@ def scores_of(estimator: Any, X: NDArray[Any], link: str, outputs: int) -> Score
     if link == "softmax":
         return np.log(np.clip(share, 1e-12, 1.0))
     with np.errstate(divide="ignore"):
-        return np.clip(np.log(share) - np.log1p(-share), -_LARGEST_LOGIT, _LARGEST_LOGIT)
+        return np.asarray(np.clip(np.log(share) - np.log1p(-share), -_LARGEST_LOGIT, _LARGEST_LOGIT))
 
 
 def proof_rows(X: Data) -> Data:

@@ -260,7 +260,8 @@ class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # t
         coef, intercept, self.loo_error_ = _fit_ridge(data, lambda rows: table[rows], alphas, np.ones(len(data)), fold)
         self.alpha_, self.sweep_ = float(alphas[self.loo_error_.argmin()]), _sweep(alphas, self.loo_error_)
         single = np.ndim(numbers) == 1
-        self.coef_, self.intercept_ = (coef[0], float(intercept[0])) if single else (coef, intercept)
+        self.coef_: Floats = coef[0] if single else coef
+        self.intercept_: Any = float(intercept[0]) if single else intercept
         return self
 
     def predict(self, X: ArrayLike) -> Floats:

@@ -117,7 +117,7 @@ def text_cell(text: Any, sort: Any = None) -> dict[str, Any]:
 
 def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
     """Return a cell of a number; one that is not defined sorts first."""
-    if isinstance(value, float) and np.isnan(value):
+    if np.isnan(value):
         return {"text": "–", "sort": "-1e300", "left": False}
     shown = text or (str(value) if isinstance(value, int) else _figure(value))
     return {"text": shown, "sort": f"{value:.10g}", "left": False}

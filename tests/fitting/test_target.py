@@ -61,7 +61,7 @@ def test_labels_can_be_numbers_or_sets_too() -> None:
     cache.labels = np.full(4, -1)
     for task in ("regression", "multilabel", "classification"):
         try:
-            assert not read_target(cache, FitSettings(task=task), print).known.any()  # type: ignore[arg-type]
+            assert not read_target(cache, FitSettings(task=task), print).known.any()
         except HeadError as error:
             assert task == "multilabel" and "at least 2 labels" in str(error)  # noqa: PT017, PT018
 

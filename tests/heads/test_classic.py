@@ -36,6 +36,7 @@ def test_the_saved_arrays_predict_what_the_estimator_does(name: str, n_classes: 
             np.exp(theirs) if name == "mlp" else np.diff(theirs, axis=1),
             atol=1e-4,
         )
+        assert fitted.oof_scores is not None
         assert fitted.oof_scores.shape == (len(X), n_classes)
 
 

@@ -137,7 +137,7 @@ def test_what_does_not_converge_says_so() -> None:
 
 @pytest.mark.parametrize("name", sorted(HEADS))
 def test_our_own_heads_take_settings_and_refuse_others(name: str) -> None:
-    setting: dict[str, Any] = {
+    settings: dict[str, dict[str, Any]] = {
         "logistic": {"max_passes": 50},
         "ridge": {"alphas": (3.0,)},
         "lda": {"shrinkage": 0.5},
@@ -145,7 +145,8 @@ def test_our_own_heads_take_settings_and_refuse_others(name: str) -> None:
         "knn": {"n_neighbors": 3},
         "centroid": {},
         "mlp": {"hidden_layer_sizes": (8,)},
-    }[name]
+    }
+    setting = settings[name]
     X, y = blobs(60)
     quick: dict[str, Any] = {"Cs": (0.1,), "folds": 2}
     estimator = find_head(name)(X, y, None, FitOptions(params=setting, **quick)).estimator
