@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.errors import SourceError
+from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +29,22 @@ Reader = Callable[[Any], bytes]
 MAX_FILE_BYTES = 1 << 30
 """A file above this is refused unread: no photograph is that large, and /dev/zero has no end."""
 
+
+MAX_MEMBER_BYTES = 512 << 20
+"""A member of an archive above this, packed or unpacked, is refused unread."""
+
+IMAGE_SUFFIXES = frozenset(
+    b".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .jpx .jpf .avif".split()
+)
+SPLIT_FOLDERS = {
+    b"train": "train",
+    b"training": "train",
+    b"val": "val",
+    b"valid": "val",
+    b"validation": "val",
+    b"test": "test",
+    b"testing": "test",
+}
 
 LISTING_THREADS = 8
 LISTING_CHUNK = 4096
@@ -99,6 +116,8 @@ class Source(ABC):
         ``"folder"``, ``"table"``, …
     location : str
         What the user named.
+    address : str
+        What `pipeline.sources.open_source` takes from any folder to open it again, without credentials.
     items : ItemTable
         The list.
     skipped : sequence of Skipped
@@ -107,6 +126,7 @@ class Source(ABC):
 
     kind: str
     location: str
+    address: str = ""
     items: ItemTable
     skipped: Sequence[Skipped] = ()
 
@@ -132,8 +152,13 @@ class Source(ABC):
         """Return the picklable callable that turns a locator into bytes."""
 
     def describe(self) -> dict[str, str]:
-        """Return where the images are, for the cache; ``root`` is the folder of files, where they are files."""
-        return {"kind": self.kind, "location": self.location}
+        """Return where the images are, for the cache, without credentials.
+
+        ``location`` is for people; ``root``, the folder that keys are relative to, or else ``address`` is for
+        `pipeline.sources.image_reader`.
+        """
+        described = {"kind": self.kind, "location": public(self.location)}
+        return {**described, "address": self.address} if self.address else described
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +199,7 @@ def in_threads(function: Callable[[_Given], _Found], items: Sequence[_Given]) ->
             yield from threads.map(function, items[start : start + LISTING_CHUNK])
 
 
-def key_array(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
+def key_array(keys: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     """Pack keys into a fixed-length array, refusing duplicates.
 
     Raises
@@ -192,6 +217,30 @@ def key_array(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
                 f"({len(np.unique(twice))} such keys): remove the duplicate rows"
             )
     return array
+
+
+def named_like_an_image(key: bytes) -> bool:
+    """Tell by the name's ending; for places where looking inside would cost a request per image."""
+    return os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES
+
+
+def labels_from_folders(
+    keys: Sequence[bytes],
+) -> tuple[NDArray[np.int32], tuple[str, ...], dict[str, NDArray[Any]]]:
+    """Return labels, label names and columns by the folders in keys.
+
+    The first folder level is the class. Where it holds nothing but ``train``, ``val`` and ``test`` (two of them at
+    least), it is the split and the second level the class.
+    """
+    parts = [key.split(b"/", 2) for key in keys]
+    tops = {part[0].lower() for part in parts if len(part) > 1}
+    split_level = len(tops) > 1 and tops <= SPLIT_FOLDERS.keys() and all(len(part) > 1 for part in parts)
+    depth = 1 if split_level else 0
+    labels, names = encode_labels([os.fsdecode(part[depth]) if len(part) > depth + 1 else None for part in parts])
+    columns = {}
+    if split_level:
+        columns["split"] = np.array([SPLIT_FOLDERS[part[0].lower()] for part in parts])
+    return labels, names, columns
 
 
 def encode_labels(labels: Sequence[str | None]) -> tuple[NDArray[np.int32], tuple[str, ...]]:

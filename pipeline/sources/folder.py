@@ -11,21 +11,21 @@ import numpy as np
 
 from pipeline.decode import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
-from pipeline.sources.base import FileReader, ItemTable, Reader, Skipped, Source, encode_labels, in_threads, key_array
+from pipeline.sources.base import (
+    FileReader,
+    ItemTable,
+    Reader,
+    Skipped,
+    Source,
+    in_threads,
+    key_array,
+    labels_from_folders,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 UNKNOWN = (-1, -1)
-SPLIT_FOLDERS = {
-    b"train": "train",
-    b"training": "train",
-    b"val": "val",
-    b"valid": "val",
-    b"validation": "val",
-    b"test": "test",
-    b"testing": "test",
-}
 
 
 class FolderSource(Source):
@@ -123,14 +123,7 @@ def _looks_like_image(root: bytes, key: bytes) -> bool:
 
 def _table(images: list[tuple[bytes, tuple[int, int]]]) -> ItemTable:
     keys = [key for key, _ in images]
-    parts = [key.split(b"/") for key in keys]
-    tops = {part[0].lower() for part in parts if len(part) > 1}
-    split_level = len(tops) > 1 and tops <= SPLIT_FOLDERS.keys() and all(len(part) > 1 for part in parts)
-    depth = 1 if split_level else 0
-    labels, names = encode_labels([os.fsdecode(part[depth]) if len(part) > depth + 1 else None for part in parts])
-    columns = {}
-    if split_level:
-        columns["split"] = np.array([SPLIT_FOLDERS[part[0].lower()] for part in parts])
+    labels, names, columns = labels_from_folders(keys)
     return ItemTable(
         keys=key_array(keys),
         labels=labels,
