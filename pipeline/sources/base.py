@@ -34,7 +34,8 @@ MAX_MEMBER_BYTES = 512 << 20
 """A member of an archive above this, packed or unpacked, is refused unread."""
 
 IMAGE_SUFFIXES = frozenset(
-    b".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .tif .tiff .ppm .pgm .pbm .pnm .jp2 .j2k .jpx .jpf .avif".split()
+    b".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .avif .tif .tiff .ppm .pgm .pbm .pnm "
+    b".jp2 .j2k .jpx .jpf".split()
 )
 SPLIT_FOLDERS = {
     b"train": "train",

@@ -1,6 +1,6 @@
 """HDF5 files with a data set of images: pixels (N, H, W) or (N, H, W, 3) uint8, or encoded images of any length.
 
-Besides `pipeline.cache` this is the one place that reads HDF5: images that lie in such a file are a source as others are.
+Besides `pipeline.cache` this is the one place that reads HDF5: images in such a file are a source as others are.
 """
 
 from __future__ import annotations

@@ -66,7 +66,8 @@ def kept_index(kind: str, store: Store, file: File, make: Callable[[], Columns])
 def _load(path: Path, of: NDArray[np.int64]) -> Columns | None:
     """Return the index, or None where there is none of that file, or a damaged one; its CRC-32 tells."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        # Opened here: np.load leaves a file it makes no sense of open.
+        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
             if not np.array_equal(arrays[OF], of):
                 return None
             return {name: arrays[name] for name in arrays.files if name != OF}

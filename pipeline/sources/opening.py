@@ -209,7 +209,7 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
             return store.look(one)
         except OSError as error:
             raise SourceError(
-                f"cannot read {public(one)}: {public(error.strerror or first_line(error))}: check the path"
+                f"cannot read {one if isinstance(store, LocalStore) else store.address(one)}: {public(error.strerror or first_line(error))}: check the path"
             ) from None
 
     unique = list(dict.fromkeys(found))
@@ -232,8 +232,8 @@ def _by_content(
     kind = kinds[0]
     if kind in COMPRESSED.values():
         raise SourceError(
-            f"expected an archive whose members can be read by offset, found {public(location)} packed by {kind}: unpack "
-            f"it first, as in {kind if kind != 'gzip' else 'gunzip -k'} FILE; images are packed already"
+            f"expected an archive whose members can be read by offset, found {public(location)} packed by {kind}: "
+            f"unpack the outer {kind} first; it saves little, as images are packed already"
         )
     if kind == "tar":
         return TarSource(location, store, files)

@@ -26,7 +26,8 @@ class TableSource(Source):
     """The images that a table names, in its order.
 
     Paths are relative to the table's folder, or absolute, or URLs; the path as written is the key. What is at a URL is
-    not looked at before its turn: a row whose image is missing there fails. An empty cell is a missing value. ``label`` is a class name even where it looks like a number; further columns keep their type.
+    not looked at before its turn: a row whose image is missing there fails. An empty cell is a missing value.
+    ``label`` is a class name even where it looks like a number; further columns keep their type.
 
     Parameters
     ----------
@@ -113,8 +114,8 @@ class TableSource(Source):
         missing = np.flatnonzero(found[:, 1] == MISSING[1])
         if len(missing) and not allow_missing:
             raise SourceError(
-                f"row {missing[0] + 1} of {public(self.location)} names {os.fsdecode(paths[missing[0]])}, which does not exist "
-                f"({len(missing)} such rows): mend the paths, or pass --allow-missing to make them failed rows"
+                f"row {missing[0] + 1} of {public(self.location)} names {os.fsdecode(paths[missing[0]])}, which does not "
+                f"exist ({len(missing)} such rows): mend the paths, or pass --allow-missing to make them failed rows"
             )
         found = np.maximum(found, -1)
         return found[:, 0].copy(), found[:, 1].copy()
