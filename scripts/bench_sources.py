@@ -42,9 +42,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=5000)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--backbone", default="efficientnet_lite0")
-    parser.add_argument(
-        "--trivial", action="store_true", help="a network that costs nothing: reading and decoding only"
-    )
+    parser.add_argument("--trivial", action="store_true", help="a network that costs nothing")
     parser.add_argument("--kinds", nargs="*", help="only these, and the folder")
     parser.add_argument("--no-s3", action="store_true")
     parser.add_argument("--json", type=Path)

@@ -61,9 +61,11 @@ def extract(
 ) -> None:
     """Embed every image of IMAGES into a cache.
 
-    IMAGES is a folder (sub-folders are classes), a CSV or Parquet table with a column 'path' and, if you like, 'label',
-    'split', 'group' and more, a tar or zip archive, a Parquet or HDF5 file of images, a glob or a brace pattern of
-    these ('shards-{000..099}.tar'), or an fsspec URL of any of them (s3://, gs://, http(s)://, hf://). Stop it at any time: the same command goes on where it stopped.
+    IMAGES is a folder (sub-folders are classes), a CSV or Parquet table with a column 'path' and, if you like,
+    'label', 'split', 'group' and more, a tar or zip archive, a Parquet or HDF5 file of images, a glob or a brace
+    pattern of these ('shards-{000..099}.tar'), or an fsspec URL of any (s3://, gs://, http(s)://, hf://).
+
+    Stop it at any time: the same command goes on where it stopped.
     """
     from pipeline.decode import DecodePolicy
     from pipeline.extract import ExtractSettings

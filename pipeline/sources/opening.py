@@ -208,9 +208,9 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
         try:
             return store.look(one)
         except OSError as error:
-            raise SourceError(
-                f"cannot read {one if isinstance(store, LocalStore) else store.address(one)}: {public(error.strerror or first_line(error))}: check the path"
-            ) from None
+            shown = one if isinstance(store, LocalStore) else store.address(one)
+            reason = public(error.strerror or first_line(error))
+            raise SourceError(f"cannot read {shown}: {reason}: check the path") from None
 
     unique = list(dict.fromkeys(found))
     fixed = re.split("[*?[{]", path, maxsplit=1)[0]

@@ -113,9 +113,10 @@ class TableSource(Source):
         found = np.array(list(in_threads(look, paths)), dtype=np.int64).reshape(-1, 2)
         missing = np.flatnonzero(found[:, 1] == MISSING[1])
         if len(missing) and not allow_missing:
+            first = os.fsdecode(paths[missing[0]])
             raise SourceError(
-                f"row {missing[0] + 1} of {public(self.location)} names {os.fsdecode(paths[missing[0]])}, which does not "
-                f"exist ({len(missing)} such rows): mend the paths, or pass --allow-missing to make them failed rows"
+                f"row {missing[0] + 1} of {public(self.location)} names {first}, which does not exist "
+                f"({len(missing)} such rows): mend the paths, or pass --allow-missing to make them failed rows"
             )
         found = np.maximum(found, -1)
         return found[:, 0].copy(), found[:, 1].copy()
