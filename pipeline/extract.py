@@ -164,7 +164,7 @@ def extract(
     path = Path(output)
     failure_limit(settings.max_failures, 0)
     _check_output(path)
-    source = _open(images, settings) if isinstance(images, str) else images
+    source = _open(images, path, settings) if isinstance(images, str) else images
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
     with write_lock(path):
         summary = _extract_locked(path, source, backbone, settings, stop, say, progress)
@@ -176,8 +176,12 @@ def extract(
     return summary
 
 
-def _open(images: str, settings: ExtractSettings) -> Source:
-    return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels)
+def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
+    known = None
+    if path.exists():
+        items = open_cache(path).items
+        known = items.keys, items.sizes, items.mtimes_ns
+    return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels, known=known)
 
 
 def _extract_locked(

@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 Reader = Callable[[Any], bytes]
 """Takes a locator (what `Source.locator` returned), gives the bytes for the decoder; raises `OSError`."""
 
+Known = tuple["NDArray[np.bytes_]", "NDArray[np.int64]", "NDArray[np.int64]"]
+"""Keys, sizes and modification times (ns) of items listed before, such as those of a cache."""
+
 MAX_FILE_BYTES = 1 << 30
 """A file above this is refused unread: no photograph is that large, and /dev/zero has no end."""
 
@@ -218,6 +221,16 @@ def key_array(keys: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bytes_]:
                 f"({len(np.unique(twice))} such keys): remove the duplicate rows"
             )
     return array
+
+
+def unchanged_since(known: Known, now: Known) -> NDArray[np.bool_]:
+    """Tell which files of ``now`` are among ``known``, of the same size and time."""
+    if not len(known[0]) or not len(now[0]):
+        return np.zeros(len(now[0]), dtype=np.bool_)
+    order = np.argsort(known[0], kind="stable")
+    rows = order[np.minimum(np.searchsorted(known[0], now[0], sorter=order), len(order) - 1)]
+    same: NDArray[np.bool_] = np.all([then[rows] == here for then, here in zip(known, now, strict=True)], axis=0)
+    return same
 
 
 def named_like_an_image(key: bytes) -> bool:

@@ -20,10 +20,13 @@ from pipeline.sources.base import (
     in_threads,
     key_array,
     labels_from_folders,
+    unchanged_since,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from pipeline.sources.base import Known
 
 UNKNOWN = (-1, -1)
 
@@ -40,6 +43,8 @@ class FolderSource(Source):
     ----------
     location : str
         The folder.
+    known : Known, optional
+        Files among them of the same size and time are taken for images unseen: a resumed run opens only what is new.
 
     Raises
     ------
@@ -49,7 +54,7 @@ class FolderSource(Source):
 
     kind = "folder"
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, known: Known | None = None) -> None:
         self.location = location
         root = os.fsencode(location)
         self._root = root
@@ -57,7 +62,7 @@ class FolderSource(Source):
         skipped = [Skipped(os.fsdecode(key), reason) for key, _, reason in found if reason]
         files = [(key, about) for key, about, reason in found if not reason]
         del found
-        wanted = list(in_threads(lambda file: _looks_like_image(root, file[0]), files))
+        wanted = _images_among(root, files, known)
         skipped += [
             Skipped(os.fsdecode(key), "not an image") for (key, _), yes in zip(files, wanted, strict=True) if not yes
         ]
@@ -111,6 +116,16 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, tuple[int, int], str]]:
                     yield key, UNKNOWN, f"cannot be looked at: {error.strerror}"
                     continue
                 yield key, (info.st_size, info.st_mtime_ns), "" if stat.S_ISREG(info.st_mode) else "not a regular file"
+
+
+def _images_among(root: bytes, files: list[tuple[bytes, tuple[int, int]]], known: Known | None) -> list[bool]:
+    wanted = np.zeros(len(files), dtype=np.bool_)
+    if known is not None and files:
+        about = np.array([about for _, about in files], dtype=np.int64)
+        wanted = unchanged_since(known, (np.array([key for key, _ in files]), about[:, 0], about[:, 1]))
+    unseen = np.flatnonzero(~wanted).tolist()
+    wanted[unseen] = list(in_threads(lambda i: _looks_like_image(root, files[i][0]), unseen))
+    return wanted.tolist()
 
 
 def _looks_like_image(root: bytes, key: bytes) -> bool:

@@ -84,11 +84,14 @@ class Listing:
 
     def tell(self, name: bytes, data: bytes) -> None:
         """Take a label from the bytes of a ``.cls`` or ``.json`` member; one that holds none is no image either."""
-        told = _cls(data) if name.lower().endswith(b".cls") else _json(data)
+        sample = _sample(_normal(name))
+        before = self._told.get(sample, {})
+        if name.lower().endswith(b".cls"):
+            told, merged = (found := _cls(data)), before | found
+        else:
+            told, merged = (found := _json(data)), found | before
         if told:
-            self._told.setdefault(_sample(_normal(name)), {}).update(
-                told if name.lower().endswith(b".cls") else {**told, **self._told.get(_sample(_normal(name)), {})}
-            )
+            self._told[sample] = merged
         else:
             self.add(name, NOT_AN_IMAGE)
 

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.sources.base import Known
+
 HEAD_BYTES = 512
 MOST_FILES = 1_000_000
 """A brace pattern of more is a slip of the keyboard."""
@@ -36,7 +38,9 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
-def open_source(location: str, *, allow_missing: bool = False, labels: str | None = None) -> Source:
+def open_source(
+    location: str, *, allow_missing: bool = False, labels: str | None = None, known: Known | None = None
+) -> Source:
     """List the images at ``location``.
 
     Parameters
@@ -50,6 +54,8 @@ def open_source(location: str, *, allow_missing: bool = False, labels: str | Non
     labels : str, optional
         A CSV or Parquet table with a column ``key``: labels, splits, groups and more, which take the place of those
         that the source itself knows.
+    known : Known, optional
+        Of a cache of these images: what of a folder is in it unchanged is not opened to see whether it is an image.
 
     Returns
     -------
@@ -62,7 +68,7 @@ def open_source(location: str, *, allow_missing: bool = False, labels: str | Non
         There is nothing usable; the message says what was found.
     """
     try:
-        source = _open(location, allow_missing=allow_missing)
+        source = _open(location, allow_missing=allow_missing, known=known)
     except OSError as error:
         reason = public(error.strerror or first_line(error))
         raise SourceError(f"cannot read {public(location)}: {reason}: check the path") from None
@@ -153,12 +159,12 @@ def expand_braces(pattern: str) -> list[str]:
     return expanded
 
 
-def _open(location: str, *, allow_missing: bool) -> Source:
+def _open(location: str, *, allow_missing: bool, known: Known | None) -> Source:
     store, path = open_store(location)
     path, name = _split_name(store, path)
     files, root, folder = _find(store, path, location)
     if folder and isinstance(store, LocalStore):
-        return FolderSource(path)
+        return FolderSource(path, known)
     if folder:
         source: Source = FilesSource(location, store, files, root)
     else:

@@ -183,6 +183,8 @@ class RemoteStore(Store):
 
     def is_folder(self, path: str) -> bool:
         """Tell whether anything lies below the path."""
+        if self.protocol in ("http", "https"):  # fsspec would fetch the whole file to look for links in it
+            return path.endswith("/")
         with _as_os_error(path):
             return bool(self._fs.isdir(path))
 

@@ -128,7 +128,7 @@ def test_several_parquet_and_hdf5_files(tmp_path: Path) -> None:
         ("{tmp}/*.jpg", "expected files that match"),
         ("nosuch://bucket/x", "cannot open nosuch://bucket/x: Protocol not known"),
         ("gs://bucket/x.tar", "embedding-pipeline\\[gcs\\]"),
-        ("memory://nothing/here.tar", "memory://nothing/here.tar"),
+        ("memory://nothing/here.tar", "cannot read memory:///nothing/here.tar: no such file"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_line(location: str, message: str, tmp_path: Path) -> None:
