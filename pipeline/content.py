@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from pipeline.errors import SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,20 +54,14 @@ def hash_items(
     return many
 
 
-def hash_files_of(cache: Cache) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
-    """Return `hash_items` of the image files a cache was made from, as they are now.
+def hash_images_of(cache: Cache) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
+    """Return `hash_items` of the images a cache was made from, as they are now.
 
     Raises
     ------
     SourceError
-        The cache does not say in which folder they are.
+        Where they were is not known, or nothing is there.
     """
-    from pipeline.sources.base import FileReader
+    from pipeline.sources import image_reader
 
-    if "root" not in cache.source:
-        raise SourceError(
-            f"expected a cache of image files, found {cache.path} made from {cache.source['location']}: run pipeline "
-            "extract --check-content on its source instead"
-        )
-    keys = cache.items.keys
-    return hash_items(FileReader(os.fsencode(cache.source["root"])), lambda row: bytes(keys[row]))
+    return hash_items(image_reader(cache.source, cache.items.keys), lambda row: row)

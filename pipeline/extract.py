@@ -31,7 +31,7 @@ from pipeline.decode import DecodePolicy, Status
 from pipeline.embed import AUTO, RunSettings, choose_engine, embed, worker_count
 from pipeline.errors import CacheError, PipelineError
 from pipeline.readout import ReadOut, read_out
-from pipeline.sources import Source, open_source
+from pipeline.sources import Source, open_source, public
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,7 +58,7 @@ class ExtractSettings:
     decode : DecodePolicy
     run : RunSettings
         Engine, device, precision, batch size, workers, limits.
-    allow_missing : bool
+    allow_missing, labels : bool, str or None
         See `pipeline.sources.open_source`.
     check_content : bool
         Compare the content of every image with the cache, not only its size and time.
@@ -75,6 +75,7 @@ class ExtractSettings:
     decode: DecodePolicy = field(default_factory=DecodePolicy)
     run: RunSettings = field(default_factory=RunSettings)
     allow_missing: bool = False
+    labels: str | None = None
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
@@ -163,7 +164,7 @@ def extract(
     path = Path(output)
     failure_limit(settings.max_failures, 0)
     _check_output(path)
-    source = open_source(images, allow_missing=settings.allow_missing) if isinstance(images, str) else images
+    source = _open(images, path, settings) if isinstance(images, str) else images
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
     with write_lock(path):
         summary = _extract_locked(path, source, backbone, settings, stop, say, progress)
@@ -173,6 +174,14 @@ def extract(
     if summary.read_out is not None:
         _write_run(path, summary, settings)
     return summary
+
+
+def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
+    known = None
+    if path.exists():
+        items = open_cache(path).items
+        known = items.keys, items.sizes, items.mtimes_ns
+    return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels, known=known)
 
 
 def _extract_locked(
@@ -383,7 +392,8 @@ def _fill(
 
 def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
     """Leave beside the cache how the run that last computed something went."""
-    facts = {"settings": asdict(settings), "summary": asdict(summary)}
+    shown = replace(settings, labels=settings.labels and public(settings.labels))
+    facts = {"settings": asdict(shown), "summary": asdict(summary)}
     file = path.with_name(path.name + ".run.json")
     unfinished = file.with_name(file.name + ".part")
     try:

@@ -13,10 +13,10 @@ import numpy as np
 from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
 from pipeline.cache.format import Extent, Items
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import NDArray
 
@@ -170,16 +170,25 @@ class Cache:
         return {row: by_key[key] for row in failed if (key := os.fsdecode(bytes(keys[row]))) in by_key}
 
     def image_bytes(self, row: int) -> bytes | None:
-        """Return the bytes of a row's image file, or None where it is gone or the source is none of files."""
-        from pipeline.sources.base import FileReader
-
-        folder = self.source.get("root")
-        if folder is None:
-            return None
+        """Return the bytes of a row's image as it is now, or None where it or its source is gone."""
         try:
-            return FileReader(os.fsencode(folder))(bytes(self.items.keys[row]))
-        except OSError:
+            return self._read_image(row)
+        except (OSError, SourceError):
             return None
+
+    @cached_property
+    def _read_image(self) -> Callable[[int], bytes]:
+        from pipeline.sources import image_reader
+
+        try:
+            return image_reader(self.source, self.items.keys)
+        except SourceError as error:
+            gone = error
+
+        def none(row: int) -> bytes:  # so that a source that is gone is looked for once
+            raise gone
+
+        return none
 
     def extent(self, name: str) -> Extent:
         """Return where a dataset lies in the file."""

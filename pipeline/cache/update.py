@@ -244,8 +244,10 @@ def _keep_reasons(path: Path, old: Cache, items: Items, origin: NDArray[np.int64
 
 
 def _moved(cache: Cache, attributes: Mapping[str, str | int]) -> bool:
-    wanted = json.loads(str(attributes["source"]))
-    return bool(cache.source.get("root", cache.source["location"]) != wanted.get("root", wanted["location"]))
+    def place(source: Mapping[str, str]) -> str:
+        return source.get("root") or source.get("address") or source["location"]
+
+    return place(cache.source) != place(json.loads(str(attributes["source"])))
 
 
 def _widths(cache: Cache) -> dict[str, int]:

@@ -50,7 +50,7 @@ def verify(cache: str, images: bool) -> None:
     failed, or images are not what they were.
     """
     from pipeline.cache.verify import verify as verify_cache
-    from pipeline.content import hash_files_of
+    from pipeline.content import hash_images_of
     from pipeline.decode import Status
 
     progress = ProgressLine("verify")
@@ -58,7 +58,7 @@ def verify(cache: str, images: bool) -> None:
         found = verify_cache(
             cache,
             legal_status=frozenset(map(int, Status)),
-            hash_images=hash_files_of if images else None,
+            hash_images=hash_images_of if images else None,
             progress=progress,
         )
     finally:

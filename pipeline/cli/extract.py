@@ -32,6 +32,10 @@ if TYPE_CHECKING:
     "--jpeg-scale", default="full", show_default=True, type=click.Choice(["full", "half"]),
     help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the size they are resized to; other numbers.",
 )  # fmt: skip
+@click.option(
+    "--labels", metavar="TABLE",
+    help="CSV or Parquet with a column 'key', and 'label', 'split', 'group' or more, for any kind of IMAGES.",
+)  # fmt: skip
 @click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
 @click.option(
     "--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time."
@@ -48,6 +52,7 @@ def extract(
     dtype: str,
     max_pixels: int,
     jpeg_scale: str,
+    labels: str | None,
     allow_missing: bool,
     check_content: bool,
     retry_failed: bool,
@@ -56,8 +61,11 @@ def extract(
 ) -> None:
     """Embed every image of IMAGES into a cache.
 
-    IMAGES is a folder (sub-folders are classes), or a CSV or Parquet table with a column 'path' and, if you like,
-    'label', 'split', 'group' and more. Stop it at any time: the same command goes on where it stopped.
+    IMAGES is a folder (sub-folders are classes), a CSV or Parquet table with a column 'path' and, if you like,
+    'label', 'split', 'group' and more, a tar or zip archive, a Parquet or HDF5 file of images, a glob or a brace
+    pattern of these ('shards-{000..099}.tar'), or an fsspec URL of any (s3://, gs://, http(s)://, hf://).
+
+    Stop it at any time: the same command goes on where it stopped.
     """
     from pipeline.decode import DecodePolicy
     from pipeline.extract import ExtractSettings
@@ -71,6 +79,7 @@ def extract(
         decode=DecodePolicy(max_pixels=max_pixels, jpeg_scale=jpeg_scale),
         run=run,
         allow_missing=allow_missing,
+        labels=labels,
         check_content=check_content,
         retry_failed=retry_failed,
         max_failures=max_failures,

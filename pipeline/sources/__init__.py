@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from pipeline.errors import SourceError
 from pipeline.sources.base import FileReader, Item, ItemTable, Reader, Skipped, Source
 from pipeline.sources.folder import FolderSource
+from pipeline.sources.opening import image_reader, open_source
 from pipeline.sources.table import TableSource
+from pipeline.sources.urls import public
 
 __all__ = [
     "FileReader",
@@ -18,34 +17,7 @@ __all__ = [
     "Skipped",
     "Source",
     "TableSource",
+    "image_reader",
     "open_source",
+    "public",
 ]
-
-
-def open_source(location: str, *, allow_missing: bool = False) -> Source:
-    """List the images at ``location``.
-
-    Parameters
-    ----------
-    location : str
-        A folder, or a CSV or Parquet table with a ``path`` column.
-    allow_missing : bool
-        For a table: files that do not exist become failed rows instead of an error.
-
-    Returns
-    -------
-    Source
-        With at least one item.
-
-    Raises
-    ------
-    SourceError
-        There is nothing usable; the message says what was found.
-    """
-    path = Path(location)
-    if path.is_dir():
-        return FolderSource(location)
-    if path.is_file():
-        return TableSource(location, allow_missing=allow_missing)
-    found = "something that is neither a file nor a folder" if path.exists() else "nothing"
-    raise SourceError(f"expected a folder of images or a table at {location}, found {found}: check the path")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from pipeline.errors import SourceError
+from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,9 +26,29 @@ if TYPE_CHECKING:
 Reader = Callable[[Any], bytes]
 """Takes a locator (what `Source.locator` returned), gives the bytes for the decoder; raises `OSError`."""
 
+Known = tuple["NDArray[np.bytes_]", "NDArray[np.int64]", "NDArray[np.int64]"]
+"""Keys, sizes and modification times (ns) of items listed before, such as those of a cache."""
+
 MAX_FILE_BYTES = 1 << 30
 """A file above this is refused unread: no photograph is that large, and /dev/zero has no end."""
 
+
+MAX_MEMBER_BYTES = 512 << 20
+"""A member of an archive above this, packed or unpacked, is refused unread."""
+
+IMAGE_SUFFIXES = frozenset(
+    b".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .avif .tif .tiff .ppm .pgm .pbm .pnm "
+    b".jp2 .j2k .jpx .jpf".split()
+)
+SPLIT_FOLDERS = {
+    b"train": "train",
+    b"training": "train",
+    b"val": "val",
+    b"valid": "val",
+    b"validation": "val",
+    b"test": "test",
+    b"testing": "test",
+}
 
 LISTING_THREADS = 8
 LISTING_CHUNK = 4096
@@ -99,6 +120,8 @@ class Source(ABC):
         ``"folder"``, ``"table"``, …
     location : str
         What the user named.
+    address : str
+        What `pipeline.sources.open_source` takes from any folder to open it again, without credentials.
     items : ItemTable
         The list.
     skipped : sequence of Skipped
@@ -107,6 +130,7 @@ class Source(ABC):
 
     kind: str
     location: str
+    address: str = ""
     items: ItemTable
     skipped: Sequence[Skipped] = ()
 
@@ -132,8 +156,13 @@ class Source(ABC):
         """Return the picklable callable that turns a locator into bytes."""
 
     def describe(self) -> dict[str, str]:
-        """Return where the images are, for the cache; ``root`` is the folder of files, where they are files."""
-        return {"kind": self.kind, "location": self.location}
+        """Return where the images are, for the cache, without credentials.
+
+        ``location`` is for people; ``root``, the folder that keys are relative to, or else ``address`` is for
+        `pipeline.sources.image_reader`.
+        """
+        described = {"kind": self.kind, "location": public(self.location)}
+        return {**described, "address": self.address} if self.address else described
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +203,7 @@ def in_threads(function: Callable[[_Given], _Found], items: Sequence[_Given]) ->
             yield from threads.map(function, items[start : start + LISTING_CHUNK])
 
 
-def key_array(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
+def key_array(keys: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     """Pack keys into a fixed-length array, refusing duplicates.
 
     Raises
@@ -192,6 +221,40 @@ def key_array(keys: Sequence[bytes]) -> NDArray[np.bytes_]:
                 f"({len(np.unique(twice))} such keys): remove the duplicate rows"
             )
     return array
+
+
+def unchanged_since(known: Known, now: Known) -> NDArray[np.bool_]:
+    """Tell which files of ``now`` are among ``known``, of the same size and time."""
+    if not len(known[0]) or not len(now[0]):
+        return np.zeros(len(now[0]), dtype=np.bool_)
+    order = np.argsort(known[0], kind="stable")
+    rows = order[np.minimum(np.searchsorted(known[0], now[0], sorter=order), len(order) - 1)]
+    same: NDArray[np.bool_] = np.all([then[rows] == here for then, here in zip(known, now, strict=True)], axis=0)
+    return same
+
+
+def named_like_an_image(key: bytes) -> bool:
+    """Tell by the name's ending; for places where looking inside would cost a request per image."""
+    return os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES
+
+
+def labels_from_folders(
+    keys: Sequence[bytes],
+) -> tuple[NDArray[np.int32], tuple[str, ...], dict[str, NDArray[Any]]]:
+    """Return labels, label names and columns by the folders in keys.
+
+    The first folder level is the class. Where it holds nothing but ``train``, ``val`` and ``test`` (two of them at
+    least), it is the split and the second level the class.
+    """
+    parts = [key.split(b"/", 2) for key in keys]
+    tops = {part[0].lower() for part in parts if len(part) > 1}
+    split_level = len(tops) > 1 and tops <= SPLIT_FOLDERS.keys() and all(len(part) > 1 for part in parts)
+    depth = 1 if split_level else 0
+    labels, names = encode_labels([os.fsdecode(part[depth]) if len(part) > depth + 1 else None for part in parts])
+    columns = {}
+    if split_level:
+        columns["split"] = np.array([SPLIT_FOLDERS[part[0].lower()] for part in parts])
+    return labels, names, columns
 
 
 def encode_labels(labels: Sequence[str | None]) -> tuple[NDArray[np.int32], tuple[str, ...]]:

@@ -11,21 +11,24 @@ import numpy as np
 
 from pipeline.decode import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
-from pipeline.sources.base import FileReader, ItemTable, Reader, Skipped, Source, encode_labels, in_threads, key_array
+from pipeline.sources.base import (
+    FileReader,
+    ItemTable,
+    Reader,
+    Skipped,
+    Source,
+    in_threads,
+    key_array,
+    labels_from_folders,
+    unchanged_since,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from pipeline.sources.base import Known
+
 UNKNOWN = (-1, -1)
-SPLIT_FOLDERS = {
-    b"train": "train",
-    b"training": "train",
-    b"val": "val",
-    b"valid": "val",
-    b"validation": "val",
-    b"test": "test",
-    b"testing": "test",
-}
 
 
 class FolderSource(Source):
@@ -40,6 +43,8 @@ class FolderSource(Source):
     ----------
     location : str
         The folder.
+    known : Known, optional
+        Files among them of the same size and time are taken for images unseen: a resumed run opens only what is new.
 
     Raises
     ------
@@ -49,7 +54,7 @@ class FolderSource(Source):
 
     kind = "folder"
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, known: Known | None = None) -> None:
         self.location = location
         root = os.fsencode(location)
         self._root = root
@@ -57,7 +62,7 @@ class FolderSource(Source):
         skipped = [Skipped(os.fsdecode(key), reason) for key, _, reason in found if reason]
         files = [(key, about) for key, about, reason in found if not reason]
         del found
-        wanted = list(in_threads(lambda file: _looks_like_image(root, file[0]), files))
+        wanted = _images_among(root, files, known)
         skipped += [
             Skipped(os.fsdecode(key), "not an image") for (key, _), yes in zip(files, wanted, strict=True) if not yes
         ]
@@ -113,6 +118,16 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, tuple[int, int], str]]:
                 yield key, (info.st_size, info.st_mtime_ns), "" if stat.S_ISREG(info.st_mode) else "not a regular file"
 
 
+def _images_among(root: bytes, files: list[tuple[bytes, tuple[int, int]]], known: Known | None) -> list[bool]:
+    wanted = np.zeros(len(files), dtype=np.bool_)
+    if known is not None and files:
+        about = np.array([about for _, about in files], dtype=np.int64)
+        wanted = unchanged_since(known, (np.array([key for key, _ in files]), about[:, 0], about[:, 1]))
+    unseen = np.flatnonzero(~wanted).tolist()
+    wanted[unseen] = list(in_threads(lambda i: _looks_like_image(root, files[i][0]), unseen))
+    return wanted.tolist()
+
+
 def _looks_like_image(root: bytes, key: bytes) -> bool:
     try:
         with open(os.path.join(root, key), "rb", buffering=0) as file:
@@ -123,14 +138,7 @@ def _looks_like_image(root: bytes, key: bytes) -> bool:
 
 def _table(images: list[tuple[bytes, tuple[int, int]]]) -> ItemTable:
     keys = [key for key, _ in images]
-    parts = [key.split(b"/") for key in keys]
-    tops = {part[0].lower() for part in parts if len(part) > 1}
-    split_level = len(tops) > 1 and tops <= SPLIT_FOLDERS.keys() and all(len(part) > 1 for part in parts)
-    depth = 1 if split_level else 0
-    labels, names = encode_labels([os.fsdecode(part[depth]) if len(part) > depth + 1 else None for part in parts])
-    columns = {}
-    if split_level:
-        columns["split"] = np.array([SPLIT_FOLDERS[part[0].lower()] for part in parts])
+    labels, names, columns = labels_from_folders(keys)
     return ItemTable(
         keys=key_array(keys),
         labels=labels,

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import posixpath
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import FileReader, ItemTable, Reader, Source, encode_labels, in_threads, key_array
+from pipeline.sources.store import IN_PROCESS, open_store
+from pipeline.sources.urls import is_url, public
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
 PARQUET_MAGIC = b"PAR1"
+UNSEEN, MISSING = (-1, -1), (-1, -2)
 
 
 class TableSource(Source):
     """The images that a table names, in its order.
 
-    Paths are relative to the table's folder, or absolute; the path as written is the key. An empty cell is a missing
-    value. ``label`` is a class name even where it looks like a number; further columns keep their type. A list
-    of Parquet becomes text, its elements joined by ``|``.
+    Paths are relative to the table's folder, or absolute, or URLs; the path as written is the key. What is at a URL is
+    not looked at before its turn: a row whose image is missing there fails. An empty cell is a missing value.
+    ``label`` is a class name even where it looks like a number; further columns keep their type. A list of Parquet
+    becomes text, its elements joined by ``|``.
 
     Parameters
     ----------
@@ -41,23 +46,25 @@ class TableSource(Source):
     kind = "table"
 
     def __init__(self, location: str, *, allow_missing: bool = False) -> None:
-        self.location = location
-        frame = _read(Path(location))
+        self.location, shown = location, public(location)
+        frame = read_table(location)
         if "path" not in frame.columns:
             raise SourceError(
-                f"expected a column 'path' in {location}, found {', '.join(map(repr, frame.columns))}: "
+                f"expected a column 'path' in {shown}, found {', '.join(map(repr, frame.columns))}: "
                 "rename the column that holds the image files"
             )
         if frame.empty:
-            raise SourceError(f"expected images in {location}, found a table without rows: add a row per image")
+            raise SourceError(f"expected images in {shown}, found a table without rows: add a row per image")
         empty = np.flatnonzero(frame["path"].isna().to_numpy())
         if len(empty):
             raise SourceError(
-                f"expected a path in every row of {location}, row {empty[0] + 1} has none ({len(empty)} such rows): "
+                f"expected a path in every row of {shown}, row {empty[0] + 1} has none ({len(empty)} such rows): "
                 "fill them in or remove them"
             )
         paths = [os.fsencode(path) for path in frame["path"].astype(str)]
-        self._folder = os.path.abspath(os.fsencode(Path(location).parent))
+        self._remote = is_url(location)
+        folder = posixpath.dirname(location) if self._remote else os.path.abspath(os.path.dirname(location))
+        self._folder = os.fsencode(folder)
         keys = key_array(paths)
         sizes, mtimes = self._stat(paths, allow_missing=allow_missing)
         labels, names = encode_labels(_texts(frame["label"])) if "label" in frame else _no_labels(len(frame))
@@ -68,7 +75,7 @@ class TableSource(Source):
             sizes=sizes,
             mtimes_ns=mtimes,
             columns={
-                str(name): _column(frame[name], text=name in ("split", "group"))
+                str(name): column_values(frame[name], text=name in ("split", "group"))
                 for name in frame.columns
                 if name not in ("path", "label")
             },
@@ -80,60 +87,105 @@ class TableSource(Source):
 
     def describe(self) -> dict[str, str]:
         """Return where the images are, for the cache."""
-        return {**super().describe(), "root": os.fsdecode(os.path.abspath(self._folder))}
+        if self._remote:
+            return super().describe()
+        return {**super().describe(), "root": os.fsdecode(self._folder)}
 
     def reader(self) -> Reader:
         """Return a reader of files relative to the table's folder."""
-        return FileReader(self._folder)
+        return PathReader(self._folder)
+
+    @property
+    def in_process(self) -> bool:
+        """Whether some of it only this process can read."""
+        schemes = tuple(f"{name}://".encode() for name in IN_PROCESS)
+        return self._folder.startswith(schemes) or any(key.startswith(schemes) for key in self.items.keys.tolist())
 
     def _stat(self, paths: list[bytes], *, allow_missing: bool) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         def look(path: bytes) -> tuple[int, int]:
+            if self._remote or is_url(os.fsdecode(path)):
+                return UNSEEN
             try:
                 info = os.stat(os.path.join(self._folder, path))
             except OSError:
-                return -1, -1
+                return MISSING
             return info.st_size, info.st_mtime_ns
 
         found = np.array(list(in_threads(look, paths)), dtype=np.int64).reshape(-1, 2)
-        missing = np.flatnonzero(found[:, 0] < 0)
+        missing = np.flatnonzero(found[:, 1] == MISSING[1])
         if len(missing) and not allow_missing:
+            first = os.fsdecode(paths[missing[0]])
             raise SourceError(
-                f"row {missing[0] + 1} of {self.location} names {os.fsdecode(paths[missing[0]])}, which does not exist "
+                f"row {missing[0] + 1} of {public(self.location)} names {first}, which does not exist "
                 f"({len(missing)} such rows): mend the paths, or pass --allow-missing to make them failed rows"
             )
+        found = np.maximum(found, -1)
         return found[:, 0].copy(), found[:, 1].copy()
 
 
-def _read(path: Path) -> pd.DataFrame:
+@dataclass(frozen=True, slots=True)
+class PathReader:
+    """Reads files below a folder, and URLs.
+
+    Parameters
+    ----------
+    root : bytes
+        Folder, or URL of one, that relative paths start from.
+    """
+
+    root: bytes
+
+    def __call__(self, locator: bytes) -> bytes:
+        """Return the file's bytes; raises `OSError`."""
+        url = os.fsdecode(locator)
+        if is_url(root := os.fsdecode(self.root)) and not is_url(url):
+            url = posixpath.join(root, url)
+        if not is_url(url):
+            return FileReader(self.root)(locator)
+        store, path = open_store(url)
+        return store.read_all(path)
+
+
+def read_table(location: str) -> pd.DataFrame:
+    """Read a CSV or Parquet table, at a path or URL.
+
+    Raises
+    ------
+    SourceError
+        It is none, or cannot be read.
+    """
     import pandas as pd
 
+    path = public(location)
     try:
-        with path.open("rb") as file:
+        store, place = open_store(location)
+        with store.open(place) as file:
             head = file.read(4096)
-        if head.startswith(PARQUET_MAGIC):
-            return pd.read_parquet(path)
-        if b"\0" in head:
-            raise SourceError(
-                f"expected a folder, a CSV or a Parquet table, found {path}, which is none of them: name the folder or "
-                "table that lists the images"
+            file.seek(0)
+            if head.startswith(PARQUET_MAGIC):
+                return pd.read_parquet(file)
+            if b"\0" in head:
+                raise SourceError(
+                    f"expected a folder, a table, an archive or a data file of images, found {path}, which is none of "
+                    "them: name what holds or lists the images"
+                )
+            # "NA" and "null" are names people give; only an empty cell is a missing value.
+            return pd.read_csv(
+                file,
+                encoding="utf-8-sig",
+                dtype={"key": str, "path": str, "label": str, "split": str, "group": str},
+                keep_default_na=False,
+                na_values=[""],
+                skipinitialspace=True,
             )
-        # "NA" and "null" are names people give; only an empty cell is a missing value.
-        return pd.read_csv(
-            path,
-            encoding="utf-8-sig",
-            dtype={"path": str, "label": str, "split": str, "group": str},
-            keep_default_na=False,
-            na_values=[""],
-            skipinitialspace=True,
-        )
     except OSError as error:
-        raise SourceError(f"cannot read the table {path}: {error.strerror or error}") from None
+        raise SourceError(f"cannot read the table {path}: {public(error.strerror or first_line(error))}") from None
     except UnicodeDecodeError as error:
         raise SourceError(
             f"expected UTF-8 in {path}, found byte {error.object[error.start]:#04x}: save it as UTF-8"
         ) from None
     except (ValueError, pd.errors.ParserError) as error:
-        raise SourceError(f"cannot read {path} as a table: {str(error).splitlines()[0]}") from None
+        raise SourceError(f"cannot read {path} as a table: {first_line(error)}") from None
 
 
 def _texts(series: pd.Series[Any]) -> list[str | None]:
@@ -151,7 +203,7 @@ def _no_labels(count: int) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     return np.full(count, -1, dtype=np.int32), ()
 
 
-def _column(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:
+def column_values(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:
     """Return the column as bool, int64, float64 or text (missing values: NaN, or empty text)."""
     import pandas.api.types as types
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import SourceError
-from pipeline.sources import FolderSource, open_source
+from pipeline.sources import FolderSource, folder, open_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -129,3 +129,26 @@ def test_labels_do_not_depend_on_other_folders(image_folder: Path) -> None:
     assert source.items.labels.dtype == np.int32
     names = np.array(source.items.label_names)[source.items.labels]
     assert [str(name) for name in names] == [source[i].key.split("/")[0] for i in range(len(source))]
+
+
+def test_what_a_cache_knows_is_not_opened_again(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "images"
+    shutil.copytree(image_folder, root)
+    before = FolderSource(str(root))
+    (root / "ant" / "00.png").write_bytes((root / "ant" / "06.png").read_bytes() + b"more")
+    shutil.copy(root / "ant" / "06.png", root / "new.png")
+    (root / "new.txt").write_text("none")
+    opened = []
+    look = folder._looks_like_image
+
+    def count(root: bytes, key: bytes) -> bool:
+        opened.append(key)
+        return look(root, key)
+
+    monkeypatch.setattr(folder, "_looks_like_image", count)
+    after = open_source(str(root), known=(before.items.keys, before.items.sizes, before.items.mtimes_ns))
+    assert sorted(opened) == [b"ant/00.png", b"new.png", b"new.txt"]
+    assert np.array_equal(after.items.keys, FolderSource(str(root)).items.keys)
+    assert [skip.key for skip in after.skipped] == ["new.txt"]

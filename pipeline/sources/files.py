@@ -1,0 +1,132 @@
+"""Image files that a glob names, and folders behind an fsspec URL."""
+
+from __future__ import annotations
+
+import errno
+import os
+import posixpath
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.decode import SNIFF_BYTES, is_image
+from pipeline.errors import SourceError
+from pipeline.sources.base import (
+    MAX_FILE_BYTES,
+    ItemTable,
+    Reader,
+    Skipped,
+    Source,
+    in_threads,
+    key_array,
+    labels_from_folders,
+    named_like_an_image,
+)
+from pipeline.sources.store import LocalStore
+from pipeline.sources.urls import public
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.sources.store import File, Store
+
+
+class FilesSource(Source):
+    """Image files below a folder; a key is the path relative to it, and the first level gives the class.
+
+    On this machine content decides what an image is. Over a network that would cost a request for each file, so the
+    name's ending does.
+
+    Parameters
+    ----------
+    location : str
+        What the user named.
+    store : Store
+    files : sequence of File
+        The candidates.
+    root : str
+        The folder that keys are relative to: what a glob names before its first wildcard.
+
+    Raises
+    ------
+    SourceError
+        There is no image among them.
+    """
+
+    kind = "files"
+
+    def __init__(self, location: str, store: Store, files: Sequence[File], root: str) -> None:
+        self.location = location
+        self._store, self._root = store, root
+        found = sorted((os.fsencode(relative(file.path, root)), file) for file in files)
+        wanted = list(in_threads(lambda pair: _is_image(store, pair[1]), found))
+        self.skipped = [
+            Skipped(os.fsdecode(key), "not an image") for (key, _), yes in zip(found, wanted, strict=True) if not yes
+        ]
+        images = [pair for pair, yes in zip(found, wanted, strict=True) if yes]
+        if not images:
+            some = ", ".join(skip.key for skip in self.skipped[:3]) or "nothing"
+            raise SourceError(
+                f"expected images at {public(location)}, found {some}: name the folder that holds them, or mend the "
+                "pattern"
+            )
+        keys = [key for key, _ in images]
+        labels, names, columns = labels_from_folders(keys)
+        self.items = ItemTable(
+            keys=key_array(keys),
+            labels=labels,
+            label_names=names,
+            sizes=np.array([file.size for _, file in images], dtype=np.int64),
+            mtimes_ns=np.array([file.stamp for _, file in images], dtype=np.int64),
+            columns=columns,
+        )
+
+    def locator(self, i: int) -> tuple[bytes, int]:
+        """Return the path of item ``i`` relative to the root, and its size."""
+        return bytes(self.items.keys[i]), int(self.items.sizes[i])
+
+    def reader(self) -> Reader:
+        """Return a reader of files."""
+        return FilesReader(self._store, self._root)
+
+
+@dataclass(frozen=True, slots=True)
+class FilesReader:
+    """Reads files below a folder of a store.
+
+    Parameters
+    ----------
+    store : Store
+    root : str
+    """
+
+    store: Store
+    root: str
+
+    def __call__(self, locator: tuple[bytes, int]) -> bytes:
+        """Return the file's bytes; raises `OSError`."""
+        key, size = locator
+        if size > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"file of {size} bytes, above {MAX_FILE_BYTES}")
+        return self.store.read_all(posixpath.join(self.root, os.fsdecode(key)))
+
+
+def relative(path: str, root: str) -> str:
+    """Return a path below ``root`` as seen from it.
+
+    Examples
+    --------
+    >>> relative("photos/cat/1.jpg", "photos"), relative("1.jpg", "")
+    ('cat/1.jpg', '1.jpg')
+    """
+    return path[len(root) :].lstrip("/") if root and path.startswith(root) else path
+
+
+def _is_image(store: Store, file: File) -> bool:
+    if not isinstance(store, LocalStore):
+        return named_like_an_image(os.fsencode(file.path))
+    try:
+        return is_image(store.head(file.path, SNIFF_BYTES))
+    except OSError:
+        return True  # not known to be something else: its row will say why it cannot be read

@@ -1,0 +1,248 @@
+"""HDF5 files with a data set of images: pixels (N, H, W) or (N, H, W, 3) uint8, or encoded images of any length.
+
+Besides `pipeline.cache` this is the one place that reads HDF5: images in such a file are a source as others are.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import SourceError, first_line
+from pipeline.sources.base import MAX_MEMBER_BYTES, ItemTable, Reader, Source, encode_labels, key_array
+from pipeline.sources.members import shard_names
+from pipeline.sources.store import LocalStore
+from pipeline.sources.urls import public
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import h5py
+    from numpy.typing import NDArray
+
+    from pipeline.sources.store import File, Store
+
+CACHE_FORMAT = b"embedding-pipeline"
+CHUNK_CACHE = 64 << 20
+"""Bytes of unpacked chunks that a worker keeps: a chunk may hold many images."""
+NAMES = {
+    "key": ("key", "keys"),
+    "label": ("label", "labels"),
+    "split": ("split", "splits"),
+    "group": ("group", "groups"),
+}
+"""Data sets beside the images, one value for each, that are taken for what they are called."""
+
+
+class Hdf5Source(Source):
+    """The images in a data set of one or more HDF5 files; every row is an item.
+
+    Pixels reach the decoder as a PNM image (the header ``P5`` or ``P6``, then the pixels as they are), so that they are
+    hashed and prepared as any other image. A key is what the data set ``key`` beside the images says, else the row's
+    number; ``label``, ``split`` and ``group`` beside them are taken too.
+
+    Parameters
+    ----------
+    location : str
+        What the user named.
+    store : Store
+    files : sequence of File
+        The files.
+    name : str, optional
+        The data set; found by its shape and type otherwise.
+
+    Raises
+    ------
+    SourceError
+        A file cannot be read, or no data set, or more than one, could be the images.
+    """
+
+    kind = "hdf5"
+
+    def __init__(self, location: str, store: Store, files: Sequence[File], name: str | None = None) -> None:
+        self.location = location
+        self._store, self._files = store, tuple(files)
+        parts = [_look(store, file, name, location) for file in files]
+        self._names = tuple(part.name for part in parts)
+        counts = [part.count for part in parts]
+        if not sum(counts):
+            raise SourceError(f"expected images in {public(location)}, found a data set of none: name another file")
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        prefixes = shard_names([file.path for file in files])
+        keys = [
+            prefix + key
+            for prefix, part in zip(prefixes, parts, strict=True)
+            for key in part.keys or _numbers(part.count)
+        ]
+        told = {
+            what: [text for part in parts for text in part.told.get(what, [""] * part.count)]
+            for what in ("label", "split", "group")
+            if any(what in part.told for part in parts)
+        }
+        labels, names = encode_labels([text or None for text in told.pop("label", [""] * sum(counts))])
+        self.items = ItemTable(
+            keys=key_array(keys),
+            labels=labels,
+            label_names=names,
+            sizes=np.full(sum(counts), -1, dtype=np.int64),
+            mtimes_ns=np.repeat(np.array([file.stamp for file in files], dtype=np.int64), counts),
+            columns={what: np.array(texts) for what, texts in told.items()},
+        )
+
+    def locator(self, i: int) -> tuple[int, int]:
+        """Return file and row of item ``i``."""
+        number = int(np.searchsorted(self._ends, i, side="right"))
+        return number, i - (int(self._ends[number - 1]) if number else 0)
+
+    def reader(self) -> Reader:
+        """Return a reader of rows."""
+        return Hdf5Reader(self._store, self._files, self._names)
+
+
+@dataclass(frozen=True, slots=True)
+class Hdf5Reader:
+    """Reads images row by row.
+
+    Parameters
+    ----------
+    store : Store
+    files : tuple of File
+    names : tuple of str
+        The data set in each file.
+    """
+
+    store: Store
+    files: tuple[File, ...]
+    names: tuple[str, ...]
+
+    def __call__(self, locator: tuple[int, int]) -> bytes:
+        """Return the image's bytes, pixels as PNM; raises `OSError`."""
+        number, row = locator
+        images, lock = _dataset(self.store, self.files[number], self.names[number])
+        try:
+            with lock:
+                values = np.asarray(images[row])
+        except (OSError, RuntimeError, ValueError, KeyError) as error:
+            raise OSError(errno.EIO, f"damaged in the file: {first_line(error)}") from None
+        return pnm(values) if images.ndim > 1 else values.tobytes()
+
+
+def pnm(pixels: NDArray[np.uint8]) -> bytes:
+    r"""Return pixels (H, W), (H, W, 1) or (H, W, 3) as a binary PGM or PPM image.
+
+    Examples
+    --------
+    >>> pnm(np.array([[1, 2]], np.uint8))
+    b'P5 2 1 255\n\x01\x02'
+    """
+    height, width = pixels.shape[:2]
+    kind = b"P6" if pixels.shape[2:] == (3,) else b"P5"
+    return b"%s %d %d 255\n" % (kind, width, height) + pixels.tobytes()
+
+
+@functools.lru_cache(8)
+def _dataset(store: Store, file: File, name: str) -> tuple[h5py.Dataset, threading.Lock]:
+    now = store.look(file.path)
+    if (now.size, now.stamp) != (file.size, file.stamp):
+        raise OSError(errno.ESTALE, "the file changed after it was listed")
+    return _open(store, file.path)[name], threading.Lock()
+
+
+def _open(store: Store, path: str) -> h5py.File:
+    import h5py
+
+    # The default number of hash slots serves a cache of 1 MiB; of a larger one most would stay unused.
+    cache = {"rdcc_nbytes": CHUNK_CACHE, "rdcc_nslots": 10007}
+    if isinstance(store, LocalStore):
+        return h5py.File(path, "r", locking=False, **cache)
+    return h5py.File(store.open(path), "r", **cache)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one file holds: the data set's name and length, keys if it has any, and texts beside the images."""
+
+    name: str
+    count: int
+    keys: list[bytes]
+    told: dict[str, list[str]]
+
+
+def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
+    try:
+        with _open(store, file.path) as opened:
+            if opened.attrs.get("format") == CACHE_FORMAT:
+                raise SourceError(
+                    f"expected images in {public(location)}, found a cache of embeddings: name what it was made from"
+                )
+            name = _choose(opened, asked, location)
+            images = opened[name]
+            beside = images.parent
+            told = {
+                what: _texts(beside[found])
+                for what, names in NAMES.items()
+                if (found := next((n for n in names if _goes_with(beside.get(n), images)), None))
+            }
+            keys = [os.fsencode(text) for text in told.pop("key", [])]
+            return _Part(name, len(images), keys, told)
+    except (OSError, RuntimeError, KeyError, ValueError) as error:
+        raise SourceError(
+            f"cannot read the HDF5 file {public(file.path)}: {public(first_line(error))}: make it again"
+        ) from None
+
+
+def _choose(opened: h5py.File, asked: str | None, location: str) -> str:
+    there: list[str] = []
+    others: list[str] = []
+
+    def visit(name: str, member: Any) -> None:
+        if hasattr(member, "shape"):
+            (there if _holds_images(member) else others).append(f"{name} {member.shape} {member.dtype}")
+
+    opened.visititems(visit)
+    names = [text.split(" ", 1)[0] for text in there]
+    if asked is not None and asked.strip("/") in names:
+        return asked.strip("/")
+    if asked is None and len(names) == 1:
+        return names[0]
+    wanted = f"the data set {asked!r}" if asked else "one data set"
+    found = ", ".join(there) if there else f"none among {', '.join(others) or 'nothing'}"
+    raise SourceError(
+        f"expected {wanted} of images, (N, H, W[, 3]) uint8 or encoded, in {public(location)}, found {found}: name it, "
+        "as in FILE.h5#NAME"
+    )
+
+
+def _holds_images(dataset: h5py.Dataset) -> bool:
+    import h5py
+
+    if dataset.ndim == 1:
+        return bool(h5py.check_vlen_dtype(dataset.dtype) == np.uint8)
+    pixels = dataset.ndim == 3 or (dataset.ndim == 4 and dataset.shape[3] in (1, 3))
+    return (
+        pixels
+        and dataset.dtype == np.uint8
+        and 0 not in dataset.shape[1:]
+        and int(np.prod(dataset.shape[1:], dtype=object)) <= MAX_MEMBER_BYTES
+    )
+
+
+def _goes_with(beside: Any, images: h5py.Dataset) -> bool:
+    return hasattr(beside, "shape") and beside.shape == images.shape[:1] and beside.dtype.kind in "OSiu"
+
+
+def _texts(dataset: h5py.Dataset) -> list[str]:
+    return [
+        value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
+        for value in dataset[:].tolist()
+    ]
+
+
+def _numbers(count: int) -> list[bytes]:
+    return [b"%08d" % row for row in range(count)]

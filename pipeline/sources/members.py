@@ -1,0 +1,270 @@
+"""What tar and zip archives share: which members are images, how they are named, and where their labels come from.
+
+A member's name is a key and nothing else: no file is ever made of it. Bytes are read into memory, by offset, under a
+limit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+from array import array
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, overload
+
+import numpy as np
+
+from pipeline.decode import is_image
+from pipeline.errors import SourceError
+from pipeline.sources.base import (
+    MAX_MEMBER_BYTES,
+    ItemTable,
+    Skipped,
+    Source,
+    encode_labels,
+    key_array,
+    labels_from_folders,
+)
+from pipeline.sources.urls import public
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from pipeline.sources.index import Columns
+    from pipeline.sources.store import File, Store
+
+MAX_NAME_BYTES = 1024
+MAX_SIDECAR_BYTES = 1 << 16
+SIDECARS = (b".cls", b".json")
+"""Members that tell the label of the images whose name they share up to the first dot (WebDataset)."""
+
+IMAGE = 0
+REASONS = (
+    "",
+    "not an image",
+    "hidden",
+    "not a regular file",
+    f"name of more than {MAX_NAME_BYTES} bytes",
+    f"above {MAX_MEMBER_BYTES >> 20} MB",
+    "superseded by a later member of the same name",
+    "encrypted",
+    "packed by a method other than deflate",
+    "here the archive is cut off",
+)
+NOT_AN_IMAGE, HIDDEN, NOT_A_FILE, LONG_NAME, TOO_LARGE, SUPERSEDED, ENCRYPTED, PACKED, CUT_OFF = range(1, len(REASONS))
+
+
+class Listing:
+    """Collects the members of one archive.
+
+    Parameters
+    ----------
+    numbers : tuple of str
+        Names of the integers that a reader needs to find a member; ``size`` (unpacked) is one of them.
+    """
+
+    def __init__(self, numbers: tuple[str, ...]) -> None:
+        self._numbers = {name: array("q") for name in numbers}
+        self._names: list[bytes] = []
+        self._reasons = array("B")
+        self._told: dict[bytes, dict[str, str]] = {}
+
+    def add(self, name: bytes, reason: int = IMAGE, **numbers: int) -> None:
+        """Add a member, or say why it is none."""
+        name = _normal(name)
+        if len(name) > MAX_NAME_BYTES:
+            name, reason = name[:MAX_NAME_BYTES], LONG_NAME
+        elif reason == IMAGE and any(part[:1] == b"." and part != b".." for part in name.split(b"/")):
+            reason = HIDDEN
+        self._names.append(name)
+        self._reasons.append(reason)
+        for column, values in self._numbers.items():
+            values.append(numbers.get(column, -1))
+
+    def tell(self, name: bytes, data: bytes) -> None:
+        """Take a label from the bytes of a ``.cls`` or ``.json`` member; one that holds none is no image either."""
+        sample = _sample(_normal(name))
+        before = self._told.get(sample, {})
+        if name.lower().endswith(b".cls"):
+            told, merged = (found := _cls(data)), before | found
+        else:
+            told, merged = (found := _json(data)), found | before
+        if told:
+            self._told[sample] = merged
+        else:
+            self.add(name, NOT_AN_IMAGE)
+
+    def columns(self) -> Columns:
+        """Return all as arrays of equal length: ``name``, ``reason``, the numbers, and what was told."""
+        names = np.array(self._names, dtype=np.bytes_) if self._names else np.zeros(0, "S1")
+        reasons = np.array(self._reasons, dtype=np.uint8)
+        images = np.flatnonzero(reasons == IMAGE)
+        last = len(images) - 1 - np.unique(names[images][::-1], return_index=True)[1]
+        earlier = np.ones(len(images), dtype=np.bool_)
+        earlier[last] = False
+        reasons[images[earlier]] = SUPERSEDED  # what unpacking would leave is the last
+        columns: Columns = {"name": names, "reason": reasons}
+        columns |= {name: np.array(values, dtype=np.int64) for name, values in self._numbers.items()}
+        for what in ("label", "split", "group") if self._told else ():
+            values = [self._told.get(_sample(name), {}).get(what, "").encode() for name in self._names]
+            if any(values):
+                columns[what] = np.array(values, dtype=np.bytes_)
+        return columns
+
+
+def is_sidecar(name: bytes) -> bool:
+    """Tell whether a member is named as one that holds a label."""
+    base = name.rpartition(b"/")[2].lower()
+    return b"." + base.partition(b".")[2] in SIDECARS and not base.startswith(b".")
+
+
+def judge(head: bytes) -> int:
+    """Return `IMAGE` for what begins like one, the reason otherwise."""
+    return IMAGE if is_image(head) else NOT_AN_IMAGE
+
+
+def _normal(name: bytes) -> bytes:
+    while name.startswith(b"./"):
+        name = name[2:].lstrip(b"/")
+    return name
+
+
+def _sample(name: bytes) -> bytes:
+    """Return a name up to the first dot after its folder."""
+    folder, slash, base = name.rpartition(b"/")
+    return folder + slash + base.partition(b".")[0]
+
+
+def _cls(data: bytes) -> dict[str, str]:
+    text = data.decode("utf-8", "replace").strip()
+    return {"label": text} if text else {}
+
+
+def _json(data: bytes) -> dict[str, str]:
+    try:
+        found = json.loads(data)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(found, dict):
+        return {}
+    return {
+        name: str(found[name])
+        for name in ("label", "split", "group")
+        if isinstance(found.get(name), (str, int)) and not isinstance(found.get(name), bool)
+    }
+
+
+class ArchiveSource(Source):
+    """The images in one or more archives of a kind, in the order of archives and members.
+
+    One archive: a key is the member's name. Several: the archive's name, relative to the folder they share, a slash,
+    and the member's. Labels come from ``.cls`` and ``.json`` members where there are any, else from folders inside the
+    archive, as `pipeline.sources.FolderSource` takes them. Of members of the same name the last counts, as unpacking
+    would have it.
+
+    Raises
+    ------
+    SourceError
+        An archive cannot be read, or there is no image in any.
+    """
+
+    numbers: tuple[str, ...]
+
+    def __init__(self, location: str, store: Store, files: Sequence[File], indexes: Sequence[Columns]) -> None:
+        self.location = location
+        self._store, self._files = store, tuple(files)
+        wanted = [np.flatnonzero(index["reason"] == IMAGE) for index in indexes]
+        names = [index["name"][rows] for index, rows in zip(indexes, wanted, strict=True)]
+        prefixes = shard_names([file.path for file in files])
+        self.skipped = LeftOut(prefixes, indexes)
+        counts = [len(rows) for rows in wanted]
+        if not sum(counts):
+            raise SourceError(_nothing_found(location, self.skipped))
+        keys = [np.char.add(prefix, part) if prefix else part for prefix, part in zip(prefixes, names, strict=True)]
+        self._file = np.repeat(np.arange(len(files), dtype=np.int32), counts)
+        self._numbers = np.concatenate(
+            [
+                np.stack([index[name][rows] for name in self.numbers], axis=1)
+                for index, rows in zip(indexes, wanted, strict=True)
+            ]
+        )
+        told = {
+            what: np.concatenate([_column(index, what, rows) for index, rows in zip(indexes, wanted, strict=True)])
+            for what in ("label", "split", "group")
+            if any(what in index for index in indexes)
+        }
+        if "label" in told:
+            labels, label_names = encode_labels([text or None for text in _texts(told.pop("label"))])
+            columns: dict[str, NDArray[Any]] = {}
+        else:
+            labels, label_names, columns = labels_from_folders(np.concatenate(names).tolist())
+        self.items = ItemTable(
+            keys=key_array(np.concatenate(keys)),
+            labels=labels,
+            label_names=label_names,
+            sizes=self._numbers[:, self.numbers.index("size")].copy(),
+            mtimes_ns=np.array([file.stamp for file in files], dtype=np.int64)[self._file],
+            columns={**columns, **{what: np.array(_texts(values)) for what, values in told.items()}},
+        )
+
+    def locator(self, i: int) -> tuple[int, ...]:
+        """Return the number of item ``i``'s archive, and what finds the member in it."""
+        return (int(self._file[i]), *self._numbers[i].tolist())
+
+
+class LeftOut(Sequence[Skipped]):
+    """Members that are no items, made into objects only when they are looked at."""
+
+    def __init__(self, prefixes: Sequence[bytes], indexes: Sequence[Columns]) -> None:
+        self._parts = [
+            (prefix, index["name"][rows], index["reason"][rows])
+            for prefix, index in zip(prefixes, indexes, strict=True)
+            if len(rows := np.flatnonzero(index["reason"] != IMAGE))
+        ]
+        self._ends = np.cumsum([len(names) for _, names, _ in self._parts], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @overload
+    def __getitem__(self, i: int) -> Skipped: ...
+    @overload
+    def __getitem__(self, i: slice) -> list[Skipped]: ...
+    def __getitem__(self, i: int | slice) -> Skipped | list[Skipped]:
+        if isinstance(i, slice):
+            return [self[j] for j in range(*i.indices(len(self)))]
+        if not 0 <= i < len(self):
+            raise IndexError(i)
+        part = int(np.searchsorted(self._ends, i, side="right"))
+        prefix, names, reasons = self._parts[part]
+        at = i - (int(self._ends[part - 1]) if part else 0)
+        return Skipped(os.fsdecode(prefix + bytes(names[at])), REASONS[int(reasons[at])])
+
+
+def shard_names(paths: Sequence[str]) -> list[bytes]:
+    """Return what goes before the members' names, so that keys of several archives differ.
+
+    Examples
+    --------
+    >>> shard_names(["/data/a.tar"]), shard_names(["/data/x/a.tar", "/data/y/a.tar"])
+    ([b''], [b'x/a.tar/', b'y/a.tar/'])
+    """
+    if len(paths) == 1:
+        return [b""]
+    shared = posixpath.commonpath([posixpath.dirname(path) or "." for path in paths]) if paths else ""
+    return [os.fsencode(posixpath.relpath(path, shared or "/")) + b"/" for path in paths]
+
+
+def _column(index: Columns, what: str, rows: NDArray[np.int64]) -> NDArray[Any]:
+    return index[what][rows] if what in index else np.zeros(len(rows), dtype="S1")
+
+
+def _texts(values: NDArray[np.bytes_]) -> list[str]:
+    return [value.decode("utf-8", "replace") for value in values.tolist()]
+
+
+def _nothing_found(location: str, skipped: Sequence[Skipped]) -> str:
+    some = ", ".join(f"{skip.key[-80:]} ({skip.reason})" for skip in skipped[:3])
+    found = f"{len(skipped)} other members: {some}" if skipped else "an empty archive"
+    return f"expected images in {public(location)}, found {found}: name the archive that holds them"

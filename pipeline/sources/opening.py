@@ -1,0 +1,300 @@
+"""From what a user names to a source: braces, globs and URLs become files, and the files' content tells their kind."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.decode import is_image
+from pipeline.errors import SourceError, first_line
+from pipeline.sources.base import FileReader, Reader, Source, in_threads
+from pipeline.sources.carried import CarriedSource
+from pipeline.sources.files import FilesSource
+from pipeline.sources.folder import FolderSource
+from pipeline.sources.hdf5 import Hdf5Source
+from pipeline.sources.labels import with_labels
+from pipeline.sources.parquet import ParquetSource, image_columns
+from pipeline.sources.store import IN_PROCESS, File, LocalStore, RemoteStore, Store, open_store
+from pipeline.sources.table import PARQUET_MAGIC, PathReader, TableSource
+from pipeline.sources.tar import TarSource
+from pipeline.sources.urls import public
+from pipeline.sources.zip import ZipSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from pipeline.sources.base import Known
+
+HEAD_BYTES = 512
+MOST_FILES = 1_000_000
+"""A brace pattern of more is a slip of the keyboard."""
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+
+
+def open_source(
+    location: str, *, allow_missing: bool = False, labels: str | None = None, known: Known | None = None
+) -> Source:
+    """List the images at ``location``.
+
+    Parameters
+    ----------
+    location : str
+        A folder; a CSV or Parquet table with a ``path`` column; one or more tar or zip archives, Parquet files with an
+        image column, or HDF5 files with an image data set; a glob of images or of any of these; braces, as in
+        ``shards-{000..099}.tar``, for several; or an fsspec URL of any of it. ``FILE#NAME`` picks a column or data set.
+    allow_missing : bool
+        For a table: files that do not exist become failed rows instead of an error.
+    labels : str, optional
+        A CSV or Parquet table with a column ``key``: labels, splits, groups and more, which take the place of those
+        that the source itself knows.
+    known : Known, optional
+        Of a cache of these images: what of a folder is in it unchanged is not opened to see whether it is an image.
+
+    Returns
+    -------
+    Source
+        With at least one item.
+
+    Raises
+    ------
+    SourceError
+        There is nothing usable; the message says what was found.
+    """
+    try:
+        source = _open(location, allow_missing=allow_missing, known=known)
+    except OSError as error:
+        reason = public(error.strerror or first_line(error))
+        raise SourceError(f"cannot read {public(location)}: {reason}: check the path") from None
+    if labels is not None:
+        source.items, without = with_labels(source.items, labels)
+        source.skipped = [*source.skipped, *without] if without else source.skipped
+    return source
+
+
+def image_reader(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> Callable[[int], bytes]:
+    """Return what reads the images of a cache, as they are now, by row.
+
+    Parameters
+    ----------
+    described : mapping
+        What `Source.describe` gave.
+    keys : (N,) bytes
+        Of the cache.
+
+    Returns
+    -------
+    callable
+        Row → bytes; raises `OSError` where the image is gone.
+
+    Raises
+    ------
+    SourceError
+        The source cannot be opened any more.
+    """
+    if "root" in described:
+        root = os.fsencode(described["root"])
+        read_file: Reader = PathReader(root) if described["kind"] == "table" else FileReader(root)
+        return lambda row: read_file(bytes(keys[row]))
+    if "address" not in described:
+        raise SourceError(
+            f"expected a source that can be opened again, found {described['location']}: extract it again"
+        )
+    source = open_source(described["address"])
+    order = np.argsort(source.items.keys, kind="stable")
+    ordered, read = source.items.keys[order], source.reader()
+
+    def one(row: int) -> bytes:
+        place = int(np.searchsorted(ordered, keys[row]))
+        if place == len(ordered) or ordered[place] != keys[row]:
+            raise FileNotFoundError(f"no {os.fsdecode(bytes(keys[row]))} in {source.location}")
+        return read(source.locator(int(order[place])))
+
+    return one
+
+
+def expand_braces(pattern: str) -> list[str]:
+    """Return what a pattern with braces stands for, in its order, as a shell has it.
+
+    Raises
+    ------
+    SourceError
+        More than `MOST_FILES`.
+
+    Examples
+    --------
+    >>> expand_braces("s-{08..10}.tar"), expand_braces("{a,b}{1..2}"), expand_braces("plain")
+    (['s-08.tar', 's-09.tar', 's-10.tar'], ['a1', 'a2', 'b1', 'b2'], ['plain'])
+    """
+    parts: list[list[str]] = []
+    count = 1
+    for text in re.split(r"(\{[^{}]*\})", pattern):
+        inner = text[1:-1]
+        numbers = _RANGE.fullmatch(inner) if text.startswith("{") else None
+        if numbers:
+            first, last = numbers.groups()
+            width = len(first) if first.startswith("0") else 0
+            count *= abs(int(last) - int(first)) + 1
+            if count <= MOST_FILES:
+                step = 1 if int(first) <= int(last) else -1
+                parts.append([str(n).zfill(width) for n in range(int(first), int(last) + step, step)])
+        elif text.startswith("{") and "," in inner:
+            parts.append(inner.split(","))
+            count *= len(parts[-1])
+        else:
+            parts.append([text])
+        if count > MOST_FILES:
+            raise SourceError(
+                f"expected {MOST_FILES} files at most, found {pattern} to stand for {count}: mend the braces"
+            )
+    expanded = [""]
+    for choices in parts:
+        expanded = [before + choice for before in expanded for choice in choices]
+    return expanded
+
+
+def _open(location: str, *, allow_missing: bool, known: Known | None) -> Source:
+    store, path = open_store(location)
+    path, name = _split_name(store, path)
+    files, root, folder = _find(store, path, location)
+    if folder and isinstance(store, LocalStore):
+        return FolderSource(path, known)
+    if folder:
+        source: Source = FilesSource(location, store, files, root)
+    else:
+        source = _by_content(location, store, files, root, name, allow_missing=allow_missing)
+    source.address = _address(location, store, path, name)
+    here_only = source.in_process if isinstance(source, TableSource) else store.protocol in IN_PROCESS
+    return CarriedSource(source) if here_only else source
+
+
+def _split_name(store: Store, path: str) -> tuple[str, str | None]:
+    """Cut ``#NAME`` off, unless the file itself is called so."""
+    before, mark, name = path.rpartition("#")
+    if not mark or (isinstance(store, LocalStore) and os.path.exists(path)):
+        return path, None
+    return before, name
+
+
+def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool]:
+    """Return the files that a path or pattern names, the folder their keys are relative to, and whether it is one."""
+    if isinstance(store, LocalStore):
+        if os.path.isdir(path):
+            return [], path, True
+        if os.path.exists(path):
+            if not os.path.isfile(path):
+                raise SourceError(
+                    f"expected a folder of images or a table at {location}, found something that is neither a file nor "
+                    "a folder: check the path"
+                )
+            return [store.look(path)], posixpath.dirname(path), False
+    patterns = expand_braces(path)
+    magic = "*[" if store.protocol in ("http", "https") else "*?["
+    found: list[str] = []
+    for pattern in patterns:
+        if not any(sign in pattern for sign in magic):
+            found.append(pattern)
+        elif not (matches := store.glob(pattern)):
+            raise SourceError(f"expected files that match {public(pattern)}, found none: mend the pattern")
+        else:
+            found += matches
+    if isinstance(store, RemoteStore) and len(found) == 1 and found[0] == path and store.is_folder(path):
+        files = [file for file in store.find(path) if not _hidden(file.path, path)]
+        return files, path, True
+    if not found or (len(patterns) == 1 and found == [path] and isinstance(store, LocalStore)):
+        raise SourceError(f"expected a folder of images or a table at {location}, found nothing: check the path")
+
+    def look(one: str) -> File:
+        try:
+            return store.look(one)
+        except OSError as error:
+            shown = one if isinstance(store, LocalStore) else store.address(one)
+            reason = public(error.strerror or first_line(error))
+            raise SourceError(f"cannot read {shown}: {reason}: check the path") from None
+
+    unique = list(dict.fromkeys(found))
+    fixed = re.split("[*?[{]", path, maxsplit=1)[0]
+    return list(in_threads(look, unique)), fixed.rpartition("/")[0], False
+
+
+def _hidden(path: str, root: str) -> bool:
+    return any(part.startswith(".") for part in path[len(root) :].split("/"))
+
+
+def _by_content(
+    location: str, store: Store, files: list[File], root: str, name: str | None, *, allow_missing: bool
+) -> Source:
+    kinds = list(in_threads(lambda file: _kind(store, file), _ends(files)))
+    if len(set(kinds)) > 1 and set(kinds) & {"tar", "zip", "parquet", "hdf5"}:
+        raise SourceError(
+            f"expected files of one kind at {public(location)}, found {kinds[0]} and {kinds[-1]}: narrow the pattern"
+        )
+    kind = kinds[0]
+    if kind in COMPRESSED.values():
+        raise SourceError(
+            f"expected an archive whose members can be read by offset, found {public(location)} packed by {kind}: "
+            f"unpack the outer {kind} first; it saves little, as images are packed already"
+        )
+    if kind == "tar":
+        return TarSource(location, store, files)
+    if kind == "zip":
+        return ZipSource(location, store, files)
+    if kind == "hdf5":
+        return Hdf5Source(location, store, files, name)
+    if kind == "parquet" and (name is not None or _has_images(store, files[0])):
+        return ParquetSource(location, store, files, name)
+    if kind == "image" or len(files) > 1:
+        return FilesSource(location, store, files, root)
+    return TableSource(location, allow_missing=allow_missing)
+
+
+def _ends(files: list[File]) -> list[File]:
+    return [files[0]] if len(files) == 1 else [files[0], files[-1]]
+
+
+def _kind(store: Store, file: File) -> str:
+    """Tell a file's kind from its first bytes."""
+    head = store.head(file.path, HEAD_BYTES)
+    if head[257:262] == b"ustar" or _is_old_tar(head):
+        return "tar"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "hdf5"
+    packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
+    return packed or ("image" if is_image(head) else "table")
+
+
+def _is_old_tar(head: bytes) -> bool:
+    """Tell a tar archive without the mark of POSIX by its header's checksum."""
+    digits = head[148:156].strip(b" \0")
+    if len(head) < 512 or not digits or not digits.isdigit() or any(byte > 0x37 for byte in digits):
+        return False
+    return sum(head[:148]) + 8 * 0x20 + sum(head[156:512]) == int(digits, 8)
+
+
+def _has_images(store: Store, file: File) -> bool:
+    """Tell a Parquet file of images from a table of paths."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with store.open(file.path) as raw:
+            schema: Any = pq.read_schema(raw)
+    except (pa.ArrowException, OSError):
+        return False  # the table's reader will say what is wrong with it
+    return bool(image_columns(schema)) and ("path" not in schema.names or bool({"image", "img"} & set(schema.names)))
+
+
+def _address(location: str, store: Store, path: str, name: str | None) -> str:
+    """Return what opens the source again from any folder, without credentials."""
+    address = os.path.abspath(path) if isinstance(store, LocalStore) else public(location).partition("#")[0]
+    return f"{address}#{name}" if name else address

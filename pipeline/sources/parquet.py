@@ -1,0 +1,320 @@
+"""Parquet files with a column of encoded images: plain binary, or Hugging Face's ``struct<bytes, path>``."""
+
+from __future__ import annotations
+
+import errno
+import functools
+import json
+import os
+import threading
+from collections import OrderedDict
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.errors import SourceError, first_line
+from pipeline.sources.base import MAX_MEMBER_BYTES, ItemTable, Reader, Source, encode_labels, in_threads, key_array
+from pipeline.sources.members import shard_names
+from pipeline.sources.store import LocalStore
+from pipeline.sources.table import column_values
+from pipeline.sources.urls import public
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from pipeline.sources.store import File, Store
+
+BATCH_ROWS = 64
+"""Rows that are read together: a row group may be larger than memory."""
+BATCHES_KEPT = 4
+KEY_COLUMNS = ("key", "__key__")
+MAX_TEXT = 256
+"""Columns of longer texts (captions) are left out: a cache's columns are of fixed length."""
+
+
+class ParquetSource(Source):
+    """The images in a column of one or more Parquet files; every row is an item.
+
+    A key is the column ``key`` where there is one, else the path that the image column holds where every row has its
+    own, else the row's number; with several files the file's name goes before it. ``label`` (by name where Hugging
+    Face's metadata give names), ``split``, ``group`` and further plain columns are kept.
+
+    Parameters
+    ----------
+    location : str
+        What the user named.
+    store : Store
+    files : sequence of File
+    column : str, optional
+        The image column; found by its type otherwise.
+
+    Raises
+    ------
+    SourceError
+        A file cannot be read, or no column, or more than one, could be the images.
+    """
+
+    kind = "parquet"
+
+    def __init__(self, location: str, store: Store, files: Sequence[File], column: str | None = None) -> None:
+        import pandas as pd
+
+        self.location = location
+        self._store, self._files = store, tuple(files)
+        parts = list(in_threads(lambda file: _look(store, file, column, location), files))
+        self._column = parts[0].column
+        differing = next((part for part in parts if part.column != self._column), None)
+        if differing is not None:
+            raise SourceError(
+                f"expected the image column {self._column!r} in every file of {public(location)}, found "
+                f"{differing.column!r} in one: name files of the same columns"
+            )
+        groups = [(number, group, rows) for number, part in enumerate(parts) for group, rows in enumerate(part.groups)]
+        self._groups = np.array([(number, group) for number, group, _ in groups], dtype=np.int64).reshape(-1, 2)
+        self._ends = np.cumsum([rows for _, _, rows in groups], dtype=np.int64)
+        total = int(self._ends[-1]) if len(self._ends) else 0
+        if not total:
+            raise SourceError(f"expected images in {public(location)}, found no rows: name another file")
+        prefixes = shard_names([file.path for file in files])
+        frame = pd.concat([part.frame for part in parts], ignore_index=True)
+        labels, names = (
+            encode_labels([None if value is None or value != value else str(value) for value in frame["label"]])
+            if "label" in frame
+            else (np.full(total, -1, dtype=np.int32), ())
+        )
+        counts = [sum(part.groups) for part in parts]
+        self.items = ItemTable(
+            keys=key_array([prefix + key for prefix, part in zip(prefixes, parts, strict=True) for key in part.keys]),
+            labels=labels,
+            label_names=names,
+            sizes=np.full(total, -1, dtype=np.int64),
+            mtimes_ns=np.repeat(np.array([file.stamp for file in files], dtype=np.int64), counts),
+            columns={
+                name: column_values(frame[name], text=name in ("split", "group"))
+                for name in frame.columns
+                if name != "label"
+            },
+        )
+
+    def locator(self, i: int) -> tuple[int, int, int]:
+        """Return file, row group, and row in the group of item ``i``."""
+        at = int(np.searchsorted(self._ends, i, side="right"))
+        number, group = self._groups[at].tolist()
+        return number, group, i - (int(self._ends[at - 1]) if at else 0)
+
+    def reader(self) -> Reader:
+        """Return a reader of rows."""
+        return ParquetReader(self._store, self._files, self._column)
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetReader:
+    """Reads images row by row; goes through a row group in small batches, and keeps the latest.
+
+    Parameters
+    ----------
+    store : Store
+    files : tuple of File
+    column : str
+    """
+
+    store: Store
+    files: tuple[File, ...]
+    column: str
+
+    def __call__(self, locator: tuple[int, int, int]) -> bytes:
+        """Return the image's bytes; raises `OSError`."""
+        number, group, row = locator
+        import pyarrow as pa
+
+        batches = _batches(self.store, self.files[number], self.column)
+        try:
+            value = batches.row(group, row)
+        except pa.ArrowException as error:
+            raise OSError(errno.EIO, f"damaged in the file: {first_line(error)}") from None
+        if value is None:
+            raise OSError(errno.ENODATA, "the row holds no bytes")
+        if len(value) > MAX_MEMBER_BYTES:
+            raise OSError(errno.EFBIG, f"image of {len(value)} bytes, above {MAX_MEMBER_BYTES}")
+        return value
+
+
+class _Batches:
+    """The image column of one file; threads may share it."""
+
+    def __init__(self, store: Store, file: File, column: str) -> None:
+        now = store.look(file.path)
+        if (now.size, now.stamp) != (file.size, file.stamp):
+            raise OSError(errno.ESTALE, "the file changed after it was listed")
+        self._parquet = _open(store, file.path)
+        self._column = column
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[tuple[int, int], pa.Array] = OrderedDict()
+        self._under_way: tuple[int, int, Iterator[pa.RecordBatch]] | None = None
+
+    def row(self, group: int, row: int) -> bytes | None:
+        """Return the bytes in a row of a group."""
+        number, place = divmod(row, BATCH_ROWS)
+        with self._lock:
+            values = self._kept.get((group, number))
+            if values is None:
+                values = self._fetch(group, number)
+        value: bytes | None = values[place].as_py()
+        return value
+
+    def _fetch(self, group: int, number: int) -> pa.Array:
+        """Go on to a batch from where the last one was, or from the start of its group."""
+        if self._under_way is None or self._under_way[0] != group or self._under_way[1] > number:
+            names = self._column + ".bytes" if _is_struct(self._parquet, self._column) else self._column
+            batches = self._parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[names], use_threads=False)
+            self._under_way = group, 0, batches
+        _, at, batches = self._under_way
+        while True:
+            batch = next(batches, None)
+            if batch is None:
+                self._under_way = None
+                raise OSError(errno.EIO, "the row group ends before it")
+            values = batch.column(0)
+            if hasattr(values, "field") and values.type.num_fields:  # of the struct, only the bytes were read
+                values = values.field(0) if values.null_count == 0 else _bytes_of(values)
+            self._kept[group, at] = values
+            if len(self._kept) > BATCHES_KEPT:
+                self._kept.popitem(last=False)
+            at += 1
+            self._under_way = group, at, batches
+            if at > number:
+                return values
+
+
+@functools.lru_cache(8)
+def _batches(store: Store, file: File, column: str) -> _Batches:
+    return _Batches(store, file, column)
+
+
+def _bytes_of(values: pa.Array) -> pa.Array:
+    import pyarrow.compute as pc
+
+    return pc.struct_field(values, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """What one file says of itself: rows per group, image column, keys and further columns."""
+
+    groups: list[int]
+    column: str
+    keys: list[bytes]
+    frame: pd.DataFrame
+
+
+def _open(store: Store, path: str) -> pq.ParquetFile:
+    import pyarrow.parquet as pq
+
+    # A buffered stream reads a column page by page; without it a row group comes whole.
+    place = path if isinstance(store, LocalStore) else store.open(path)
+    return pq.ParquetFile(place, buffer_size=1 << 20, pre_buffer=False)
+
+
+def _look(store: Store, file: File, column: str | None, location: str) -> _Part:
+    import pyarrow as pa
+
+    try:
+        parquet = _open(store, file.path)
+        chosen = _image_column(parquet.schema_arrow, column, location)
+        groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
+        names = [field.name for field in parquet.schema_arrow if field.name != chosen and _is_plain(field.type)]
+        frame = parquet.read(columns=names).to_pandas()
+        for name, values in _class_names(parquet.schema_arrow).items():
+            if name in frame and frame[name].dtype.kind in "iu":
+                frame[name] = [values[i] if 0 <= i < len(values) else None for i in frame[name]]
+        keys = _keys(parquet, frame, chosen)
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise SourceError(
+            f"cannot read the Parquet file {public(file.path)}: {public(first_line(error))}: make it again"
+        ) from None
+    long = [
+        name
+        for name in frame.columns
+        if name not in ("label", "split", "group")
+        and frame[name].dtype.kind not in "biuf"
+        and any(isinstance(text, str) and len(text) > MAX_TEXT for text in frame[name])
+    ]
+    return _Part(groups, chosen, keys, frame.drop(columns=[*long, *(name for name in KEY_COLUMNS if name in frame)]))
+
+
+def _keys(parquet: pq.ParquetFile, frame: pd.DataFrame, column: str) -> list[bytes]:
+    for name in KEY_COLUMNS:
+        if name in frame:
+            return [os.fsencode(str(value)) for value in frame[name]]
+    count = parquet.metadata.num_rows
+    if _is_struct(parquet, column) and any(field.name == "path" for field in parquet.schema_arrow.field(column).type):
+        read = parquet.read(columns=[f"{column}.path"]).column(0).combine_chunks()
+        paths = [value and value.get("path") for value in read.to_pylist()]
+        if all(paths) and len(set(paths)) == count:
+            return [os.fsencode(path) for path in paths]
+    return [b"%08d" % row for row in range(count)]
+
+
+def image_columns(schema: pa.Schema) -> list[str]:
+    """Return the columns that could be images, by type."""
+    import pyarrow as pa
+
+    def binary(kind: pa.DataType) -> bool:
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+
+    return [
+        field.name
+        for field in schema
+        if binary(field.type)
+        or (pa.types.is_struct(field.type) and any(f.name == "bytes" and binary(f.type) for f in field.type))
+    ]
+
+
+def _image_column(schema: pa.Schema, asked: str | None, location: str) -> str:
+    there = image_columns(schema)
+    if asked is not None and asked in there:
+        return asked
+    named = [name for name in there if name.lower() in ("image", "img")]
+    if asked is None and (len(named) == 1 or len(there) == 1):
+        return named[0] if len(named) == 1 else there[0]
+    wanted = f"the column {asked!r} of image bytes" if asked else "one column of image bytes"
+    found = ", ".join(map(repr, there)) or f"none among {', '.join(map(repr, schema.names))}"
+    raise SourceError(f"expected {wanted} in {public(location)}, found {found}: name it, as in FILE.parquet#COLUMN")
+
+
+def _is_struct(parquet: pq.ParquetFile, column: str) -> bool:
+    import pyarrow as pa
+
+    return bool(pa.types.is_struct(parquet.schema_arrow.field(column).type))
+
+
+def _is_plain(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    types = pa.types
+    return bool(
+        types.is_boolean(kind)
+        or types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_string(kind)
+        or types.is_large_string(kind)
+        or types.is_dictionary(kind)
+    )
+
+
+def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
+    """Return the names of classes by column, as Hugging Face's ``datasets`` leaves them in the metadata."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        return {
+            name: [str(text) for text in feature["names"]]
+            for name, feature in features.items()
+            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
+        }
+    except (KeyError, ValueError, TypeError, AttributeError):
+        return {}

@@ -1,0 +1,304 @@
+"""Where bytes lie: files of this machine, or of an fsspec URL; looked at, listed and read by range the same way."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import os
+import stat
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+
+from pipeline.errors import SourceError, first_line
+from pipeline.sources.base import MAX_FILE_BYTES, FileReader
+from pipeline.sources.urls import is_url, public
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+OPEN_FILES = 128
+"""Files kept open for reading by range; more shards than this are opened again when their turn comes."""
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+"""Protocol → the extra of this project that installs what it needs."""
+IN_PROCESS = ("memory",)
+"""Protocols whose files only the process that wrote them sees."""
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """A file as it was listed.
+
+    Attributes
+    ----------
+    path : str
+        As its store knows it.
+    size : int
+        Bytes; -1 where the store does not say.
+    stamp : int
+        Changes when the file does: its time in ns, or a number made of its ETag; -1 where the store has neither.
+    """
+
+    path: str
+    size: int = -1
+    stamp: int = -1
+
+
+class Store(ABC):
+    """A place that files are read from; picklable, so that decode workers can read too."""
+
+    protocol = "file"
+
+    @abstractmethod
+    def look(self, path: str) -> File:
+        """Return size and stamp of a file; raises `OSError` where there is none."""
+
+    @abstractmethod
+    def is_folder(self, path: str) -> bool:
+        """Tell whether there is a folder at ``path``."""
+
+    @abstractmethod
+    def glob(self, pattern: str) -> list[str]:
+        """Return the files that match, sorted."""
+
+    @abstractmethod
+    def open(self, path: str) -> BinaryIO:
+        """Open a file for reading, with seek."""
+
+    @abstractmethod
+    def read(self, file: File, offset: int, size: int) -> bytes:
+        """Return exactly ``size`` bytes from ``offset``; raises `OSError`, also where the file has changed."""
+
+    @abstractmethod
+    def read_all(self, path: str) -> bytes:
+        """Return a whole file of `MAX_FILE_BYTES` at most; raises `OSError`."""
+
+    @abstractmethod
+    def address(self, path: str) -> str:
+        """Return what finds the path from any folder, without credentials."""
+
+    def head(self, path: str, size: int) -> bytes:
+        """Return up to ``size`` bytes from the start; raises `OSError`."""
+        with self.open(path) as file:
+            return file.read(size)
+
+
+@dataclass(frozen=True, slots=True)
+class LocalStore(Store):
+    """The file system of this machine."""
+
+    def look(self, path: str) -> File:
+        """Return size and time."""
+        info = os.stat(path)
+        return File(path, info.st_size, info.st_mtime_ns)
+
+    def is_folder(self, path: str) -> bool:
+        """Tell whether there is a folder."""
+        return os.path.isdir(path)
+
+    def glob(self, pattern: str) -> list[str]:
+        """Return the files that match; ``**`` goes through folders, hidden ones excepted."""
+        import glob
+
+        return sorted(path for path in glob.iglob(pattern, recursive=True) if os.path.isfile(path))
+
+    def open(self, path: str) -> BinaryIO:
+        """Open the file; a FIFO or device is refused, not waited for."""
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "not a regular file")
+        return os.fdopen(fd, "rb")
+
+    def read(self, file: File, offset: int, size: int) -> bytes:
+        """Return the bytes by ``pread``."""
+        fd = _handle(file).fd
+        info = os.fstat(fd)
+        if (info.st_size, info.st_mtime_ns) != (file.size, file.stamp):
+            raise OSError(errno.ESTALE, "the archive changed after it was listed")
+        data = os.pread(fd, size, offset)
+        while len(data) < size:  # Linux gives 2 GiB at most at a time, other systems what they like
+            more = os.pread(fd, size - len(data), offset + len(data))
+            if not more:
+                raise OSError(errno.EIO, "the archive ends inside it")
+            data += more
+        return data
+
+    def read_all(self, path: str) -> bytes:
+        """Return the file's bytes."""
+        return FileReader(b"")(os.fsencode(path))
+
+    def address(self, path: str) -> str:
+        """Return the absolute path."""
+        return os.path.abspath(path)
+
+
+class _Handle:
+    """An open file that closes itself when nobody holds it: another thread may be reading while it leaves the cache."""
+
+    def __init__(self, path: str) -> None:
+        self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(AttributeError, OSError):
+            os.close(self.fd)
+
+
+@functools.lru_cache(OPEN_FILES)
+def _handle(file: File) -> _Handle:
+    return _Handle(file.path)
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteStore(Store):
+    """What fsspec finds behind a URL; every process opens the file system for itself, when it first reads.
+
+    Parameters
+    ----------
+    url : str
+        Any URL of the store; may hold credentials, which is why it is never shown.
+    """
+
+    url: str = field(repr=False)
+
+    @property
+    def protocol(self) -> str:  # type: ignore[override]
+        """Return the URL's scheme."""
+        return self.url.partition("://")[0]
+
+    def path_of(self, url: str) -> str:
+        """Return a URL as the store's own path."""
+        return str(self._fs._strip_protocol(url))
+
+    @property
+    def _fs(self) -> Any:
+        return _filesystem(self.url)
+
+    def look(self, path: str) -> File:
+        """Return size and stamp."""
+        with _as_os_error(path):
+            return _file(path, self._fs.info(path))
+
+    def is_folder(self, path: str) -> bool:
+        """Tell whether anything lies below the path."""
+        if self.protocol in ("http", "https"):  # fsspec would fetch the whole file to look for links in it
+            return path.endswith("/")
+        with _as_os_error(path):
+            return bool(self._fs.isdir(path))
+
+    def glob(self, pattern: str) -> list[str]:
+        """Return the files that match."""
+        with _as_os_error(pattern):
+            found = self._fs.glob(pattern, detail=True)
+        return sorted(path for path, info in found.items() if info.get("type", "file") == "file")
+
+    def find(self, folder: str) -> list[File]:
+        """Return all files below a folder, sorted."""
+        with _as_os_error(folder):
+            found: dict[str, Mapping[str, Any]] = self._fs.find(folder, detail=True)
+        return [_file(path, found[path]) for path in sorted(found)]
+
+    def refresh(self) -> None:
+        """Forget listings that fsspec has kept from earlier."""
+        self._fs.invalidate_cache()
+
+    def open(self, path: str) -> BinaryIO:
+        """Open the file; reads go through fsspec's read-ahead."""
+        with _as_os_error(path):
+            return cast("BinaryIO", self._fs.open(path, "rb"))
+
+    def read(self, file: File, offset: int, size: int) -> bytes:
+        """Return the bytes by one ranged request."""
+        if not size:
+            return b""
+        with _as_os_error(file.path):
+            data = bytes(self._fs.cat_file(file.path, start=offset, end=offset + size))
+        if len(data) != size:
+            raise OSError(errno.EIO, f"expected {size} bytes by range, found {len(data)}: the archive ends inside it")
+        return data
+
+    def read_all(self, path: str) -> bytes:
+        """Return the file's bytes."""
+        with _as_os_error(path):
+            data = bytes(self._fs.cat_file(path))
+        if len(data) > MAX_FILE_BYTES:
+            raise OSError(errno.EFBIG, f"file of {len(data)} bytes, above {MAX_FILE_BYTES}")
+        return data
+
+    def address(self, path: str) -> str:
+        """Return the URL without credentials."""
+        return public(self._fs.unstrip_protocol(path))
+
+
+def open_store(location: str) -> tuple[Store, str]:
+    """Return the store of a path or URL, and the location as that store's path.
+
+    Raises
+    ------
+    SourceError
+        A protocol that fsspec does not know, or whose package is not installed.
+    """
+    if location.startswith("file://"):
+        location = location.removeprefix("file://")
+    if not is_url(location):
+        return LocalStore(), location
+    store = RemoteStore(location)
+    path = store.path_of(location)
+    store.refresh()
+    return store, path
+
+
+@functools.lru_cache(64)
+def _filesystem(url: str) -> Any:
+    import fsspec
+
+    protocol = url.partition("://")[0]
+    try:
+        return fsspec.core.url_to_fs(url)[0]
+    except ImportError as error:
+        extra = EXTRAS.get(protocol)
+        way_out = f"pip install 'embedding-pipeline[{extra}]'" if extra else "install the package that it names"
+        raise SourceError(
+            f"expected what {protocol}:// needs, found it missing ({first_line(error)}): {way_out}"
+        ) from None
+    except ValueError as error:
+        raise SourceError(f"cannot open {public(url)}: {public(first_line(error))}: check the URL") from None
+
+
+@contextlib.contextmanager
+def _as_os_error(path: str) -> Iterator[None]:
+    """Turn whatever a store's client raises into an `OSError` that gives no credentials away."""
+    try:
+        yield
+    except SourceError:
+        raise
+    except MemoryError:
+        raise
+    except FileNotFoundError:
+        raise FileNotFoundError(errno.ENOENT, "no such file", public(path)) from None
+    except Exception as error:
+        text = public(first_line(error))
+        number = getattr(error, "errno", None) or errno.EIO
+        raise OSError(number, text) from None
+
+
+def _file(path: str, info: Mapping[str, Any]) -> File:
+    size = info.get("size")
+    return File(path, -1 if size is None else int(size), _stamp(info))
+
+
+def _stamp(info: Mapping[str, Any]) -> int:
+    """Return a number that changes when a file does; stores call its time and its tag as they like."""
+    for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
+        value = info.get(name)
+        if isinstance(value, (int, float)):
+            return int(value * 1e9)
+        if hasattr(value, "timestamp"):
+            return int(cast("Any", value).timestamp() * 1e9)
+    for name in ("ETag", "etag", "blob_id", "md5Hash", "updated", "Last-Modified"):
+        if info.get(name):
+            digest = hashlib.blake2b(str(info[name]).encode(), digest_size=8).digest()
+            return int.from_bytes(digest, "little") >> 1
+    return -1

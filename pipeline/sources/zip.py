@@ -1,0 +1,174 @@
+"""Zip archives, one or many: listed by `zipfile`, stored and deflated members read by offset."""
+
+from __future__ import annotations
+
+import errno
+import struct
+import zipfile
+import zlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pipeline.decode import SNIFF_BYTES
+from pipeline.errors import SourceError, first_line
+from pipeline.sources.base import MAX_MEMBER_BYTES, Reader, in_threads, named_like_an_image
+from pipeline.sources.index import kept_index
+from pipeline.sources.members import (
+    ENCRYPTED,
+    IMAGE,
+    MAX_SIDECAR_BYTES,
+    NOT_A_FILE,
+    NOT_AN_IMAGE,
+    PACKED,
+    TOO_LARGE,
+    ArchiveSource,
+    Listing,
+    is_sidecar,
+    judge,
+)
+from pipeline.sources.store import LocalStore
+from pipeline.sources.urls import public
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from pipeline.sources.index import Columns
+    from pipeline.sources.store import File, Store
+
+SIGNATURE = b"PK\x03\x04"
+LOCAL_HEADER = struct.Struct("<4s22xHH")
+"""Signature, then lengths of name and extra field, which the data follow (APPNOTE 4.3.7)."""
+SNIFF_PACKED = 512
+"""Bytes of deflated data that hold the first `SNIFF_BYTES`, with the tables that go before them."""
+EXTRA_GUESS = 64
+"""Bytes of extra field that are read along with the data, so that one read does."""
+ENCRYPTED_FLAG = 0x1
+UNIX, LINK_MODE = 3, 0o12
+
+
+class ZipSource(ArchiveSource):
+    """The images in zip archives; see `ArchiveSource`.
+
+    On this machine content decides what an image is. Over a network that would cost a request for each member, so the
+    name's ending does.
+
+    Parameters
+    ----------
+    location : str
+        What the user named.
+    store : Store
+    files : sequence of File
+        The archives.
+    """
+
+    kind = "zip"
+    numbers = ("offset", "packed", "size", "method", "crc", "name_bytes")
+
+    def __init__(self, location: str, store: Store, files: Sequence[File]) -> None:
+        indexes = list(in_threads(lambda file: kept_index(self.kind, store, file, lambda: _list(store, file)), files))
+        super().__init__(location, store, files, indexes)
+
+    def reader(self) -> Reader:
+        """Return a reader of members."""
+        return ZipReader(self._store, self._files)
+
+
+@dataclass(frozen=True, slots=True)
+class ZipReader:
+    """Reads stored and deflated members by offset, and checks their CRC-32.
+
+    Parameters
+    ----------
+    store : Store
+    files : tuple of File
+    """
+
+    store: Store
+    files: tuple[File, ...]
+
+    def __call__(self, locator: tuple[int, int, int, int, int, int, int]) -> bytes:
+        """Return the member's bytes; raises `OSError`."""
+        number, offset, packed, size, method, crc, name_bytes = locator
+        file = self.files[number]
+        if max(packed, size) > MAX_MEMBER_BYTES:
+            raise OSError(errno.EFBIG, f"member of {max(packed, size)} bytes, above {MAX_MEMBER_BYTES}")
+        data = self.packed(file, offset, packed, name_bytes)
+        if method == zipfile.ZIP_DEFLATED:
+            try:
+                data = zlib.decompressobj(-zlib.MAX_WBITS).decompress(data, size + 1)
+            except zlib.error as error:
+                raise OSError(errno.EIO, f"damaged in the archive: {error}") from None
+        if len(data) != size or zlib.crc32(data) != crc:
+            raise OSError(errno.EIO, "damaged in the archive: length or checksum differs from the one it states")
+        return data
+
+    def packed(self, file: File, offset: int, size: int, name_bytes: int) -> bytes:
+        """Return the first bytes of a member as packed, which follow a header whose length only itself tells."""
+        most = LOCAL_HEADER.size + name_bytes + EXTRA_GUESS + size
+        block = self.store.read(file, offset, min(most, file.size - offset))
+        if len(block) < LOCAL_HEADER.size or not block.startswith(SIGNATURE):
+            raise OSError(errno.EIO, "damaged in the archive: no header where there should be one")
+        start = LOCAL_HEADER.size + sum(LOCAL_HEADER.unpack_from(block)[1:])
+        if start + size <= len(block):
+            return block[start : start + size]
+        return self.store.read(file, offset + start, size)
+
+
+def _list(store: Store, file: File) -> Columns:
+    listing = Listing(ZipSource.numbers)
+    looks = isinstance(store, LocalStore)
+    read = ZipReader(store, (file,))
+    try:
+        with store.open(file.path) as raw, zipfile.ZipFile(raw) as archive:
+            for member in archive.infolist():
+                if not member.is_dir():
+                    _add(archive, member, listing, read, looks=looks)
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error) as error:
+        raise SourceError(
+            f"cannot read the zip archive {public(file.path)}: {public(first_line(error))}: fetch or make it again"
+        ) from None
+    return listing.columns()
+
+
+def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, listing: Listing, read: ZipReader, *, looks: bool) -> None:
+    name = member.filename.encode("utf-8", "surrogateescape")
+    numbers = {
+        "offset": member.header_offset,
+        "packed": member.compress_size,
+        "size": member.file_size,
+        "method": member.compress_type,
+        "crc": member.CRC,
+        "name_bytes": len(member.orig_filename.encode()),
+    }
+    if member.flag_bits & ENCRYPTED_FLAG:
+        listing.add(name, ENCRYPTED)
+    elif member.create_system == UNIX and member.external_attr >> 28 == LINK_MODE:
+        listing.add(name, NOT_A_FILE)
+    elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        listing.add(name, PACKED)
+    elif max(member.file_size, member.compress_size) > MAX_MEMBER_BYTES:
+        listing.add(name, TOO_LARGE)
+    elif max(member.file_size, member.compress_size) <= MAX_SIDECAR_BYTES and is_sidecar(name):
+        try:
+            listing.tell(name, read((0, *numbers.values())))  # type: ignore[arg-type]
+        except OSError:
+            listing.add(name, NOT_AN_IMAGE)
+    elif looks:
+        listing.add(name, _sniff(read, member), **numbers)
+    else:
+        listing.add(name, IMAGE if named_like_an_image(name) else NOT_AN_IMAGE, **numbers)
+
+
+def _sniff(read: ZipReader, member: zipfile.ZipInfo) -> int:
+    try:
+        head = read.packed(
+            read.files[0],
+            member.header_offset,
+            min(member.compress_size, SNIFF_PACKED),
+            len(member.orig_filename.encode()),
+        )
+        if member.compress_type == zipfile.ZIP_DEFLATED:
+            head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, SNIFF_BYTES)
+    except (OSError, zlib.error):
+        return IMAGE  # not known to be something else: its row will say why it cannot be read
+    return judge(head[:SNIFF_BYTES])

@@ -1,0 +1,278 @@
+"""What a user may name, what is refused, and that credentials stay out of everything that is kept or said."""
+
+from __future__ import annotations
+
+import json
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipeline import open_cache
+from pipeline.errors import SourceError
+from pipeline.extract import ExtractSettings, extract
+from pipeline.sources import open_source, public
+from pipeline.sources.opening import expand_braces
+from scripts.source_variants import make_encoded_hdf5, make_folder, make_parquet, make_tars, make_zip
+from scripts.trivial_network import trivial_network
+from tests.faulty_reader import picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+IMAGES = {f"{'ant' if i % 2 else 'bee'}/{i}.png": picture(i) for i in range(6)}
+
+
+@pytest.fixture(autouse=True)
+def own_indexes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+
+# ---- what may be named ----
+
+
+def test_braces_in_the_order_they_are_written(tmp_path: Path) -> None:
+    make_tars(tmp_path, IMAGES, 3)
+    source = open_source(str(tmp_path / "shard-{2,0}.tar"))
+    assert [source[i].key.partition("/")[0] for i in range(4)] == ["shard-2.tar"] * 2 + ["shard-0.tar"] * 2
+    with pytest.raises(SourceError, match=r"cannot read .*shard-3.tar: No such file"):
+        open_source(str(tmp_path / "shard-{0..3}.tar"))
+    with pytest.raises(SourceError, match="mend the braces"):
+        expand_braces("{0..99999}{0..99999}")
+
+
+def test_a_file_that_is_called_like_a_pattern_is_taken_as_it_is(tmp_path: Path) -> None:
+    make_zip(tmp_path / "odd[1]{2}#3.zip", IMAGES, deflated=True)
+    assert len(open_source(str(tmp_path / "odd[1]{2}#3.zip"))) == 6
+
+
+def test_a_column_or_data_set_may_be_named(tmp_path: Path) -> None:
+    import h5py
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    left, right = [picture(1), picture(2)], [picture(3), picture(4)]
+    pq.write_table(pa.table({"left": left, "right": right}), tmp_path / "two.parquet")
+    with pytest.raises(SourceError, match=r"found 'left', 'right': name it, as in FILE.parquet#COLUMN"):
+        open_source(str(tmp_path / "two.parquet"))
+    source = open_source(str(tmp_path / "two.parquet") + "#right")
+    assert [source.reader()(source.locator(i)) for i in range(2)] == right
+    with h5py.File(tmp_path / "two.h5", "w") as file:
+        file["x/left"] = np.zeros((2, 4, 4), np.uint8)
+        file["x/right"] = np.ones((2, 4, 4, 3), np.uint8)
+        file["other"] = np.zeros((2, 4))
+    with pytest.raises(SourceError, match=r"x/left \(2, 4, 4\) uint8, x/right"):
+        open_source(str(tmp_path / "two.h5"))
+    source = open_source(str(tmp_path / "two.h5") + "#x/right")
+    assert source.reader()(source.locator(1)) == b"P6 4 4 255\n" + bytes([1] * 48)
+    assert source.describe()["address"].endswith("two.h5#x/right")
+
+
+def test_a_cache_is_no_source(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", IMAGES)
+    with trivial_network():
+        extract(str(tmp_path / "images"), tmp_path / "c.h5")
+    with pytest.raises(SourceError, match="found a cache of embeddings"):
+        open_source(str(tmp_path / "c.h5"))
+
+
+def test_rows_of_parquet_without_bytes_fail_alone(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"bytes": picture(1), "path": "a"}, {"bytes": None, "path": "b"}, None, {"bytes": picture(2), "path": "d"}]
+    pq.write_table(pa.table({"image": rows, "note": ["x", "y" * 300, "z", ""], "n": [1, 2, 3, 4]}), tmp_path / "p")
+    source = open_source(str(tmp_path / "p"))
+    assert list(source.items.columns) == ["n"]  # a text of 300 characters is no column of a cache
+    read = source.reader()
+    assert [read(source.locator(0)), read(source.locator(3))] == [picture(1), picture(2)]
+    for i in (1, 2):
+        with pytest.raises(OSError, match="holds no bytes"):
+            read(source.locator(i))
+
+
+def test_class_names_of_hugging_face(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"image": pa.array([{"bytes": picture(i), "path": None} for i in range(3)]), "label": [1, 0, 1]})
+    features = {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, tmp_path / "p")
+    source = open_source(str(tmp_path / "p"))
+    assert [source[i].label for i in range(3)] == ["dog", "cat", "dog"]
+    assert source[2].key == "00000002"
+
+
+def test_several_parquet_and_hdf5_files(tmp_path: Path) -> None:
+    for part in ("a", "b"):
+        make_parquet(tmp_path / f"{part}.parquet", IMAGES, hugging_face=True)
+        make_encoded_hdf5(tmp_path / f"{part}.h5", IMAGES)
+    for kind in ("parquet", "h5"):
+        source = open_source(str(tmp_path / f"*.{kind}"))
+        assert len(source) == 12
+        assert source[7].key.startswith(f"b.{kind}/")
+        assert source.reader()(source.locator(7)) == list(IMAGES.values())[1]
+    with pytest.raises(SourceError, match="files of one kind"):
+        open_source(str(tmp_path / "*.*"))
+
+
+@pytest.mark.parametrize(
+    ("location", "message"),
+    [
+        ("{tmp}/*.jpg", "expected files that match"),
+        ("nosuch://bucket/x", "cannot open nosuch://bucket/x: Protocol not known"),
+        ("gs://bucket/x.tar", "embedding-pipeline\\[gcs\\]"),
+        ("memory://nothing/here.tar", "cannot read memory:///nothing/here.tar: no such file"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_line(location: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match=message) as caught:
+        open_source(location.format(tmp=tmp_path))
+    assert "\n" not in str(caught.value)
+
+
+# ---- labels from a side table ----
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> str:
+    make_zip(tmp_path / "a.zip", IMAGES, deflated=False)
+    return str(tmp_path / "a.zip")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_side_table_tells_labels_and_more(kind: str, archive: str, tmp_path: Path) -> None:
+    frame = pd.DataFrame(
+        {
+            "key": ["ant/1.png", "bee/0.png", "gone.png"],
+            "label": ["worker", "queen", "drone"],
+            "split": ["test", "train", "train"],
+            "age": [3, 4, 5],
+        }
+    )
+    frame.to_csv(tmp_path / "t", index=False) if kind == "csv" else frame.to_parquet(tmp_path / "t")
+    source = open_source(archive, labels=str(tmp_path / "t"))
+    assert {source[i].key: source[i].label for i in range(2)} == {"bee/0.png": "queen", "ant/1.png": "worker"}
+    assert [source[i].label for i in range(2, 6)] == [None] * 4
+    assert source.items.label_names == ("queen", "worker")
+    assert source.items.columns["split"].tolist() == ["train", "test", "", "", "", ""]
+    assert np.array_equal(source.items.columns["age"], [4, 3, *[np.nan] * 4], equal_nan=True)
+    assert [(skip.key, skip.reason) for skip in source.skipped] == [("gone.png", "in the table of labels only")]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("path,label\nx,y\n", "expected a column 'key' and others"),
+        ("key\nbee/0.png\n", "expected a column 'key' and others"),
+        ("key,label\nbee/0.png,a\nbee/0.png,b\n", "found 'bee/0.png' more than once"),
+        ("key,label\n0.png,a\n", "such as 'bee/0.png', found '0.png'"),
+        ("key,label\n", "found 'none'"),
+    ],
+)
+def test_side_tables_that_do_not_fit_are_refused(text: str, message: str, archive: str, tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(SourceError, match=message):
+        open_source(archive, labels=str(tmp_path / "t.csv"))
+
+
+def test_other_labels_relabel_the_cache_and_compute_nothing(archive: str, tmp_path: Path) -> None:
+    with trivial_network():
+        extract(archive, tmp_path / "c.h5")
+        (tmp_path / "t.csv").write_text("key,label\nbee/0.png,wasp\n")
+        summary = extract(archive, tmp_path / "c.h5", ExtractSettings(labels=str(tmp_path / "t.csv")))
+    assert summary.computed == 0
+    assert summary.changes["relabelled"] == 6
+    assert open_cache(tmp_path / "c.h5").label_names == ("wasp",)
+
+
+def test_an_archive_made_again_with_one_other_image_computes_that_one(archive: str, tmp_path: Path) -> None:
+    with trivial_network():
+        extract(archive, tmp_path / "c.h5")
+        make_zip(tmp_path / "a.zip", {**IMAGES, "bee/2.png": picture(77)}, deflated=True)
+        summary = extract(archive, tmp_path / "c.h5")
+    assert (summary.computed, summary.changes["changed"], summary.changes["unchanged"]) == (1, 1, 5)
+
+
+# ---- credentials ----
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Serves one file by range to those who bring the signature."""
+
+    def __init__(self, body: bytes, *given: object) -> None:
+        self.body = body
+        super().__init__(*given)  # type: ignore[arg-type]
+
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if "Signature=s3cr3t" not in self.path:
+            self.send_error(403)
+            return
+        first, last = 0, len(self.body) - 1
+        if wanted := self.headers.get("Range"):
+            start, _, stop = wanted.removeprefix("bytes=").partition("-")
+            first, last = int(start), min(int(stop or last), last)
+        body = self.body[first : last + 1]
+        self.send_response(206 if wanted else 200)
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Content-Range", f"bytes {first}-{last}/{len(self.body)}")
+        self.send_header("ETag", '"one"')
+        self.end_headers()
+        if self.command == "GET":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *given: object) -> None:
+        return
+
+
+@pytest.fixture
+def server(archive: str) -> Iterator[str]:
+    from pathlib import Path
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, Path(archive).read_bytes())) as serving:
+        thread = threading.Thread(target=serving.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{serving.server_port}/a.zip"
+        serving.shutdown()
+        thread.join()
+
+
+def test_a_signed_url_is_read_and_its_signature_is_kept_nowhere(
+    server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    said: list[str] = []
+    with trivial_network():
+        summary = extract(f"{server}?Signature=s3cr3t", tmp_path / "c.h5", say=said.append)
+    assert (summary.computed, summary.failed) == (6, 0)
+    assert open_cache(tmp_path / "c.h5").source == {"kind": "zip", "location": server, "address": server}
+    with pytest.raises(SourceError) as caught:
+        open_source(f"{server}?Signature=wr0ng")
+    assert "wr0ng" not in str(caught.value)
+    assert open_cache(tmp_path / "c.h5").image_bytes(0) is None  # 403 without its signature
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(kept) >= 3
+    assert not any(b"s3cr3t" in data for data in kept)
+    assert not any("s3cr3t" in text for text in (*said, *capfd.readouterr()))
+
+
+@pytest.mark.parametrize(
+    ("given", "shown"),
+    [
+        ("ftp://me:p%40ss@host/x{1..2}.tar", "ftp://host/x{1..2}.tar"),
+        ("403, message='Forbidden', url='https://h/a?X-Amz-Credential=k&X-Amz-Signature=s'", "403, message='Forbidden', url='https://h/a'"),
+        ("s3://bucket/a?versionId=3#column", "s3://bucket/a#column"),
+        ("plain/file?.png", "plain/file?.png"),
+    ],
+)  # fmt: skip
+def test_what_may_be_shown_of_a_url(given: str, shown: str) -> None:
+    assert public(given) == shown
