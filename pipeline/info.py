@@ -53,7 +53,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "fingerprint": cache.fingerprint,
         "versions": cache.versions,
         "self_check": cache.self_check,
-        "bytes": cache.path.stat().st_size,
+        "bytes": cache.nbytes,
     }
 
 

@@ -245,7 +245,9 @@ def _keep_reasons(path: Path, old: Cache, items: Items, origin: NDArray[np.int64
 
 def _moved(cache: Cache, attributes: Mapping[str, str | int]) -> bool:
     wanted = json.loads(str(attributes["source"]))
-    return bool(cache.source.get("root", cache.source["location"]) != wanted.get("root", wanted["location"]))
+    elsewhere = cache.source.get("root", cache.source["location"]) != wanted.get("root", wanted["location"])
+    # The list as a whole may have changed where this shard of it did not.
+    return bool(elsewhere or (cache.shard and cache.shard.to_json()) != attributes.get("shard"))
 
 
 def _widths(cache: Cache) -> dict[str, int]:
