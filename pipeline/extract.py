@@ -21,16 +21,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache import Cache, CacheWriter, Items, check_same_numbers, fingerprint, open_cache, write_lock
+from pipeline.cache import (
+    Cache,
+    CacheWriter,
+    Items,
+    ShardRecord,
+    check_same_numbers,
+    fingerprint,
+    open_cache,
+    write_lock,
+)
 from pipeline.cache.background import BackgroundWriter
 from pipeline.cache.format import canonical_json
 from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
+from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
 from pipeline.decode import DecodePolicy, Status
 from pipeline.embed import AUTO, RunSettings, choose_engine, embed, worker_count
 from pipeline.errors import CacheError, PipelineError
 from pipeline.readout import ReadOut, read_out
+from pipeline.scale.shards import Shard, ShardSource, as_items
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -66,6 +77,8 @@ class ExtractSettings:
         Try again the images that failed before.
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
+    shard : Shard or None
+        Only this part of the source; see `pipeline.scale.shards`.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -78,6 +91,7 @@ class ExtractSettings:
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
+    shard: Shard | None = None
 
 
 @dataclass(slots=True)
@@ -164,6 +178,8 @@ def extract(
     failure_limit(settings.max_failures, 0)
     _check_output(path)
     source = open_source(images, allow_missing=settings.allow_missing) if isinstance(images, str) else images
+    if settings.shard is not None:
+        source = ShardSource(source, settings.shard)
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
     with write_lock(path):
         summary = _extract_locked(path, source, backbone, settings, stop, say, progress)
@@ -184,7 +200,7 @@ def _extract_locked(
     say: Say,
     progress: Progress,
 ) -> Summary:
-    items = Items(**{name: getattr(source.items, name) for name in Items.__dataclass_fields__})
+    items = as_items(source.items)
     old = open_cache(path) if path.exists() else None
     target, changes = path, dict[str, int]()
     if old is None:
@@ -194,6 +210,7 @@ def _extract_locked(
             settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
         spec = make_spec(backbone, settings, settings.run.precision)
         check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
+        check_same_shard(path, old.shard, _record(source))
         try:
             target, changes = _target(path, old, items, source, spec, settings, stop, say)
         except _StopRequested:
@@ -203,8 +220,11 @@ def _extract_locked(
     else:
         todo = np.arange(len(items), dtype=np.int64)
     if len(todo):
+        sampled, among = source, todo
+        if old is None and isinstance(source, ShardSource):  # the same sample in every job: the same precision
+            sampled, among = source.whole, np.arange(len(source.whole))
         engine, self_check = choose_engine(
-            source, backbone, settings.decode, settings.run, rows=todo, stop=stop, say=say
+            sampled, backbone, settings.decode, settings.run, rows=among, stop=stop, say=say
         )
         try:
             if old is None:
@@ -323,13 +343,19 @@ def _check_output(path: Path) -> None:
 def _attributes(
     spec: dict[str, Any], versions: Mapping[str, str], self_check: Mapping[str, Any], source: Source
 ) -> dict[str, str]:
+    record = _record(source)
     return {
         "spec": canonical_json(spec),
         "fingerprint": fingerprint(spec),
         "versions": canonical_json(versions),
         "self_check": canonical_json(self_check),
         "source": canonical_json(source.describe()),
+        **({} if record is None else {"shard": record.to_json()}),
     }
+
+
+def _record(source: Source) -> ShardRecord | None:
+    return source.record if isinstance(source, ShardSource) else None
 
 
 def _fill(

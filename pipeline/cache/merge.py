@@ -205,4 +205,3 @@ def _key(cache: Cache, row: int) -> str:
 def _differ(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
     differing: NDArray[np.bool_] = np.not_equal(one, other)
     return differing & ~(np.isnan(one) & np.isnan(other)) if one.dtype.kind == "f" else differing
-

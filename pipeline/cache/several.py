@@ -50,7 +50,8 @@ def open_cache(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         return Cache(several[0]) if len(several) == 1 else SeveralCaches([Cache(one) for one in several])
     if MAGIC.isdisjoint(os.fspath(path)) or Path(path).exists():
         return Cache(path)
-    found = sorted(glob.glob(os.fspath(path), recursive=True))
+    # Path.glob takes no absolute pattern.
+    found = sorted(glob.glob(os.fspath(path), recursive=True))  # noqa: PTH207
     if not found:
         raise CacheError(f"expected caches at {path}, found nothing that fits: check the pattern")
     return Cache(found[0]) if len(found) == 1 else SeveralCaches([Cache(one) for one in found], name=os.fspath(path))

@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 )
 @click.option("--retry-failed", is_flag=True, help="Try again the images that failed before.")
 @click.option("--max-failures", metavar="N|P%", help="Stop early when more images fail than this.")
+@click.option(
+    "--shard", metavar="I/N|slurm",
+    help="Only part I of N, from 1; slurm: of the array's task. '{shard}' in CACHE.h5 becomes I. See pipeline merge.",
+)  # fmt: skip
 @run_options
 def extract(
     images: str,
@@ -52,6 +56,7 @@ def extract(
     check_content: bool,
     retry_failed: bool,
     max_failures: str | None,
+    shard: str | None,
     run: RunSettings,
 ) -> None:
     """Embed every image of IMAGES into a cache.
@@ -62,7 +67,10 @@ def extract(
     from pipeline.decode import DecodePolicy
     from pipeline.extract import ExtractSettings
     from pipeline.extract import extract as extract_images
+    from pipeline.scale.shards import Shard
 
+    part = Shard.parse(shard) if shard else None
+    output = part.name(output) if part else output
     settings = ExtractSettings(
         backbone=backbone,
         weights=weights,
@@ -74,6 +82,7 @@ def extract(
         check_content=check_content,
         retry_failed=retry_failed,
         max_failures=max_failures,
+        shard=part,
     )
     progress = ProgressLine("extract")
     with stop_on_signal() as stop:
