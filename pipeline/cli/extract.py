@@ -42,6 +42,14 @@ if TYPE_CHECKING:
     "--shard", metavar="I/N|slurm",
     help="Only part I of N, from 1; slurm: of the array's task. '{shard}' in CACHE.h5 becomes I. See pipeline merge.",
 )  # fmt: skip
+@click.option(
+    "--ray", "ray_address", metavar="[ADDRESS]", is_flag=False, flag_value="",
+    help="Compute on the Ray cluster at ADDRESS; without it on the one around, or one started here.",
+)  # fmt: skip
+@click.option(
+    "--ray-actors", type=click.IntRange(1), default=None,
+    help="Engines on the cluster, at most.  [default: as many as it has room for]",
+)  # fmt: skip
 @run_options
 def extract(
     images: str,
@@ -57,6 +65,8 @@ def extract(
     retry_failed: bool,
     max_failures: str | None,
     shard: str | None,
+    ray_address: str | None,
+    ray_actors: int | None,
     run: RunSettings,
 ) -> None:
     """Embed every image of IMAGES into a cache.
@@ -84,10 +94,15 @@ def extract(
         max_failures=max_failures,
         shard=part,
     )
+    executor = None
+    if ray_address is not None:
+        from pipeline.scale.cluster import RayExecutor
+
+        executor = RayExecutor(ray_address or None, actors=ray_actors or 0)
     progress = ProgressLine("extract")
     with stop_on_signal() as stop:
         try:
-            summary = extract_images(images, output, settings, stop=stop, say=say, progress=progress)
+            summary = extract_images(images, output, settings, executor=executor, stop=stop, say=say, progress=progress)
         finally:
             progress.close()
         _say_summary(summary, output)
