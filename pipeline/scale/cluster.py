@@ -12,6 +12,7 @@ import os
 import pickle
 import queue
 import signal
+import socket
 import threading
 from collections import defaultdict
 from dataclasses import dataclass, replace
@@ -21,7 +22,7 @@ import numpy as np
 
 from pipeline.content import HASH_BYTES
 from pipeline.decode_worker import Outcome
-from pipeline.embed import STOP_CHECK_S, choose_engine, embed_through, pool_for, sample_rows
+from pipeline.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
 from pipeline.errors import EngineError, PipelineError, first_line
 from pipeline.executor import Executor
 from pipeline.sources import Reader, Source
@@ -40,6 +41,7 @@ if TYPE_CHECKING:
 CHUNK_IMAGES = 256
 """Rows that an actor is given at once, at least: what is computed again when it is lost."""
 CHUNK_BATCHES = 8
+CONNECT_WITHIN_S = 10.0
 CHECK_RETRIES = 3
 """How often the self-check is tried again when its node is lost; for chunks of rows Ray Data does it without end."""
 LAYER = "layer:"
@@ -47,6 +49,7 @@ QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anyone unless the user asks for it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it otherwise warns of
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors come as exceptions
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a stop must not start a cluster of its own
 }
 """Settings that Ray reads from the environment when it is imported."""
 WAITS = ("wait for decode", "wait for forward")
@@ -69,6 +72,8 @@ class RayExecutor(Executor):
 
     def __init__(self, address: str | None = None, *, actors: int = 0) -> None:
         self._ray, self._address, self._actors = _import_ray(), address, actors
+        self._quiet = contextlib.ExitStack()
+        self._pump: threading.Thread | None = None
 
     def open(
         self,
@@ -89,6 +94,7 @@ class RayExecutor(Executor):
             The cluster is not to be reached or has no processor, or as `Executor.open` says.
         """
         self._started = _connect(self._ray, self._address)
+        self._quiet.enter_context(_quietly(self._ray.data))
         try:
             room = _room(self._ray, run.device)
             run = replace(run, workers=run.workers or room.cpus)
@@ -116,35 +122,75 @@ class RayExecutor(Executor):
         EngineError
             An actor could not start, or the cluster is gone.
         """
-        import ray.data
-
+        data = self._ray.data
         actors = self._actors or self._room.actors
         at_once = self._batch_size * -(-max(CHUNK_IMAGES, CHUNK_BATCHES * self._batch_size) // self._batch_size)
         if stop.is_set() or not len(rows):
             return
-        with _quietly(ray.data):
-            chunks = ray.data.from_arrow(_tables(source, rows, at_once))
-            results = chunks.map_batches(
-                _Embedder,
-                batch_size=None,
-                batch_format="numpy",
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
-                fn_constructor_args=(self._ray.put(self._setup),),
-                num_cpus=self._room.cpus,
-                num_gpus=self._room.gpus,
-            )
-            for result in _until_stopped(results, stop):
-                seconds["read"] += float(result["read_s"].sum())
-                seconds["decode"] += float(result["decode_s"].sum())
-                for name in WAITS:
-                    seconds[name] += float(result[name].sum()) / actors
-                outputs = {name.removeprefix(LAYER): rows for name, rows in result.items() if name.startswith(LAYER)}
-                yield _Result(result["row"], _outcomes(result)), outputs
+        chunks = data.from_arrow(_tables(source, rows, at_once))
+        results = chunks.map_batches(
+            _Embedder,
+            batch_size=None,
+            batch_format="numpy",
+            compute=data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+            fn_constructor_args=(self._ray.put(self._setup),),
+            num_cpus=self._room.cpus,
+            num_gpus=self._room.gpus,
+        )
+        for result in self._until_stopped(results, stop):
+            seconds["read"] += float(result["read_s"].sum())
+            seconds["decode"] += float(result["decode_s"].sum())
+            for name in WAITS:
+                seconds[name] += float(result[name].sum()) / actors
+            outputs = {name.removeprefix(LAYER): rows for name, rows in result.items() if name.startswith(LAYER)}
+            yield _Result(result["row"], _outcomes(result)), outputs
 
     def close(self) -> None:
         """Leave the cluster; end it where it was started here."""
         if self._started:
             self._ray.shutdown()
+        if self._pump is not None:  # a shutdown wakes it, and it says so
+            self._pump.join(STOP_WITHIN_S)
+        self._quiet.close()
+
+    def _until_stopped(self, results: Any, stop: threading.Event) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield what comes back; a thread waits for it, so that a stop is seen meanwhile."""
+        ready: queue.Queue[dict[str, NDArray[Any]] | BaseException | None] = queue.Queue(1)
+        ended = threading.Event()
+
+        def put(result: dict[str, NDArray[Any]] | BaseException | None) -> None:
+            while not ended.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(result, timeout=STOP_CHECK_S)
+                    return
+
+        def pump() -> None:
+            try:
+                for result in results.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                    put(result)
+                    if ended.is_set():
+                        return
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        self._pump = threading.Thread(target=pump, daemon=True, name="ray-results")
+        self._pump.start()
+        try:
+            while not stop.is_set():
+                try:
+                    result = ready.get(timeout=STOP_CHECK_S)
+                except queue.Empty:
+                    continue
+                if isinstance(result, self._ray.exceptions.RayError):
+                    raise _as_ours(result) from None
+                if isinstance(result, BaseException):
+                    raise result
+                if result is None:
+                    return
+                yield result
+        finally:
+            ended.set()
 
     def _choose(
         self,
@@ -320,19 +366,43 @@ def _connect(ray: Any, address: str | None) -> bool:
     """Connect to a cluster, or start one on this machine; return whether that was to be done."""
     if ray.is_initialized():
         return False
+    _check_address(address or os.environ.get("RAY_ADDRESS", ""))
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise EngineError(
-            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): check the address, or 'ray status' "
-            "on its head node"
+            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): look at 'ray status'"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray puts its own in their place
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
     return True
+
+
+def _check_address(address: str) -> None:
+    """Find out at once what Ray tries for minutes.
+
+    Raises
+    ------
+    EngineError
+        Nobody answers there, or it is the address of a Ray client, which has no Ray Data.
+    """
+    if address.startswith("ray://"):
+        raise EngineError(
+            f"expected the address HOST:PORT of the cluster itself, found {address}: run the command on one of its "
+            "nodes, for instance with 'ray job submit'"
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # "auto" or "local", which Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"no Ray cluster at {address} ({first_line(error)}): check the address, or 'ray status' on its head node"
+        ) from None
 
 
 def _room(ray: Any, device: str) -> _Room:
@@ -366,53 +436,6 @@ def _tables(source: Source, rows: NDArray[np.int64], at_once: int) -> list[Any]:
     return [table(rows[start : start + at_once].tolist()) for start in range(0, len(rows), at_once)]
 
 
-def _until_stopped(results: Any, stop: threading.Event) -> Iterator[dict[str, NDArray[Any]]]:
-    """Yield what comes back; a thread waits for it, so that a stop is seen meanwhile.
-
-    Raises
-    ------
-    EngineError
-        The cluster gave up.
-    """
-    import ray
-
-    ready: queue.Queue[dict[str, NDArray[Any]] | BaseException | None] = queue.Queue(1)
-    ended = threading.Event()
-
-    def put(result: dict[str, NDArray[Any]] | BaseException | None) -> None:
-        while not ended.is_set():
-            with contextlib.suppress(queue.Full):
-                ready.put(result, timeout=STOP_CHECK_S)
-                return
-
-    def pump() -> None:
-        try:
-            for result in results.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
-                put(result)
-                if ended.is_set():
-                    return
-            put(None)
-        except BaseException as error:
-            put(error)
-
-    threading.Thread(target=pump, daemon=True, name="ray-results").start()
-    try:
-        while not stop.is_set():
-            try:
-                result = ready.get(timeout=STOP_CHECK_S)
-            except queue.Empty:
-                continue
-            if isinstance(result, ray.exceptions.RayError):
-                raise _as_ours(result) from None
-            if isinstance(result, BaseException):
-                raise result
-            if result is None:
-                return
-            yield result
-    finally:
-        ended.set()
-
-
 def _outcomes(result: dict[str, NDArray[Any]]) -> list[Outcome]:
     columns = (result["status"], result["reason"], result["content_hash"], result["read_s"], result["decode_s"])
     return [
@@ -438,7 +461,7 @@ def _quietly(data: Any) -> Iterator[None]:
     context, logger = data.DataContext.get_current(), logging.getLogger("ray.data")
     level, bars = logger.level, context.enable_progress_bars
     context.enable_progress_bars = False
-    logger.setLevel(logging.ERROR)
+    logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:

@@ -41,6 +41,19 @@ def test_without_ray_there_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("127.0.0.1:1", r"no Ray cluster at 127\.0\.0\.1:1 \(.*refused"), ("ray://head:10001", "ray job submit")],
+)
+def test_an_address_where_no_cluster_is_fails_at_once(
+    address: str, message: str, image_folder: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="needs the extra 'ray'")
+    with pytest.raises(EngineError, match=message):
+        extract(str(image_folder), tmp_path / "c.h5", SETTINGS, executor=RayExecutor(address))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def archive(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("archive")
