@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import itertools
 import os
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ from pipeline.cache.spec import check_same_numbers
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -102,6 +103,10 @@ class SeveralCaches(Cache):
         if shards is None:
             self._refuse_doubles()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the parts, each of which knows how: this object's own arrays are put together again."""
+        return SeveralCaches, (list(self.parts), str(self.path))
+
     @property
     def nbytes(self) -> int:
         """Size of the files."""
@@ -172,15 +177,18 @@ class ConcatenatedRows:
     @property
     def size(self) -> int:
         """Number of values."""
-        return int(np.prod(self.shape))
+        return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def nbytes(self) -> int:
         """Bytes of all values."""
-        return self.size * self.dtype.itemsize
+        return self.size * int(self.dtype.itemsize)
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __iter__(self) -> Iterator[NDArray[Any]]:
+        return itertools.chain.from_iterable(self._parts)
 
     def __repr__(self) -> str:
         return f"<ConcatenatedRows of {len(self._parts)} arrays: {self.shape} {self.dtype}>"

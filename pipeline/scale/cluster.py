@@ -248,7 +248,7 @@ class _Chosen:
     said: list[str]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Result:
     rows: NDArray[np.int64]
     outcomes: list[Outcome]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ def files(tmp_path: Path) -> list[Path]:
 def test_what_a_cache_offers(files: list[Path], tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "part-*.h5")
     assert isinstance(cache, SeveralCaches)
-    assert (len(cache), cache.width, cache.dtype, cache.path.name) == (6, 5, np.float32, "part-*.h5")
+    assert (len(cache), cache.width, cache.dtype, cache.path.name) == (6, 5, np.dtype("f4"), "part-*.h5")
     assert cache.keys.tolist() == ["a", "b", "c", "d", "e", "much longer"]
     assert [cache.label_names[label] for label in cache.labels] == ["bee", "cat", "bee", "ant", "cat", "dog"]
     assert cache.columns["weight"].tolist() == [0, 1, 2, 0, 0, 1]
@@ -53,6 +54,9 @@ def test_what_a_cache_offers(files: list[Path], tmp_path: Path) -> None:
     assert list(cache.layers) == ["penultimate", "extra0"]
     assert cache.layers["extra0"].shape == (6, 3)
     assert "6 × 5" in repr(cache)
+    again = pickle.loads(pickle.dumps(cache))
+    assert again.path == cache.path
+    assert np.array_equal(again.embeddings, cache.embeddings)
 
 
 def test_a_list_of_files_and_a_single_one(files: list[Path], tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import signal
@@ -84,10 +85,10 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         both = [made.add_node(num_cpus=1, include_dashboard=False) for _ in range(2)]
-        ray.init(made.address, log_to_driver=False, logging_level="ERROR")
+        ray.init(made.address, log_to_driver=False, logging_level=logging.ERROR)
         yield made, both
     finally:
-        ray.shutdown()
+        ray.shutdown()  # type: ignore[no-untyped-call]
         made.shutdown()
 
 

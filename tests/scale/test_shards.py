@@ -217,11 +217,11 @@ def test_the_hash_of_a_list_does_not_depend_on_how_wide_its_arrays_are(archive: 
     items = as_items(open_source(str(archive)).items)
     wide = replace(items, keys=items.keys.astype("S200"), mtimes_ns=items.mtimes_ns + 1)
     assert items_sha256(wide) == items_sha256(items)
-    for name, other in (
-        ("keys", np.roll(items.keys, 1)),
-        ("labels", np.roll(items.labels, 1)),
-        ("sizes", items.sizes + 1),
-        ("label_names", ("ant", "bee", "dog")),
-        ("columns", {"split": np.array(["train"] * 25)}),
+    for other in (
+        replace(items, keys=np.roll(items.keys, 1)),
+        replace(items, labels=np.roll(items.labels, 1)),
+        replace(items, sizes=items.sizes + 1),
+        replace(items, label_names=("ant", "bee", "dog")),
+        replace(items, columns={"split": np.array(["train"] * 25)}),
     ):
-        assert items_sha256(replace(items, **{name: other})) != items_sha256(items), name
+        assert items_sha256(other) != items_sha256(items)
