@@ -166,8 +166,8 @@ class ConcatenatedRows:
     def __init__(self, parts: Sequence[NDArray[Any]]) -> None:
         self._parts = tuple(parts)
         self._starts = np.cumsum([0, *map(len, parts)])
-        self.dtype = parts[0].dtype
-        self.shape = (int(self._starts[-1]), *parts[0].shape[1:])
+        self.dtype: np.dtype[Any] = parts[0].dtype
+        self.shape: tuple[int, ...] = (int(self._starts[-1]), *parts[0].shape[1:])
 
     @property
     def ndim(self) -> int:
@@ -182,7 +182,7 @@ class ConcatenatedRows:
     @property
     def nbytes(self) -> int:
         """Bytes of all values."""
-        return self.size * int(self.dtype.itemsize)
+        return self.size * self.dtype.itemsize
 
     def __len__(self) -> int:
         return self.shape[0]

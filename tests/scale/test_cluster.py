@@ -88,8 +88,8 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
         ray.init(made.address, log_to_driver=False, logging_level=logging.ERROR)
         yield made, both
     finally:
-        ray.shutdown()  # type: ignore[no-untyped-call]
-        made.shutdown()
+        ray.shutdown()
+        made.shutdown()  # type: ignore[no-untyped-call]
 
 
 def run_with(archive: Path, path: Path, event: Any) -> Any:
