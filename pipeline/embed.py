@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.engines import Embeddings, Engine
-    from pipeline.sources import Source
+    from pipeline.sources import Reader, Source
 
 AUTO = "auto"
 CHECK_IMAGES = 16
@@ -101,15 +101,34 @@ def embed(
     embeddings : dict of str to (B, D) float32
         By layer; positions that failed or are beyond the batch's rows hold anything.
     """
+    with pool_for(engine, source.reader(), backbone, decode, settings) as pool:
+        yield from embed_through(pool, engine, rows, source.locator, stop=stop, seconds=seconds)
+
+
+def pool_for(
+    engine: Engine, reader: Reader, backbone: Backbone, decode: DecodePolicy, settings: RunSettings
+) -> DecodePool:
+    """Return a decode pool whose ring keeps an engine busy; see `embed`."""
+    return _pool(reader, backbone, engine.batch_size, engine.in_flight, decode, settings)
+
+
+def embed_through(
+    pool: DecodePool,
+    engine: Engine,
+    rows: NDArray[np.int64],
+    locator: Callable[[int], Any],
+    *,
+    stop: threading.Event | None = None,
+    seconds: defaultdict[str, float] | None = None,
+) -> Iterator[tuple[Batch, Embeddings]]:
+    """Yield every batch of ``rows`` with its embeddings, through a pool that is there already; see `embed`."""
     seconds = defaultdict(float) if seconds is None else seconds
-    with _pool(source, backbone, engine.batch_size, engine.in_flight, decode, settings) as pool:
-        stop = stop or threading.Event()
-        batches = pool.batches(rows, source.locator, stop)
-        for batch, outputs in _forward(batches, engine, stop, seconds):
-            seconds["read"] += sum(outcome.read_s for outcome in batch.outcomes)
-            seconds["decode"] += sum(outcome.decode_s for outcome in batch.outcomes)
-            yield batch, outputs
-            batch.release()
+    stop = stop or threading.Event()
+    for batch, outputs in _forward(pool.batches(rows, locator, stop), engine, stop, seconds):
+        seconds["read"] += sum(outcome.read_s for outcome in batch.outcomes)
+        seconds["decode"] += sum(outcome.decode_s for outcome in batch.outcomes)
+        yield batch, outputs
+        batch.release()
 
 
 def choose_engine(
@@ -190,6 +209,11 @@ def choose_engine(
     )
 
 
+def sample_rows(among: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return up to `CHECK_IMAGES` of the rows given, evenly spread."""
+    return among[np.unique(np.linspace(0, len(among) - 1, CHECK_IMAGES).astype(np.int64))]
+
+
 def _sample(
     source: Source,
     backbone: Backbone,
@@ -199,8 +223,8 @@ def _sample(
     stop: threading.Event | None,
 ) -> NDArray[np.uint8]:
     """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the rows given."""
-    rows = among[np.unique(np.linspace(0, len(among) - 1, CHECK_IMAGES).astype(np.int64))]
-    with _pool(source, backbone, len(rows), 0, decode, settings) as pool:
+    rows = sample_rows(among)
+    with _pool(source.reader(), backbone, len(rows), 0, decode, settings) as pool:
         batch = next(pool.batches(rows, source.locator, stop), None)
         if batch is None:
             return np.empty((0, *backbone.preprocess.shape), dtype=np.uint8)
@@ -214,7 +238,7 @@ def worker_count(settings: RunSettings) -> int:
 
 
 def _pool(
-    source: Source,
+    reader: Reader,
     backbone: Backbone,
     batch_size: int,
     in_flight: int,
@@ -224,7 +248,7 @@ def _pool(
     workers = worker_count(settings)
     waiting = max(RING_IMAGES, workers * TASKS_PER_WORKER * TASK_IMAGES)  # no worker is short of room to decode into
     return DecodePool(
-        source.reader(),
+        reader,
         decode,
         backbone.preprocess,
         batch_size=batch_size,

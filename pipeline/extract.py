@@ -1,7 +1,7 @@
 """Stage 1: run a frozen network once over a source and cache its embeddings.
 
 Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) go on side by
-side; this module plans the work and passes batches along.
+side; this module plans the work and passes batches along from the executor, which computes, to the cache.
 """
 
 from __future__ import annotations
@@ -21,24 +21,36 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache import Cache, CacheWriter, Items, check_same_numbers, fingerprint, open_cache, write_lock
+from pipeline.cache import (
+    Cache,
+    CacheWriter,
+    Items,
+    ShardRecord,
+    check_same_numbers,
+    fingerprint,
+    open_cache,
+    write_lock,
+)
 from pipeline.cache.background import BackgroundWriter
 from pipeline.cache.format import canonical_json
 from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
+from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
 from pipeline.decode import DecodePolicy, Status
-from pipeline.embed import AUTO, RunSettings, choose_engine, embed, worker_count
+from pipeline.embed import AUTO, RunSettings
 from pipeline.errors import CacheError, PipelineError
+from pipeline.executor import Executor, LocalExecutor
 from pipeline.readout import ReadOut, read_out
+from pipeline.scale.shards import Shard, ShardSource, as_items
 from pipeline.sources import Source, open_source, public
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
-    from pipeline.decode_pool import Batch
-    from pipeline.engines import Embeddings, Engine
+    from pipeline.engines import Embeddings
+    from pipeline.executor import Finished
 
 DTYPES = ("float32", "float16")
 
@@ -66,6 +78,8 @@ class ExtractSettings:
         Try again the images that failed before.
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
+    shard : Shard or None
+        Only this part of the source; see `pipeline.scale.shards`.
     """
 
     backbone: str = "efficientnet_lite0"
@@ -79,6 +93,7 @@ class ExtractSettings:
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
+    shard: Shard | None = None
 
 
 @dataclass(slots=True)
@@ -130,6 +145,7 @@ def extract(
     output: str | os.PathLike[str],
     settings: ExtractSettings = ExtractSettings(),
     *,
+    executor: Executor | None = None,
     stop: threading.Event | None = None,
     say: Say = lambda text: None,
     progress: Progress = lambda ready, failed, total: None,
@@ -143,6 +159,8 @@ def extract(
     output : path
         The cache file; made, or completed when it holds the same numbers of the same images.
     settings : ExtractSettings
+    executor : Executor, optional
+        Where to compute; on this machine where left out.
     stop : threading.Event, optional
         When set, what is finished is committed and the run ends.
     say, progress : callable
@@ -165,9 +183,11 @@ def extract(
     failure_limit(settings.max_failures, 0)
     _check_output(path)
     source = _open(images, path, settings) if isinstance(images, str) else images
+    if settings.shard is not None:
+        source = ShardSource(source, settings.shard)
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
     with write_lock(path):
-        summary = _extract_locked(path, source, backbone, settings, stop, say, progress)
+        summary = _extract_locked(path, source, backbone, settings, executor or LocalExecutor(), stop, say, progress)
     summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
     summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
     summary.seconds["total"] = time.perf_counter() - started
@@ -189,11 +209,12 @@ def _extract_locked(
     source: Source,
     backbone: Backbone,
     settings: ExtractSettings,
+    executor: Executor,
     stop: threading.Event,
     say: Say,
     progress: Progress,
 ) -> Summary:
-    items = Items(**{name: getattr(source.items, name) for name in Items.__dataclass_fields__})
+    items = as_items(source.items)
     old = open_cache(path) if path.exists() else None
     target, changes = path, dict[str, int]()
     if old is None:
@@ -203,6 +224,7 @@ def _extract_locked(
             settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
         spec = make_spec(backbone, settings, settings.run.precision)
         check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
+        check_same_shard(path, old.shard, _record(source))
         try:
             target, changes = _target(path, old, items, source, spec, settings, stop, say)
         except _StopRequested:
@@ -212,27 +234,28 @@ def _extract_locked(
     else:
         todo = np.arange(len(items), dtype=np.int64)
     if len(todo):
-        engine, self_check = choose_engine(
-            source, backbone, settings.decode, settings.run, rows=todo, stop=stop, say=say
-        )
+        sampled, among = source, todo
+        if old is None and isinstance(source, ShardSource):  # the same sample in every job: the same precision
+            sampled, among = source.whole, np.arange(len(source.whole))
+        self_check = executor.open(sampled, among, backbone, settings.decode, settings.run, stop=stop, say=say)
         try:
             if old is None:
                 if stop.is_set():  # perhaps before the check was through: the next run measures, nothing has begun
                     return Summary(total=len(items), stopped=True)
-                spec = make_spec(backbone, settings, engine.precision)
+                spec = make_spec(backbone, settings, executor.precision)
                 lay_out(
                     path,
                     items,
                     widths={layer.name: layer.width for layer in backbone.layers},
                     dtype=settings.dtype,
-                    attributes=_attributes(spec, _versions(engine), self_check, source),
+                    attributes=_attributes(spec, _versions(executor), self_check, source),
                 )
             else:
-                _warn_of_versions(old.versions, _versions(engine), path, say)
-            summary = _fill(target, todo, source, backbone, engine, settings, stop, progress)
+                _warn_of_versions(old.versions, _versions(executor), path, say)
+            summary = _fill(target, todo, source, executor, settings, stop, progress)
         finally:
-            engine.close()
-        summary.engine = f"{engine.name}, {engine.device}, {engine.precision}"
+            executor.close()
+        summary.engine = str(executor)
     else:
         summary = _summarise(target, already=len(items))
     if target != path and not (open_cache(target).status == Status.TODO).any():
@@ -332,21 +355,26 @@ def _check_output(path: Path) -> None:
 def _attributes(
     spec: dict[str, Any], versions: Mapping[str, str], self_check: Mapping[str, Any], source: Source
 ) -> dict[str, str]:
+    record = _record(source)
     return {
         "spec": canonical_json(spec),
         "fingerprint": fingerprint(spec),
         "versions": canonical_json(versions),
         "self_check": canonical_json(self_check),
         "source": canonical_json(source.describe()),
+        **({} if record is None else {"shard": record.to_json()}),
     }
+
+
+def _record(source: Source) -> ShardRecord | None:
+    return source.record if isinstance(source, ShardSource) else None
 
 
 def _fill(
     target: Path,
     todo: NDArray[np.int64],
     source: Source,
-    backbone: Backbone,
-    engine: Engine,
+    executor: Executor,
     settings: ExtractSettings,
     stop: threading.Event,
     progress: Progress,
@@ -361,8 +389,7 @@ def _fill(
     started = time.perf_counter()
     writer = BackgroundWriter(CacheWriter(target))
     try:
-        batches = embed(source, todo, backbone, engine, settings.decode, settings.run, stop=stop, seconds=seconds)
-        for batch, outputs in batches:
+        for batch, outputs in executor.embed(source, todo, stop=stop, seconds=seconds):
             good = _write(batch, outputs, source, writer, settings.dtype)
             ready, failed, computed = (
                 ready + len(batch.rows),
@@ -386,7 +413,7 @@ def _fill(
         computed=computed,
         stopped=stop.is_set(),
         seconds=dict(seconds),
-        read_out=read_out(seconds, workers=worker_count(settings.run)),
+        read_out=read_out(seconds, workers=executor.workers),
     )
 
 
@@ -417,7 +444,7 @@ def _summarise(path: Path, already: int) -> Summary:
     )
 
 
-def _write(batch: Batch, outputs: Embeddings, source: Source, writer: BackgroundWriter, dtype: str) -> int:
+def _write(batch: Finished, outputs: Embeddings, source: Source, writer: BackgroundWriter, dtype: str) -> int:
     """Hand a batch to the writer; return how many images came through."""
     with np.errstate(over="ignore"):  # what the file's type cannot hold is not finite, and fails below
         outputs = {name: rows.astype(dtype, copy=False) for name, rows in outputs.items()}
@@ -438,9 +465,9 @@ def _write(batch: Batch, outputs: Embeddings, source: Source, writer: Background
     return len(positions)
 
 
-def _versions(engine: Engine) -> dict[str, str]:
+def _versions(executor: Executor) -> dict[str, str]:
     names = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
-    found = {"python": platform.python_version(), "engine": engine.name, "device": engine.device}
+    found = {"python": platform.python_version(), "engine": executor.name, "device": executor.device}
     for name in names:
         try:
             found[name] = metadata.version(name)

@@ -37,6 +37,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     return {
         "cache": str(cache.path),
         "images": len(cache),
+        **({"shard": f"{cache.shard} of {cache.shard.total} images"} if cache.shard else {}),
         "status": {
             Status(code).name.lower(): int(count) for code, count in enumerate(counts) if count or code == Status.DONE
         },
@@ -53,7 +54,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "fingerprint": cache.fingerprint,
         "versions": cache.versions,
         "self_check": cache.self_check,
-        "bytes": cache.path.stat().st_size,
+        "bytes": cache.nbytes,
     }
 
 

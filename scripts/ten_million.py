@@ -1,4 +1,4 @@
-"""Ten million rows through the cache: laid out, half written, killed, resumed, updated, verified; time, memory.
+"""Ten million rows through the cache: laid out, half written, killed, resumed, updated, verified; in shards, merged.
 
 python scripts/ten_million.py /scratch/folder [--rows 10000000] [--width 8]
 """
@@ -17,12 +17,15 @@ import numpy as np
 
 from pipeline.cache import CacheWriter, Items, fingerprint, open_cache
 from pipeline.cache.format import canonical_json
+from pipeline.cache.merge import merge
 from pipeline.cache.publish import lay_out, publish
+from pipeline.cache.shard import ShardRecord, items_sha256
 from pipeline.cache.update import open_successor
 from pipeline.cache.verify import verify
 
 BATCH = 4096
 CHANGED = 1000
+SHARDS = 8
 
 
 def items_of(rows: int, first: int = 0) -> Items:
@@ -89,12 +92,31 @@ def fill(path: Path, width: int, until: int, first: int = 0) -> None:
     writer.close()
 
 
-def check(path: Path, width: int) -> None:
+def check(path: Path, width: int, first: int) -> None:
     """Compare every row with its right value."""
     cache = open_cache(path)
     for start in range(0, len(cache), 1 << 18):
         rows = np.arange(start, min(start + (1 << 18), len(cache)))
-        assert np.array_equal(cache.embeddings[rows], values(rows + CHANGED, width)), start
+        assert np.array_equal(cache.embeddings[rows], values(rows + first, width)), start
+
+
+def shard_paths(path: Path) -> list[Path]:
+    return [path.with_name(f"{path.stem}-{number}.h5") for number in range(1, SHARDS + 1)]
+
+
+def write_shards(path: Path, rows: int, width: int) -> None:
+    """Write the caches of a job array, one after the other."""
+    whole = items_of(rows)
+    sha256 = items_sha256(whole)
+    for number, part in enumerate(shard_paths(path), 1):
+        record = ShardRecord(number, SHARDS, rows, sha256)
+        own = record.rows
+        items = Items(
+            whole.keys[own], whole.labels[own], whole.label_names, whole.sizes[own], whole.mtimes_ns[own], columns={}
+        )
+        attributes = {**attributes_of(width), "shard": record.to_json()}
+        lay_out(part, items, widths={"penultimate": width}, dtype="float32", attributes=attributes)
+        fill(part, width, 2 * rows, first=own.start)
 
 
 def step(name: str, path: Path, rows: int, width: int) -> None:
@@ -110,10 +132,33 @@ def step(name: str, path: Path, rows: int, width: int) -> None:
     elif name == "verify":
         assert verify(path).complete
     elif name == "compare with the right values":
-        check(path, width)
+        check(path, width, CHANGED)
+    elif name == "write 8 shards":
+        path.unlink()
+        write_shards(path, rows, width)
+    elif name == "open 8 shards as one":
+        cache = open_cache(shard_paths(path))
+        sample = np.random.default_rng(0).integers(0, rows, 1000)
+        assert np.array_equal(cache.embeddings[sample], values(sample, width))
+        assert (cache.status == 1).all()
+    elif name == "merge 8 shards":
+        merge(shard_paths(path), path)
+    elif name == "compare the merged rows":
+        check(path, width, 0)
 
 
-STEPS = ("create", "write half, then kill -9", "resume", "update", "verify", "compare with the right values")
+STEPS = (
+    "create",
+    "write half, then kill -9",
+    "resume",
+    "update",
+    "verify",
+    "compare with the right values",
+    "write 8 shards",
+    "open 8 shards as one",
+    "merge 8 shards",
+    "compare the merged rows",
+)
 
 
 def main() -> None:
@@ -149,7 +194,8 @@ def main() -> None:
         if process.returncode != expected:
             sys.exit(f"expected exit code {expected} of '{name}', found {process.returncode}")
     print(f"file of {path.stat().st_size / 2**20:.0f} MiB, {int((open_cache(path).status == 1).sum())} rows done")
-    path.unlink()
+    for file in (path, *shard_paths(path)):
+        file.unlink()
 
 
 if __name__ == "__main__":

@@ -15,7 +15,8 @@ from pipeline.cache.format import Items, canonical_json
 from pipeline.cache.lock import write_lock
 from pipeline.cache.publish import lay_out
 from pipeline.cache.reader import Cache
-from pipeline.cache.spec import check_same_numbers
+from pipeline.cache.several import check_all_same_numbers, common_source, joined_items
+from pipeline.cache.shard import in_order, items_sha256
 from pipeline.cache.writer import DONE, TODO, CacheWriter
 from pipeline.errors import CacheError
 
@@ -54,7 +55,9 @@ def merge(
 ) -> Merged:
     """Write the rows of several caches into a new one.
 
-    Of rows with the same key one is taken: a computed one before a failed one before one to do. Where their content,
+    Shards of one list (see `pipeline.cache.shard`) have to be there all of them, and come in the order of the list: the
+    result is the file that one run over the whole list would have made. Of other caches' rows with the same key one is
+    taken: a computed one before a failed one before one to do. Where their content,
     label or columns differ, ``on_duplicate`` decides.
 
     Parameters
@@ -77,40 +80,40 @@ def merge(
     FingerprintError
         The caches hold different numbers; the message names the fields.
     CacheError
-        The output exists or cannot be written, an input is damaged, or the caches disagree on an image.
+        The output exists or cannot be written, an input is damaged, the caches disagree on an image, or shards are
+        missing, doubled or of different lists.
     """
     output = Path(output)
     if output.exists():
         raise CacheError(f"expected no file at {output}, found one: remove it, or choose another output")
     caches = [Cache(path) for path in paths]
+    check_all_same_numbers(caches)
+    shards = in_order(caches, complete=True)
+    caches = shards or caches
     first = caches[0]
     for cache in caches[1:]:
-        check_same_numbers(
-            cache.spec,
-            first.spec,
-            where=str(cache.path),
-            way_out=f"extract both as {first.path} was, then merge",
-        )
         if cache.versions != first.versions:
             say(f"warning: {cache.path} and {first.path} were made with different versions: see pipeline info")
-    items = _joined([cache.items for cache in caches])
-    owner = np.repeat(np.arange(len(caches)), [len(cache) for cache in caches])
-    local = np.concatenate([np.arange(len(cache)) for cache in caches])
-    status = np.concatenate([cache.status for cache in caches])
-    hashes = np.concatenate([cache.content_hash for cache in caches])
-    taken = _choose(items, status, hashes, owner, [cache.path for cache in caches], on_duplicate)
+    items = joined_items([cache.items for cache in caches])
+    if shards:
+        _check_is_the_list(items, first)
+        taken = np.arange(len(items))
+    else:
+        taken = _choose(items, caches, on_duplicate)
+    starts = np.cumsum([0, *map(len, caches)])
 
     def fill(part: Path) -> None:
         writer = CacheWriter(part)
         try:
             for number, cache in enumerate(caches):
-                origin = np.where(owner[taken] == number, local[taken], -1)
+                local = taken - starts[number]
+                origin = np.where((local >= 0) & (local < len(cache)), local, -1)
                 damaged = copy_rows(cache, writer, origin)
                 if len(damaged):
                     row = int(origin[damaged[0]])
                     raise CacheError(
                         f"{cache.path} is damaged: {len(damaged)} rows do not match their checksums, the first is "
-                        f"row {row} ({str(cache.keys[row])!r}): restore it from a copy, or extract it again"
+                        f"row {row} ({_key(cache, row)!r}): restore it from a copy, or extract it again"
                     )
         finally:
             writer.close()
@@ -118,7 +121,7 @@ def merge(
     with write_lock(output):
         lay_out(
             output,
-            _take(items, taken),
+            items if shards else _take(items, taken),
             widths={name: rows.shape[1] for name, rows in first.layers.items()},
             dtype=first.dtype,
             attributes={
@@ -126,13 +129,13 @@ def merge(
                 "fingerprint": first.fingerprint,
                 "versions": canonical_json(first.versions),
                 "self_check": canonical_json(first.self_check),
-                "source": canonical_json(_source(caches)),
+                "source": canonical_json(common_source(caches)),
             },
             fill=fill,
         )
         for cache in caches:
-            append_reasons(output, ((str(cache.keys[row]), reason) for row, reason in cache.reasons().items()))
-    result = status[taken]
+            append_reasons(output, ((_key(cache, row), reason) for row, reason in cache.reasons().items()))
+    result = np.concatenate([cache.status for cache in caches])[taken]
     return Merged(
         rows=len(taken),
         duplicates=len(items) - len(taken),
@@ -141,15 +144,20 @@ def merge(
     )
 
 
-def _choose(
-    items: Items,
-    status: NDArray[np.uint8],
-    hashes: NDArray[np.uint8],
-    owner: NDArray[np.int64],
-    paths: Sequence[Path],
-    on_duplicate: OnDuplicate,
-) -> NDArray[np.int64]:
+def _check_is_the_list(items: Items, shard: Cache) -> None:
+    """Refuse shards that were labelled with a list which they are not, whatever they say of themselves."""
+    if shard.shard is not None and items_sha256(items) != shard.shard.items_sha256:
+        raise CacheError(
+            f"the shards from {shard.path} on are not the item list they name: run pipeline verify on each, and "
+            "extract again what is damaged"
+        )
+
+
+def _choose(items: Items, caches: Sequence[Cache], on_duplicate: OnDuplicate) -> NDArray[np.int64]:
     """Return which rows to take, one for each key, in the order in which keys first appear."""
+    owner = np.repeat(np.arange(len(caches), dtype=np.int32), [len(cache) for cache in caches])
+    status = np.concatenate([cache.status for cache in caches])
+    hashes = np.concatenate([cache.content_hash for cache in caches])
     _, key = np.unique(items.keys, return_inverse=True)
     rank = np.select([status == DONE, status > DONE], [0, 1], 2)
     age = np.arange(len(items)) if on_duplicate != "last" else -np.arange(len(items))
@@ -167,7 +175,7 @@ def _choose(
         for what, differing in reasons.items():
             if differing.any():
                 pair = int(np.flatnonzero(differing)[0])
-                where = [str(paths[owner[rows[pair]]]) for rows in (one, other)]
+                where = [str(caches[owner[rows[pair]]].path) for rows in (one, other)]
                 raise CacheError(
                     f"{where[0]} and {where[1]} disagree on the {what} of "
                     f"{os.fsdecode(bytes(items.keys[one[pair]]))!r} ({int(differing.sum())} such rows): pass "
@@ -177,40 +185,6 @@ def _choose(
     winner[key[order[best]]] = order[best]
     _, appearance = np.unique(key, return_index=True)
     return winner[np.argsort(appearance)]
-
-
-def _joined(parts: Sequence[Items]) -> Items:
-    """Return the item lists one after the other, with label names and columns united."""
-    names = tuple(sorted({name for part in parts for name in part.label_names}))
-    index = {name: i for i, name in enumerate(names)}
-    labels = [
-        np.array([*(index[name] for name in part.label_names), -1], dtype=np.int32)[part.labels] for part in parts
-    ]
-    columns = dict.fromkeys(name for part in parts for name in part.columns)
-    return Items(
-        keys=np.concatenate([part.keys for part in parts]),
-        labels=np.concatenate(labels),
-        label_names=names,
-        sizes=np.concatenate([part.sizes for part in parts]),
-        mtimes_ns=np.concatenate([part.mtimes_ns for part in parts]),
-        columns={
-            name: _joined_column([part.columns.get(name) for part in parts], list(map(len, parts))) for name in columns
-        },
-    )
-
-
-def _joined_column(parts: Sequence[NDArray[Any] | None], lengths: Sequence[int]) -> NDArray[Any]:
-    """Join a column that some parts may lack: missing numbers become NaN, missing text empty."""
-    kinds = {part.dtype.kind for part in parts if part is not None}
-    if len(kinds) > 1 and kinds & {"U", "S"}:
-        parts = [None if part is None else part.astype(np.str_) for part in parts]
-        kinds = {"U"}
-    if any(part is None for part in parts) and kinds != {"U"}:
-        parts = [None if part is None else part.astype(np.float64) for part in parts]
-    missing: Any = "" if kinds == {"U"} else np.nan
-    return np.concatenate(
-        [np.full(length, missing) if part is None else part for part, length in zip(parts, lengths, strict=True)]
-    )
 
 
 def _take(items: Items, rows: NDArray[np.int64]) -> Items:
@@ -224,15 +198,10 @@ def _take(items: Items, rows: NDArray[np.int64]) -> Items:
     )
 
 
+def _key(cache: Cache, row: int) -> str:
+    return os.fsdecode(bytes(cache.items.keys[row]))
+
+
 def _differ(one: NDArray[Any], other: NDArray[Any]) -> NDArray[np.bool_]:
     differing: NDArray[np.bool_] = np.not_equal(one, other)
     return differing & ~(np.isnan(one) & np.isnan(other)) if one.dtype.kind == "f" else differing
-
-
-def _source(caches: Sequence[Cache]) -> dict[str, str]:
-    """Say where the images are: ``root`` only where it is the same for all."""
-    roots = {cache.source.get("root") for cache in caches}
-    more = f", … ({len(caches)} caches)" if len(caches) > 3 else ""  # an attribute has room for some only
-    joined = {"kind": "merge", "location": ", ".join(str(cache.path) for cache in caches[:3]) + more}
-    root = roots.pop()
-    return joined if roots or root is None else {**joined, "root": root}

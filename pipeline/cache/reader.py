@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
 from pipeline.cache.format import Extent, Items
+from pipeline.cache.shard import ShardRecord
 from pipeline.errors import CacheError, SourceError
 
 if TYPE_CHECKING:
@@ -33,6 +34,15 @@ class Cache:
     ------
     CacheError
         It is missing, something else, damaged in structure, or of a newer format.
+
+    Attributes
+    ----------
+    path : Path
+    fingerprint : str
+    spec, versions, self_check, source : dict
+        See `docs/format.md`.
+    shard : ShardRecord or None
+        Which part of an item list this is, where it is one.
 
     Notes
     -----
@@ -65,6 +75,8 @@ class Cache:
             self.versions: dict[str, str] = json.loads(attributes["versions"])
             self.self_check: dict[str, Any] = json.loads(attributes["self_check"])
             self.source: dict[str, str] = json.loads(attributes["source"])
+            record = attributes.get("shard")
+            self.shard: ShardRecord | None = None if record is None else ShardRecord.from_json(record)
             counts = {
                 self._extents[name].shape[0] for name in (fmt.EMBEDDINGS, fmt.STATUS, fmt.CRC, fmt.KEYS, fmt.LABELS)
             }
@@ -190,6 +202,11 @@ class Cache:
 
         return none
 
+    @property
+    def nbytes(self) -> int:
+        """Size of the file."""
+        return self.path.stat().st_size
+
     def extent(self, name: str) -> Extent:
         """Return where a dataset lies in the file."""
         return self._extents[name]
@@ -205,11 +222,6 @@ class Cache:
         if values.dtype.kind == "S":
             return _texts(values)
         return values.view(np.bool_) if values.dtype == np.uint8 else values
-
-
-def open_cache(path: str | os.PathLike[str]) -> Cache:
-    """Open a cache for reading; see `Cache`."""
-    return Cache(path)
 
 
 def _plain(value: Any) -> Any:

@@ -247,7 +247,9 @@ def _moved(cache: Cache, attributes: Mapping[str, str | int]) -> bool:
     def place(source: Mapping[str, str]) -> str:
         return source.get("root") or source.get("address") or source["location"]
 
-    return place(cache.source) != place(json.loads(str(attributes["source"])))
+    elsewhere = place(cache.source) != place(json.loads(str(attributes["source"])))
+    # The list as a whole may have changed where this shard of it did not.
+    return bool(elsewhere or (cache.shard and cache.shard.to_json()) != attributes.get("shard"))
 
 
 def _widths(cache: Cache) -> dict[str, int]:

@@ -22,6 +22,7 @@ from pipeline.cache.copy import chunks
 from pipeline.cache.format import Extent, ledger_crcs, row_crcs
 from pipeline.cache.probe import Layout, probe
 from pipeline.cache.reader import Cache
+from pipeline.cache.shard import ShardRecord
 from pipeline.cache.spec import fingerprint
 from pipeline.cache.writer import DONE, TODO
 from pipeline.content import HASH_BYTES
@@ -172,6 +173,8 @@ def _expected(
         spec = json.loads(attributes["spec"])
         for name in ("versions", "self_check", "source"):
             json.loads(attributes[name])
+        if "shard" in attributes:
+            ShardRecord.from_json(attributes["shard"])
         widths = [(layer["name"], int(layer["width"])) for layer in spec["layers"]]
         kind = {"float32": "f4", "float16": "f2"}[spec["dtype"]]
         if attributes["fingerprint"] != fingerprint(spec):

@@ -88,7 +88,11 @@ def verify(cache: str, images: bool) -> None:
     help="Which cache is right about an image that they disagree on.",
 )  # fmt: skip
 def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", "first", "last"]) -> None:
-    """Put the rows of several caches, made with the same settings, into a new one."""
+    """Put the rows of several caches, made with the same settings, into a new one.
+
+    The shards of a job array (pipeline extract --shard) have to be there all of them; the new cache is then the one
+    that a single run would have made.
+    """
     from pipeline.cache.merge import merge as merge_caches
 
     made = merge_caches(caches, output, on_duplicate=on_duplicate, say=say)

@@ -42,6 +42,18 @@ if TYPE_CHECKING:
 )
 @click.option("--retry-failed", is_flag=True, help="Try again the images that failed before.")
 @click.option("--max-failures", metavar="N|P%", help="Stop early when more images fail than this.")
+@click.option(
+    "--shard", metavar="I/N|slurm",
+    help="Only part I of N, from 1; slurm: of the array's task. '{shard}' in CACHE.h5 becomes I. See pipeline merge.",
+)  # fmt: skip
+@click.option(
+    "--ray", "ray_address", metavar="[ADDRESS]", is_flag=False, flag_value="",
+    help="Compute on the Ray cluster at ADDRESS; without it on the one around, or one started here.",
+)  # fmt: skip
+@click.option(
+    "--ray-actors", type=click.IntRange(1), default=None,
+    help="Engines on the cluster, at most.  [default: as many as it has room for]",
+)  # fmt: skip
 @run_options
 def extract(
     images: str,
@@ -57,6 +69,9 @@ def extract(
     check_content: bool,
     retry_failed: bool,
     max_failures: str | None,
+    shard: str | None,
+    ray_address: str | None,
+    ray_actors: int | None,
     run: RunSettings,
 ) -> None:
     """Embed every image of IMAGES into a cache.
@@ -70,7 +85,10 @@ def extract(
     from pipeline.decode import DecodePolicy
     from pipeline.extract import ExtractSettings
     from pipeline.extract import extract as extract_images
+    from pipeline.scale.shards import Shard
 
+    part = Shard.parse(shard) if shard else None
+    output = part.name(output) if part else output
     settings = ExtractSettings(
         backbone=backbone,
         weights=weights,
@@ -83,11 +101,17 @@ def extract(
         check_content=check_content,
         retry_failed=retry_failed,
         max_failures=max_failures,
+        shard=part,
     )
+    executor = None
+    if ray_address is not None:
+        from pipeline.scale.cluster import RayExecutor
+
+        executor = RayExecutor(ray_address or None, actors=ray_actors or 0)
     progress = ProgressLine("extract")
     with stop_on_signal() as stop:
         try:
-            summary = extract_images(images, output, settings, stop=stop, say=say, progress=progress)
+            summary = extract_images(images, output, settings, executor=executor, stop=stop, say=say, progress=progress)
         finally:
             progress.close()
         _say_summary(summary, output)

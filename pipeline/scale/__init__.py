@@ -1,0 +1,1 @@
+"""One archive, many machines: shards for job arrays, Ray Data for clusters."""
