@@ -80,6 +80,10 @@ class Cache:
     def __len__(self) -> int:
         return self._extents[fmt.EMBEDDINGS].shape[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path, not the rows: another process, such as a data loader's, maps the file itself."""
+        return _reopen, (os.path.abspath(self.path), self._map(fmt.STATIC_SHA256).tobytes())
+
     def __repr__(self) -> str:
         return f"<Cache {self.path}: {len(self)} × {self.width}, {self.spec.get('backbone')}>"
 
@@ -128,39 +132,53 @@ class Cache:
     @cached_property
     def items(self) -> Items:
         """The item list, its keys as bytes."""
-        columns = {
-            fmt.original_column_name(name.removeprefix(fmt.COLUMNS + "/")): self._column(name)
-            for name in self._extents
-            if name.startswith(fmt.COLUMNS + "/")
-        }
         return Items(
             keys=self._map(fmt.KEYS),
-            labels=self._map(fmt.LABELS),
-            label_names=tuple(_texts(self._map(fmt.LABEL_NAMES)).tolist()),
+            labels=self.labels,
+            label_names=self.label_names,
             sizes=self._map(fmt.SIZES),
             mtimes_ns=self._map(fmt.MTIMES),
-            columns=columns,
+            columns={name: self.column(name) for name in self.column_names},
         )
 
     @cached_property
     def keys(self) -> NDArray[np.str_]:
         """(N,) keys as text; bytes that are not UTF-8 come as surrogate escapes."""
-        return _texts(self.items.keys)
+        return texts(self.items.keys)
 
-    @property
+    def keys_of(self, rows: slice | NDArray[np.int64]) -> NDArray[np.str_]:
+        """Return the keys of some rows, as `keys`, without decoding the others."""
+        return texts(self._map(fmt.KEYS)[rows])
+
+    @cached_property
     def labels(self) -> NDArray[np.int32]:
         """(N,) index into ``label_names``; -1 for none."""
-        return self.items.labels
+        return self._map(fmt.LABELS)
 
-    @property
+    @cached_property
     def label_names(self) -> tuple[str, ...]:
         """Class names."""
-        return self.items.label_names
+        return tuple(texts(self._map(fmt.LABEL_NAMES)).tolist())
 
     @property
     def columns(self) -> Mapping[str, NDArray[Any]]:
         """(N,) array of every further column by name."""
         return self.items.columns
+
+    @property
+    def column_names(self) -> tuple[str, ...]:
+        """Names of the further columns."""
+        prefix = fmt.COLUMNS + "/"
+        return tuple(
+            fmt.original_column_name(name.removeprefix(prefix)) for name in self._extents if name.startswith(prefix)
+        )
+
+    def column(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[Any]:
+        """Return a further column, or some rows of it: only these are decoded to text."""
+        values = self._map(f"{fmt.COLUMNS}/{fmt.column_name(name)}")[rows]
+        if values.dtype.kind == "S":
+            return texts(values)
+        return values.view(np.bool_) if values.dtype == np.uint8 else values
 
     def reasons(self) -> dict[int, str]:
         """Return why rows failed, by row, from the file beside the cache; rows since mended are left out."""
@@ -191,21 +209,23 @@ class Cache:
             return np.zeros(extent.shape, extent.dtype)
         return np.memmap(self.path, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
 
-    def _column(self, name: str) -> NDArray[Any]:
-        values = self._map(name)
-        if values.dtype.kind == "S":
-            return _texts(values)
-        return values.view(np.bool_) if values.dtype == np.uint8 else values
-
 
 def open_cache(path: str | os.PathLike[str]) -> Cache:
     """Open a cache for reading; see `Cache`."""
     return Cache(path)
 
 
+def _reopen(path: str, static_sha256: bytes) -> Cache:
+    cache = Cache(path)
+    if cache._map(fmt.STATIC_SHA256).tobytes() != static_sha256:
+        raise CacheError(f"expected the cache that was open at {path}, found another in its place: open it again")
+    return cache
+
+
 def _plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _texts(values: NDArray[np.bytes_]) -> NDArray[np.str_]:
+def texts(values: NDArray[np.bytes_]) -> NDArray[np.str_]:
+    """Decode the file's text; bytes that are not UTF-8 come as surrogate escapes."""
     return np.char.decode(values, "utf-8", "surrogateescape") if len(values) else values.astype(np.str_)

@@ -12,10 +12,13 @@ from pipeline.errors import SourceError
 from pipeline.sources.base import FileReader, ItemTable, Reader, Source, encode_labels, in_threads, key_array
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from numpy.typing import NDArray
 
 PARQUET_MAGIC = b"PAR1"
+TEXT_COLUMNS = ("path", "label", "split", "group")
 
 
 class TableSource(Source):
@@ -41,7 +44,7 @@ class TableSource(Source):
 
     def __init__(self, location: str, *, allow_missing: bool = False) -> None:
         self.location = location
-        frame = _read(Path(location))
+        frame = read_table(Path(location))
         if "path" not in frame.columns:
             raise SourceError(
                 f"expected a column 'path' in {location}, found {', '.join(map(repr, frame.columns))}: "
@@ -67,7 +70,7 @@ class TableSource(Source):
             sizes=sizes,
             mtimes_ns=mtimes,
             columns={
-                str(name): _column(frame[name], text=name in ("split", "group"))
+                str(name): column_values(frame[name], text=name in ("split", "group"))
                 for name in frame.columns
                 if name not in ("path", "label")
             },
@@ -103,7 +106,8 @@ class TableSource(Source):
         return found[:, 0].copy(), found[:, 1].copy()
 
 
-def _read(path: Path) -> pd.DataFrame:
+def read_table(path: Path, text: Sequence[str] = TEXT_COLUMNS) -> pd.DataFrame:
+    """Read a CSV or Parquet table; the columns in ``text`` are text even where they look like numbers."""
     import pandas as pd
 
     try:
@@ -120,7 +124,7 @@ def _read(path: Path) -> pd.DataFrame:
         return pd.read_csv(
             path,
             encoding="utf-8-sig",
-            dtype={"path": str, "label": str, "split": str, "group": str},
+            dtype=dict.fromkeys(text, str),
             keep_default_na=False,
             na_values=[""],
             skipinitialspace=True,
@@ -143,7 +147,7 @@ def _no_labels(count: int) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     return np.full(count, -1, dtype=np.int32), ()
 
 
-def _column(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:
+def column_values(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:
     """Return the column as bool, int64, float64 or text (missing values: NaN, or empty text)."""
     import pandas.api.types as types
 
