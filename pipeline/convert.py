@@ -108,8 +108,8 @@ def to_anndata(selection: Selection, layer: str = PENULTIMATE) -> anndata.AnnDat
     Returns
     -------
     AnnData
-        ``X`` (n, D) the embeddings, over the map of the file where the rows follow each other; ``obs`` the label and the
-        further columns, named by key; ``obsm`` the other layers; ``uns`` the spec as JSON and the fingerprint.
+        ``X`` (n, D) the embeddings, over the map of the file where the rows follow each other; ``obs`` the label and
+        the further columns, named by key; ``obsm`` the other layers; ``uns`` the spec as JSON and the fingerprint.
 
     Raises
     ------

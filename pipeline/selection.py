@@ -101,7 +101,9 @@ class Selection:
 
     def __getitem__(self, index: slice | ArrayLike) -> Selection:
         """Choose by position, as NumPy does: a slice, an array of booleans or of integers."""
-        return self._narrowed(np.atleast_1d(np.arange(len(self))[index if isinstance(index, slice) else np.asarray(index)]))
+        return self._narrowed(
+            np.atleast_1d(np.arange(len(self))[index if isinstance(index, slice) else np.asarray(index)])
+        )
 
     @property
     def path(self) -> Path:
@@ -200,8 +202,8 @@ class Selection:
         if split is not None:
             if "split" not in self.columns:
                 raise PipelineError(
-                    f"expected a column 'split' in {self.path}, found {', '.join(self.columns) or 'no columns'}: extract "
-                    "from train/ and test/ folders or a table with that column, or join one"
+                    f"expected a column 'split' in {self.path}, found {', '.join(self.columns) or 'no columns'}: "
+                    "extract from train/ and test/ folders or a table with that column, or join one"
                 )
             values = chosen._values("split", np.arange(len(chosen._candidates)))
             wanted = _known([split] if isinstance(split, str) else list(split), np.unique(values).tolist(), "split")
@@ -257,7 +259,9 @@ class Selection:
             frame, on = frame.rename(columns={on: KEY}), KEY
         taken = {*TAKEN, *self.columns} & set(map(str, frame.columns)) - {on}
         if taken:
-            raise SourceError(f"the table to join has {min(taken)!r}, which is taken: rename that column, or leave it out")
+            raise SourceError(
+                f"the table to join has {min(taken)!r}, which is taken: rename that column, or leave it out"
+            )
         lines = pd.Index(frame[on])
         if lines.has_duplicates:
             twice = lines[lines.duplicated()]
@@ -270,8 +274,8 @@ class Selection:
         line_of = lines.get_indexer(pd.Index(own.tolist()))
         if not (line_of >= 0).any():
             raise SourceError(
-                f"no {on} of the table to join is one of {self.path}, where they look like {str(own[0])!r} and in the table "
-                f"like {str(lines[0])!r}: mend the column"
+                f"no {on} of the table to join is one of {self.path}, where they look like {str(own[0])!r} and in the "
+                f"table like {str(lines[0])!r}: mend the column"
                 if len(own) and len(lines)
                 else "expected rows on both sides of a join, found none"
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -103,10 +104,18 @@ def test_torch(selection: Selection) -> None:
     for loader in (
         data.loader(5, shuffle=True, generator=torch.Generator().manual_seed(1)),
         data.loader(5),
-        data.loader(5, shuffle=True, num_workers=2, multiprocessing_context="spawn"),
         DataLoader(data, batch_size=5, shuffle=True),
     ):
         assert collected(loader) == expected
     first = next(iter(data.loader(24, shuffle=True, generator=torch.Generator().manual_seed(1))))[1]
     assert first.tolist() != data.labels.tolist()
     assert len(list(data.loader(5, drop_last=True))) == 4
+    assert len(pickle.dumps(data)) < 5000
+    assert collected(pickle.loads(pickle.dumps(data)).loader(5)) == expected
+
+
+@pytest.mark.slow
+def test_torch_with_workers(selection: Selection) -> None:
+    data = selection.to_torch()
+    loader = data.loader(5, shuffle=True, num_workers=2, multiprocessing_context="spawn")
+    assert collected(loader) == collected(data.loader(24))

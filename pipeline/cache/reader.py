@@ -82,7 +82,7 @@ class Cache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path, not the rows: another process, such as a data loader's, maps the file itself."""
-        return _reopen, (os.path.abspath(self.path), self._map(fmt.STATIC_SHA256).tobytes())
+        return _reopen, (str(self.path.absolute()), self._map(fmt.STATIC_SHA256).tobytes())
 
     def __repr__(self) -> str:
         return f"<Cache {self.path}: {len(self)} × {self.width}, {self.spec.get('backbone')}>"
