@@ -124,10 +124,10 @@ def to_anndata(selection: Selection, layer: str = PENULTIMATE) -> anndata.AnnDat
         ) from None
     width = selection.layer_width(layer)
     return anndata.AnnData(
-        X=selection.layers[layer],
+        X=np.asarray(selection.layers[layer]),  # anndata writes no subclass of ndarray, such as a map; this is a view
         obs=to_pandas(selection, None).rename_axis(None),
         var={"feature": [f"e{i}" for i in range(width)]},
-        obsm={name: selection.layers[name] for name in selection.layers if name != layer},
+        obsm={name: np.asarray(selection.layers[name]) for name in selection.layers if name != layer},
         uns={"spec": canonical_json(selection.spec), "fingerprint": selection.fingerprint},
     )
 

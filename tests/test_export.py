@@ -60,9 +60,7 @@ def test_csv(path: Path, tmp_path: Path) -> None:
     assert list(frame.columns) == ["key", "label", "sharp", "split", "weight", "e0", "e1", "e2"]
     assert frame["key"].tolist() == selection.keys.tolist()
     assert frame["label"].tolist() == texts(selection)
-    np.testing.assert_array_equal(
-        frame[["e0", "e1", "e2"]].to_numpy().astype(np.float32), selection.layers["extra0"]
-    )
+    np.testing.assert_array_equal(frame[["e0", "e1", "e2"]].to_numpy().astype(np.float32), selection.layers["extra0"])
 
 
 @pytest.mark.usefixtures("blocks_of_seven")
@@ -83,6 +81,10 @@ def test_h5ad(path: Path, tmp_path: Path) -> None:
     export(path, tmp_path / "a.h5ad", "h5ad")
     matrix = anndata.read_h5ad(tmp_path / "a.h5ad")
     np.testing.assert_array_equal(matrix.X, pipeline.open(path).embeddings)
+    whole = synthetic.make_full(tmp_path / "whole.h5", 9, synthetic.make_spec(5, layers=(2,)))  # rows in one piece
+    export(whole, tmp_path / "whole.h5ad", "h5ad")
+    matrix = anndata.read_h5ad(tmp_path / "whole.h5ad")
+    np.testing.assert_array_equal(matrix.obsm["extra0"], pipeline.open(whole).layers["extra0"])
 
 
 def test_half_precision_keeps_its_numbers(tmp_path: Path) -> None:

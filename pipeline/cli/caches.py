@@ -106,9 +106,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
 @click.option("--split", "splits", multiple=True, metavar="NAME", help="Only rows of this split. Repeatable.")
 @click.option("--label", "labels", multiple=True, metavar="NAME", help="Only rows of this class. Repeatable.")
 @click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to write.")
-def export(
-    cache: str, kind: str, output: str, splits: tuple[str, ...], labels: tuple[str, ...], layer: str
-) -> None:
+def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: tuple[str, ...], layer: str) -> None:
     """Write the done rows of CACHE, with keys, labels and columns, as a file of another kind.
 
     parquet: a column 'embedding' of lists. npy: an array, and OUT.csv with a line for each of its rows. csv: columns
