@@ -7,18 +7,18 @@ libraries take (`pipeline.convert`). Imports neither torch nor pandas before the
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pipeline.cache import open_cache
+from pipeline.cache.reader import ArraysWhenAsked
 from pipeline.decode import Status
 from pipeline.errors import PipelineError, SourceError, near_names
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import anndata
     import pandas as pd
@@ -82,8 +82,8 @@ class Selection:
         self._shown = None if fitting.all() else np.flatnonzero(fitting)
         self.rows = self._candidates if self._shown is None else self._candidates[self._shown]
         self._span = _span(self.rows)
-        self.layers: Mapping[str, NDArray[Any]] = _WhenAsked(self.cache.layers, self._layer)
-        self.columns: Mapping[str, NDArray[Any]] = _WhenAsked([*self.cache.column_names, *self._joined], self._column)
+        self.layers: Mapping[str, NDArray[Any]] = ArraysWhenAsked(self.cache.layers, self._layer)
+        self.columns: Mapping[str, NDArray[Any]] = ArraysWhenAsked([*self.cache.columns, *self._joined], self._column)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -351,32 +351,6 @@ class Selection:
             positions = self._shown[positions]
         joined = {name: values[positions] for name, values in self._joined.items()}
         return _rebuild(self.cache, self.wanted_status, self._candidates[positions], joined, self.unmatched)
-
-
-class _WhenAsked(Mapping[str, "NDArray[Any]"]):
-    """Arrays by name, each made when first asked for, and kept."""
-
-    def __init__(self, names: Iterable[str], make: Callable[[str], NDArray[Any]]) -> None:
-        self._made: dict[str, NDArray[Any] | None] = dict.fromkeys(names)
-        self._make = make
-
-    def __getitem__(self, name: str) -> NDArray[Any]:
-        found = self._made[name]
-        if found is None:
-            found = self._made[name] = self._make(name)
-        return found
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._made
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._made)
-
-    def __len__(self) -> int:
-        return len(self._made)
-
-    def __repr__(self) -> str:
-        return f"<arrays, each read when asked for: {', '.join(self._made) or 'none'}>"
 
 
 def open_selection(path: str | os.PathLike[str], status: str = DONE) -> Selection:

@@ -1,7 +1,7 @@
 """Every code block of README and docs runs.
 
-A block is run where its language is ``console`` (the lines after ``$``) or ``python``; those of a page run in turn, in a
-folder with small images in it. One that cannot run says why in a comment on the line above: ``<!-- not run: … -->``.
+A block is run where its language is ``console`` (the lines after ``$``) or ``python``; those of a page run in turn, in
+a folder with small images in it. One that cannot run says why in a comment on the line above: ``<!-- not run: … -->``.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,9 +17,35 @@ from pipeline.cache.format import Extent, Items
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
+
+
+class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
+    """Arrays by name, each made when first asked for, and kept."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], NDArray[Any]]) -> None:
+        self._made: dict[str, NDArray[Any] | None] = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        found = self._made[name]
+        if found is None:
+            found = self._made[name] = self._make(name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __repr__(self) -> str:
+        return f"<arrays, each read when asked for: {', '.join(self._made) or 'none'}>"
 
 
 class Cache:
@@ -134,11 +161,18 @@ class Cache:
         """The item list, its keys as bytes."""
         return Items(
             keys=self._map(fmt.KEYS),
-            labels=self.labels,
-            label_names=self.label_names,
+            labels=self._map(fmt.LABELS),
+            label_names=tuple(texts(self._map(fmt.LABEL_NAMES)).tolist()),
             sizes=self._map(fmt.SIZES),
             mtimes_ns=self._map(fmt.MTIMES),
-            columns={name: self.column(name) for name in self.column_names},
+            columns=ArraysWhenAsked(
+                (
+                    fmt.original_column_name(name.removeprefix(fmt.COLUMNS + "/"))
+                    for name in self._extents
+                    if name.startswith(fmt.COLUMNS + "/")
+                ),
+                self.column,
+            ),
         )
 
     @cached_property
@@ -148,30 +182,22 @@ class Cache:
 
     def keys_of(self, rows: slice | NDArray[np.int64]) -> NDArray[np.str_]:
         """Return the keys of some rows, as `keys`, without decoding the others."""
-        return texts(self._map(fmt.KEYS)[rows])
+        return texts(self.items.keys[rows])
 
-    @cached_property
+    @property
     def labels(self) -> NDArray[np.int32]:
         """(N,) index into ``label_names``; -1 for none."""
-        return self._map(fmt.LABELS)
+        return self.items.labels
 
-    @cached_property
+    @property
     def label_names(self) -> tuple[str, ...]:
         """Class names."""
-        return tuple(texts(self._map(fmt.LABEL_NAMES)).tolist())
+        return self.items.label_names
 
     @property
     def columns(self) -> Mapping[str, NDArray[Any]]:
         """(N,) array of every further column by name."""
         return self.items.columns
-
-    @property
-    def column_names(self) -> tuple[str, ...]:
-        """Names of the further columns."""
-        prefix = fmt.COLUMNS + "/"
-        return tuple(
-            fmt.original_column_name(name.removeprefix(prefix)) for name in self._extents if name.startswith(prefix)
-        )
 
     def column(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[Any]:
         """Return a further column, or some rows of it: only these are decoded to text."""
