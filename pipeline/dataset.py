@@ -77,4 +77,4 @@ class EmbeddingDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         order: Any = RandomSampler(self, generator=generator) if shuffle else SequentialSampler(self)
         batches: Any = BatchSampler(order, batch_size, drop_last)
         # No automatic batching: the sampler gives lists of positions, and each is one gather.
-        return DataLoader(self, batch_size=None, sampler=batches, **options)  # type: ignore[arg-type]
+        return DataLoader(self, batch_size=None, sampler=batches, **options)

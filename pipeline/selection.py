@@ -407,7 +407,8 @@ def _has_status(status: NDArray[np.uint8], wanted: str) -> NDArray[np.bool_]:
     if wanted == FAILED:
         return status > Status.DONE
     codes = {code.name.lower(): code for code in Status}
-    return status == codes[_known([wanted], [DONE, TODO, FAILED, ALL, *codes], "status")[0]]
+    name = _known([wanted], [DONE, TODO, FAILED, ALL, *codes], "status")[0]
+    return np.asarray(status == codes[name], dtype=np.bool_)
 
 
 def _known(wanted: list[str], known: Iterable[str], what: str) -> list[str]:
@@ -435,5 +436,5 @@ def _positions(candidates: NDArray[np.int64], rows: ArrayLike, count: int) -> ND
     order = np.argsort(candidates, kind="stable")
     found = np.searchsorted(candidates, wanted, sorter=order)
     found = np.minimum(found, len(candidates) - 1) if len(candidates) else found[:0]
-    positions = order[found]
+    positions: NDArray[np.int64] = order[found]
     return positions[candidates[positions] == wanted[: len(positions)]]

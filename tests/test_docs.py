@@ -110,10 +110,10 @@ def desk(digits: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     images = sorted(Path("photos").glob("*/*.png"))
     with Path("list.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("path", "label"), *((path, path.parent.name) for path in images[::5])])
-    for k in CLASSES:
+    for k in range(10):
         with tarfile.open(f"shards-{k}.tar", "w") as archive:
-            for path in sorted(Path(f"photos/{k}").iterdir()):
-                archive.add(path, f"{k}/{path.name}")
+            for path in images[k::10]:
+                archive.add(path, path.relative_to("photos"))
     return tmp_path
 
 
