@@ -18,7 +18,7 @@ from pipeline.decode import Status
 from pipeline.errors import PipelineError, SourceError, near_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     import anndata
     import pandas as pd
@@ -216,6 +216,7 @@ class Selection:
         table: pd.DataFrame | pa.Table | str | os.PathLike[str],
         on: str = KEY,
         *,
+        columns: Sequence[str] | None = None,
         say: Callable[[str], None] = lambda text: None,
     ) -> Selection:
         """Add a table's columns, matched by key; every row stays, with missing values where the table has no line.
@@ -225,6 +226,8 @@ class Selection:
         table : pandas or Arrow table, or path of a CSV or Parquet file
         on : str
             The table's column that holds the keys; or a column that both have, such as ``group``.
+        columns : sequence of str, optional
+            Which columns of the table to add; all by default.
         say : callable
             Told how many rows and lines found no match; `unmatched` of the result has the same numbers.
 
@@ -254,13 +257,17 @@ class Selection:
                 "name the column that holds the keys with on=, or rename it"
             )
         if on != KEY and on not in self.columns:
-            if on in TAKEN:
-                raise SourceError(f"expected the keys or a further column to join on, found {on!r}: join on 'key'")
             frame, on = frame.rename(columns={on: KEY}), KEY
+        if columns is not None:
+            absent = [name for name in columns if name not in frame.columns]
+            if absent:
+                known = near_names(absent[0], map(str, frame.columns))
+                raise SourceError(f"the table to join has no column {absent[0]!r}: {known}")
+            frame = frame[[on, *columns]]
         taken = {*TAKEN, *self.columns} & set(map(str, frame.columns)) - {on}
         if taken:
             raise SourceError(
-                f"the table to join has {min(taken)!r}, which is taken: rename that column, or leave it out"
+                f"the table to join has {min(taken)!r}, which is taken: rename it, or name others with columns="
             )
         lines = pd.Index(frame[on])
         if lines.has_duplicates:

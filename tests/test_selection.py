@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline
@@ -90,6 +90,7 @@ Choice = st.one_of(
 )
 
 
+@settings(deadline=None)  # the first call opens the file
 @given(choices=st.lists(Choice, max_size=4))
 def test_choosing_in_turn_agrees_with_numpy(path: Path, choices: list[tuple[str, Any]]) -> None:
     cache, selection = open_cache(path), pipeline.open(path)
@@ -183,6 +184,11 @@ def test_join_on_a_column_and_types(path: Path) -> None:
     assert joined.columns["rank"].tolist() == [1 if split == "train" else 2 for split in selection.columns["split"]]
     renamed = selection.join(pd.DataFrame({"path": selection.keys, "size": 1}), on="path")
     assert renamed.columns["size"].tolist() == [1] * 24
+    mapped = pd.DataFrame({"key": selection.keys, "label": "ant", "x": 1.5, "y": 2.5})
+    assert selection.join(mapped, columns=["y"]).columns["y"].tolist() == [2.5] * 24
+    assert "x" not in selection.join(mapped, columns=["y"]).columns
+    with pytest.raises(SourceError, match="did you mean x"):
+        selection.join(mapped, columns=["xs"])
     split_of = pd.DataFrame({"key": selection.keys, "fold": np.arange(24) % 2})
     assert len(selection.join(split_of)[selection.join(split_of).columns["fold"] == 1]) == 12
 
