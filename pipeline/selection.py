@@ -58,6 +58,8 @@ class Selection:
         The file, with every row, whatever became of it.
     rows : (n,) int64
         The rows' numbers in the file.
+    wanted_status : str
+        Which outcomes are in it.
     unmatched : Unmatched or None
         What the last `join` left over.
 
@@ -101,9 +103,9 @@ class Selection:
 
     def __getitem__(self, index: slice | ArrayLike) -> Selection:
         """Choose by position, as NumPy does: a slice, an array of booleans or of integers."""
-        return self._narrowed(
-            np.atleast_1d(np.arange(len(self))[index if isinstance(index, slice) else np.asarray(index)])
-        )
+        if isinstance(index, slice):
+            return self._narrowed(np.arange(*index.indices(len(self))))
+        return self._narrowed(np.atleast_1d(np.arange(len(self))[np.asarray(index)]))
 
     @property
     def path(self) -> Path:
@@ -443,5 +445,6 @@ def _positions(candidates: NDArray[np.int64], rows: ArrayLike, count: int) -> ND
     order = np.argsort(candidates, kind="stable")
     found = np.searchsorted(candidates, wanted, sorter=order)
     found = np.minimum(found, len(candidates) - 1) if len(candidates) else found[:0]
-    positions: NDArray[np.int64] = order[found]
-    return positions[candidates[positions] == wanted[: len(positions)]]
+    positions = order[found]
+    there = candidates[positions] == wanted[: len(positions)]
+    return np.asarray(positions[there], dtype=np.int64)
