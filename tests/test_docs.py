@@ -32,6 +32,8 @@ BLOCK = re.compile(
 SHOWN = {"", "text", "julia", "matlab", "r"}
 """Languages that are only looked at here; R has a test of its own."""
 COMMANDS = ("$ ", "pipeline ", "make ", "pip ", "python ")
+SLOW = {"folder.md"}
+"""Pages that fit heads once more; README runs the same commands quickly enough for every time."""
 CLASSES = (3, 4, 7)
 IMAGES_OF_A_CLASS = 12
 
@@ -130,7 +132,13 @@ def run(command: str) -> None:
 
 
 @pytest.mark.usefixtures("desk")
-@pytest.mark.parametrize("page", RUNNABLE, ids=[str(page.relative_to(ROOT)) for page in RUNNABLE])
+@pytest.mark.parametrize(
+    "page",
+    [
+        pytest.param(page, id=str(page.relative_to(ROOT)), marks=[pytest.mark.slow] if page.name in SLOW else [])
+        for page in RUNNABLE
+    ],
+)
 def test_the_blocks_of_a_page_run(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "page"}
     for block in blocks(page):
