@@ -16,7 +16,7 @@ DEV       := .venv/.installed-dev
 PIP       := $(BIN)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install extract fit-head lint format test test-slow test-faults test-browser coverage bench clean
+.PHONY: help install extract fit-head lint format test test-slow test-faults test-browser coverage bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -67,6 +67,10 @@ coverage: $(DEV) ## Run the quick tests under branch coverage
 bench: $(INSTALLED) ## Measure extraction and the cache (docs/performance.md)
 	$(BIN)/python scripts/bench_extract.py
 	$(BIN)/python scripts/bench_cache.py
+
+docs: $(DEV) ## Write the command reference, and run every code block of README and docs (R too, where it is)
+	$(BIN)/python scripts/make_cli_reference.py
+	$(BIN)/python -m pytest tests/test_docs.py -m '' $(ARGS)
 
 clean: ## Remove what make made, but for data and the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

@@ -1,8 +1,9 @@
 """Run a frozen pretrained network once over an image archive, cache the embeddings, fit classical heads in seconds.
 
-Here are the names for reading what there is: `open_cache`, `load_head`. They are loaded when first used, so that
-opening a cache never imports torch. The stages are functions of their modules: `pipeline.extract.extract`,
-`pipeline.fit_head.fit_head`, `pipeline.predict.predict`.
+Here are the names for scripts: `open` (the rows of a cache that are done, as analyses want them), `open_cache` (the
+file as it is, every row), `load_head`, `ImageEmbedder` (images to embeddings, as a scikit-learn transformer). They are
+loaded when first used, so that opening a cache never imports torch. The stages are functions of their modules:
+`pipeline.extract.extract`, `pipeline.fit_head.fit_head`, `pipeline.predict.predict`.
 """
 
 from __future__ import annotations
@@ -14,21 +15,28 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache, open_cache
     from pipeline.errors import PipelineError
     from pipeline.heads import LoadedHead, load_head
+    from pipeline.image_embedder import ImageEmbedder
+    from pipeline.selection import Selection
+    from pipeline.selection import open_selection as open
 
-__all__ = ["Cache", "LoadedHead", "PipelineError", "load_head", "open_cache"]
+__all__ = ["Cache", "ImageEmbedder", "LoadedHead", "PipelineError", "Selection", "load_head", "open", "open_cache"]
 
 _HOMES = {
-    "Cache": "pipeline.cache",
-    "LoadedHead": "pipeline.heads",
-    "PipelineError": "pipeline.errors",
-    "load_head": "pipeline.heads",
-    "open_cache": "pipeline.cache",
+    "Cache": "pipeline.cache:Cache",
+    "ImageEmbedder": "pipeline.image_embedder:ImageEmbedder",
+    "LoadedHead": "pipeline.heads:LoadedHead",
+    "PipelineError": "pipeline.errors:PipelineError",
+    "Selection": "pipeline.selection:Selection",
+    "load_head": "pipeline.heads:load_head",
+    "open": "pipeline.selection:open_selection",
+    "open_cache": "pipeline.cache:open_cache",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        module, _, attribute = _HOMES[name].partition(":")
+        return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

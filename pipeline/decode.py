@@ -166,11 +166,7 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts here
             image = Image.open(io.BytesIO(data), formats=policy.formats)
-            if image.width * image.height > policy.max_pixels:
-                raise DecodeError(
-                    Status.TOO_LARGE,
-                    f"{image.width} × {image.height} pixels, above the limit of {policy.max_pixels}",
-                )
+            _check_size(image, policy)
             if resize_short is not None and policy.jpeg_scale == "half" and image.format in ("JPEG", "MPO"):
                 _draft(image, 2 * resize_short)
             image.load()
@@ -187,6 +183,33 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
         raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
     except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them raise
         raise DecodeError(Status.CORRUPT, _reason(error)) from None
+
+
+def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
+    """Return an image that Pillow has opened already as `decode_image` would have: upright, RGB.
+
+    Raises
+    ------
+    DecodeError
+        It is too large, its pixels have no known range, or they turn out to be damaged.
+    """
+    try:
+        _check_size(image, policy)
+        image.load()
+        return _rgb(_upright(image))
+    except DecodeError:
+        raise
+    except MemoryError:
+        raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
+    except Exception as error:  # Pillow reads the pixels now, see decode_image
+        raise DecodeError(Status.CORRUPT, _reason(error)) from None
+
+
+def _check_size(image: Image.Image, policy: DecodePolicy) -> None:
+    if image.width * image.height > policy.max_pixels:
+        raise DecodeError(
+            Status.TOO_LARGE, f"{image.width} × {image.height} pixels, above the limit of {policy.max_pixels}"
+        )
 
 
 def _draft(image: Image.Image, shorter: int) -> None:

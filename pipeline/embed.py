@@ -168,6 +168,14 @@ def choose_engine(
     EngineError
         No such device or precision here, or the precision asked for fails the check.
     """
+    sample = _sample(source, backbone, decode, settings, np.arange(len(source)) if rows is None else rows, stop)
+    return engine_for(sample, backbone, settings, say=say)
+
+
+def engine_for(
+    sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, *, say: Callable[[str], None]
+) -> tuple[Engine, dict[str, Any]]:
+    """Open an engine that keeps the numbers contract on prepared images, (n, H, W, 3) uint8; see `choose_engine`."""
     from pipeline.engines import idle_gpus, open_engine, precisions
     from pipeline.engines.selfcheck import LEAST_COSINE, check, reference
 
@@ -181,7 +189,6 @@ def choose_engine(
             say=say,
         )
 
-    sample = _sample(source, backbone, decode, settings, np.arange(len(source)) if rows is None else rows, stop)
     expected = reference(backbone, sample) if len(sample) else {}
     cosines: dict[str, float] = {}
     engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)

@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).parent.parent / "pipeline"
 FAMILIES = ("sources", "backbones", "engines", "heads")
 # engines take a Backbone, which is what they run: its type is the one thing a family may know of another.
 ALLOWED = {("engines", "backbones.base")}
+# Stages, and what stands on the parts as stages do.
+STAGES = ("cli", "extract", "fit_head", "predict", "finetune", "selection", "convert", "export", "image_embedder")
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 
@@ -48,7 +50,7 @@ def test_only_the_cache_knows_hdf5() -> None:
 
 
 def test_parts_do_not_import_stages_or_the_command_line() -> None:
-    stages = {f"pipeline.{name}" for name in ("cli", "extract", "fit_head", "predict", "finetune")}
+    stages = {f"pipeline.{name}" for name in STAGES}
     parts = [
         f
         for f in FILES
@@ -76,6 +78,8 @@ def test_only_the_command_line_prints() -> None:
     [
         "import pipeline",
         "from pipeline import open_cache",
+        "import pipeline; pipeline.open",
+        "import pipeline.export",
         "import pipeline.info",
         "import pipeline.cache.verify",
         "import pipeline.cli",
@@ -85,6 +89,11 @@ def test_only_the_command_line_prints() -> None:
 )
 def test_torch_is_not_imported_where_it_is_not_needed(code: str) -> None:
     check = f"{code}; import sys; assert not {{'torch', 'sklearn', 'timm'}} & set(sys.modules), sorted(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, cwd=PACKAGE.parent)
+
+
+def test_pandas_is_not_imported_to_open_a_cache() -> None:
+    check = "import pipeline; pipeline.open; import sys; assert not {'pandas', 'pyarrow'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", check], check=True, cwd=PACKAGE.parent)
 
 

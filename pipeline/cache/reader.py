@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,9 +18,35 @@ from pipeline.cache.shard import ShardRecord
 from pipeline.errors import CacheError, SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
+
+
+class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
+    """Arrays by name, each made when first asked for, and kept."""
+
+    def __init__(self, names: Iterable[str], make: Callable[[str], NDArray[Any]]) -> None:
+        self._made: dict[str, NDArray[Any] | None] = dict.fromkeys(names)
+        self._make = make
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        found = self._made[name]
+        if found is None:
+            found = self._made[name] = self._make(name)
+        return found
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._made
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._made)
+
+    def __len__(self) -> int:
+        return len(self._made)
+
+    def __repr__(self) -> str:
+        return f"<arrays, each read when asked for: {', '.join(self._made) or 'none'}>"
 
 
 class Cache:
@@ -92,6 +119,10 @@ class Cache:
     def __len__(self) -> int:
         return self._extents[fmt.EMBEDDINGS].shape[0]
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the path, not the rows: another process, such as a data loader's, maps the file itself."""
+        return _reopen, (str(self.path.absolute()), self._map(fmt.STATIC_SHA256).tobytes())
+
     def __repr__(self) -> str:
         return f"<Cache {self.path}: {len(self)} × {self.width}, {self.spec.get('backbone')}>"
 
@@ -140,24 +171,30 @@ class Cache:
     @cached_property
     def items(self) -> Items:
         """The item list, its keys as bytes."""
-        columns = {
-            fmt.original_column_name(name.removeprefix(fmt.COLUMNS + "/")): self._column(name)
-            for name in self._extents
-            if name.startswith(fmt.COLUMNS + "/")
-        }
         return Items(
             keys=self._map(fmt.KEYS),
             labels=self._map(fmt.LABELS),
-            label_names=tuple(_texts(self._map(fmt.LABEL_NAMES)).tolist()),
+            label_names=tuple(texts(self._map(fmt.LABEL_NAMES)).tolist()),
             sizes=self._map(fmt.SIZES),
             mtimes_ns=self._map(fmt.MTIMES),
-            columns=columns,
+            columns=ArraysWhenAsked(
+                (
+                    fmt.original_column_name(name.removeprefix(fmt.COLUMNS + "/"))
+                    for name in self._extents
+                    if name.startswith(fmt.COLUMNS + "/")
+                ),
+                self.column,
+            ),
         )
 
     @cached_property
     def keys(self) -> NDArray[np.str_]:
         """(N,) keys as text; bytes that are not UTF-8 come as surrogate escapes."""
-        return _texts(self.items.keys)
+        return texts(self.items.keys)
+
+    def keys_of(self, rows: slice | NDArray[np.int64]) -> NDArray[np.str_]:
+        """Return the keys of some rows, as `keys`, without decoding the others."""
+        return texts(self.items.keys[rows])
 
     @property
     def labels(self) -> NDArray[np.int32]:
@@ -173,6 +210,13 @@ class Cache:
     def columns(self) -> Mapping[str, NDArray[Any]]:
         """(N,) array of every further column by name."""
         return self.items.columns
+
+    def column(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[Any]:
+        """Return a further column, or some rows of it: only these are decoded to text."""
+        values = self._map(f"{fmt.COLUMNS}/{fmt.column_name(name)}")[rows]
+        if values.dtype.kind == "S":
+            return texts(values)
+        return values.view(np.bool_) if values.dtype == np.uint8 else values
 
     def reasons(self) -> dict[int, str]:
         """Return why rows failed, by row, from the file beside the cache; rows since mended are left out."""
@@ -217,16 +261,18 @@ class Cache:
             return np.zeros(extent.shape, extent.dtype)
         return np.memmap(self.path, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
 
-    def _column(self, name: str) -> NDArray[Any]:
-        values = self._map(name)
-        if values.dtype.kind == "S":
-            return _texts(values)
-        return values.view(np.bool_) if values.dtype == np.uint8 else values
+
+def _reopen(path: str, static_sha256: bytes) -> Cache:
+    cache = Cache(path)
+    if cache._map(fmt.STATIC_SHA256).tobytes() != static_sha256:
+        raise CacheError(f"expected the cache that was open at {path}, found another in its place: open it again")
+    return cache
 
 
 def _plain(value: Any) -> Any:
     return value.decode() if isinstance(value, bytes) else value
 
 
-def _texts(values: NDArray[np.bytes_]) -> NDArray[np.str_]:
+def texts(values: NDArray[np.bytes_]) -> NDArray[np.str_]:
+    """Decode the file's text; bytes that are not UTF-8 come as surrogate escapes."""
     return np.char.decode(values, "utf-8", "surrogateescape") if len(values) else values.astype(np.str_)

@@ -117,6 +117,10 @@ class SeveralCaches(Cache):
         """The item lists one after the other, with label names and columns united."""
         return joined_items([part.items for part in self.parts])
 
+    def column(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[Any]:
+        """Return a further column, or some rows of it."""
+        return self.items.columns[name][rows]
+
     def reasons(self) -> dict[int, str]:
         """Return why rows failed, by row; see `Cache.reasons`."""
         return {

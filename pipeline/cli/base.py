@@ -94,8 +94,8 @@ def stop_on_signal() -> Iterator[threading.Event]:
 class ProgressLine:
     """A bar with images/s and time left on a terminal, a line now and then in a log."""
 
-    def __init__(self, what: str) -> None:
-        self._what = what
+    def __init__(self, what: str, unit: str = "images") -> None:
+        self._what, self._unit = what, unit
         self._bar: Any = None
         self._first = (0, 0.0)
         self._logged = 0.0
@@ -108,7 +108,7 @@ class ProgressLine:
             self._bar = tqdm(
                 total=total,
                 initial=ready,
-                unit=" images",
+                unit=f" {self._unit}",
                 desc=self._what,
                 disable=not sys.stderr.isatty(),
                 dynamic_ncols=True,
@@ -125,7 +125,7 @@ class ProgressLine:
             rate = (ready - self._first[0]) / max(self._logged - self._first[1], 1e-9)
             left = (total - ready) / max(rate, 1e-9)
             say(
-                f"{self._what}: {ready} of {total} images, {failed} failed, {rate:.0f} images/s, "
+                f"{self._what}: {ready} of {total} {self._unit}, {failed} failed, {rate:.0f} {self._unit}/s, "
                 f"{left / 60:.0f} min left"
             )
 

@@ -1,4 +1,4 @@
-"""The commands about a cache: info, verify, merge."""
+"""The commands about a cache: info, verify, merge, export."""
 
 from __future__ import annotations
 
@@ -99,3 +99,30 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
     say(f"{output}: {made.rows} rows, {made.duplicates} duplicates left out, {made.to_do} to do, {made.failed} failed")
     if made.to_do or made.failed:
         click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.option(
+    "--to", "kind", required=True, type=click.Choice(["parquet", "npy", "csv", "h5ad"]), help="The kind of file."
+)
+@click.option("-o", "--output", required=True, metavar="OUT", help="The file to write.")
+@click.option("--split", "splits", multiple=True, metavar="NAME", help="Only rows of this split. Repeatable.")
+@click.option("--label", "labels", multiple=True, metavar="NAME", help="Only rows of this class. Repeatable.")
+@click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to write.")
+def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: tuple[str, ...], layer: str) -> None:
+    """Write the done rows of CACHE, with keys, labels and columns, as a file of another kind.
+
+    parquet: a column 'embedding' of lists. npy: an array, and OUT.csv with a line for each of its rows. csv: columns
+    e0, e1, … h5ad: for scanpy and its relatives (needs anndata).
+    """
+    from pipeline.export import export as export_rows
+
+    progress = ProgressLine("export", unit="rows")
+    try:
+        written = export_rows(
+            cache, output, kind, split=splits or None, label=labels or None, layer=layer, progress=progress
+        )
+    finally:
+        progress.close()
+    say(f"{', '.join(map(str, written))} written")

@@ -15,11 +15,14 @@ from pipeline.sources.store import IN_PROCESS, open_store
 from pipeline.sources.urls import is_url, public
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pandas as pd
     from numpy.typing import NDArray
 
 PARQUET_MAGIC = b"PAR1"
 UNSEEN, MISSING = (-1, -1), (-1, -2)
+TEXT_COLUMNS = ("key", "path", "label", "split", "group")
 
 
 class TableSource(Source):
@@ -146,8 +149,8 @@ class PathReader:
         return store.read_all(path)
 
 
-def read_table(location: str) -> pd.DataFrame:
-    """Read a CSV or Parquet table, at a path or URL.
+def read_table(location: str, text: Sequence[str] = TEXT_COLUMNS) -> pd.DataFrame:
+    """Read a CSV or Parquet table, at a path or URL; columns in ``text`` are text even where they look like numbers.
 
     Raises
     ------
@@ -173,7 +176,7 @@ def read_table(location: str) -> pd.DataFrame:
             return pd.read_csv(
                 file,
                 encoding="utf-8-sig",
-                dtype={"key": str, "path": str, "label": str, "split": str, "group": str},
+                dtype=dict.fromkeys(text, str),
                 keep_default_na=False,
                 na_values=[""],
                 skipinitialspace=True,
