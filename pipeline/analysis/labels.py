@@ -29,8 +29,8 @@ class LabelCheck:
     Attributes
     ----------
     table : pandas.DataFrame
-        ``key``, ``given``, ``suggested``, ``quality`` (probability of the given label, from heads that have not seen the row),
-        ``is_issue``; most doubtful first.
+        ``key``, ``given``, ``suggested``, ``quality`` (probability of the given label, from heads that have not seen
+        the row), ``is_issue``; most doubtful first.
     rows : (N,) int64
         The row of the cache of each line.
     accuracy : float
@@ -78,10 +78,10 @@ def check_labels(
 
     Notes
     -----
-    Every row gets probabilities from a logistic head fitted on the other folds, divided by a temperature (Guo et al. 2017).
-    Lines are ranked by the probability of the given label. ``is_issue`` is confident learning's estimate of which labels are wrong
-    (Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 70, 2021), as cleanlab
-    computes it, pruned by both of its rules.
+    Every row gets probabilities from a logistic head fitted on the other folds, divided by a temperature
+    (Guo et al. 2017). Lines are ranked by the probability of the given label. ``is_issue`` is confident learning's
+    estimate of which labels are wrong (Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in
+    dataset labels", JAIR 70, 2021), as cleanlab computes it, pruned by both of its rules.
     """
     try:
         from cleanlab.filter import find_label_issues

@@ -64,9 +64,10 @@ def map_cache(
     cache : Cache
         An open cache.
     method : {"pca", "umap", "tsne"}
-        ``pca``: the two directions of largest variance; distances mean what they say, most structure is hidden. ``umap`` (McInnes, Healy and
-        Melville, arXiv:1802.03426, 2018) and ``tsne`` (van der Maaten and Hinton, JMLR 9, 2008) keep neighbours together; distances between
-        groups, and their sizes, mean little. Both start from 50 principal components.
+        ``pca``: the two directions of largest variance; distances mean what they say, most structure is hidden.
+        ``umap`` (McInnes, Healy and Melville, arXiv:1802.03426, 2018) and ``tsne`` (van der Maaten and Hinton, JMLR
+        9, 2008) keep neighbours together; distances between groups, and their sizes, mean little. Both start from 50
+        principal components.
     layer : str
         Which layer.
     n_neighbors, min_dist, n_epochs
@@ -177,8 +178,8 @@ def _by_tsne(components: Floats, seed: int) -> Floats:
 def _start(components: Floats, spread: float) -> Floats:
     """Return the first two components at that spread: where a map starts decides how far its parts can be compared.
 
-    Kobak and Linderman, "Initialization is critical for preserving global data structure in both t-SNE and UMAP", Nature
-    Biotechnology 39, 2021.
+    Kobak and Linderman, "Initialization is critical for preserving global data structure in both t-SNE and UMAP",
+    Nature Biotechnology 39, 2021.
     """
     first = components[:, :2].astype(np.float64)
     return np.asarray(first / max(float(first[:, 0].std()), 1e-12) * spread, dtype=np.float32)

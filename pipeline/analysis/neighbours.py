@@ -51,9 +51,10 @@ def nearest(
 
     Notes
     -----
-    A product in float32 sifts: it is off by no more than (D + 2) · 2⁻²⁴ (Higham, *Accuracy and Stability of Numerical
-    Algorithms*, 2002, section 3.1), so whatever comes within twice that of the k-th best is computed again in float64. The result
-    is that of comparing every pair in float64, whatever the block sizes and the linear algebra library.
+    A product in float32 sifts: it is off by no more than (D + 2) · 2⁻²⁴ (Higham, *Accuracy and Stability
+    of Numerical Algorithms*, 2002, section 3.1), so whatever comes within twice that of the k-th best is computed
+    again in float64. The result is that of comparing every pair in float64, whatever the block sizes and the linear
+    algebra library.
 
     Examples
     --------
@@ -117,9 +118,7 @@ def _exact_cosines(embeddings: NDArray[Any], queries: NDArray[Any], at: Ints, ro
     return out.astype(np.float32).astype(np.float64)
 
 
-def _merge(
-    found: Ints, cosine: NDArray[np.float64], at: Ints, rows: Ints, exact: NDArray[np.float64]
-) -> None:
+def _merge(found: Ints, cosine: NDArray[np.float64], at: Ints, rows: Ints, exact: NDArray[np.float64]) -> None:
     """Put candidates (sorted by query) into the lists of the best, in place."""
     if not len(at):
         return

@@ -1,6 +1,7 @@
 """Do two images show the same picture? Small grey copies are laid over one another and correlated.
 
-Embeddings alone cannot tell: among things photographed alike, the nearest other thing is nearer than a recompressed copy.
+Embeddings alone cannot tell: among things photographed alike, the nearest other thing is nearer than a recompressed
+copy.
 
 Axes: N rows, P pairs, V values of a grid of G × G.
 """
@@ -28,10 +29,10 @@ _SMALLEST_BOX = 0.88
 """The most that is taken for a crop: 12 % of a side."""
 _FINE, _COARSE = (1.0, 3.0), (0.7, 2.1)
 """Standard deviations, in cells of the grid, of the two blurs whose difference is correlated."""
-_TANGENT_LEAST = 0.94
+_TANGENT_LEAST = 0.93
 _COARSE_LEAST = 0.97
 MOST_DIFFERENCE = 3.8
-"""Grey levels of 255 (root mean square, slightly blurred) that a copy may be off: light and dark garments of one cut correlate."""
+"""Grey levels of 255 (root mean square, slightly blurred) that a copy may be off: light and dark things correlate."""
 _FLAT = 1.0
 """Contrast, in grey levels, below which an image shows nothing that could be compared."""
 _CHUNK = 4096
@@ -106,12 +107,13 @@ def pixel_similarity(copies: NDArray[np.uint8], i: Ints, j: Ints, least: float) 
 
     Notes
     -----
-    Three looks, each at what the former left. The first needs no resampling: how much of one picture lies in the span of the other
-    and of its derivatives by shift and size (tangent distance: Simard, LeCun and Denker, "Efficient pattern recognition using a
-    new transformation distance", NIPS 1992). It also tells which of the two would be the crop. The second and third follow the
-    alignment by Gauss-Newton steps on the correlation (Evangelidis and Psarakis, "Parametric image alignment using
-    enhanced correlation coefficient maximization", IEEE TPAMI 30, 2008), on 16 × 16 and on 32 × 32 cells. Pictures are resampled
-    first and filtered then: the other way round a crop would be compared at another sharpness.
+    Three looks, each at what the former left. The first needs no resampling: how much of one picture lies
+    in the span of the other and of its derivatives by shift and size (tangent distance: Simard, LeCun and Denker,
+    "Efficient pattern recognition using a new transformation distance", NIPS 1992). It also tells which of the two
+    would be the crop. The second and third follow the alignment by Gauss-Newton steps on the correlation (Evangelidis
+    and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization", IEEE TPAMI 30,
+    2008), on 16 × 16 and on 32 × 32 cells. Pictures are resampled first and filtered then: the other way round a crop
+    would be compared at another sharpness.
     """
     half = copies.reshape(len(copies), SIDE // 2, 2, SIDE // 2, 2).mean((2, 4), dtype=np.float32)
     tangents = _tangents(half)
@@ -133,9 +135,7 @@ def pixel_similarity(copies: NDArray[np.uint8], i: Ints, j: Ints, least: float) 
     return out
 
 
-def _sift(
-    bases: Floats, triangles: Floats, pictures: Floats, i: Ints, j: Ints
-) -> tuple[Ints, Ints, Ints, Floats]:
+def _sift(bases: Floats, triangles: Floats, pictures: Floats, i: Ints, j: Ints) -> tuple[Ints, Ints, Ints, Floats]:
     """Return the pairs worth aligning, which row is the whole picture and which the crop, and a first box."""
     part = np.matmul(bases[i], pictures[j][:, :, None])[:, :, 0]
     alive = np.flatnonzero(np.einsum("pk,pk->p", part, part) >= _TANGENT_LEAST**2)
@@ -160,7 +160,7 @@ def _difference(whole: Floats, crop: Floats, boxes: Floats) -> Floats:
 
 
 def _tangents(grids: Floats) -> tuple[Floats, Floats, Floats]:
-    """Return for each picture an orthonormal basis (4, V) of itself and its derivatives, its triangle, and itself (V,)."""
+    """Return for each picture an orthonormal basis (4, V) of it and its derivatives, the triangle, and itself (V,)."""
     side = grids.shape[1]
     bases = np.empty((len(grids), 4, side * side), np.float32)
     triangles = np.empty((len(grids), 4, 4), np.float32)
@@ -178,7 +178,7 @@ def _tangents(grids: Floats) -> tuple[Floats, Floats, Floats]:
 
 
 def _derivatives(picture: Floats) -> Floats:
-    """Return how each picture (P, G, G) changes with a shift right, a shift down, and growth about its middle, (P, 3, V)."""
+    """Return how each picture (P, G, G) changes with a shift right, a shift down and growth, (P, 3, V)."""
     side = picture.shape[1]
     down, right = np.gradient(picture, axis=(1, 2))
     right, down = right * side, down * side  # per side of the image

@@ -61,8 +61,7 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
         finite = np.isfinite(take(embeddings, some)).all(axis=1)
         if not finite.all():
             raise AnalysisError(
-                f"row {some[~finite][0]} of {cache.path} holds values that are not finite: "
-                "extract it again, in float32"
+                f"row {some[~finite][0]} of {cache.path} holds values that are not finite: extract it again, in float32"
             )
     return rows
 
@@ -119,7 +118,7 @@ def write_table(table: Any, path: str | os.PathLike[str]) -> None:
 
 
 def printable(texts: Any) -> list[str]:
-    """Return texts that any UTF-8 file takes: bytes of a file name that are none are spelt ``\\xff``."""
+    """Return texts that any UTF-8 file takes: bytes of a file name that are none are spelt out."""
     return [str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for text in texts]
 
 

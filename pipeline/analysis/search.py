@@ -66,15 +66,16 @@ def search(
     cache : Cache
         An open cache.
     queries : sequence of str
-        Keys of the cache, or paths of images, which are embedded as the cache's own were. What is a key is not looked for as
-        a file. A key does not find itself.
+        Keys of the cache, or paths of images, which are embedded as the cache's own were. What is a key is not looked
+        for as a file. A key does not find itself.
     k : int
         How many.
     layer : str
         Which layer of the cache.
     approximate : bool
-        Through an HNSW graph (Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using hierarchical
-        navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: worth its building for very many queries.
+        Through an HNSW graph (Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
+        hierarchical navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: worth its building for very many
+        queries.
     weights : str, optional
         The backbone's weights, when the cache was made with those of a file.
     run : RunSettings, optional
@@ -189,7 +190,7 @@ def _files(paths: Sequence[str]) -> Any:
             self.items = ItemTable(keys, unknown.astype(np.int32), (), unknown, unknown)
 
         def locator(self, i: int) -> bytes:
-            return os.fsencode(os.path.abspath(paths[i]))
+            return os.fsencode(Path(paths[i]).absolute())
 
         def reader(self) -> FileReader:
             return FileReader(b"/")

@@ -35,8 +35,8 @@ class Selection:
     Attributes
     ----------
     table : pandas.DataFrame
-        ``rank``, ``key``, ``label`` and ``score`` (k-centre: the cosine distance to the nearest row chosen or labelled before it;
-        typicality: the inverse of the mean distance to its neighbours), in the order of choice.
+        ``rank``, ``key``, ``label`` and ``score`` (k-centre: the cosine distance to the nearest row chosen or
+        labelled before it; typicality: the inverse of the mean distance to its neighbours), in the order of choice.
     rows : (B,) int64
         The row of the cache of each line.
     candidates : int
@@ -66,12 +66,13 @@ def select(
     k : int
         How many; all candidates where there are fewer.
     method : {"k-centre", "typicality"}
-        ``typicality`` for the first hundred labels or so, ``k-centre`` when there are many: Hacohen et al. (below) found that few labels
-        are spent best on typical images and many on unusual ones.
+        ``typicality`` for the first hundred labels or so, ``k-centre`` when there are many: Hacohen et al. (below)
+        found that few labels are spent best on typical images and many on unusual ones.
     layer : str
         Which layer.
     among_all : bool
-        Choose among all rows as if none was labelled; else among those without a label, as far as possible from those with one.
+        Choose among all rows as if none was labelled; else among those without a label, as far as possible from those
+        with one.
     seed : int
         Of the clustering.
 
@@ -82,10 +83,11 @@ def select(
 
     References
     ----------
-    k-centre: farthest-first traversal, within twice the best radius (Gonzalez, "Clustering to minimize the maximum intercluster
-    distance", Theoretical Computer Science 38, 1985), for active learning by Sener and Savarese, "Active learning for convolutional neural
-    networks: a core-set approach", ICLR 2018. Typicality: Hacohen, Dekel and Weinshall, "Active learning on a budget: opposite strategies
-    suit high and low budgets", ICML 2022 (TypiClust).
+    k-centre: farthest-first traversal, within twice the best radius (Gonzalez, "Clustering to
+    minimize the maximum intercluster distance", Theoretical Computer Science 38, 1985), for active learning by Sener
+    and Savarese, "Active learning for convolutional neural networks: a core-set approach", ICLR 2018. Typicality:
+    Hacohen, Dekel and Weinshall, "Active learning on a budget: opposite strategies suit high and low budgets", ICML
+    2022 (TypiClust).
     """
     embeddings = layer_of(cache, layer)
     rows = usable_rows(cache, embeddings)

@@ -33,11 +33,12 @@ class CacheComparison:
     Attributes
     ----------
     separation : pandas.DataFrame
-        For each embedding: ``embedding``, ``width``, ``accuracy`` (of 15 nearest neighbours, each row left out of its own vote) with
-        ``low`` and ``high``, ``difference`` to the first with ``difference_low`` and ``difference_high``, on the same
-        resampled rows (95 % bootstrap). Empty where no common row has a label.
+        For each embedding: ``embedding``, ``width``, ``accuracy`` (of 15 nearest neighbours, each row left out of its
+        own vote) with ``low`` and ``high``, ``difference`` to the first with ``difference_low`` and
+        ``difference_high``, on the same resampled rows (95 % bootstrap). Empty where no common row has a label.
     pairs : pandas.DataFrame
-        For each two: ``first``, ``second``, ``cka``, ``overlap`` (mean share of common neighbours) with ``low`` and ``high``.
+        For each two: ``first``, ``second``, ``cka``, ``overlap`` (mean share of common neighbours) with ``low`` and
+        ``high``.
     rows, asked : int
         Common rows, and how many of them were asked for their neighbours.
     """
@@ -81,8 +82,8 @@ def compare_caches(
 
     References
     ----------
-    CKA: linear centred kernel alignment, Kornblith, Norouzi, Lee and Hinton, "Similarity of neural network representations revisited",
-    ICML 2019. It is 1 for embeddings equal up to rotation and scale.
+    CKA: linear centred kernel alignment, Kornblith, Norouzi, Lee and Hinton, "Similarity of
+    neural network representations revisited", ICML 2019. It is 1 for embeddings equal up to rotation and scale.
     """
     from pipeline.evaluate import bootstrap_intervals
 
@@ -195,12 +196,15 @@ def _named(caches: Sequence[Any], layers: Sequence[str]) -> list[tuple[str, int,
                 out.append((f"{cache.path}:{name}", number, layer_of(cache, name)))
     if len(out) < 2:
         raise AnalysisError(
-            f"expected at least 2 embeddings to compare, found {len(out)}: name several caches, or one with several layers"
+            f"expected at least 2 embeddings to compare, found {len(out)}: "
+            "name several caches, or one with several layers"
         )
     return out
 
 
-def _common_rows(caches: Sequence[Any], named: Sequence[tuple[str, int, NDArray[Any]]]) -> tuple[list[bytes], list[Ints]]:
+def _common_rows(
+    caches: Sequence[Any], named: Sequence[tuple[str, int, NDArray[Any]]]
+) -> tuple[list[bytes], list[Ints]]:
     """Return the keys that are done in every cache, in the first one's order, and their rows in each."""
     tables = []
     for number, cache in enumerate(caches):
@@ -208,7 +212,7 @@ def _common_rows(caches: Sequence[Any], named: Sequence[tuple[str, int, NDArray[
         for _, which, embeddings in named:
             if which == number:
                 rows = np.intersect1d(rows, usable_rows(cache, embeddings))
-        tables.append({key: row for key, row in zip(cache.keys[rows].tolist(), rows.tolist(), strict=True)})
+        tables.append(dict(zip(cache.keys[rows].tolist(), rows.tolist(), strict=True)))
     keys = [key for key in tables[0] if all(key in table for table in tables[1:])]
     if len(keys) < 3:
         raise AnalysisError(

@@ -13,7 +13,7 @@ import numpy as np
 from pipeline.analysis.duplicates import exact_pairs, groups_of, near_pairs
 from pipeline.analysis.layout import principal_components
 from pipeline.analysis.pictures import pixel_similarity, small_copies
-from pipeline.analysis.rows import frame, label_texts, layer_of, usable_rows
+from pipeline.analysis.rows import frame, label_texts, layer_of, unit, usable_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +26,7 @@ PIXEL_THRESHOLD = 0.992
 COSINE_THRESHOLD = 0.98
 _CANDIDATE_COSINE = 0.45
 _WHITENED = 256
+_BLOCK = 4096
 _ALL_PAIRS_ROWS = 1500
 """Up to here every pair is looked at: too few rows to whiten well, and few enough pairs."""
 _ROWS_PER_COMPONENT = 5
@@ -38,8 +39,8 @@ class Duplicates:
     Attributes
     ----------
     table : pandas.DataFrame
-        ``group`` (numbered from 1), ``key``, ``label``, ``similarity`` (to the image of the same group that is most like it) and
-        ``how`` (``exact`` or ``near``); images without a twin are left out.
+        ``group`` (numbered from 1), ``key``, ``label``, ``similarity`` (to the image of the same group that is most
+        like it) and ``how`` (``exact`` or ``near``); images without a twin are left out.
     rows : (M,) int64
         The row of the cache of each line.
     exact, near : int
@@ -73,8 +74,8 @@ def find_duplicates(
     cache : Cache
         An open cache.
     threshold : float, optional
-        Similarity from which two images are the same picture: the correlation of their pixels, by default 0.992, or, where pixels are not
-        looked at, the cosine of their embeddings, by default 0.98.
+        Similarity from which two images are the same picture: the correlation of their pixels, by default 0.992, or,
+        where pixels are not looked at, the cosine of their embeddings, by default 0.98.
     layer : str
         Which layer.
     look : bool
@@ -89,20 +90,26 @@ def find_duplicates(
 
     Notes
     -----
-    Equal content hashes are exact duplicates. Near ones are looked for in two steps. Pairs whose whitened embeddings (the 256 largest
-    principal components, each scaled to variance 1) have a cosine of 0.45 are candidates: whitening takes away what all the images
-    have in common. Then `pipeline.analysis.pictures.pixel_similarity` lays small copies of the two over one another.
-    Without pixels things photographed alike cannot be told from copies; docs/analysis.md has the figures.
+    Equal content hashes are exact duplicates. Near ones are looked for in two steps. Pairs whose whitened
+    embeddings (the 256 largest principal components, each scaled to variance 1) have a cosine of 0.45 are candidates:
+    whitening takes away what all the images have in common. Then `pipeline.analysis.pictures.pixel_similarity` lays
+    small copies of the two over one another. Without pixels things photographed alike cannot be told from copies;
+    docs/analysis.md has the figures.
     """
     embeddings = layer_of(cache, layer)
     rows = usable_rows(cache, embeddings)
     first, twin = exact_pairs(np.asarray(cache.content_hash)[rows])
     # Of images with the same bytes one speaks for all.
     speakers = np.setdiff1d(np.arange(len(rows)), twin)
-    copies, there = small_copies(cache, rows[speakers]) if look else (np.zeros((0, 1, 1), np.uint8), np.zeros(1, np.bool_))
+    copies, there = (
+        small_copies(cache, rows[speakers]) if look else (np.zeros((0, 1, 1), np.uint8), np.zeros(1, np.bool_))
+    )
     by_pixels = bool(there.any())
     if look and not by_pixels:
-        say("the source images cannot be read: near duplicates are judged by embeddings alone, which also pair look-alikes")
+        say(
+            "the source images cannot be read: near duplicates are judged by embeddings alone, "
+            "which also pair look-alikes"
+        )
     if by_pixels:
         seen = speakers[there]
         i, j = _candidates(embeddings, rows[seen])
@@ -128,7 +135,15 @@ def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
     whitened = principal_components(embeddings, rows, min(_WHITENED, len(rows) // _ROWS_PER_COMPONENT))
     spread = whitened.std(axis=0)
     whitened /= np.maximum(spread, 1e-4 * spread.max() + 1e-12)
-    i, j, _ = near_pairs(whitened, _CANDIDATE_COSINE)
+    unit(whitened)
+    # Whitened rows spread evenly over all directions: no bound would spare products, so they are simply multiplied.
+    found = []
+    for a in range(0, len(whitened), _BLOCK):
+        for b in range(a, len(whitened), _BLOCK):
+            product = whitened[a : a + _BLOCK] @ whitened[b : b + _BLOCK].T
+            i, j = np.divmod(np.flatnonzero(product >= _CANDIDATE_COSINE), product.shape[1])
+            found.append(np.stack([i + a, j + b])[:, i + a < j + b])
+    i, j = np.concatenate(found, axis=1)
     return i, j
 
 

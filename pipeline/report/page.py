@@ -6,9 +6,6 @@ fetch anything. Every text from outside (class names, file names) is escaped by 
 
 from __future__ import annotations
 
-import base64
-import io
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +13,7 @@ import numpy as np
 
 from pipeline import evaluate
 from pipeline.report import plots
+from pipeline.report.parts import script_json, templates, thumbnail
 
 if TYPE_CHECKING:
     import os
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_IMAGES = 24
-_THUMBNAIL = 160
 
 _CARDS = {
     "accuracy": ("Accuracy", "share of rows whose most probable class is the label"),
@@ -52,33 +49,33 @@ def write_report(
     run : dict
         What ``run.json`` holds.
     """
-    import jinja2
     from plotly.offline import get_plotlyjs
 
     split = results["held_out"]
     figures, shown = _figures(rows, results, split)
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
     metrics = results["metrics"][split]
     class_columns = ["class", "rows", "recall", "precision", "F1", "most often taken for"]
-    page = environment.get_template("page.html.j2").render(
-        title=f"{run['head']} head on {Path(run['cache']['path']).name}",
-        lead=_lead(rows, run, split),
-        interval_note=(
-            f"Under each figure its 95 % bootstrap interval over the {metrics['rows']} {split} rows"
-            f"{', whole groups resampled together' if rows.groups is not None else ''}."
-        ),
-        cards=[_card(name, metrics[name]) for name in _CARDS],
-        notes=run["notes"],
-        plots=shown,
-        figures=_script_json({name: figure.to_plotly_json() for name, figure in figures.items()}),
-        plotly_js=get_plotlyjs(),
-        held_out=split,
-        class_columns=class_columns,
-        classes=[_class_row(entry) for entry in evaluate.per_class_table(results["confusion"], rows.class_names)],
-        galleries=_galleries(cache, rows, results, split),
-        facts=_facts(run),
+    page = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            title=f"{run['head']} head on {Path(run['cache']['path']).name}",
+            lead=_lead(rows, run, split),
+            interval_note=(
+                f"Under each figure its 95 % bootstrap interval over the {metrics['rows']} {split} rows"
+                f"{', whole groups resampled together' if rows.groups is not None else ''}."
+            ),
+            cards=[_card(name, metrics[name]) for name in _CARDS],
+            notes=run["notes"],
+            plots=shown,
+            figures=script_json({name: figure.to_plotly_json() for name, figure in figures.items()}),
+            plotly_js=get_plotlyjs(),
+            held_out=split,
+            class_columns=class_columns,
+            classes=[_class_row(entry) for entry in evaluate.per_class_table(results["confusion"], rows.class_names)],
+            galleries=_galleries(cache, rows, results, split),
+            facts=_facts(run),
+        )
     )
     Path(path).write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
@@ -218,28 +215,12 @@ def _item(cache: Any, rows: Any, row: int, probabilities: NDArray[np.float64]) -
     best = int(probabilities.argmax())
     number = int(rows.index[row])
     return {
-        "image": _thumbnail(cache.image_bytes(number)),
+        "image": thumbnail(cache.image_bytes(number)),
         "key": str(cache.keys[number]).encode("utf-8", "backslashreplace").decode(),
         "label": rows.class_names[rows.y[row]],
         "predicted": rows.class_names[best],
         "confidence": f"{probabilities[best]:.1%}",
     }
-
-
-def _thumbnail(data: bytes | None) -> str | None:
-    """Return a small JPEG as a data URI, or None where the image is gone or no longer readable."""
-    from pipeline.decode import DecodeError, DecodePolicy, decode_image
-
-    if data is None:
-        return None
-    try:
-        image = decode_image(data, DecodePolicy(), resize_short=_THUMBNAIL)
-    except DecodeError:
-        return None
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:
@@ -267,11 +248,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)
-
-
-def _script_json(value: Any) -> str:
-    """Return JSON that is safe inside a script element: no ``<`` can end the element early."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    text = json.dumps(value, cls=PlotlyJSONEncoder)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
