@@ -223,7 +223,7 @@ def _packed(values: Any, kind: str) -> str:
 
 def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64], int]:
     """Return one sheet of small pictures, which points they belong to, and how many stand in a row."""
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     from pipeline.decode import DecodeError, DecodePolicy, decode_image
 
@@ -237,8 +237,7 @@ def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]
             image = decode_image(data, DecodePolicy(jpeg_scale="half"), resize_short=_TILE)
         except DecodeError:
             continue
-        image.thumbnail((_TILE, _TILE))
-        tiles.append(image)
+        tiles.append(ImageOps.contain(image, (_TILE, _TILE)))
         pictured.append(point)
     if not tiles:
         return "", np.zeros(0, np.int64), 1

@@ -184,7 +184,7 @@ def _derivatives(picture: Floats) -> Floats:
     right, down = right * side, down * side  # per side of the image
     middle = ((np.arange(side) + 0.5) / side - 0.5).astype(np.float32)
     growth = right * middle + down * middle[:, None]
-    out = np.stack([right, down, growth], axis=1).reshape(len(picture), 3, -1)
+    out = np.stack([right, down, growth], axis=1).reshape(len(picture), 3, side * side)
     return np.asarray(out - out.mean(axis=2, keepdims=True))
 
 
@@ -223,7 +223,7 @@ def _filtered(grids: Floats, boxes: Floats, blurs: tuple[float, float]) -> Float
     side = grids.shape[1]
     narrow, wide = (_blur(side, sigma) for sigma in blurs)
     seen = _seen(grids, boxes)
-    out = (narrow @ seen @ narrow.T - wide @ seen @ wide.T).reshape(len(grids), -1)
+    out = (narrow @ seen @ narrow.T - wide @ seen @ wide.T).reshape(len(grids), side * side)
     out -= out.mean(axis=1, keepdims=True)
     length = np.linalg.norm(out, axis=1, keepdims=True)
     return np.where(length > _FLAT * side, out / np.maximum(length, 1e-6), np.float32(0))

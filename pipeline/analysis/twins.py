@@ -43,8 +43,10 @@ class Duplicates:
         like it) and ``how`` (``exact`` or ``near``); images without a twin are left out.
     rows : (M,) int64
         The row of the cache of each line.
+    pairs : (P, 2) int64
+        Rows of the cache of every near pair.
     exact, near : int
-        Pairs.
+        Pairs of either kind; of images with the same bytes each is paired with the first.
     by_pixels : bool
         Whether near pairs were judged by their pixels; else by the cosine of their embeddings.
     unread : int
@@ -53,6 +55,7 @@ class Duplicates:
 
     table: Any
     rows: Ints
+    pairs: Ints
     exact: int
     near: int
     by_pixels: bool
@@ -124,7 +127,7 @@ def find_duplicates(
         i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
     table, lines = _grouped(cache, rows, (first, twin), (i, j, similarity))
     unread = int((~there).sum()) if by_pixels else 0
-    return Duplicates(table, lines, len(first), len(i), by_pixels, unread)
+    return Duplicates(table, lines, rows[np.stack([i, j], axis=1)], len(first), len(i), by_pixels, unread)
 
 
 def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
