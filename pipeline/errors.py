@@ -46,6 +46,10 @@ class HeadError(PipelineError):
     """The head cannot be fitted, or a saved head cannot be used."""
 
 
+class AnalysisError(PipelineError):
+    """The question cannot be asked of this cache, or a part that it needs is not installed."""
+
+
 def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
     """Say which known names look like ``name``, for the end of an error message.
 

@@ -7,7 +7,6 @@ libraries take (`pipeline.convert`). Imports neither torch nor pandas before the
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from pipeline.errors import PipelineError, SourceError, near_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from pathlib import Path
 
     import anndata
     import pandas as pd

@@ -5,17 +5,15 @@ Axes: N rows.
 
 from __future__ import annotations
 
-import base64
-import io
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from pipeline.report import plots
+from pipeline.report.parts import thumbnail
 
 MOST_IMAGES = 24
-_THUMBNAIL = 160
 
 SCORE_NAMES = {"accuracy": "accuracy", "r2": "R²", "mean_average_precision": "mean average precision"}
 """How the score of a curve is called."""
@@ -133,25 +131,9 @@ def rows_used(rows: Any, run: dict[str, Any]) -> str:
 def picture(cache: Any, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:
     """Return a picture of a gallery: a row of the cache with what is said of it."""
     return {
-        "image": _thumbnail(cache.image_bytes(number)),
+        "image": thumbnail(cache.image_bytes(number)),
         "key": str(cache.keys[number]).encode("utf-8", "backslashreplace").decode(),
         "label": label,
         "predicted": predicted,
         "confidence": remark,
     }
-
-
-def _thumbnail(data: bytes | None) -> str | None:
-    """Return a small JPEG as a data URI, or None where the image is gone or no longer readable."""
-    from pipeline.decode import DecodeError, DecodePolicy, decode_image
-
-    if data is None:
-        return None
-    try:
-        image = decode_image(data, DecodePolicy(), resize_short=_THUMBNAIL)
-    except DecodeError:
-        return None
-    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    buffer = io.BytesIO()
-    image.save(buffer, format="JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

@@ -6,13 +6,13 @@ fetch anything. Every text from outside (class names, file names) is escaped by 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report.classes import classes_content
 from pipeline.report.labels import labels_content
 from pipeline.report.numbers import numbers_content
+from pipeline.report.parts import script_json, templates
 
 if TYPE_CHECKING:
     import os
@@ -44,17 +44,22 @@ def write_report(
     split = results["held_out"]
     content = _CONTENT[rows.task](cache, rows, results, run)
     what = f"{run['target']}: " if run["settings"]["target"] else ""
-    page = _template("page.html.j2").render(
-        title=f"{what}{run['head']} head on {Path(run['cache']['path']).name}",
-        interval_note=(
-            f"Under each figure its 95 % bootstrap interval over the {results['metrics'][split]['rows']} {split} rows"
-            f"{', whole groups resampled together' if rows.groups is not None else ''}."
-        ),
-        notes=run["notes"],
-        content=content,
-        figures=_script_json({name: figure.to_plotly_json() for name, figure in content.figures.items()}),
-        plotly_js=get_plotlyjs(),
-        facts=_facts(run),
+    page = (
+        templates()
+        .get_template("page.html.j2")
+        .render(
+            title=f"{what}{run['head']} head on {Path(run['cache']['path']).name}",
+            interval_note=(
+                f"Under each figure its 95 % bootstrap interval over the {results['metrics'][split]['rows']} {split} rows"
+                f"{', whole groups resampled together' if rows.groups is not None else ''}."
+            ),
+            lead=content.lead,
+            notes=run["notes"],
+            content=content,
+            figures=script_json({name: figure.to_plotly_json() for name, figure in content.figures.items()}),
+            plotly_js=get_plotlyjs(),
+            facts=_facts(run),
+        )
     )
     _write(path, page)
 
@@ -76,16 +81,9 @@ def write_summary(path: str | os.PathLike[str], *, run: dict[str, Any], results:
         for entry, result in zip(run["runs"], results, strict=True)
     ]
     name = Path(run["cache"]["path"]).name
-    _write(path, _template("summary.html.j2").render(title=f"{len(runs)} targets on {name}", runs=runs))
-
-
-def _template(name: str) -> Any:
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template(name)
+    page = templates().get_template("summary.html.j2")
+    lead = "A run for each target, all from the same embeddings."
+    _write(path, page.render(title=f"{len(runs)} targets on {name}", lead=lead, runs=runs, plotly_js=None))
 
 
 def _write(path: str | os.PathLike[str], page: str) -> None:
@@ -118,11 +116,3 @@ def _text(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
     return str(value)
-
-
-def _script_json(value: Any) -> str:
-    """Return JSON that is safe inside a script element: no ``<`` can end the element early."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    text = json.dumps(value, cls=PlotlyJSONEncoder)
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

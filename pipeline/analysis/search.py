@@ -1,0 +1,228 @@
+"""The images of a cache that are nearest to given ones."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.analysis.neighbours import nearest
+from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
+from pipeline.errors import AnalysisError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.embed import RunSettings
+
+_RECALL_QUERIES = 100
+_HNSW_LINKS = 32
+_HNSW_BUILD = 80
+_HNSW_SEARCH = 128
+
+
+@dataclass(frozen=True)
+class Search:
+    """What a search found.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        ``query``, ``rank`` (1 is the nearest), ``key``, ``label``, ``cosine``.
+    rows : (Q, k) int64
+        The rows of the cache found.
+    query_rows : (Q,) int64
+        The row that a query is, -1 for an image from outside.
+    recall : float or None
+        Of an approximate search: the share of the true k nearest that it found, on a sample of the queries.
+    """
+
+    table: Any
+    rows: NDArray[np.int64]
+    query_rows: NDArray[np.int64]
+    recall: float | None = None
+
+
+def search(
+    cache: Any,
+    queries: Sequence[str],
+    *,
+    k: int = 10,
+    layer: str = "penultimate",
+    approximate: bool = False,
+    weights: str | None = None,
+    run: RunSettings | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Search:
+    """Find the ``k`` images with the largest cosine to each query.
+
+    Parameters
+    ----------
+    cache : Cache
+        An open cache.
+    queries : sequence of str
+        Keys of the cache, or paths of images, which are embedded as the cache's own were. What is a key is not looked
+        for as a file. A key does not find itself.
+    k : int
+        How many.
+    layer : str
+        Which layer of the cache.
+    approximate : bool
+        Through an HNSW graph (Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
+        hierarchical navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: worth its building for very many
+        queries.
+    weights : str, optional
+        The backbone's weights, when the cache was made with those of a file.
+    run : RunSettings, optional
+        How to run the network on images from outside.
+    say : callable
+        Takes lines for the user.
+
+    Raises
+    ------
+    AnalysisError
+        A query is neither a key nor an image; faiss is missing.
+    PipelineError
+        The cache's backbone cannot be had here.
+    """
+    embeddings = layer_of(cache, layer)
+    rows = usable_rows(cache, embeddings)
+    query_rows = _rows_of(cache, queries, rows)
+    vectors = np.zeros((len(queries), embeddings.shape[1]), np.float32)
+    known = np.flatnonzero(query_rows >= 0)
+    vectors[known] = take(embeddings, query_rows[known])
+    images = np.flatnonzero(query_rows < 0)
+    if len(images):
+        vectors[images] = embed_images(cache, [queries[n] for n in images], layer, weights=weights, run=run, say=say)
+    recall = None
+    if approximate:
+        found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
+    else:
+        found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
+    width = found.shape[1]
+    flat = found.ravel()
+    there = flat >= 0
+    columns = {
+        "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
+        "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
+        "key": cache.keys[flat[there]],
+        "label": label_texts(cache, flat[there]),
+        "cosine": cosine.ravel()[there].round(6),
+    }
+    return Search(frame(columns), found, query_rows, recall)
+
+
+def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the row of each query that is a key, -1 for each that is a file."""
+    wanted = set(queries)
+    row_of = {str(key): row for row, key in zip(rows.tolist(), cache.keys[rows], strict=True) if str(key) in wanted}
+    out = np.array([row_of.get(query, -1) for query in queries], dtype=np.int64)
+    for query, row in zip(queries, out, strict=True):
+        if row < 0 and not Path(query).is_file():
+            raise AnalysisError(
+                f"expected a key of {cache.path} with a row that is done, or an image file, found neither: {query!r}: "
+                "pipeline export lists the keys"
+            )
+    return out
+
+
+def embed_images(
+    cache: Any,
+    paths: Sequence[str],
+    layer: str = "penultimate",
+    *,
+    weights: str | None = None,
+    run: RunSettings | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> NDArray[np.float32]:
+    """Embed image files as the cache's own images were: same backbone, preprocessing, decoding, precision and type.
+
+    Returns
+    -------
+    (n, D) float32
+
+    Raises
+    ------
+    AnalysisError
+        An image cannot be read; the message says which and why.
+    """
+    from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+
+    source = _files(paths)
+    settings = run or RunSettings()
+    if settings.precision == AUTO:
+        settings = replace(settings, precision=cache.spec["precision"])
+    backbone, decode = backbone_of_spec(cache.spec, weights), decode_of_spec(cache.spec)
+    engine, _ = choose_engine(source, backbone, decode, settings, say=say)
+    out = np.zeros((len(paths), cache.layers[layer].shape[1]), np.float32)
+    try:
+        for batch, outputs in embed(source, np.arange(len(source)), backbone, engine, decode, settings):
+            for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
+                if outcome.reason:
+                    raise AnalysisError(f"cannot search for {paths[row]}: {outcome.reason}: give another image")
+            with np.errstate(over="ignore"):
+                out[batch.rows] = outputs[layer][: len(batch.rows)].astype(cache.dtype)
+    finally:
+        engine.close()
+    bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
+    if len(bad):
+        raise AnalysisError(f"cannot search for {paths[bad[0]]}: the network gave a value that is not finite")
+    return out
+
+
+def _files(paths: Sequence[str]) -> Any:
+    """Return a source of these files, in this order; the same file may come twice."""
+    from pipeline.sources import FileReader, ItemTable, Source
+
+    class Files(Source):
+        kind = "files"
+        location = "the command line"
+
+        def __init__(self) -> None:
+            count = len(paths)
+            unknown = np.full(count, -1, np.int64)
+            keys = np.array([str(n).encode() for n in range(count)], dtype=np.bytes_)
+            self.items = ItemTable(keys, unknown.astype(np.int32), (), unknown, unknown)
+
+        def locator(self, i: int) -> bytes:
+            return os.fsencode(Path(paths[i]).absolute())
+
+        def reader(self) -> FileReader:
+            return FileReader(b"/")
+
+    return Files()
+
+
+def _nearest_by_graph(
+    embeddings: NDArray[Any], vectors: NDArray[np.float32], k: int, rows: NDArray[np.int64], skip: NDArray[np.int64]
+) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
+    """Return rows, cosines and recall of a search through faiss."""
+    try:
+        import faiss
+    except ImportError:
+        raise AnalysisError(
+            "an approximate search needs faiss, which is not installed: pip install 'embedding-pipeline[analysis]', "
+            "or leave out --approximate"
+        ) from None
+    graph = faiss.IndexHNSWFlat(embeddings.shape[1], _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
+    graph.hnsw.efConstruction = _HNSW_BUILD
+    for start in range(0, len(rows), 8192):
+        graph.add(unit(take(embeddings, rows[start : start + 8192])))
+    graph.hnsw.efSearch = max(_HNSW_SEARCH, 2 * k)
+    k = min(k, len(rows))
+    cosine, at = graph.search(unit(vectors.copy()), min(k + 1, len(rows)))
+    found = np.where(at >= 0, rows[at], -1)
+    # The query itself leaves the list; a stable sort keeps the order of the others.
+    own = (found == skip[:, None]) & (skip >= 0)[:, None]
+    order = np.argsort(own | (found < 0), axis=1, kind="stable")[:, :k]
+    found, cosine = np.take_along_axis(found, order, 1), np.take_along_axis(cosine, order, 1)
+    found = np.where(np.take_along_axis(own, order, 1), -1, found)
+    sample = np.unique(np.linspace(0, len(vectors) - 1, _RECALL_QUERIES).astype(np.int64))
+    exact, _ = nearest(embeddings, vectors[sample], k, rows=rows, skip=skip[sample])
+    hits = sum(len(np.intersect1d(a, b[b >= 0])) for a, b in zip(found[sample], exact, strict=True))
+    return found, cosine, hits / max(int((exact >= 0).sum()), 1)

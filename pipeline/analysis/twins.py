@@ -1,0 +1,175 @@
+"""The images of a cache that show the same picture: copied, resized, recompressed, cropped.
+
+Axes: N rows, D features, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.analysis.duplicates import exact_pairs, groups_of, near_pairs
+from pipeline.analysis.layout import principal_components
+from pipeline.analysis.pictures import pixel_similarity, small_copies
+from pipeline.analysis.rows import frame, label_texts, layer_of, unit, usable_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    Ints = NDArray[np.int64]
+
+PIXEL_THRESHOLD = 0.992
+COSINE_THRESHOLD = 0.98
+_CANDIDATE_COSINE = 0.45
+_WHITENED = 256
+_BLOCK = 4096
+_ALL_PAIRS_ROWS = 1500
+"""Up to here every pair is looked at: too few rows to whiten well, and few enough pairs."""
+_ROWS_PER_COMPONENT = 5
+
+
+@dataclass(frozen=True)
+class Duplicates:
+    """What was found.
+
+    Attributes
+    ----------
+    table : pandas.DataFrame
+        ``group`` (numbered from 1), ``key``, ``label``, ``similarity`` (to the image of the same group that is most
+        like it) and ``how`` (``exact`` or ``near``); images without a twin are left out.
+    rows : (M,) int64
+        The row of the cache of each line.
+    pairs : (P, 2) int64
+        Rows of the cache of every near pair.
+    exact, near : int
+        Pairs of either kind; of images with the same bytes each is paired with the first.
+    by_pixels : bool
+        Whether near pairs were judged by their pixels; else by the cosine of their embeddings.
+    unread : int
+        Images that could not be compared by pixels: gone, or no longer readable.
+    """
+
+    table: Any
+    rows: Ints
+    pairs: Ints
+    exact: int
+    near: int
+    by_pixels: bool
+    unread: int
+
+
+def find_duplicates(
+    cache: Any,
+    *,
+    threshold: float | None = None,
+    layer: str = "penultimate",
+    look: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Duplicates:
+    """Find images that show the same picture, and group them.
+
+    Parameters
+    ----------
+    cache : Cache
+        An open cache.
+    threshold : float, optional
+        Similarity from which two images are the same picture: the correlation of their pixels, by default 0.992, or,
+        where pixels are not looked at, the cosine of their embeddings, by default 0.98.
+    layer : str
+        Which layer.
+    look : bool
+        Whether near pairs are judged by the source images, where these are there.
+    say : callable
+        Takes lines for the user.
+
+    Raises
+    ------
+    AnalysisError
+        No row is done.
+
+    Notes
+    -----
+    Equal content hashes are exact duplicates. Near ones are looked for in two steps. Pairs whose whitened
+    embeddings (the 256 largest principal components, each scaled to variance 1) have a cosine of 0.45 are candidates:
+    whitening takes away what all the images have in common. Then `pipeline.analysis.pictures.pixel_similarity` lays
+    small copies of the two over one another. Without pixels things photographed alike cannot be told from copies;
+    docs/analysis.md has the figures.
+    """
+    embeddings = layer_of(cache, layer)
+    rows = usable_rows(cache, embeddings)
+    first, twin = exact_pairs(np.asarray(cache.content_hash)[rows])
+    # Of images with the same bytes one speaks for all.
+    speakers = np.setdiff1d(np.arange(len(rows)), twin)
+    copies, there = (
+        small_copies(cache, rows[speakers]) if look else (np.zeros((0, 1, 1), np.uint8), np.zeros(1, np.bool_))
+    )
+    by_pixels = bool(there.any())
+    if look and not by_pixels:
+        say(
+            "the source images cannot be read: near duplicates are judged by embeddings alone, "
+            "which also pair look-alikes"
+        )
+    if by_pixels:
+        seen = speakers[there]
+        i, j = _candidates(embeddings, rows[seen])
+        bar = PIXEL_THRESHOLD if threshold is None else threshold
+        similarity = pixel_similarity(copies[there], i, j, bar)
+        near = similarity >= bar
+        i, j, similarity = seen[i[near]], seen[j[near]], similarity[near]
+    else:
+        at, other, similarity = near_pairs(
+            embeddings, COSINE_THRESHOLD if threshold is None else threshold, rows=rows[speakers]
+        )
+        i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
+    table, lines = _grouped(cache, rows, (first, twin), (i, j, similarity))
+    unread = int((~there).sum()) if by_pixels else 0
+    return Duplicates(table, lines, rows[np.stack([i, j], axis=1)], len(first), len(i), by_pixels, unread)
+
+
+def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
+    """Return the pairs worth looking at, as places in ``rows``."""
+    if len(rows) <= _ALL_PAIRS_ROWS:
+        i, j = np.triu_indices(len(rows), 1)
+        return i.astype(np.int64), j.astype(np.int64)
+    whitened = principal_components(embeddings, rows, min(_WHITENED, len(rows) // _ROWS_PER_COMPONENT))
+    spread = whitened.std(axis=0)
+    whitened /= np.maximum(spread, 1e-4 * spread.max() + 1e-12)
+    unit(whitened)
+    # Whitened rows spread evenly over all directions: no bound would spare products, so they are simply multiplied.
+    found = []
+    for a in range(0, len(whitened), _BLOCK):
+        for b in range(a, len(whitened), _BLOCK):
+            product = whitened[a : a + _BLOCK] @ whitened[b : b + _BLOCK].T
+            i, j = np.divmod(np.flatnonzero(product >= _CANDIDATE_COSINE), product.shape[1])
+            found.append(np.stack([i + a, j + b])[:, i + a < j + b])
+    i, j = np.concatenate(found, axis=1)
+    return i, j
+
+
+def _grouped(
+    cache: Any, rows: Ints, exact: tuple[Ints, Ints], near: tuple[Ints, Ints, NDArray[np.float32]]
+) -> tuple[Any, Ints]:
+    """Return the table, group by group, and the cache row of each line."""
+    i, j, similarity = near
+    group = groups_of(len(rows), np.concatenate([exact[0], i]), np.concatenate([exact[1], j]))
+    best = np.zeros(len(rows), np.float32)
+    np.maximum.at(best, np.concatenate([i, j]), np.concatenate([similarity, similarity]))
+    same = np.zeros(len(rows), np.bool_)
+    same[np.concatenate(exact)] = True
+    best[same] = 1
+    members = np.flatnonzero(np.bincount(group, minlength=len(rows))[group] > 1)
+    members = members[np.lexsort((members, group[members]))]
+    _, number = np.unique(group[members], return_inverse=True)
+    lines = rows[members]
+    table = {
+        "group": number.ravel() + 1,
+        "key": cache.keys[lines],
+        "label": label_texts(cache, lines),
+        "similarity": best[members].round(6),
+        "how": np.where(same[members], "exact", "near"),
+    }
+    return frame(table), lines

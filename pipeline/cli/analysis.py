@@ -1,0 +1,277 @@
+"""The commands that ask a cache: search, duplicates, check-labels, map, select, compare-caches, explore."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from pipeline.cli.base import cli, run_options, say
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pipeline.embed import RunSettings
+
+_layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to look at.")
+_output = click.option("-o", "--output", metavar="OUT.csv", help="Write the table there.  [default: standard output]")
+_page = click.option("--page", metavar="OUT.html", help="Write a page with the images too.")
+_seed = click.option("--seed", default=0, show_default=True, help="The same seed gives the same answer.")
+
+
+def _give(table: Any, output: str | None) -> None:
+    """Write the table to the file named, or to standard output as CSV."""
+    from pipeline.analysis.rows import write_table
+
+    if output is not None:
+        write_table(table, output)
+        return
+    text = table.to_csv(index=False, lineterminator="\n")
+    click.get_binary_stream("stdout").write(text.encode("utf-8", "surrogateescape"))
+
+
+def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None:
+    if page is not None:
+        write(page, *what)
+        say(f"{page} written, {Path(page).stat().st_size / 1e6:.1f} MB")
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
+@click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Images for each query.")
+@click.option("--approximate", is_flag=True, help="Through a graph of neighbours (faiss); says its recall.")
+@click.option("--weights", metavar="FILE", help="The backbone's weights, when the cache was made with those of a file.")
+@_layer
+@_output
+@_page
+@run_options
+def search(
+    cache: str,
+    queries: tuple[str, ...],
+    k: int,
+    approximate: bool,
+    weights: str | None,
+    layer: str,
+    output: str | None,
+    page: str | None,
+    run: RunSettings,
+) -> None:
+    """Find the images of CACHE that are nearest to each QUERY: an image file, or a key of the cache.
+
+    ``-`` as the only QUERY reads one for each line of standard input.
+    """
+    from pipeline.analysis.search import search as find
+    from pipeline.cache import open_cache
+
+    if queries == ("-",):
+        lines = click.get_binary_stream("stdin").read().decode("utf-8", "surrogateescape")
+        queries = tuple(dict.fromkeys(line for line in lines.splitlines() if line))
+    opened = open_cache(cache)
+    started = time.perf_counter()
+    found = find(opened, queries, k=k, layer=layer, approximate=approximate, weights=weights, run=run, say=say)
+    _give(found.table, output)
+    recall = "" if found.recall is None else f", recall {found.recall:.3f} against an exact search"
+    say(f"{len(queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")
+    if page is not None:
+        from pipeline.analysis.pages import write_search_page
+
+        _give_page(page, write_search_page, opened, found)
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.option(
+    "--threshold",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Similarity of near duplicates.  [default: 0.992 of pixels, or 0.98 of embeddings]",
+)
+@click.option("--no-images", is_flag=True, help="Judge by embeddings alone, which also pair things that look alike.")
+@_layer
+@_output
+@_page
+def duplicates(
+    cache: str, threshold: float | None, no_images: bool, layer: str, output: str | None, page: str | None
+) -> None:
+    """Find images of CACHE that show the same picture: copied, resized, recompressed or slightly cropped."""
+    from pipeline.analysis.twins import find_duplicates
+    from pipeline.cache import open_cache
+
+    opened = open_cache(cache)
+    started = time.perf_counter()
+    found = find_duplicates(opened, threshold=threshold, layer=layer, look=not no_images, say=say)
+    _give(found.table, output)
+    groups = int(found.table["group"].max()) if len(found.table) else 0
+    say(
+        f"{groups} groups of {len(found.table)} images ({found.exact} exact pairs, {found.near} near) "
+        f"among {len(opened)} in {time.perf_counter() - started:.1f} s"
+    )
+    if found.unread:
+        say(f"{found.unread} images cannot be read: they were compared by content only")
+    if page is not None:
+        from pipeline.analysis.pages import write_duplicates_page
+
+        _give_page(page, write_duplicates_page, opened, found)
+
+
+@cli.command("check-labels")
+@click.argument("cache", type=click.Path())
+@click.option(
+    "--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True,
+    help="Strengths of the head to choose from. Repeatable.  [default: 0.001, 0.01, 0.1]",
+)  # fmt: skip
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="Folds that hold rows out.")
+@_seed
+@_layer
+@_output
+@_page
+def check_labels(
+    cache: str, cs: tuple[float, ...], folds: int, seed: int, layer: str, output: str | None, page: str | None
+) -> None:
+    """Rank the labels of CACHE, most doubtful first, by heads that have not seen the row."""
+    from pipeline.analysis.labels import DEFAULT_CS
+    from pipeline.analysis.labels import check_labels as check
+    from pipeline.cache import open_cache
+
+    opened = open_cache(cache)
+    started = time.perf_counter()
+    found = check(opened, layer=layer, Cs=cs or DEFAULT_CS, folds=folds, seed=seed, say=say)
+    _give(found.table, output)
+    say(
+        f"{int(found.table['is_issue'].sum())} of {len(found.table)} labels look wrong; out-of-fold accuracy "
+        f"{found.accuracy:.4f} at C = {found.C:.3g}, in {time.perf_counter() - started:.1f} s"
+    )
+    if page is not None:
+        from pipeline.analysis.pages import write_labels_page
+
+        _give_page(page, write_labels_page, opened, found)
+
+
+@cli.command("map")
+@click.argument("cache", type=click.Path())
+@click.option(
+    "--method", default="umap", show_default=True, type=click.Choice(["pca", "umap", "tsne"]), help="How to lay it out."
+)
+@click.option("--neighbours", default=15, show_default=True, type=click.IntRange(2), help="Of UMAP: few show detail.")
+@click.option("--epochs", type=click.IntRange(1), help="Of UMAP.  [default: 200 above 10 000 rows, 500 below]")
+@_seed
+@_layer
+@_output
+@_page
+def map_(
+    cache: str,
+    method: Literal["pca", "umap", "tsne"],
+    neighbours: int,
+    epochs: int | None,
+    seed: int,
+    layer: str,
+    output: str | None,
+    page: str | None,
+) -> None:
+    """Lay the images of CACHE out in the plane: a table of key, label, x, y (CSV or Parquet)."""
+    from pipeline.analysis.layout import map_cache
+    from pipeline.cache import open_cache
+
+    opened = open_cache(cache)
+    started = time.perf_counter()
+    found = map_cache(opened, method, layer=layer, n_neighbors=neighbours, n_epochs=epochs, seed=seed, say=say)
+    if output is not None or page is None:
+        _give(found.table, output)
+    say(f"{len(found.table)} images laid out by {method} in {time.perf_counter() - started:.1f} s")
+    if page is not None:
+        from pipeline.analysis.pages import write_map_page
+
+        _give_page(page, write_map_page, opened, found)
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.option("-k", "k", default=100, show_default=True, type=click.IntRange(1), help="How many images.")
+@click.option(
+    "--method",
+    default="typicality",
+    show_default=True,
+    type=click.Choice(["k-centre", "typicality"]),
+    help="typicality for the first labels, k-centre when there are many.",
+)
+@click.option("--all", "among_all", is_flag=True, help="Choose among all rows, as if none had a label.")
+@_seed
+@_layer
+@_output
+def select(
+    cache: str,
+    k: int,
+    method: Literal["k-centre", "typicality"],
+    among_all: bool,
+    seed: int,
+    layer: str,
+    output: str | None,
+) -> None:
+    """Choose which images of CACHE to label next, among those without a label."""
+    from pipeline.analysis.selection import select as choose
+    from pipeline.cache import open_cache
+
+    started = time.perf_counter()
+    found = choose(open_cache(cache), k, method, layer=layer, among_all=among_all, seed=seed)
+    _give(found.table, output)
+    say(f"{len(found.table)} of {found.candidates} images by {method} in {time.perf_counter() - started:.1f} s")
+
+
+@cli.command("compare-caches")
+@click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="A.h5 [B.h5...]")
+@click.option("--layer", "layers", multiple=True, help="Only this layer. Repeatable.  [default: all]")
+@click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Neighbours that are compared.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@_seed
+def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_json: bool, seed: int) -> None:
+    """Compare embeddings of the same images: several caches, or the layers of one.
+
+    Prints how well each separates the labels (nearest neighbours, with intervals and the paired difference to the
+    first), then for each two their CKA and how many neighbours they share.
+    """
+    from pipeline.analysis.similarity import compare_caches as compare
+    from pipeline.cache import open_cache
+
+    found = compare([open_cache(path) for path in caches], layers=layers, k=k, seed=seed)
+    if as_json:
+        import json
+
+        tables = {"separation": found.separation, "pairs": found.pairs}
+        entries = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
+        click.echo(json.dumps({"rows": found.rows, "asked": found.asked, **entries}, indent=2))
+        return
+    for table in (found.separation, found.pairs):
+        if len(table):
+            click.echo(table.to_csv(index=False, sep="\t", float_format="%.4f", lineterminator="\n"))
+    if not len(found.separation):
+        say("no common row has a label: how well they separate classes cannot be told")
+    say(f"{found.rows} common images, {found.asked} of them asked for their neighbours")
+
+
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("cache", type=click.Path())
+@click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]")
+@click.option("-o", "--output", metavar="OUT.parquet", help="Keep the table there.  [default: CACHE.h5.atlas.parquet]")
+@click.option(
+    "--method", default="umap", show_default=True, type=click.Choice(["pca", "umap", "tsne"]), help="Of the map."
+)
+@_seed
+@_layer
+def explore(cache: str, options: tuple[str, ...], output: str | None, method: Any, seed: int, layer: str) -> None:
+    """Open CACHE in Apple's embedding-atlas; OPTIONS go to it, such as ``--port 5060``."""
+    from pipeline.analysis.explore import atlas_command, check_atlas, write_atlas_table
+    from pipeline.analysis.layout import map_cache
+    from pipeline.cache import open_cache
+
+    check_atlas()
+    opened = open_cache(cache)
+    table = output or f"{cache}.atlas.parquet"
+    write_atlas_table(table, opened, map_cache(opened, method, layer=layer, seed=seed, say=say))
+    say(f"{table} written; opening it in embedding-atlas (Ctrl-C ends it)")
+    sys.stdout.flush()
+    command = atlas_command(table, options)
+    os.execv(command[0], command)
