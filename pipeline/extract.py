@@ -68,7 +68,7 @@ class ExtractSettings:
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
     """
 
-    backbone: str = "efficientnet_lite0"
+    backbone: str | None = None
     weights: str | None = None
     layers: tuple[str, ...] = ()
     dtype: str = "float32"
