@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.decode import Status
 from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import PipelineError
+from pipeline.evaluate_labels import THRESHOLD, joined
 from pipeline.heads import load_head
 from pipeline.sources import open_source
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.heads import LoadedHead
-
-MULTILABEL_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,10 @@ def predict(
     say: Callable[[str], None] = lambda text: None,
     progress: Callable[[int, int, int], None] = lambda ready, failed, total: None,
 ) -> PredictSummary:
-    """Write a table with a line per image: key, predicted class, a probability per class, and why it failed if it did.
+    """Write a table with a line per image: key, prediction, and why it failed if it did.
+
+    The prediction is a class with a probability per class, the labels of a set joined by ``|`` with a probability per
+    label, or a number.
 
     Parameters
     ----------
@@ -128,19 +130,18 @@ def predict(
 
 def _header(head: LoadedHead) -> list[str]:
     if head.task == "regression":
-        return list(head.class_names)
+        return ["predicted"]
     return ["predicted", *(f"p_{name}" for name in head.class_names)]
 
 
 def _cells(head: LoadedHead, embeddings: NDArray[Any]) -> Iterator[list[str]]:
     """Yield the cells of each image between its key and its error."""
     if head.task == "regression":
-        yield from ([f"{value:.6g}" for value in values] for values in head.predict(embeddings))
+        yield from ([f"{value:.10g}"] for value in head.predict(embeddings)[:, 0])
         return
     for probabilities in head.predict_proba(embeddings):
         if head.task == "multilabel":
-            names = [name for name, p in zip(head.class_names, probabilities, strict=True) if p >= MULTILABEL_THRESHOLD]
-            predicted = "|".join(names)
+            predicted = joined(probabilities >= THRESHOLD, head.class_names)
         else:
             predicted = head.class_names[int(probabilities.argmax())]
         yield [predicted, *(f"{p:.6g}" for p in probabilities)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -17,9 +17,29 @@ if TYPE_CHECKING:
 @click.option(
     "-o", "--output", required=True, metavar="RUN/", help="The run folder to write; a former run is replaced."
 )
-@click.option("--head", default="logistic", show_default=True, help="logistic, ridge, lda, svm, knn, centroid or mlp.")
+@click.option(
+    "--head",
+    help="logistic, ridge, lda, svm, knn, centroid or mlp; ridge for numbers; logistic or ridge for label sets.  "
+    "[default: logistic, for numbers ridge]",
+)
+@click.option(
+    "--estimator", metavar="MODULE:CLASS", help="Any scikit-learn estimator instead, such as sklearn.svm:SVC."
+)
+@click.option(
+    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting of the head or estimator. Repeatable."
+)
 @click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on.")
-@click.option("--target", metavar="COLUMN", help="A column of the cache to learn instead of its labels.")
+@click.option(
+    "--target", "targets", metavar="COLUMN", multiple=True,
+    help="A column of the cache to learn instead of its labels. Repeatable: a run for each, below RUN/.",
+)  # fmt: skip
+@click.option(
+    "--task",
+    type=click.Choice(["auto", "classification", "regression", "multilabel"]),
+    default="auto",
+    show_default=True,
+    help="auto takes numbers for classes unless they can be none, and says so; never guesses label sets.",
+)
 @click.option(
     "--sweep", type=click.Choice(["auto", "full"]), default="auto", show_default=True, help="Values of C: 'full' is 45."
 )
@@ -40,6 +60,13 @@ if TYPE_CHECKING:
     "--scaling", type=click.Choice(["none", "standard"]), default="none", show_default=True, help="Of the features."
 )
 @click.option("--balanced", is_flag=True, help="Weigh rare classes up.")
+@click.option(
+    "--group-duplicates", is_flag=False, flag_value="default", metavar="[COSINE]",
+    help="Keep pictures with equal bytes or nearly the same embedding on one side of every split.",
+)  # fmt: skip
+@click.option(
+    "--shots", metavar="N,N...", help="Also fit on so few images of every class, drawn 5 times: a curve in the report."
+)
 @click.option("--test-share", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Held out where the cache has no split column.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of hold-out, folds and bootstrap.")
@@ -50,48 +77,89 @@ if TYPE_CHECKING:
 def fit_head(
     cache: str,
     output: str,
-    head: str,
+    head: str | None,
+    estimator: str | None,
+    assignments: tuple[str, ...],
     layer: str,
-    target: str | None,
+    targets: tuple[str, ...],
+    task: Literal["auto", "classification", "regression", "multilabel"],
     sweep: Literal["auto", "full"],
     cs: tuple[float, ...],
     folds: int,
     scoring: Literal["accuracy", "log_loss"],
     scaling: Literal["none", "standard"],
     balanced: bool,
+    group_duplicates: str | None,
+    shots: str | None,
     test_share: float,
     seed: int,
     device: str,
     no_report: bool,
 ) -> None:
     """Fit a head on CACHE, measure it on rows it has not seen, and write the run folder with its report."""
-    from pipeline.fit_head import FitSettings
-    from pipeline.fit_head import fit_head as run
+    from pipeline.fit_head import FitSettings, fit_heads
+    from pipeline.fit_head import fit_head as fit_one
 
     settings = FitSettings(
         head=head,
+        estimator=estimator,
         layer=layer,
-        target=target,
+        target=targets[0] if targets else None,
+        task=task,
         Cs=cs or sweep,
         folds=folds,
         scoring=scoring,
         scaling=scaling,
         class_weight="balanced" if balanced else None,
+        group_duplicates=_cosine(group_duplicates),
         test_share=test_share,
         seed=seed,
         device=device,
+        shots=_numbers(shots),
         report=not no_report,
+        params=dict(_assignment(text) for text in assignments),
     )
-    result = run(cache, output, settings, say=say)
-    for split in ("test", "val"):
-        if split in result.metrics:
-            figures = result.metrics[split]
-            accuracy, loss = figures["accuracy"], figures["log_loss"]
-            say(
-                f"{split}: accuracy {accuracy['value']:.4f} ({accuracy['low']:.4f} to {accuracy['high']:.4f}), "
-                f"log loss {loss['value']:.4f}, on {figures['rows']} rows"
-            )
-    say(f"{result.run_dir} written in {sum(result.seconds.values()):.1f} s")
+    if len(targets) < 2:
+        results = [fit_one(cache, output, settings, say=say)]
+    else:
+        results = fit_heads(cache, output, targets, settings, say=say)
+    for result in results:
+        for line in result.headlines():
+            say(f"{result.run_dir.name}: {line}" if len(results) > 1 else line)
+    say(f"{output} written in {sum(sum(result.seconds.values()) for result in results):.1f} s")
+
+
+def _assignment(text: str) -> tuple[str, Any]:
+    """Read NAME=VALUE, the value as a Python literal where it is one, as text otherwise."""
+    import ast
+
+    name, equals, value = text.partition("=")
+    if not (name.strip() and equals):
+        raise click.BadParameter(f"expected NAME=VALUE, found {text!r}", param_hint="--set")
+    try:
+        return name.strip(), ast.literal_eval(value)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return name.strip(), value
+
+
+def _cosine(text: str | None) -> float | None:
+    from pipeline.analysis.duplicates import DEFAULT_THRESHOLD
+
+    if text in (None, "default"):
+        return None if text is None else DEFAULT_THRESHOLD
+    try:
+        return float(text)
+    except ValueError:
+        raise click.BadParameter(
+            f"expected a cosine such as 0.98, found {text!r}", param_hint="--group-duplicates"
+        ) from None
+
+
+def _numbers(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise click.BadParameter(f"expected numbers such as 1,2,5,10, found {text!r}", param_hint="--shots") from None
 
 
 @cli.command()
@@ -127,7 +195,7 @@ def compare(runs: tuple[str, ...], split: str) -> None:
 )
 @run_options
 def predict(run_dir: str, images: str, output: str, weights: str | None, trust: bool, run: RunSettings) -> None:
-    """Apply the head of RUN/ to IMAGES: class names and probabilities as CSV."""
+    """Apply the head of RUN/ to IMAGES: classes or labels with probabilities, or numbers, as CSV."""
     from pipeline.predict import predict as predict_images
 
     progress = ProgressLine("predict")

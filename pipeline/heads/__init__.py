@@ -9,8 +9,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.heads.classic import CentroidHead, KnnHead, RidgeHead
+    from pipeline.heads.classic import CentroidHead, KnnHead
     from pipeline.heads.logistic import LogisticHead, LogisticSweep
+    from pipeline.heads.ridge import RidgeHead, RidgeRegressionHead
     from pipeline.heads.saved import LoadedHead, load_head, save_head
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LogisticHead",
     "LogisticSweep",
     "RidgeHead",
+    "RidgeRegressionHead",
     "load_head",
     "save_head",
 ]
@@ -27,7 +29,8 @@ __all__ = [
 _HOMES = {
     "CentroidHead": "pipeline.heads.classic",
     "KnnHead": "pipeline.heads.classic",
-    "RidgeHead": "pipeline.heads.classic",
+    "RidgeHead": "pipeline.heads.ridge",
+    "RidgeRegressionHead": "pipeline.heads.ridge",
     "LoadedHead": "pipeline.heads.saved",
     "LogisticHead": "pipeline.heads.logistic",
     "LogisticSweep": "pipeline.heads.logistic",

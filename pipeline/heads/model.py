@@ -31,8 +31,13 @@ ARRAYS: dict[str, tuple[str, ...]] = {
 }
 """The arrays of every kind of head."""
 
-LINKS = ("softmax", "sigmoid", "shares", "identity")
-"""From scores to predictions: class probabilities, one probability a label, shares of neighbours, numbers."""
+LINKS_OF: dict[str, tuple[str, ...]] = {
+    "classification": ("softmax", "shares"),
+    "multilabel": ("sigmoid",),
+    "regression": ("identity",),
+}
+"""How each task turns scores into predictions: class probabilities or shares of neighbours, one probability a label,
+numbers."""
 
 
 def linear_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64]:
@@ -93,11 +98,11 @@ class HeadModel:
     Attributes
     ----------
     kind : str
-        ``"linear"``, ``"mlp"`` (one hidden layer, ReLU) or ``"knn"`` (cosine, unit rows).
+        ``"linear"``, ``"mlp"`` (one hidden layer, ReLU) or ``"knn"`` (cosine, unit rows); ``"estimator"`` is not saved.
     arrays : mapping of str to ndarray
         As ``ARRAYS`` lists them.
     link : str
-        One of ``LINKS``.
+        One of those in ``LINKS_OF``.
     outputs : int
         K or T.
     temperature : float

@@ -7,69 +7,24 @@ Axes: N rows, D features, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import HeadError, near_names
+from pipeline.heads.estimators import class_head, number_head, scaled
+from pipeline.heads.fitted import FitOptions, FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
+from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import NDArray
+
+    from pipeline.heads.fitted import Fitter
 
 
 _SWEEP_FROM = 4
 """Fewer values than this are the user's own short list, and its ends need no warning."""
-
-
-@dataclass(frozen=True)
-class FitOptions:
-    """What a head may want to know besides the data."""
-
-    Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"
-    folds: int = 5
-    scoring: Literal["accuracy", "log_loss"] = "accuracy"
-    scaling: Literal["none", "standard"] = "none"
-    class_weight: Literal["balanced"] | None = None
-    seed: int = 0
-    device: str = "cpu"
-    calibrate: bool = True
-    params: Mapping[str, Any] = field(default_factory=dict)
-    progress: Callable[[int, int], None] | None = None
-
-
-@dataclass(frozen=True)
-class FittedHead:
-    """A head after fitting.
-
-    Attributes
-    ----------
-    estimator : object
-        scikit-learn estimator, fitted on all training rows.
-    model : HeadModel or None
-        Its arrays; None where only the estimator can predict.
-    oof_scores : ndarray of shape (N, K) or None
-        Scores of every training row from a fit that did not see it.
-    chosen : dict
-        Hyper-parameters that were chosen.
-    sweep : list of dict
-        One entry for every value tried, empty where nothing was.
-    warnings : list of str
-        What the user should know, such as values of C that did not converge.
-    refit : callable or None
-        Fits other rows (every class among them) at the chosen hyper-parameters; gives the arrays.
-    """
-
-    estimator: Any
-    model: HeadModel | None
-    oof_scores: NDArray[np.float64] | None = None
-    chosen: dict[str, Any] = field(default_factory=dict)
-    sweep: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    refit: Callable[[NDArray[np.float32], NDArray[np.int64]], HeadModel | None] | None = None
 
 
 def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -85,16 +40,19 @@ def fit_logistic(
     """Fit multinomial logistic regression, C chosen on folds of the rows given."""
     from pipeline.heads.logistic import LogisticHead, LogisticSweep
 
-    estimator = LogisticSweep(
-        Cs=options.Cs,
-        cv=options.folds,
-        scoring=options.scoring,
-        scaling=options.scaling,
-        class_weight=options.class_weight,
-        device=options.device,
-        random_state=options.seed,
-        progress=options.progress,
-        **options.params,
+    estimator = with_params(
+        LogisticSweep(
+            Cs=options.Cs,
+            cv=options.folds,
+            scoring=options.scoring,
+            scaling=options.scaling,
+            class_weight=options.class_weight,
+            device=options.device,
+            random_state=options.seed,
+            progress=options.progress,
+        ),
+        options.params,
+        "the logistic head",
     ).fit(X, y, groups)
     estimator.set_params(progress=None)
     coef, intercept = two_columns(estimator.coef_, estimator.intercept_)
@@ -142,13 +100,6 @@ def fit_logistic(
     )
 
 
-def linear_model(estimator: Any) -> HeadModel:
-    """Take the arrays of any estimator with ``coef_`` and ``intercept_``."""
-    coef, intercept = two_columns(np.atleast_2d(estimator.coef_), np.atleast_1d(estimator.intercept_))
-    arrays = {"coef": coef.astype(np.float64), "intercept": intercept.astype(np.float64)}
-    return HeadModel("linear", arrays, "softmax", len(intercept))
-
-
 def knn_model(estimator: Any) -> HeadModel:
     """Take the arrays of a `KnnHead`."""
     count = min(estimator.n_neighbors, len(estimator.codes_))
@@ -177,35 +128,49 @@ def mlp_model(pipeline: Any) -> HeadModel:
 
 
 def _ridge(options: FitOptions) -> Any:
-    from pipeline.heads.classic import RidgeHead
+    from pipeline.heads.ridge import RidgeHead
 
-    return RidgeHead(**options.params)
+    estimator = RidgeHead(class_weight=options.class_weight)
+    return scaled(with_params(estimator, options.params, "the ridge head"), options)
+
+
+def _ridge_regression(options: FitOptions) -> Any:
+    from pipeline.heads.ridge import RidgeRegressionHead
+
+    without_weights(options, "ridge regression")
+    return scaled(with_params(RidgeRegressionHead(), options.params, "the ridge head"), options)
 
 
 def _lda(options: FitOptions) -> Any:
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    return LinearDiscriminantAnalysis(**{"solver": "lsqr", "shrinkage": 0.01, **options.params})
+    without_weights(options, "lda")
+    estimator = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.01)
+    return scaled(with_params(estimator, options.params, "the lda head"), options)
 
 
 def _svm(options: FitOptions) -> Any:
     from sklearn.svm import LinearSVC
 
     # The primal (dual=False) suits many rows; C on raw embeddings as for logistic regression.
-    given = {"C": 0.01, "dual": False, "class_weight": options.class_weight, "random_state": options.seed}
-    return LinearSVC(**{**given, **options.params})
+    estimator = LinearSVC(C=0.01, dual=False, class_weight=options.class_weight, random_state=options.seed)
+    return scaled(with_params(estimator, options.params, "the svm head"), options)
 
 
 def _knn(options: FitOptions) -> Any:
     from pipeline.heads.classic import KnnHead
 
-    return KnnHead(**options.params)
+    without_weights(options, "knn")
+    if options.scaling != "none":
+        raise HeadError("the knn head compares directions, so it takes no --scaling: leave it out")
+    return with_params(KnnHead(), options.params, "the knn head")
 
 
 def _centroid(options: FitOptions) -> Any:
     from pipeline.heads.classic import CentroidHead
 
-    return CentroidHead(**options.params)
+    # A class mean counts the same however many rows it has: --balanced is always met.
+    return scaled(with_params(CentroidHead(), options.params, "the centroid head"), options)
 
 
 def _mlp(options: FitOptions) -> Any:
@@ -213,63 +178,49 @@ def _mlp(options: FitOptions) -> Any:
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    given = {"hidden_layer_sizes": (256,), "early_stopping": True, "max_iter": 60, "random_state": options.seed}
-    return make_pipeline(StandardScaler(), MLPClassifier(**{**given, **options.params}))
+    without_weights(options, "mlp")
+    network = MLPClassifier(hidden_layer_sizes=(256,), early_stopping=True, max_iter=60, random_state=options.seed)
+    return make_pipeline(StandardScaler(), with_params(network, options.params, "the mlp head"))
 
 
-def _estimator_head(make: Callable[[FitOptions], Any], arrays: Callable[[Any], HeadModel]) -> Any:
-    """Make a fitter out of a scikit-learn estimator and a function that takes its arrays."""
-
-    def fit(
-        X: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
-    ) -> FittedHead:
-        from sklearn.base import clone
-
-        from pipeline.evaluate import fold_numbers
-        from pipeline.heads.classic import out_of_fold_scores
-
-        try:
-            estimator = make(options)
-        except TypeError as error:
-            raise HeadError(f"the head does not take these settings ({error}): see docs/heads.md") from None
-        scores = None
-        # Shares of neighbours are probabilities already; no temperature applies to them.
-        if options.calibrate and make is not _knn:
-            fold = fold_numbers(y, options.folds, seed=options.seed, groups=groups)
-            scores = out_of_fold_scores(estimator, X, y, fold)
-        fitted = clone(estimator).fit(X, y)
-
-        def refit(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> HeadModel | None:
-            if len(np.unique(labels)) < len(np.unique(y)):
-                return None
-            return arrays(clone(estimator).fit(rows, labels))
-
-        chosen = {"alpha": fitted.alpha_} if hasattr(fitted, "alpha_") else {}
-        return FittedHead(fitted, arrays(fitted), oof_scores=scores, chosen=chosen, refit=refit)
-
-    return fit
-
-
-HEADS: dict[str, Any] = {
+HEADS: dict[str, Fitter] = {
     "logistic": fit_logistic,
-    "ridge": _estimator_head(_ridge, linear_model),
-    "lda": _estimator_head(_lda, linear_model),
-    "svm": _estimator_head(_svm, linear_model),
-    "knn": _estimator_head(_knn, knn_model),
-    "centroid": _estimator_head(_centroid, linear_model),
-    "mlp": _estimator_head(_mlp, mlp_model),
+    "ridge": class_head(_ridge),
+    "lda": class_head(_lda),
+    "svm": class_head(_svm),
+    "knn": class_head(_knn, knn_model),
+    "centroid": class_head(_centroid),
+    "mlp": class_head(_mlp, mlp_model),
 }
 """Name of every classification head and the function that fits it."""
 
+REGRESSION_HEADS: dict[str, Fitter] = {"ridge": number_head(_ridge_regression)}
+"""Name of every head that predicts numbers."""
 
-def find_head(name: str) -> Any:
+MULTILABEL_HEADS: dict[str, Fitter] = {"logistic": fit_labels_logistic, "ridge": fit_labels_ridge}
+"""Name of every head that predicts label sets."""
+
+HEADS_OF: dict[str, dict[str, Fitter]] = {
+    "classification": HEADS,
+    "regression": REGRESSION_HEADS,
+    "multilabel": MULTILABEL_HEADS,
+}
+"""The heads of every task; the first is the default."""
+
+
+def find_head(name: str, task: str = "classification") -> Fitter:
     """Return the function that fits the head called ``name``.
 
     Raises
     ------
     HeadError
-        For an unknown name; lists near ones.
+        For an unknown name, which lists near ones, and for a head of other tasks.
     """
-    if name not in HEADS:
-        raise HeadError(f"no head is called {name!r}: {near_names(name, HEADS)}")
-    return HEADS[name]
+    heads = HEADS_OF[task]
+    if name in heads:
+        return heads[name]
+    if any(name in others for others in HEADS_OF.values()):
+        raise HeadError(
+            f"the {name} head does not fit the task {task}: take --head {' or '.join(heads)}, or --estimator"
+        )
+    raise HeadError(f"no head is called {name!r}: {near_names(name, heads)}")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import HeadError
-from pipeline.heads.model import ARRAYS, LINKS, HeadModel, expected_shapes
+from pipeline.heads.model import ARRAYS, LINKS_OF, HeadModel, expected_shapes
 
 if TYPE_CHECKING:
     import os
@@ -88,7 +88,7 @@ class LoadedHead:
         return self.model.predict_proba(self._check(X))
 
     def predict(self, X: NDArray[Any]) -> NDArray[Any]:
-        """Return class names (n,), a boolean matrix (n, K) for multilabel, or numbers (n, T) for regression."""
+        """Return class names (n,), a boolean matrix (n, K) for multilabel, or numbers (n, 1) for regression."""
         scores = self.model.predict_proba(self._check(X))
         if self.task == "regression":
             return scores
@@ -183,6 +183,8 @@ def load_head(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedHea
         if not (file / HEAD_FILE).exists() and (file / ESTIMATOR_FILE).exists():
             return _load_estimator(file, trust=trust)
         file = file / HEAD_FILE
+    if not file.is_file() and (several := _runs_inside(file.parent)):
+        raise HeadError(f"{file.parent} holds a run for each target: name one of them, such as {several[0]}")
     if not file.is_file():
         raise HeadError(f"expected a head at {file}, found nothing: fit one with pipeline fit-head")
     try:
@@ -198,6 +200,12 @@ def load_head(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedHea
             f"cannot load {file}: expected a head written by pipeline fit-head, found something else "
             f"({type(error).__name__}: {what}): fit it again, or restore it from a copy"
         ) from None
+
+
+def _runs_inside(folder: Path) -> list[Path]:
+    return sorted(file.parent for file in folder.glob(f"*/{HEAD_FILE}")) + sorted(
+        file.parent for file in folder.glob(f"*/{ESTIMATOR_FILE}")
+    )
 
 
 def _read_header(data: bytes) -> dict[str, Any]:
@@ -245,8 +253,8 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
             "use the version of this program that wrote it, or a newer one"
         )
     kind, link, names, temperature = facts["kind"], facts["link"], facts["class_names"], facts["temperature"]
-    if kind not in ARRAYS or link not in LINKS:
-        raise HeadError(f"unknown kind {kind!r} or link {link!r} of head: use a newer version of this program")
+    if kind not in ARRAYS:
+        raise HeadError(f"unknown kind {kind!r} of head: use a newer version of this program")
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
         raise HeadError("expected a list of class names")
     if len(set(names)) != len(names):
@@ -259,8 +267,16 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     for field in ("layer", "fingerprint", "head", "task"):
         if not isinstance(facts[field], str):
             raise HeadError(f"expected {field} as text, found {facts[field]!r}")
+    if link not in LINKS_OF.get(facts["task"], ()):
+        raise HeadError(
+            f"the link {link!r} does not fit the task {facts['task']!r}: use a newer version of this program"
+        )
+    if (kind == "knn") != (link == "shares"):
+        raise HeadError(f"a {kind} head has no link {link!r}")
     if set(arrays) != set(ARRAYS[kind]):
         raise HeadError(f"expected arrays {', '.join(ARRAYS[kind])}, found {', '.join(sorted(arrays)) or 'none'}")
+    if facts["task"] == "regression" and len(names) != 1:
+        raise HeadError(f"expected one column of numbers, found {len(names)}")
     model = HeadModel(kind, arrays, link, len(names), float(temperature))
     if not arrays[ARRAYS[kind][0]].ndim or model.width < 1:
         raise HeadError("an array of no width")
@@ -297,21 +313,6 @@ def _strict_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
 
 
-class _EstimatorModel(HeadModel):
-    """A head that only its own scikit-learn estimator can evaluate."""
-
-    @property
-    def width(self) -> int:
-        """Return D."""
-        return int(self.notes["estimator"].n_features_in_)
-
-    def scores(self, X: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the estimator's probabilities or predictions."""
-        estimator = self.notes["estimator"]
-        out = estimator.predict_proba(X) if self.link == "shares" else estimator.predict(X)
-        return np.asarray(out, dtype=np.float64).reshape(len(X), -1)
-
-
 def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     if not trust:
         raise HeadError(
@@ -320,15 +321,18 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
         )
     import joblib
 
+    from pipeline.heads.estimators import EstimatorModel
+
     try:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         estimator = joblib.load(folder / ESTIMATOR_FILE)
         names = tuple(facts["class_names"])
-        model = _EstimatorModel(
+        model = EstimatorModel(
             "estimator",
             {},
-            "identity" if facts["task"] == "regression" else "shares",
+            LINKS_OF[facts["task"]][0],
             len(names),
+            float(facts["temperature"]),
             notes={"estimator": estimator},
         )
         cache = facts["cache"]

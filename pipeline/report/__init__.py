@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pipeline.report.figures import save_confusion
-from pipeline.report.page import write_report
+from pipeline.report.page import write_report, write_summary
 
-__all__ = ["save_confusion", "write_report"]
+__all__ = ["save_confusion", "write_report", "write_summary"]

@@ -18,8 +18,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#9aa3af"
-_MOST_CLASSES = 60
+MOST_CLASSES = 60
 """A larger confusion matrix shows the classes with the most errors: more cannot be read, and bloats the page."""
+
+_MOST_DOTS = 5000
+
+_DOTS: dict[str, Any] = {"mode": "markers", "marker": {"color": _BLUE, "size": 5, "opacity": 0.5}}
 
 _LAYOUT: dict[str, Any] = {
     "template": "plotly_white",
@@ -94,9 +98,9 @@ def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> A
     import plotly.graph_objects as go
 
     shown = np.arange(len(class_names))
-    if len(shown) > _MOST_CLASSES:
+    if len(shown) > MOST_CLASSES:
         off = confusion - np.diag(np.diag(confusion))
-        worst = np.argsort(off.sum(axis=0) + off.sum(axis=1), kind="stable")[::-1][:_MOST_CLASSES]
+        worst = np.argsort(off.sum(axis=0) + off.sum(axis=1), kind="stable")[::-1][:MOST_CLASSES]
         shown = np.sort(worst)
     full = [html.escape(class_names[i]) for i in shown]
     names = [html.escape(shortened(class_names[i])) for i in shown]
@@ -133,8 +137,10 @@ def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> A
     return figure
 
 
-def reliability_figure(curves: dict[str, list[dict[str, float]]]) -> Any:
-    """Draw accuracy against confidence, one line for each named set of bins."""
+def reliability_figure(
+    curves: dict[str, list[dict[str, float]]], said: str = "confidence", found: str = "accuracy"
+) -> Any:
+    """Draw what was found against what was said, one line for each named set of bins."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -152,41 +158,150 @@ def reliability_figure(curves: dict[str, list[dict[str, float]]]) -> Any:
             marker={"size": [float(np.clip(2.5 * np.log10(b["rows"] + 1), 2, 14)) for b in bins]},
             line={"color": colour, "width": 1},
             name=name,
-            hovertemplate="confidence %{x:.3f}<br>accuracy %{y:.3f}<br>%{customdata} rows<extra></extra>",
+            hovertemplate=said + " %{x:.3f}<br>" + found + " %{y:.3f}<br>%{customdata} rows<extra></extra>",
         )
     figure.update_layout(
         **_LAYOUT,
-        xaxis={"title": "confidence", "range": [0, 1.01]},
-        yaxis={"title": "accuracy", "range": [0, 1.02]},
+        xaxis={"title": said, "range": [0, 1.01]},
+        yaxis={"title": found, "range": [0, 1.02]},
     )
     return figure
 
 
-def learning_figure(curve: Sequence[dict[str, Any]]) -> Any:
-    """Draw held-out accuracy with its interval against the number of training rows."""
+def learning_figure(curve: Sequence[dict[str, Any]], along: str, title: str, score: str, name: str) -> Any:
+    """Draw a held-out score with its interval against the number of training rows or images.
+
+    Parameters
+    ----------
+    curve : sequence of dict
+        Entries with ``along`` and, under ``score``, value and interval.
+    along, title : str
+        What the horizontal axis shows, and its title.
+    score, name : str
+        What the vertical axis shows, and its title.
+    """
     import plotly.graph_objects as go
 
-    value = [entry["accuracy"]["value"] for entry in curve]
+    value = [entry[score]["value"] for entry in curve]
+    x = [entry[along] for entry in curve]
     figure = go.Figure()
     figure.add_scatter(
-        x=[entry["rows"] for entry in curve],
+        x=x,
         y=value,
         error_y={
             "type": "data",
             "symmetric": False,
-            "array": [entry["accuracy"]["high"] - v for entry, v in zip(curve, value, strict=True)],
-            "arrayminus": [v - entry["accuracy"]["low"] for entry, v in zip(curve, value, strict=True)],
+            "array": [entry[score]["high"] - v for entry, v in zip(curve, value, strict=True)],
+            "arrayminus": [v - entry[score]["low"] for entry, v in zip(curve, value, strict=True)],
             "color": _GREY,
             "thickness": 1,
         },
         mode="lines+markers",
         line={"color": _BLUE},
-        hovertemplate="%{x} training rows<br>accuracy %{y:.4f}<extra></extra>",
+        hovertemplate="%{x} " + title + "<br>" + name + " %{y:.4f}<extra></extra>",
     )
+    axis: dict[str, Any] = {"type": "log", "title": title}
+    # A handful of points name themselves; powers of ten would hardly touch them.
+    axis |= {"tickvals": x, "ticktext": [str(v) for v in x]} if along == "shots" else {"dtick": 1}
+    figure.update_layout(**_LAYOUT, xaxis=axis, yaxis={"title": name}, showlegend=False)
+    return figure
+
+
+def alpha_figure(sweep: Sequence[dict[str, Any]], chosen: float) -> Any:
+    """Draw the squared error on rows left out against ridge's strength."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_scatter(
+        x=[entry["alpha"] for entry in sweep],
+        y=[entry["squared_error"] for entry in sweep],
+        mode="lines+markers",
+        line={"color": _BLUE},
+        hovertemplate="alpha = %{x:.3g}<br>squared error %{y:.4g}<extra></extra>",
+    )
+    figure.add_vline(x=chosen, line={"color": _GREY, "dash": "dash", "width": 1})
     figure.update_layout(
         **_LAYOUT,
-        xaxis={"type": "log", "title": "training rows", "dtick": 1},
-        yaxis={"title": "accuracy"},
+        xaxis={"type": "log", "title": "alpha", "exponentformat": "power", "nticks": 6, "tickangle": 0},
+        yaxis={"type": "log", "title": "squared error"},
         showlegend=False,
     )
     return figure
+
+
+def predicted_figure(truth: NDArray[np.float64], predicted: NDArray[np.float64], name: str) -> Any:
+    """Draw predicted against true numbers, with the line on which they are equal."""
+    import plotly.graph_objects as go
+
+    shown = _some(len(truth))
+    ends = [float(min(truth.min(), predicted.min())), float(max(truth.max(), predicted.max()))]
+    figure = go.Figure()
+    figure.add_scatter(
+        x=ends, y=ends, mode="lines", line={"color": _GREY, "dash": "dash", "width": 1}, hoverinfo="skip",
+    )  # fmt: skip
+    figure.add_scatter(x=truth[shown], y=predicted[shown], **_DOTS)
+    figure.data[1].hovertemplate = "true %{x:.4g}<br>predicted %{y:.4g}<extra></extra>"
+    named = html.escape(shortened(name))
+    figure.update_layout(
+        **_LAYOUT, xaxis={"title": f"true {named}"}, yaxis={"title": f"predicted {named}"}, showlegend=False
+    )
+    return figure
+
+
+def residual_figure(predicted: NDArray[np.float64], residual: NDArray[np.float64], name: str) -> Any:
+    """Draw what the prediction leaves (true − predicted) against the prediction."""
+    import plotly.graph_objects as go
+
+    shown = _some(len(predicted))
+    figure = go.Figure()
+    figure.add_hline(y=0, line={"color": _GREY, "dash": "dash", "width": 1})
+    figure.add_scatter(x=predicted[shown], y=residual[shown], **_DOTS)
+    figure.data[0].hovertemplate = "predicted %{x:.4g}<br>true − predicted %{y:.4g}<extra></extra>"
+    named = html.escape(shortened(name))
+    figure.update_layout(
+        **_LAYOUT, xaxis={"title": f"predicted {named}"}, yaxis={"title": "true − predicted"}, showlegend=False
+    )
+    return figure
+
+
+def precision_figure(table: Sequence[dict[str, Any]]) -> Any:
+    """Draw the average precision of every label with its interval, the best at the top."""
+    import plotly.graph_objects as go
+
+    known = [entry for entry in table if np.isfinite(entry["average_precision"]["value"])]
+    known = sorted(known, key=lambda entry: float(entry["average_precision"]["value"]))[:MOST_CLASSES]
+    value = [entry["average_precision"]["value"] for entry in known]
+    place = list(range(len(known)))
+    figure = go.Figure()
+    figure.add_scatter(
+        x=value,
+        y=place,
+        customdata=[[html.escape(entry["label"]), entry["rows"]] for entry in known],
+        error_x={
+            "type": "data",
+            "symmetric": False,
+            "array": [entry["average_precision"]["high"] - v for entry, v in zip(known, value, strict=True)],
+            "arrayminus": [v - entry["average_precision"]["low"] for entry, v in zip(known, value, strict=True)],
+            "color": _GREY,
+            "thickness": 1,
+        },
+        mode="markers",
+        marker={"color": _BLUE, "size": 8},
+        hovertemplate="%{customdata[0]}<br>average precision %{x:.4f}<br>%{customdata[1]} rows<extra></extra>",
+    )
+    names = [html.escape(shortened(entry["label"])) for entry in known]
+    figure.update_layout(
+        **_LAYOUT,
+        xaxis={"title": "average precision", "range": [0, 1.02]},
+        yaxis={"tickmode": "array", "tickvals": place, "ticktext": names, "automargin": True},
+        showlegend=False,
+    )
+    figure.update_layout(margin={"l": 10})
+    return figure
+
+
+def _some(count: int) -> NDArray[np.int64]:
+    """Return the rows that are drawn: all, or as many as a page bears, the same every time."""
+    if count <= _MOST_DOTS:
+        return np.arange(count)
+    return np.sort(np.random.default_rng(0).permutation(count)[:_MOST_DOTS])

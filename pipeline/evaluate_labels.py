@@ -1,0 +1,151 @@
+"""Metrics of predicted label sets, with intervals: pure functions on arrays.
+
+Axes: N rows, L labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.evaluate import Interval, bootstrap_intervals, replicates_for
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
+    Bools = NDArray[np.bool_]
+
+THRESHOLD = 0.5
+"""A label is predicted from this probability on."""
+
+
+class AveragePrecision:
+    """Average precision of one label under any row weights, sorted once.
+
+    Parameters
+    ----------
+    truth : ndarray of shape (N,), bool
+        Whether the row has the label.
+    scores : ndarray of shape (N,)
+        The larger, the more likely.
+
+    Notes
+    -----
+    Σ (R_n − R_{n−1}) P_n over the distinct scores from the largest down, as scikit-learn defines it: no interpolation.
+    """
+
+    def __init__(self, truth: Bools, scores: Floats) -> None:
+        self._order = np.argsort(-scores, kind="stable")
+        ordered = scores[self._order]
+        self._truth = truth[self._order]
+        self._last = np.flatnonzero(np.append(np.diff(ordered) != 0, True))
+
+    def __call__(self, weight: Floats) -> float:
+        """Return the figure; NaN where no row of weight has the label."""
+        heavy = weight[self._order]
+        found = np.cumsum(heavy * self._truth)[self._last]
+        if found[-1] <= 0:
+            return float("nan")
+        looked_at = np.cumsum(heavy)[self._last]
+        precision = found / np.where(looked_at > 0, looked_at, 1.0)
+        return float(np.diff(found, prepend=0.0) @ precision / found[-1])
+
+
+def mean_average_precision(truth: Bools, scores: Floats, weight: Floats) -> float:
+    """Return the mean of the labels' average precision, over the labels that some row has."""
+    each = np.asarray([AveragePrecision(truth[:, k], scores[:, k])(weight) for k in range(truth.shape[1])])
+    return float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
+
+
+def multilabel_metrics(
+    truth: Bools,
+    probabilities: Floats,
+    *,
+    seed: int = 0,
+    replicates: int = 1000,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> tuple[dict[str, Interval], list[Interval]]:
+    """Measure predicted label sets, every figure with a percentile bootstrap interval.
+
+    Parameters
+    ----------
+    truth : ndarray of shape (N, L), bool
+        Which labels a row has.
+    probabilities : ndarray of shape (N, L)
+        One for each label by itself.
+    seed, replicates, level, groups
+        As in `pipeline.evaluate.classification_metrics`; fewer replicates are drawn for many labels.
+
+    Returns
+    -------
+    figures : dict of str to Interval
+        ``mean_average_precision`` over the labels that occur, ``micro_f1``, ``macro_f1`` (labels that neither occur
+        nor are predicted do not count) and ``subset_accuracy`` (rows whose whole set is right).
+    average_precision : list of Interval
+        Of every label; NaN where no row has it.
+    """
+    n_rows, n_labels = truth.shape
+    predicted = probabilities >= THRESHOLD
+    whole = (predicted == truth).all(axis=1).astype(np.float64)
+    both = (predicted & truth).astype(np.float64)
+    either = predicted.astype(np.float64) + truth
+    precision_of = [AveragePrecision(truth[:, k], probabilities[:, k]) for k in range(n_labels)]
+
+    def measure(weight: Floats) -> dict[str, float]:
+        hit, all_of = weight @ both, weight @ either
+        seen = all_of > 0
+        each = np.asarray([measure_one(weight) for measure_one in precision_of])
+        figures = {
+            "mean_average_precision": float(np.nanmean(each)) if np.isfinite(each).any() else float("nan"),
+            "micro_f1": float(2 * hit.sum() / all_of.sum()) if seen.any() else float("nan"),
+            "macro_f1": float((2 * hit[seen] / all_of[seen]).mean()) if seen.any() else float("nan"),
+            "subset_accuracy": float(weight @ whole / weight.sum()),
+        }
+        return figures | {f"label {k}": float(value) for k, value in enumerate(each)}
+
+    found = bootstrap_intervals(
+        measure,
+        n_rows,
+        seed=seed,
+        replicates=replicates_for(n_rows * n_labels, replicates),
+        level=level,
+        groups=groups,
+    )
+    return {name: figure for name, figure in found.items() if not name.startswith("label ")}, [
+        found[f"label {k}"] for k in range(n_labels)
+    ]
+
+
+def per_label_table(
+    truth: Bools, probabilities: Floats, names: tuple[str, ...], average_precision: list[Interval]
+) -> list[dict[str, Any]]:
+    """Return row count, average precision with its interval, precision, recall and F1 of every label."""
+    predicted = probabilities >= THRESHOLD
+    table = []
+    for k, name in enumerate(names):
+        hit, has, said = (int(a.sum()) for a in (predicted[:, k] & truth[:, k], truth[:, k], predicted[:, k]))
+        table.append(
+            {
+                "label": name,
+                "rows": has,
+                "average_precision": average_precision[k].as_dict(),
+                "precision": hit / said if said else float("nan"),
+                "recall": hit / has if has else float("nan"),
+                "f1": 2 * hit / (has + said) if has + said else float("nan"),
+            }
+        )
+    return table
+
+
+def joined(has: Bools, names: tuple[str, ...]) -> str:
+    """Write a set of labels as one text.
+
+    Examples
+    --------
+    >>> joined(np.array([True, False, True]), ("cat", "dog", "fox"))
+    'cat|fox'
+    """
+    return "|".join(name for name, is_there in zip(names, has, strict=True) if is_there)

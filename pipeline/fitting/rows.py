@@ -1,0 +1,347 @@
+"""Which rows of a cache take part, on which side of the split, and which belong together.
+
+Axes: N rows used, D features, K classes, L labels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import evaluate
+from pipeline.analysis.duplicates import duplicate_groups, groups_of
+from pipeline.errors import HeadError, near_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pipeline.fitting.settings import FitSettings, TaskName
+    from pipeline.fitting.target import Target
+
+    Ints = NDArray[np.int64]
+
+_DONE = 1
+_PENULTIMATE = "penultimate"
+_STRATA = 10
+"""Parts of the range of numbers that a hold-out keeps in their shares."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a cache that take part: their numbers in the cache, targets, groups and split.
+
+    Attributes
+    ----------
+    index : ndarray of shape (N,)
+        Rows of the cache.
+    y : ndarray
+        Classes int64 (N,) below K, numbers float64 (N,), or label sets bool (N, L).
+    class_names : tuple of str
+        K classes, L labels, or the name of the numbers.
+    groups : ndarray of shape (N,) or None
+        What must stay on one side.
+    split : ndarray of shape (N,), str
+        ``"train"``, ``"val"`` or ``"test"``.
+    split_kind : str
+        ``"column"`` or ``"hold-out"``.
+    task : str
+        What kind of target.
+    target : str
+        Its name.
+    """
+
+    index: Ints
+    y: NDArray[Any]
+    class_names: tuple[str, ...]
+    groups: NDArray[Any] | None
+    split: NDArray[np.str_]
+    split_kind: str
+    task: TaskName = "classification"
+    target: str = "label"
+
+    def of(self, split: str) -> Ints:
+        """Return positions (not cache rows) of one split."""
+        return np.flatnonzero(self.split == split)
+
+    @property
+    def held_out(self) -> str:
+        """Name of the split that measures: test where there is one, or else val."""
+        return "test" if (self.split == "test").any() else "val"
+
+    def kept(self, mask: NDArray[np.bool_]) -> Rows:
+        """Return these of the rows."""
+        return replace(
+            self,
+            index=self.index[mask],
+            y=self.y[mask],
+            groups=None if self.groups is None else self.groups[mask],
+            split=self.split[mask],
+        )
+
+
+def layer_of(cache: Any, name: str) -> NDArray[Any]:
+    """Return the map (N, D) of a layer.
+
+    Raises
+    ------
+    HeadError
+        Where the cache has none of this name.
+    """
+    if name == _PENULTIMATE:
+        return cache.embeddings  # type: ignore[no-any-return]
+    if name not in cache.layers:
+        raise HeadError(f"the cache has no layer {name!r}: {near_names(name, [_PENULTIMATE, *cache.layers])}")
+    return cache.layers[name]  # type: ignore[no-any-return]
+
+
+def read_rows(embeddings: NDArray[Any], index: Ints) -> NDArray[np.float32]:
+    """Copy rows of the map into memory as float32.
+
+    Raises
+    ------
+    HeadError
+        Where a value is not finite.
+    """
+    X = np.asarray(embeddings[index], dtype=np.float32)
+    if not np.isfinite(X).all():
+        bad = int(index[np.flatnonzero(~np.isfinite(X).all(axis=1))[0]])
+        raise HeadError(f"row {bad} of the cache holds values that are not finite: extract it again, in float32")
+    return X
+
+
+def select_rows(
+    cache: Any, target: Target, embeddings: NDArray[Any], settings: FitSettings, note: Callable[[str], None]
+) -> Rows:
+    """Choose the rows that are done and have a target, group them, and split them.
+
+    Parameters
+    ----------
+    cache : Cache
+        The cache.
+    target : Target
+        What is to be learned.
+    embeddings : ndarray of shape (rows of the cache, D)
+        The layer, in which near duplicates are looked for.
+    settings : FitSettings
+        ``group_duplicates``, ``test_share`` and ``seed`` count.
+    note : callable
+        Told what is left out.
+
+    Raises
+    ------
+    HeadError
+        No target, one class only, or an unusable split column.
+    """
+    index = _usable_rows(cache, target, note)
+    columns = cache.columns
+    groups = np.asarray(columns["group"])[index] if "group" in columns else None
+    split, kind = np.full(len(index), "", dtype="<U5"), "hold-out"
+    if "split" in columns:
+        split, kind = evaluate.named_split(np.asarray(columns["split"])[index]), "column"
+        if not (split == "train").any():
+            raise HeadError("the split column has no labelled row that says train: mark the training rows")
+        used = split != ""
+        if not np.isin(split, ("test", "val")).any():
+            note(f"the split column says train only: {settings.test_share:.0%} of its rows are held out instead")
+            used, kind = split == "train", "hold-out"
+        elif not used.all():
+            note(f"left out: {int((~used).sum())} rows whose split is empty")
+        index, split, groups = index[used], split[used], None if groups is None else groups[used]
+    rows = Rows(index, target.y[index], target.names, groups, split, kind, target.task, target.name)
+    if rows.task == "classification":
+        rows = _with_classes(rows, np.unique(rows.y))
+    if groups is not None and kind == "column":
+        _note_shared_groups(rows, note)
+    if settings.group_duplicates is not None:
+        rows = _without_twins(cache, rows, embeddings, settings.group_duplicates, note)
+    if kind == "hold-out":
+        every_class = rows.task == "classification"
+        held = evaluate.hold_out(
+            strata(rows), share=settings.test_share, seed=settings.seed, groups=rows.groups, every_class=every_class
+        )
+        rows = replace(rows, split=held)
+    if rows.task == "classification":
+        return _known_classes(rows, note)
+    return _learnable_labels(rows, note) if rows.task == "multilabel" else _enough_numbers(rows)
+
+
+def _usable_rows(cache: Any, target: Target, note: Callable[[str], None]) -> Ints:
+    done = np.asarray(cache.status) == _DONE
+    if not done.any():
+        raise HeadError(f"none of the {len(cache)} rows of {cache.path} is done: finish pipeline extract first")
+    if not (done & target.known).any():
+        if target.name != "label":
+            raise HeadError(
+                f"none of the {int(done.sum())} rows that are done has a value in {target.name!r}: name another column"
+            )
+        raise HeadError(
+            f"none of the {int(done.sum())} rows that are done has a label: put the images into class folders, "
+            "or give a table with a column 'label', and extract again"
+        )
+    if not done.all():
+        note(f"left out: {int((~done).sum())} of {len(cache)} rows that failed or are still to do")
+    if not target.known[done].all():
+        without = int((done & ~target.known).sum())
+        note(f"left out: {without} of {int(done.sum())} rows without a label")
+    return np.flatnonzero(done & target.known)
+
+
+def strata(rows: Rows) -> Ints:
+    """Return what a hold-out keeps in its shares: classes, tenths of the range, or each row's rarest label."""
+    if rows.task == "classification":
+        return rows.y
+    if rows.task == "regression":
+        edges = np.unique(np.quantile(rows.y, np.linspace(0, 1, _STRATA + 1)[1:-1]))
+        return np.searchsorted(edges, rows.y, side="right").astype(np.int64)
+    rarity = np.where(rows.y, rows.y.sum(axis=0), len(rows.y) + 1)
+    return np.where(rows.y.any(axis=1), rarity.argmin(axis=1), rows.y.shape[1]).astype(np.int64)
+
+
+# --- groups --------------------------------------------------------------------------------------------------
+
+
+def _note_shared_groups(rows: Rows, note: Callable[[str], None]) -> None:
+    assert rows.groups is not None
+    shared = np.intersect1d(rows.groups[rows.of("train")], rows.groups[rows.split != "train"])
+    if len(shared):
+        note(
+            f"{len(shared)} groups (such as {shared[0]!r}) lie on both sides of the split column: "
+            "the figures may flatter"
+        )
+
+
+def _without_twins(
+    cache: Any, rows: Rows, embeddings: NDArray[Any], threshold: float, note: Callable[[str], None]
+) -> Rows:
+    """Make near duplicates groups; where the split column tears one apart, take its held-out rows out."""
+    twins = duplicate_groups(embeddings, cache.content_hash, threshold, rows=rows.index)
+    twins = np.searchsorted(rows.index, twins)
+    size = np.bincount(twins, minlength=len(twins))
+    several = size[size > 1]
+    note(
+        f"near duplicates (cosine from {threshold:g}): {len(several)} groups with {int(several.sum())} of "
+        f"{len(twins)} rows, the largest of {int(size.max())}"
+    )
+    if rows.split_kind == "column":
+        trained_on = np.isin(twins, twins[rows.of("train")]) & (rows.split != "train")
+        if trained_on.all() or not (~trained_on & (rows.split != "train")).any():
+            raise HeadError(
+                f"every held-out row has a near duplicate among the training rows at cosine {threshold:g}: "
+                "raise --group-duplicates, or split otherwise"
+            )
+        if trained_on.any():
+            note(f"left out: {int(trained_on.sum())} held-out rows with a near duplicate among the training rows")
+            rows, twins = rows.kept(~trained_on), twins[~trained_on]
+    return replace(rows, groups=_joined(twins, rows.groups))
+
+
+def _joined(twins: Ints, groups: NDArray[Any] | None) -> Ints:
+    """Return groups within which rows hang together by either of two groupings."""
+
+    def links(names: NDArray[Any]) -> tuple[Ints, Ints]:
+        _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
+        return first[inverse.ravel()], np.arange(len(names))
+
+    pairs = [links(twins)] + ([] if groups is None else [links(groups)])
+    return groups_of(len(twins), np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs]))
+
+
+# --- what the training rows can teach ------------------------------------------------------------------------
+
+
+def _with_classes(rows: Rows, used: Ints) -> Rows:
+    """Keep these classes, numbered from 0."""
+    names = tuple(rows.class_names[k] for k in used)
+    if len(names) < 2:
+        raise HeadError(
+            f"expected labelled rows of at least 2 classes, found only {names[0]!r}: "
+            "add images of another class and extract again"
+        )
+    return replace(rows, y=np.searchsorted(used, rows.y).astype(np.int64), class_names=names)
+
+
+def _known_classes(rows: Rows, note: Callable[[str], None]) -> Rows:
+    """Drop held-out rows of classes that no training row has."""
+    known = np.unique(rows.y[rows.of("train")])
+    if len(known) == len(rows.class_names):
+        return rows
+    kept = np.isin(rows.y, known)
+    if not kept[rows.split != "train"].any():
+        raise HeadError(
+            "no held-out row is of a class that the training rows have: mark other rows in the split column"
+        )
+    missing = [name for k, name in enumerate(rows.class_names) if k not in known]
+    note(f"left out: {int((~kept).sum())} held-out rows of classes without a training row ({', '.join(missing[:5])})")
+    return _with_classes(rows.kept(kept), known)
+
+
+def _learnable_labels(rows: Rows, note: Callable[[str], None]) -> Rows:
+    """Drop labels that fewer than two training rows (or groups) have, or lack."""
+    train = rows.of("train")
+    groups = None if rows.groups is None else rows.groups[train]
+    columns = rows.y[train].T
+    kept = np.asarray(
+        [len(np.unique(c)) == 2 and evaluate.largest_fold_count(c.astype(np.int64), groups) >= 2 for c in columns]
+    )
+    if kept.sum() < 2:
+        raise HeadError(
+            "expected at least 2 labels that some training rows have and others have not, found "
+            f"{int(kept.sum())}: add images, or take --task classification"
+        )
+    if not kept.all():
+        missing = [name for name, keep in zip(rows.class_names, kept, strict=True) if not keep]
+        note(
+            f"left out: {len(missing)} labels that fewer than two training rows have, or lack "
+            f"({', '.join(missing[:5])}{', …' if len(missing) > 5 else ''})"
+        )
+    names = tuple(name for name, keep in zip(rows.class_names, kept, strict=True) if keep)
+    return replace(rows, y=rows.y[:, kept], class_names=names)
+
+
+def _enough_numbers(rows: Rows) -> Rows:
+    numbers = np.unique(rows.y[rows.of("train")])
+    if len(numbers) < 2:
+        raise HeadError(
+            f"expected different numbers among the training rows of {rows.target!r}, found only {numbers[0]:g}: "
+            "name another column with --target"
+        )
+    return rows
+
+
+def possible_folds(rows: Rows, wanted: int, note: Callable[[str], None]) -> int:
+    """Return how many folds the training rows allow, at most ``wanted``.
+
+    Raises
+    ------
+    HeadError
+        Where a class has a single training row or group, or fewer than 2 folds are wanted.
+    """
+    if wanted < 2:
+        raise HeadError(f"cross-validation needs at least 2 folds, got {wanted}")
+    train = rows.of("train")
+    groups = None if rows.groups is None else rows.groups[train]
+    what = "row" if groups is None else "group"
+    if rows.task != "classification":
+        most = len(train) if groups is None else len(np.unique(groups))
+        if most < 2:
+            raise HeadError(f"expected at least 2 training {what}s, found {most}: add images")
+        return min(most, wanted)
+    y = rows.y[train]
+    most = evaluate.largest_fold_count(y, groups)
+    if most < 2:
+        counts = [
+            len(np.unique(groups[y == k])) if groups is not None else int((y == k).sum())
+            for k in range(len(rows.class_names))
+        ]
+        short = [name for name, count in zip(rows.class_names, counts, strict=True) if count < 2]
+        raise HeadError(
+            f"expected at least 2 training {what}s of every class, found 1 of {', '.join(map(repr, short[:5]))}"
+            f"{' and others' if len(short) > 5 else ''}: add images, or leave the class out"
+        )
+    if most < wanted:
+        note(f"{most} folds instead of {wanted}: the smallest class has {most} training {what}s")
+    return min(most, wanted)

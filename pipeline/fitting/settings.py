@@ -1,0 +1,81 @@
+"""All settings of a fit."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+TaskName = Literal["classification", "regression", "multilabel"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """All settings of a fit.
+
+    Attributes
+    ----------
+    head : str or None
+        A name in ``pipeline.heads.registry.HEADS_OF``; None for the default of the task.
+    estimator : str or None
+        A scikit-learn estimator as ``"module:Class"``, instead of a head.
+    layer : str
+        ``"penultimate"`` or another layer of the cache.
+    target : str or None
+        A column of the cache to learn; None for its labels.
+    task : "auto", "classification", "regression" or "multilabel"
+        What kind of target it is.
+    Cs : "auto", "full" or tuple of float
+        Values of C of the logistic head.
+    folds : int
+        Folds of the cross-validation on the training rows.
+    scoring : {"accuracy", "log_loss"}
+        What chooses C.
+    scaling : {"none", "standard"}
+        Whether weights are penalised in units of the features' standard deviations.
+    class_weight : "balanced" or None
+        Whether rare classes weigh more.
+    group_duplicates : float or None
+        Cosine from which two rows are the same picture, which must not lie on both sides; None to leave twins alone.
+    test_share : float
+        Share held out where the cache has no split column.
+    seed : int
+        Seed of the hold-out, the folds, the draws and the bootstrap.
+    device : str
+        ``"cpu"``, ``"cuda"`` or ``"auto"``.
+    replicates : int
+        Bootstrap resamples.
+    calibrate : bool
+        Whether probabilities are divided by the temperature found on the out-of-fold scores.
+    learning_curve : bool
+        Whether to fit on growing shares of the training rows, at the chosen settings.
+    shots : tuple of int
+        Numbers of training rows a class for the few-shot curve.
+    draws : int
+        Random draws of these rows.
+    report : bool
+        Whether to write ``report.html``.
+    params : dict
+        Further settings of the head or estimator.
+    """
+
+    head: str | None = None
+    estimator: str | None = None
+    layer: str = "penultimate"
+    target: str | None = None
+    task: Literal["auto"] | TaskName = "auto"
+    Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"
+    folds: int = 5
+    scoring: Literal["accuracy", "log_loss"] = "accuracy"
+    scaling: Literal["none", "standard"] = "none"
+    class_weight: Literal["balanced"] | None = None
+    group_duplicates: float | None = None
+    test_share: float = 0.2
+    seed: int = 0
+    device: str = "auto"
+    replicates: int = 1000
+    calibrate: bool = True
+    learning_curve: bool = True
+    shots: tuple[int, ...] = ()
+    draws: int = 5
+    report: bool = True
+    params: dict[str, Any] = field(default_factory=dict)

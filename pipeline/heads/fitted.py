@@ -1,0 +1,108 @@
+"""What goes into fitting a head, whatever its kind, and what comes out.
+
+Axes: N rows, D features, K classes, labels or targets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.errors import HeadError, near_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.heads.model import HeadModel
+
+    Fitter = Callable[[NDArray[np.float32], NDArray[Any], NDArray[Any] | None, "FitOptions"], "FittedHead"]
+    """From data (N, D), targets, groups (N,) or None, and options to a fitted head."""
+
+
+@dataclass(frozen=True)
+class FitOptions:
+    """What a head may want to know besides the data."""
+
+    Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"
+    folds: int = 5
+    scoring: Literal["accuracy", "log_loss"] = "accuracy"
+    scaling: Literal["none", "standard"] = "none"
+    class_weight: Literal["balanced"] | None = None
+    seed: int = 0
+    device: str = "cpu"
+    calibrate: bool = True
+    params: Mapping[str, Any] = field(default_factory=dict)
+    progress: Callable[[int, int], None] | None = None
+
+
+@dataclass(frozen=True)
+class FittedHead:
+    """A head after fitting.
+
+    Attributes
+    ----------
+    estimator : object
+        scikit-learn estimator, fitted on all training rows.
+    model : HeadModel
+        Scores and predictions; of kind ``"estimator"`` where only the estimator can give them.
+    oof_scores : ndarray of shape (N, K) or None
+        Scores of every training row from a fit that did not see it.
+    chosen : dict
+        Hyper-parameters that were chosen.
+    sweep : list of dict
+        One entry for every value tried, empty where nothing was.
+    warnings : list of str
+        What the user should know, such as values of C that did not converge.
+    refit : callable or None
+        Fits other rows at the chosen hyper-parameters; None where these rows do not allow it.
+    """
+
+    estimator: Any
+    model: HeadModel
+    oof_scores: NDArray[np.float64] | None = None
+    chosen: dict[str, Any] = field(default_factory=dict)
+    sweep: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    refit: Callable[[NDArray[np.float32], NDArray[Any]], HeadModel | None] | None = None
+
+
+def with_params(estimator: Any, params: Mapping[str, Any], name: str) -> Any:
+    """Set the user's own settings of an estimator.
+
+    Parameters
+    ----------
+    estimator : object
+        scikit-learn estimator.
+    params : mapping
+        Values by name; ``a__b`` reaches into nested estimators.
+    name : str
+        What the user calls the head.
+
+    Raises
+    ------
+    HeadError
+        For a setting it does not have.
+    """
+    known = estimator.get_params()
+    for key in params:
+        if key not in known:
+            raise HeadError(f"{name} has no setting {key!r}: {near_names(key, sorted(known))}")
+    return estimator.set_params(**params)
+
+
+def without_weights(options: FitOptions, name: str) -> None:
+    """Refuse class weights for a head that has none.
+
+    Raises
+    ------
+    HeadError
+        Where the options ask for balanced classes.
+    """
+    if options.class_weight is not None:
+        raise HeadError(
+            f"the {name} head has no class weights, so it takes no --balanced: "
+            "take --head logistic, ridge or svm on classes, or leave it out"
+        )

@@ -1,0 +1,129 @@
+"""Heads for label sets: one sigmoid a label, every label a problem of two classes by itself.
+
+Axes: N rows, D features, L labels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.heads.estimators import fit_estimator, model_of, proof_rows, scaled
+from pipeline.heads.fitted import FittedHead, with_params, without_weights
+from pipeline.heads.model import HeadModel
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.heads.fitted import FitOptions
+
+
+def fit_labels_logistic(
+    X: NDArray[np.float32], y: NDArray[np.bool_], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit a logistic regression for each label, with a C of its own from folds of its own.
+
+    Parameters
+    ----------
+    X : ndarray of shape (N, D)
+        Features.
+    y : ndarray of shape (N, L), bool
+        Which labels a row has; each is there, and is not, in at least two rows (and groups).
+    groups : ndarray of shape (N,) or None
+        Rows of one group share a fold.
+    options : FitOptions
+        As for classes.
+    """
+    from pipeline.heads.logistic import LogisticHead, LogisticSweep
+
+    sweeps = []
+    for label in y.T:
+        sweep = LogisticSweep(
+            Cs=options.Cs,
+            cv=options.folds,
+            scoring=options.scoring,
+            scaling=options.scaling,
+            class_weight=options.class_weight,
+            device=options.device,
+            random_state=options.seed,
+        )
+        sweeps.append(with_params(sweep, options.params, "the logistic head").fit(X, label.astype(np.int64), groups))
+    model = _sigmoids(sweeps)
+
+    def refit(rows: NDArray[np.float32], labels: NDArray[np.bool_]) -> HeadModel | None:
+        if not two_sided(labels):
+            return None
+        return _sigmoids(
+            [
+                LogisticHead(
+                    C=sweep.C_,
+                    scaling=options.scaling,
+                    class_weight=options.class_weight,
+                    tol=1e-3,
+                    device=options.device,
+                ).fit(rows, label.astype(np.int64))
+                for sweep, label in zip(sweeps, labels.T, strict=True)
+            ]
+        )
+
+    failed = sum(not sweep.converged_ for sweep in sweeps)
+    return FittedHead(
+        _one_versus_rest(sweeps, y),
+        model,
+        oof_scores=np.stack([sweep.oof_scores_[:, 1] - sweep.oof_scores_[:, 0] for sweep in sweeps], axis=1),
+        chosen={"C": [sweep.C_ for sweep in sweeps], "folds": options.folds},
+        warnings=[f"the fits of {failed} of {len(sweeps)} labels did not converge: raise max_passes"] if failed else [],
+        refit=refit,
+    )
+
+
+def fit_labels_ridge(
+    X: NDArray[np.float32], y: NDArray[np.bool_], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit least squares on ±1 for all labels at once; the temperature turns its scores into probabilities."""
+    from pipeline.evaluate import fold_numbers
+    from pipeline.heads.ridge import RidgeRegressionHead
+
+    without_weights(options, "multilabel ridge")
+    proof = proof_rows(X)
+
+    def folds() -> NDArray[np.int64]:
+        return fold_numbers(y, options.folds, seed=options.seed, groups=groups, stratify=False)
+
+    return fit_estimator(
+        scaled(with_params(RidgeRegressionHead(), options.params, "the ridge head"), options),
+        X,
+        np.where(y, 1.0, -1.0),
+        groups,
+        options,
+        lambda fitted: model_of(fitted, proof, "sigmoid", y.shape[1]),
+        folds,
+    )
+
+
+def two_sided(labels: NDArray[np.bool_]) -> bool:
+    """Whether every label is there in some row and not in another."""
+    return bool((labels.any(axis=0) & ~labels.all(axis=0)).all())
+
+
+def _sigmoids(heads: Sequence[Any]) -> HeadModel:
+    arrays = {
+        "coef": np.concatenate([head.coef_ for head in heads]),
+        "intercept": np.concatenate([head.intercept_ for head in heads]),
+    }
+    return HeadModel("linear", arrays, "sigmoid", len(heads))
+
+
+def _one_versus_rest(heads: Sequence[Any], y: NDArray[np.bool_]) -> Any:
+    """Return the fitted heads as scikit-learn's own estimator of label sets."""
+    from sklearn.multiclass import OneVsRestClassifier
+    from sklearn.preprocessing import LabelBinarizer
+
+    together = OneVsRestClassifier(heads[0])
+    together.estimators_ = list(heads)
+    together.label_binarizer_ = LabelBinarizer(sparse_output=True).fit(y.astype(np.int64))
+    together.n_features_in_ = heads[0].n_features_in_
+    return together

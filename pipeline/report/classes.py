@@ -1,0 +1,158 @@
+"""The report of a head that predicts one class of K."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline import evaluate
+from pipeline.report import plots
+from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, text_cell
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CARDS = {
+    "accuracy": ("Accuracy", "share of rows whose most probable class is the label"),
+    "balanced_accuracy": ("Balanced accuracy", "mean of the classes' recalls"),
+    "macro_f1": ("Macro F1", "mean of the classes' F1"),
+    "log_loss": ("Log loss", "mean of −log of the label's probability; smaller is better"),
+    "ece": ("Calibration error", "mean gap between confidence and accuracy (ECE, 15 bins); smaller is better"),
+}
+
+
+def classes_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any]) -> Content:
+    """Return what the page of a classification run shows.
+
+    Parameters
+    ----------
+    cache, rows, results, run
+        As in `pipeline.report.page.write_report`.
+    """
+    split = results["held_out"]
+    chosen = run["chosen"].get("C")
+    at = f" C = {chosen:.3g}, chosen on {run['chosen']['folds']} folds of the training rows." if chosen else ""
+    content = Content(
+        lead=f"{len(rows.class_names)} classes, {rows_used(rows, run)}.{at}",
+        cards=cards(_CARDS, results["metrics"][split]),
+    )
+    _add_figures(content, rows, results)
+    content.tables.append(
+        {
+            "id": "classes",
+            "title": "Classes",
+            "hint": f"On the {split} rows. Click a heading to sort.",
+            "columns": [
+                ("class", True), ("rows", False), ("recall", False), ("precision", False), ("F1", False),
+                ("most often taken for", True),
+            ],
+            "rows": [_class_row(entry) for entry in evaluate.per_class_table(results["confusion"], rows.class_names)],
+        }
+    )  # fmt: skip
+    content.galleries = _galleries(cache, rows, results, split)
+    return content
+
+
+def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
+    split = results["held_out"]
+    first: list[dict[str, Any]] = []
+    second: list[dict[str, Any]] = []
+    k = len(rows.class_names)
+    more = f" The {plots.MOST_CLASSES} classes with the most errors." if k > plots.MOST_CLASSES else ""
+    first.append(
+        content.plot(
+            "confusion",
+            plots.confusion_figure(results["confusion"], rows.class_names),
+            "Confusion matrix",
+            f"Labels down, predictions across, on the {split} rows.{more}",
+            int(np.clip(220 + 24 * k, 420, 900)),
+        )
+    )
+    if len(results["sweep"]) > 1:
+        (second if k > 20 else first).append(sweep_plot(content, results))
+    probabilities = results["predictions"][split]
+    y = rows.y[rows.of(split)]
+    curves = {"calibrated" if "uncalibrated" in results else "as fitted": probabilities}
+    if "uncalibrated" in results:
+        curves["before"] = results["uncalibrated"][split]
+    bins = {name: evaluate.reliability_bins(p.max(axis=1), p.argmax(axis=1) == y) for name, p in curves.items()}
+    second.append(
+        content.plot(
+            "reliability",
+            plots.reliability_figure(bins),
+            "Reliability",
+            f"How often a prediction of that confidence is right. Temperature {results['temperature']:.3f}, from "
+            "out-of-fold scores."
+            if "uncalibrated" in results
+            else "How often a prediction of that confidence is right.",
+        )
+    )
+    second += content.curves(results, "accuracy")
+    content.layout += [first] if len(first) < 3 else [first[:1], first[1:]]
+    content.pair(second)
+
+
+def sweep_plot(content: Content, results: dict[str, Any]) -> dict[str, Any]:
+    """Keep the figure of the choice among values of C, or of ridge's strength."""
+    if "C" in results["chosen"]:
+        figure = plots.sweep_figure(results["sweep"], results["chosen"]["C"])
+        hint = "Cross-validated on the training rows only; the dashed line is the value taken, × did not converge."
+        return content.plot("sweep", figure, "Choice of C", hint, 420)
+    figure = plots.alpha_figure(results["sweep"], results["chosen"]["alpha"])
+    hint = "Squared error of training rows left out of the fit; the dashed line is the value taken."
+    return content.plot("sweep", figure, "Choice of alpha", hint, 420)
+
+
+def _class_row(entry: dict[str, Any]) -> list[dict[str, Any]]:
+    taken = f"{entry['taken_for']} ({entry['taken_for_rows']})" if entry["taken_for"] else "–"
+    return [
+        text_cell(entry["class"]),
+        number_cell(entry["rows"]),
+        number_cell(entry["recall"]),
+        number_cell(entry["precision"]),
+        number_cell(entry["f1"]),
+        text_cell(taken, entry["taken_for_rows"]),
+    ]
+
+
+def _galleries(cache: Any, rows: Any, results: dict[str, Any], split: str) -> list[dict[str, Any]]:
+    out = []
+    at = rows.of(split)
+    mistakes = _most_confident_mistakes(results["predictions"][split], rows.y[at])
+    if len(mistakes):
+        out.append(
+            {
+                "id": "mistakes",
+                "title": "Most confident mistakes",
+                "hint": f"Rows of the {split} split where the head is surest of another class than the label.",
+                "pictures": [_item(cache, rows, at[i], results["predictions"][split][i]) for i in mistakes],
+            }
+        )
+    if "oof_predictions" in results:
+        at = rows.of("train")
+        doubtful = _most_confident_mistakes(results["oof_predictions"], rows.y[at])
+        if len(doubtful):
+            out.append(
+                {
+                    "id": "doubtful",
+                    "title": "Labels to look at again",
+                    "hint": "Training rows that heads fitted without them would label otherwise, surest first: "
+                    "wrong labels gather here, with hard images.",
+                    "pictures": [_item(cache, rows, at[i], results["oof_predictions"][i]) for i in doubtful],
+                }
+            )
+    return out
+
+
+def _most_confident_mistakes(probabilities: NDArray[np.float64], y: NDArray[Any]) -> NDArray[np.int64]:
+    """Return the rows with the largest lead of the predicted class over the label."""
+    lead = probabilities.max(axis=1) - probabilities[np.arange(len(y)), y]
+    order = np.argsort(-lead, kind="stable")[:MOST_IMAGES]
+    return np.asarray(order[lead[order] > 0])
+
+
+def _item(cache: Any, rows: Any, row: int, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+    best = int(probabilities.argmax())
+    label, predicted = rows.class_names[rows.y[row]], rows.class_names[best]
+    return picture(cache, int(rows.index[row]), label, predicted, f"{probabilities[best]:.1%}")

@@ -1,0 +1,157 @@
+"""What every report is made of, whatever the task: cards, figures, tables, pictures.
+
+Axes: N rows.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from pipeline.report import plots
+
+MOST_IMAGES = 24
+_THUMBNAIL = 160
+
+SCORE_NAMES = {"accuracy": "accuracy", "r2": "R²", "mean_average_precision": "mean average precision"}
+"""How the score of a curve is called."""
+
+
+@dataclass
+class Content:
+    """What the page of a run shows.
+
+    Attributes
+    ----------
+    lead : str
+        What was learned, in a sentence.
+    cards : list of dict
+        Headline figures.
+    figures : dict
+        plotly figures by id.
+    layout : list of list of dict
+        Rows of plots: id, title, hint and height.
+    tables : list of dict
+        id, title, hint, columns (name, whether text) and rows of cells.
+    galleries : list of dict
+        id, title, hint and pictures.
+    """
+
+    lead: str
+    cards: list[dict[str, str]] = field(default_factory=list)
+    figures: dict[str, Any] = field(default_factory=dict)
+    layout: list[list[dict[str, Any]]] = field(default_factory=list)
+    tables: list[dict[str, Any]] = field(default_factory=list)
+    galleries: list[dict[str, Any]] = field(default_factory=list)
+
+    def plot(self, name: str, figure: Any, title: str, hint: str, height: int = 340) -> dict[str, Any]:
+        """Keep a figure; return its place for ``layout``."""
+        self.figures[name] = figure
+        return {"id": name, "title": title, "hint": hint, "height": height}
+
+    def pair(self, places: list[dict[str, Any]]) -> None:
+        """Lay plots out two in a row."""
+        self.layout += [places[i : i + 2] for i in range(0, len(places), 2)]
+
+    def curves(self, results: dict[str, Any], score: str) -> list[dict[str, Any]]:
+        """Keep the learning curve and the few-shot curve, where there are any."""
+        places = []
+        name = SCORE_NAMES[score]
+        if results.get("learning_curve"):
+            places.append(
+                self.plot(
+                    "learning",
+                    plots.learning_figure(results["learning_curve"], "rows", "training rows", score, name),
+                    "Learning curve",
+                    f"Held-out {name} with fewer training rows, at the same settings: would more images help?",
+                )
+            )
+        if results.get("few_shots"):
+            draws = results["few_shots"][0]["draws"]
+            places.append(
+                self.plot(
+                    "few-shots",
+                    plots.learning_figure(results["few_shots"], "shots", "training images a class", score, name),
+                    "Few shots",
+                    f"Held-out {name} with a few training images of every class: mean of {draws} draws, with the "
+                    "interval over draws and rows.",
+                )
+            )
+        return places
+
+
+def cards(names: dict[str, tuple[str, str]], figures: dict[str, Any]) -> list[dict[str, str]]:
+    """Return a card for each figure, from its title and what it means."""
+    return [
+        {
+            "name": title,
+            "what": what,
+            "value": _figure(figures[name]["value"]),
+            "interval": f"{_figure(figures[name]['low'])} to {_figure(figures[name]['high'])}",
+        }
+        for name, (title, what) in names.items()
+    ]
+
+
+def _figure(value: float) -> str:
+    """Write four decimals, or four digits of what is larger or much smaller than one.
+
+    Examples
+    --------
+    >>> _figure(0.95123), _figure(12345.678), _figure(float("nan"))
+    ('0.9512', '1.235e+04', '–')
+    """
+    if np.isnan(value):
+        return "–"
+    return f"{value:.4f}" if 1e-3 <= abs(value) < 10 or value == 0 else f"{value:.4g}"
+
+
+def text_cell(text: Any, sort: Any = None) -> dict[str, Any]:
+    """Return a cell of words."""
+    return {"text": text, "sort": text if sort is None else sort, "left": True}
+
+
+def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
+    """Return a cell of a number; one that is not defined sorts first."""
+    if isinstance(value, float) and np.isnan(value):
+        return {"text": "–", "sort": "-1e300", "left": False}
+    shown = text or (str(value) if isinstance(value, int) else _figure(value))
+    return {"text": shown, "sort": f"{value:.10g}", "left": False}
+
+
+def rows_used(rows: Any, run: dict[str, Any]) -> str:
+    """Say how many rows taught and how many measured."""
+    how = "the source's own split" if rows.split_kind == "column" else "a stratified hold-out"
+    counts, split = run["rows"], rows.held_out
+    return f"{counts['train']} training rows, {counts[split]} {split} rows from {how}"
+
+
+def picture(cache: Any, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:
+    """Return a picture of a gallery: a row of the cache with what is said of it."""
+    return {
+        "image": _thumbnail(cache.image_bytes(number)),
+        "key": str(cache.keys[number]).encode("utf-8", "backslashreplace").decode(),
+        "label": label,
+        "predicted": predicted,
+        "confidence": remark,
+    }
+
+
+def _thumbnail(data: bytes | None) -> str | None:
+    """Return a small JPEG as a data URI, or None where the image is gone or no longer readable."""
+    from pipeline.decode import DecodeError, DecodePolicy, decode_image
+
+    if data is None:
+        return None
+    try:
+        image = decode_image(data, DecodePolicy(), resize_short=_THUMBNAIL)
+    except DecodeError:
+        return None
+    image.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=82)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
