@@ -81,7 +81,7 @@ def compare_runs(
 
     if len(runs) < 2:
         raise HeadError(f"expected at least 2 runs to compare, got {len(runs)}")
-    first, *others = [_predictions(Path(run), split) for run in runs]
+    first, *others = [predictions_of(Path(run), split) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         _check_same_rows(runs[0], run, first, other)
     keys = sorted(first)
@@ -109,7 +109,7 @@ def compare_runs(
     return out
 
 
-def _predictions(run: Path, split: str) -> dict[str, tuple[str, str]]:
+def predictions_of(run: Path, split: str) -> dict[str, tuple[str, str]]:
     """Return label and prediction by key."""
     file = run / "predictions.csv"
     try:

@@ -9,9 +9,7 @@ Axes: N rows of the cache, K classes.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
-import platform
 import shutil
 import threading
 import time
@@ -27,13 +25,24 @@ from pipeline.backbones.base import Weights, hash_weights
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import fingerprint, open_cache
 from pipeline.cache_source import CacheSource
-from pipeline.compare import Comparison, compare_runs
+from pipeline.compare import Comparison, compare_runs, predictions_of
 from pipeline.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import HeadError, PipelineError
 from pipeline.extract import ExtractSettings, make_spec
-from pipeline.fit_head import RUN_FILE, RUN_FORMAT, FitSettings, Rows, new_run_folder, select_rows
-from pipeline.fit_head import _write_json as write_json
-from pipeline.fit_head import _write_predictions as write_predictions
+from pipeline.fitting.rows import Rows, select_rows
+from pipeline.fitting.run_folder import (
+    RUN_FILE,
+    RUN_FORMAT,
+    cache_facts,
+    new_run_folder,
+    versions,
+    write_json,
+    write_predictions,
+)
+from pipeline.fitting.settings import FitSettings
+from pipeline.fitting.target import read_target
+from pipeline.fitting.tasks import measure_splits
+from pipeline.heads.fitted import FittedHead
 from pipeline.heads.model import HeadModel
 from pipeline.heads.saved import HEAD_FILE, LoadedHead, load_head, save_head
 from pipeline.training.images import CachedImages
@@ -189,7 +198,7 @@ def finetune(
             return FinetuneResult(target, {}, None, "", stopped=True)
         tuned_head, results = found
         save_head(part / HEAD_FILE, tuned_head)
-        write_predictions(part / "predictions.csv", results, rows, cache.keys)
+        write_predictions(part / "predictions.csv", results["predictions"], rows, cache.keys)
         comparison = compare_runs(
             [probe_dir, part], split=results["held_out"], seed=settings.train.seed, replicates=settings.replicates
         )[1]
@@ -199,11 +208,12 @@ def finetune(
         write_json(part / "metrics.json", results["metrics"])
         run = _run_facts(cache, rows, settings, tuned_head, notes)
         if settings.report:
-            from pipeline.report.training import write_training_report
+            from pipeline.report import write_report
+            from pipeline.report.training import training_content
 
-            write_training_report(
-                part / "report.html", cache=cache, rows=rows, results=results, run=run, probe=Path(probe_dir)
-            )
+            before = predictions_of(Path(probe_dir), results["held_out"])
+            content = training_content(cache, rows, results, run, before)
+            write_report(part / "report.html", cache=cache, rows=rows, results=results, run=run, content=content)
         write_json(part / RUN_FILE, run)
     shutil.rmtree(_work_path(target), ignore_errors=True)
     return FinetuneResult(target, results["metrics"], comparison, advice, stopped=False)
@@ -222,12 +232,13 @@ def _rows_of_run(cache: Cache, run_dir: Path, note: Callable[[str], None]) -> Ro
     """
     try:
         settings = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))["settings"]
-        known = {name: settings[name] for name in ("target", "test_share", "seed")}
+        known = {name: settings[name] for name in ("target", "task", "layer", "group_duplicates", "test_share", "seed")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise HeadError(
             f"expected a run of pipeline fit-head at {run_dir}, found no settings in it ({error}): fit the head again"
         ) from None
-    return select_rows(cache, FitSettings(**known), note)
+    fit = FitSettings(**known)
+    return select_rows(cache, read_target(cache, fit, note), cache.layers[fit.layer], fit, note)
 
 
 def _check_classes(rows: Rows, head: LoadedHead) -> None:
@@ -341,23 +352,13 @@ def _measure(
     model = replace(model, temperature=evaluate.fit_temperature(scores(val), rows.y[val]))
     spec = make_spec(tuned, ExtractSettings(decode=decode, dtype=dtype), engine.precision)
     tuned_head = replace(head, model=model, spec=spec, fingerprint=fingerprint(spec), head=FINE_TUNED)
-    metrics: dict[str, Any] = {}
-    results: dict[str, Any] = {"metrics": metrics, "probabilities": {}, "held_out": held_out[0]}
-    for name in held_out:
-        at = rows.of(name)
-        probabilities = results["probabilities"][name] = model.link_scores(scores(at))
-        intervals = evaluate.classification_metrics(
-            rows.y[at],
-            probabilities,
-            seed=settings.train.seed,
-            replicates=settings.replicates,
-            groups=None if rows.groups is None else rows.groups[at],
-        )
-        metrics[name] = {key: value.as_dict() for key, value in intervals.items()} | {"rows": len(at)}
-    metrics["temperature"] = model.temperature
-    at = rows.of(held_out[0])
-    predicted = results["probabilities"][held_out[0]].argmax(1)
-    results["confusion"] = evaluate.confusion_matrix(rows.y[at], predicted, len(rows.class_names))
+    fitted = FittedHead(estimator=None, model=model)
+    measured = FitSettings(seed=settings.train.seed, replicates=settings.replicates)
+    results = measure_splits(
+        rows, {name: scores(rows.of(name)) for name in held_out}, fitted, model.temperature, measured
+    )
+    predicted = results["predictions"][rows.held_out].argmax(1)
+    results["confusion"] = evaluate.confusion_matrix(rows.y[rows.of(rows.held_out)], predicted, len(rows.class_names))
     return tuned_head, results
 
 
@@ -399,27 +400,23 @@ def _comparison_facts(comparison: Comparison, advice: str, probe: str | os.PathL
 def _run_facts(
     cache: Cache, rows: Rows, settings: FinetuneSettings, head: LoadedHead, notes: list[str]
 ) -> dict[str, Any]:
-    names = ("embedding-pipeline", "numpy", "torch", "torchvision", "timm", "accelerate")
     return {
         "format": RUN_FORMAT,
         "format_version": 1,
         "task": head.task,
+        "target": rows.target,
         "head": head.head,
         "layer": head.layer,
         "class_names": list(head.class_names),
-        "settings": asdict(settings),
+        "settings": {"target": None, **asdict(settings)},
+        "chosen": {},
         "temperature": head.model.temperature,
         "fingerprint": head.fingerprint,
         "spec": head.spec,
-        "cache": {
-            "path": str(cache.path),
-            "fingerprint": cache.fingerprint,
-            "spec": dict(cache.spec),
-            "versions": dict(cache.versions),
-        },
+        "cache": cache_facts(cache),
         "rows": {name: len(rows.of(name)) for name in ("train", "val", "test")},
         "split": rows.split_kind,
         "grouped": rows.groups is not None,
         "notes": notes,
-        "versions": {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in names}},
+        "versions": versions("torchvision", "timm", "accelerate"),
     }

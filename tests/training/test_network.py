@@ -15,7 +15,7 @@ from pipeline.training.images import CachedImages
 from pipeline.training.network import FineTuningNetwork, check_logits, depths, freeze_statistics
 
 if TYPE_CHECKING:
-    from tests.training.conftest import Probe
+    from tests.training.probe import Probe
 
 
 def started(probe: Probe) -> FineTuningNetwork:

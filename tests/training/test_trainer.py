@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from tests.training.conftest import Probe
+    from tests.training.probe import Probe
 
 SETTINGS = TrainSettings(
     epochs=2, batch_size=16, precision="float32", device="cpu", augment="standard", lr=3e-3, ema=0.5

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import pytest
-
 from pipeline.cache import open_cache
 from pipeline.embed import RunSettings
 from pipeline.extract import ExtractSettings, extract
@@ -31,14 +29,12 @@ class Probe:
         return open_cache(self.cache_path)
 
 
-@pytest.fixture(scope="session")
-def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
-    """Return 60 digits of three classes under a tiny random network (timm's test_efficientnet, 160 × 160)."""
+def make_probe(root: Path) -> Probe:
+    """Embed 60 digits of three classes with a tiny random network (timm's test_efficientnet, 160 × 160)."""
     import numpy as np
     from PIL import Image
     from sklearn.datasets import load_digits
 
-    root = tmp_path_factory.mktemp("finetune")
     digits = load_digits(n_class=3)
     for i in range(60):
         folder = root / "images" / f"class{digits.target[i]}"
