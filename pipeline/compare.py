@@ -91,7 +91,7 @@ def compare_runs(
     for run, task in zip(runs, tasks, strict=True):
         if task != tasks[0]:
             raise HeadError(f"{runs[0]} is a run of {tasks[0]}, {run} one of {task}: compare runs of one task")
-    first, *others = [_predictions(Path(run), split) for run in runs]
+    first, *others = [predictions_of(Path(run), split) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         _check_same_rows(runs[0], run, first, other)
     keys = sorted(first)
@@ -145,7 +145,7 @@ def _cost(task: str, rows: list[tuple[str, str]]) -> NDArray[np.float64]:
     return np.abs(numbers[:, 1] - numbers[:, 0])
 
 
-def _predictions(run: Path, split: str) -> dict[str, tuple[str, str]]:
+def predictions_of(run: Path, split: str) -> dict[str, tuple[str, str]]:
     """Return label and prediction by key."""
     file = run / "predictions.csv"
     try:

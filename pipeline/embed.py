@@ -310,13 +310,14 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     FingerprintError
         What was built is not what the spec says; the message names the fields.
     """
-    from pipeline.backbones import DEFAULT_BACKBONE, PENULTIMATE, load_backbone
+    from pipeline.backbones import DEFAULT_BACKBONE, FINE_TUNED, PENULTIMATE, load_backbone
     from pipeline.cache.spec import check_same_numbers
     from pipeline.errors import BackboneError
 
     name = spec["weights"]["name"]
-    if weights is None and name == "file":
-        raise BackboneError(f"the weights came from the file {spec['weights']['origin']}: pass --weights FILE with it")
+    if weights is None and name in ("file", FINE_TUNED):
+        what = "file" if name == "file" else "fine-tuned run"
+        raise BackboneError(f"the weights came from the {what} {spec['weights']['origin']}: pass it with --weights")
     if name == "random":
         weights = name
     elif weights is None and spec["backbone"] != DEFAULT_BACKBONE:

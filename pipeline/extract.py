@@ -82,7 +82,7 @@ class ExtractSettings:
         Only this part of the source; see `pipeline.scale.shards`.
     """
 
-    backbone: str = "efficientnet_lite0"
+    backbone: str | None = None
     weights: str | None = None
     layers: tuple[str, ...] = ()
     dtype: str = "float32"

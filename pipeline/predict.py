@@ -84,9 +84,11 @@ def predict(
         raise PipelineError(
             f"expected a file name for the predictions, found {path}: name a file in a folder that exists"
         )
+    from pipeline.backbones.finetuned import weights_of_run
+
     head = load_head(run_dir, trust=trust)
     source = open_source(images)
-    backbone = backbone_of_spec(head.spec, weights)
+    backbone = backbone_of_spec(head.spec, weights or weights_of_run(run_dir))
     decode = decode_of_spec(head.spec)
     if settings.precision == AUTO:
         settings = replace(settings, precision=head.spec["precision"])

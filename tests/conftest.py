@@ -11,6 +11,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from tests.training.probe import Probe
+
 
 @pytest.fixture(scope="session")
 def photographs() -> list[Image.Image]:
@@ -42,3 +44,11 @@ def image_folder(crops: list[Image.Image], tmp_path_factory: pytest.TempPathFact
         folder.mkdir(exist_ok=True)
         crop.save(folder / (f"{i:02d}.jpg" if i % 2 else f"{i:02d}.png"))
     return root
+
+
+@pytest.fixture(scope="session")
+def probe(tmp_path_factory: pytest.TempPathFactory) -> Probe:
+    """Return images, cache and run of a head under a tiny network."""
+    from tests.training.probe import make_probe
+
+    return make_probe(tmp_path_factory.mktemp("finetune"))

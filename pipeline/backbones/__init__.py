@@ -5,15 +5,17 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+from pipeline.backbones import finetuned
 from pipeline.backbones.base import PENULTIMATE, Backbone, Layer, assemble
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["DEFAULT_BACKBONE", "PENULTIMATE", "Backbone", "Layer", "list_backbones", "load_backbone"]
+__all__ = ["DEFAULT_BACKBONE", "FINE_TUNED", "PENULTIMATE", "Backbone", "Layer", "list_backbones", "load_backbone"]
 
 DEFAULT_BACKBONE = "efficientnet_lite0"
+FINE_TUNED = finetuned.NAME
 
 # What a name begins with -> the module that builds it. A family is imported only when it is asked for.
 FAMILIES = {
@@ -23,15 +25,17 @@ FAMILIES = {
 }
 
 
-def load_backbone(name: str = DEFAULT_BACKBONE, weights: str | None = None, layers: tuple[str, ...] = ()) -> Backbone:
+def load_backbone(name: str | None = None, weights: str | None = None, layers: tuple[str, ...] = ()) -> Backbone:
     """Build a frozen network with its weights.
 
     Parameters
     ----------
-    name : str
-        ``efficientnet_lite0``, ``torchvision/NAME`` or ``timm/NAME``.
+    name : str, optional
+        ``efficientnet_lite0``, ``torchvision/NAME`` or ``timm/NAME``; None for a fine-tuned run's own, or the
+        default.
     weights : str, optional
-        A name that the family knows, a ``.safetensors`` or ``.pth`` file, or ``"random"``.
+        A name that the family knows, a ``.safetensors`` or ``.pth`` file, the run folder of a fine-tuning, or
+        ``"random"``.
     layers : tuple of str
         Outputs besides ``penultimate``, ``NODE`` or ``NODE:POOLING``.
 
@@ -40,7 +44,15 @@ def load_backbone(name: str = DEFAULT_BACKBONE, weights: str | None = None, laye
     BackboneError
         Unknown name, weights or layer; weights that cannot be had or do not fit.
     """
-    return assemble(_family(name).build(name, weights), layers)
+    file = finetuned.backbone_file(weights)
+    if file is None:
+        name = name or DEFAULT_BACKBONE
+        return assemble(_family(name).build(name, weights), layers)
+    facts = finetuned.read_facts(file)
+    if name not in (None, facts["backbone"]):
+        raise BackboneError(f"{weights} holds a {facts['backbone']}, found --backbone {name}: leave it out")
+    body = _family(facts["backbone"]).build(facts["backbone"], str(file))
+    return assemble(finetuned.with_preprocess(body, facts, file), layers)
 
 
 def list_backbones(family: str | None = None) -> list[str]:

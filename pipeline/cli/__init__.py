@@ -4,10 +4,10 @@ Data go to files or standard output; messages and progress to standard error. He
 commands, so that ``--help`` stays quick. A command is a function in one of the modules here.
 """
 
-from pipeline.cli import analysis, caches, extract, heads
+from pipeline.cli import analysis, caches, extract, finetune, heads
 from pipeline.cli.base import cli, stop_on_signal
 
-__all__ = ["analysis", "caches", "cli", "extract", "heads", "main", "stop_on_signal"]
+__all__ = ["analysis", "caches", "cli", "extract", "finetune", "heads", "main", "stop_on_signal"]
 
 
 def main() -> None:

@@ -104,7 +104,11 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
 @cli.command()
 @click.argument("cache", type=click.Path())
 @click.option(
-    "--to", "kind", required=True, type=click.Choice(["parquet", "npy", "csv", "h5ad"]), help="The kind of file."
+    "--to",
+    "kind",
+    required=True,
+    type=click.Choice(["parquet", "npy", "csv", "h5ad", "onnx"]),
+    help="The kind of file.",
 )
 @click.option("-o", "--output", required=True, metavar="OUT", help="The file to write.")
 @click.option("--split", "splits", multiple=True, metavar="NAME", help="Only rows of this split. Repeatable.")
@@ -114,8 +118,17 @@ def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: 
     """Write the done rows of CACHE, with keys, labels and columns, as a file of another kind.
 
     parquet: a column 'embedding' of lists. npy: an array, and OUT.csv with a line for each of its rows. csv: columns
-    e0, e1, … h5ad: for scanpy and its relatives (needs anndata).
+    e0, e1, … h5ad: for scanpy and its relatives (needs anndata). onnx: of a run folder in CACHE's place, its network
+    and head as one file, from images to probabilities.
     """
+    if kind == "onnx":
+        from pipeline.training.onnx import export_onnx
+
+        if splits or labels or layer != "penultimate":
+            raise click.UsageError("--split, --label and --layer are about rows, of which an ONNX file has none")
+        worst = export_onnx(cache, output)
+        say(f"{output} written; its probabilities lie within {worst:.1g} of PyTorch's")
+        return
     from pipeline.export import export as export_rows
 
     progress = ProgressLine("export", unit="rows")

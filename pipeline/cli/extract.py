@@ -16,8 +16,14 @@ if TYPE_CHECKING:
 @cli.command()
 @click.argument("images")
 @click.option("-o", "--output", required=True, metavar="CACHE.h5", help="The cache to write, or to complete.")
-@click.option("--backbone", default="efficientnet_lite0", show_default=True, help="See 'pipeline backbones'.")
-@click.option("--weights", metavar="W", help="Name of the weights, a .safetensors or .pth file, or 'random'.")
+@click.option(
+    "--backbone",
+    metavar="NAME",
+    help="See 'pipeline backbones'.  [default: that of --weights RUN/, or efficientnet_lite0]",
+)
+@click.option(
+    "--weights", metavar="W", help="Name of the weights, a .safetensors or .pth file, a fine-tuned RUN/, or 'random'."
+)
 @click.option(
     "--layer", "layers", multiple=True, metavar="NODE[:POOLING]",
     help="Another layer besides 'penultimate'; pooling is avg, max, gem, cls or flatten. Repeatable.",
@@ -58,7 +64,7 @@ if TYPE_CHECKING:
 def extract(
     images: str,
     output: str,
-    backbone: str,
+    backbone: str | None,
     weights: str | None,
     layers: tuple[str, ...],
     dtype: str,

@@ -114,7 +114,7 @@ def write_fit(
         save_head(folder / HEAD_FILE, head)
     joblib.dump(fitted.estimator, folder / ESTIMATOR_FILE)
     write_json(folder / "metrics.json", results["metrics"])
-    _write_predictions(folder / "predictions.csv", results["predictions"], rows, cache.keys)
+    write_predictions(folder / "predictions.csv", results["predictions"], rows, cache.keys)
     if rows.task == "classification":
         from pipeline.report import save_confusion
 
@@ -124,7 +124,7 @@ def write_fit(
         save_confusion(folder / "confusion.png", results["confusion"], rows.class_names)
 
 
-def _write_predictions(
+def write_predictions(
     path: Path, predictions: dict[str, NDArray[np.float64]], rows: Rows, keys: NDArray[np.str_]
 ) -> None:
     """Write one line for every held-out row, in the order of the cache."""
@@ -171,10 +171,10 @@ def cache_facts(cache: Any) -> dict[str, Any]:
     }
 
 
-def versions() -> dict[str, str]:
-    """Return the versions of what fits heads."""
+def versions(*further: str) -> dict[str, str]:
+    """Return the versions of what fits heads, and of further packages."""
     found = {"python": platform.python_version()}
-    for name in ("embedding-pipeline", "numpy", "scikit-learn", "scipy", "torch"):
+    for name in ("embedding-pipeline", "numpy", "scikit-learn", "scipy", "torch", *further):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
     return found

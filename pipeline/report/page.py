@@ -18,11 +18,19 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from pipeline.report.content import Content
+
 _CONTENT = {"classification": classes_content, "multilabel": labels_content, "regression": numbers_content}
 
 
 def write_report(
-    path: str | os.PathLike[str], *, cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any]
+    path: str | os.PathLike[str],
+    *,
+    cache: Any,
+    rows: Any,
+    results: dict[str, Any],
+    run: dict[str, Any],
+    content: Content | None = None,
 ) -> None:
     """Write the page of a run.
 
@@ -38,11 +46,14 @@ def write_report(
         Metrics, predictions, sweep and curves of the fit.
     run : dict
         What ``run.json`` holds.
+    content : Content, optional
+        What the page shows; None for what suits the task.
     """
     from plotly.offline import get_plotlyjs
 
     split = results["held_out"]
-    content = _CONTENT[rows.task](cache, rows, results, run)
+    measured = results["metrics"][split]["rows"]
+    content = content or _CONTENT[rows.task](cache, rows, results, run)
     what = f"{run['target']}: " if run["settings"]["target"] else ""
     page = (
         templates()
@@ -50,7 +61,7 @@ def write_report(
         .render(
             title=f"{what}{run['head']} head on {Path(run['cache']['path']).name}",
             interval_note=(
-                f"Under each figure its 95 % bootstrap interval over the {results['metrics'][split]['rows']} {split} rows"
+                f"Under each figure its 95 % bootstrap interval over the {measured} {split} rows"
                 f"{', whole groups resampled together' if rows.groups is not None else ''}."
             ),
             lead=content.lead,

@@ -305,3 +305,69 @@ def _some(count: int) -> NDArray[np.int64]:
     if count <= _MOST_DOTS:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).permutation(count)[:_MOST_DOTS])
+
+
+def training_figure(history: Sequence[dict[str, float]], best: int) -> Any:
+    """Draw training and validation loss, and validation accuracy, by epoch; a dashed line where the best one is."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    for name, title, colour, axis in (
+        ("train_loss", "training loss", _GREY, "y"),
+        ("val_loss", "validation loss", _BLUE, "y"),
+        ("val_accuracy", "validation accuracy", _ORANGE, "y2"),
+    ):
+        known = [entry for entry in history if name in entry]
+        figure.add_scatter(
+            x=[entry["epoch"] for entry in known],
+            y=[entry[name] for entry in known],
+            yaxis=axis,
+            name=title,
+            mode="lines+markers",
+            line={"color": colour},
+            hovertemplate="epoch %{x}<br>" + title + " %{y:.4f}<extra></extra>",
+        )
+    figure.add_vline(x=best, line={"dash": "dash", "color": _GREY, "width": 1})
+    figure.update_layout(
+        **{**_LAYOUT, "margin": {**_LAYOUT["margin"], "r": 56}},
+        xaxis={"title": "epoch", "dtick": max(1, len(history) // 10)},
+        yaxis={"title": "loss"},
+        yaxis2={"title": "accuracy", "overlaying": "y", "side": "right", "showgrid": False},
+    )
+    return figure
+
+
+def depth_figure(rates: Sequence[tuple[int, float]]) -> Any:
+    """Draw the peak learning rate of every block against its depth."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_bar(
+        x=[depth for depth, _ in rates],
+        y=[rate for _, rate in rates],
+        marker={"color": _BLUE},
+        hovertemplate="block %{x}<br>rate %{y:.3g}<extra></extra>",
+    )
+    figure.update_layout(
+        **_LAYOUT, xaxis={"title": "block, from the image to the head"}, yaxis={"title": "learning rate", "type": "log"}
+    )
+    return figure
+
+
+def range_figure(rates: Sequence[float], losses: Sequence[float], chosen: float) -> Any:
+    """Draw the losses of a range test against the learning rate."""
+    import plotly.graph_objects as go
+
+    figure = go.Figure()
+    figure.add_scatter(
+        x=list(rates),
+        y=[loss if loss is not None and np.isfinite(loss) else None for loss in losses],
+        mode="lines+markers",
+        line={"color": _BLUE},
+        hovertemplate="rate %{x:.3g}<br>loss %{y:.4f}<extra></extra>",
+    )
+    figure.add_vline(x=chosen, line={"dash": "dash", "color": _GREY, "width": 1})
+    figure.update_layout(
+        **_LAYOUT, xaxis={"title": "learning rate", "type": "log"}, yaxis={"title": "loss"}, showlegend=False
+    )
+    return figure

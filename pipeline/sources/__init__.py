@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipeline.sources.base import FileReader, Item, ItemTable, Reader, Skipped, Source
 from pipeline.sources.folder import FolderSource
-from pipeline.sources.opening import image_reader, open_source
+from pipeline.sources.opening import image_reader, images_of, open_source
 from pipeline.sources.table import TableSource
 from pipeline.sources.urls import public
 
@@ -18,6 +18,7 @@ __all__ = [
     "Source",
     "TableSource",
     "image_reader",
+    "images_of",
     "open_source",
     "public",
 ]

@@ -79,7 +79,13 @@ def open_source(
 
 
 def image_reader(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> Callable[[int], bytes]:
-    """Return what reads the images of a cache, as they are now, by row.
+    """Return what reads the images of a cache, as they are now, by row; see `images_of`."""
+    read, locator = images_of(described, keys)
+    return lambda row: read(locator(row))
+
+
+def images_of(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> tuple[Reader, Callable[[int], Any]]:
+    """Return the reader of the images of a cache, as they are now, and from row to its locator.
 
     Parameters
     ----------
@@ -90,8 +96,10 @@ def image_reader(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> Call
 
     Returns
     -------
-    callable
-        Row → bytes; raises `OSError` where the image is gone.
+    reader : Reader
+    locator : callable
+        Row → what the reader takes; raises `FileNotFoundError` where the archive holds no such image any more, as the
+        reader does where a file is gone.
 
     Raises
     ------
@@ -100,23 +108,23 @@ def image_reader(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> Call
     """
     if "root" in described:
         root = os.fsencode(described["root"])
-        read_file: Reader = PathReader(root) if described["kind"] == "table" else FileReader(root)
-        return lambda row: read_file(bytes(keys[row]))
+        reader = PathReader(root) if described["kind"] == "table" else FileReader(root)
+        return reader, lambda row: bytes(keys[row])
     if "address" not in described:
         raise SourceError(
             f"expected a source that can be opened again, found {described['location']}: extract it again"
         )
     source = open_source(described["address"])
     order = np.argsort(source.items.keys, kind="stable")
-    ordered, read = source.items.keys[order], source.reader()
+    ordered = source.items.keys[order]
 
-    def one(row: int) -> bytes:
+    def locator(row: int) -> Any:
         place = int(np.searchsorted(ordered, keys[row]))
         if place == len(ordered) or ordered[place] != keys[row]:
             raise FileNotFoundError(f"no {os.fsdecode(bytes(keys[row]))} in {source.location}")
-        return read(source.locator(int(order[place])))
+        return source.locator(int(order[place]))
 
-    return one
+    return source.reader(), locator
 
 
 def expand_braces(pattern: str) -> list[str]:

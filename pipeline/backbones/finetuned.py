@@ -1,0 +1,77 @@
+"""Backbones that fine-tuning wrote: ``backbone.safetensors`` with the spec it was trained under."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from pipeline.errors import BackboneError
+from pipeline.preprocess import Preprocess
+
+if TYPE_CHECKING:
+    import os
+
+    from pipeline.backbones.base import Backbone, Body
+
+BACKBONE_FILE = "backbone.safetensors"
+NAME = "fine-tuned"
+FORMAT = "embedding-pipeline backbone"
+
+
+def backbone_file(weights: str | None) -> Path | None:
+    """Return the file of a fine-tuned backbone that ``--weights`` names, itself or by its run folder, or None."""
+    if weights is None:
+        return None
+    path = Path(weights)
+    if path.is_dir():
+        path = path / BACKBONE_FILE
+        if not path.is_file():
+            raise BackboneError(f"expected the run folder of a fine-tuning at {weights}, found no {path.name} in it")
+    return path if path.name == BACKBONE_FILE and path.is_file() else None
+
+
+def save_backbone(path: Path, backbone: Backbone) -> None:
+    """Write a backbone's tensors, and what it takes to build it again."""
+    spec = backbone.to_spec()
+    state = {name: tensor.contiguous() for name, tensor in backbone.network.body.state_dict().items()}
+    facts = {"format": FORMAT, "backbone": spec["backbone"], "preprocess": spec["preprocess"]}
+    save_file(state, path, metadata={"backbone": json.dumps(facts, sort_keys=True)})
+
+
+def read_facts(file: Path) -> dict[str, Any]:
+    """Return what `save_backbone` wrote beside the tensors: ``backbone`` and ``preprocess``.
+
+    Raises
+    ------
+    BackboneError
+        The file is damaged, or none of a fine-tuning.
+    """
+    try:
+        with safe_open(file, framework="pt") as opened:
+            facts = json.loads(opened.metadata()["backbone"])
+        if facts["format"] == FORMAT and isinstance(facts["backbone"], str):
+            return dict(facts)
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError):
+        pass
+    raise BackboneError(f"expected a backbone of pipeline finetune in {file}, found something else or damage")
+
+
+def with_preprocess(body: Body, facts: dict[str, Any], file: Path) -> Body:
+    """Return a body built from the file as fine-tuned weights, with the preprocessing they learned on."""
+    return replace(
+        body,
+        preprocess=Preprocess.from_spec(facts["preprocess"]),
+        weights_name=NAME,
+        weights_origin=file.resolve().parent.name,
+    )
+
+
+def weights_of_run(run_dir: str | os.PathLike[str]) -> str | None:
+    """Return the file of the backbone that lies in a run folder, where it is one of a fine-tuning."""
+    file = Path(run_dir) / BACKBONE_FILE
+    return str(file) if file.is_file() else None

@@ -1,0 +1,116 @@
+"""Training images: the rows of a cache in a shuffled order, decoded and prepared as stage 1 did, then augmented.
+
+Axes: n images, H W pixels.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from pipeline.cache_source import CacheSource
+from pipeline.decode import Status
+from pipeline.decode_pool import DecodePool
+from pipeline.errors import SourceError
+from pipeline.processors import processor_count
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator
+
+    from numpy.typing import NDArray
+    from torch import Tensor
+
+    from pipeline.cache import Cache
+    from pipeline.decode import DecodePolicy
+    from pipeline.decode_worker import Outcome
+    from pipeline.preprocess import Preprocess
+
+AUGMENTATIONS = ("none", "flip", "standard", "strong")
+
+
+class CachedImages:
+    """The images behind the rows of a cache, and a check that they still are those.
+
+    Parameters
+    ----------
+    cache : Cache
+    decode : DecodePolicy
+    preprocess : Preprocess
+    batch_size : int
+        Images to a batch.
+    workers : int
+        Decode processes; 0 takes one per processor.
+    """
+
+    def __init__(
+        self, cache: Cache, decode: DecodePolicy, preprocess: Preprocess, *, batch_size: int, workers: int = 0
+    ) -> None:
+        self._source = CacheSource(cache)
+        self._cache, self._decode, self._preprocess = cache, decode, preprocess
+        self._batch_size, self._workers = batch_size, workers or processor_count()
+
+    def batches(self, rows: NDArray[np.int64]) -> Generator[NDArray[np.uint8], None, None]:
+        """Yield the prepared images (n, H, W, 3) uint8 of consecutive ``rows``, in order; each valid until the next.
+
+        Raises
+        ------
+        SourceError
+            An image is gone, unreadable, or no longer the one that was embedded.
+        """
+        with DecodePool(
+            self._source.reader(), self._decode, self._preprocess, batch_size=self._batch_size, workers=self._workers
+        ) as pool:
+            for batch in pool.batches(rows, self._source.locator):
+                for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
+                    self._check(row, outcome)
+                yield batch.images[: len(batch.rows)]
+                batch.release()
+
+    def _check(self, row: int, outcome: Outcome) -> None:
+        key, path = self._cache.keys[row], self._cache.path
+        way_out = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
+        if outcome.status != Status.DONE:
+            raise SourceError(f"expected the image {key} of {path}, found it unusable ({outcome.reason}): {way_out}")
+        if outcome.content_hash != self._cache.content_hash[row].tobytes():
+            raise SourceError(f"the image {key} has other content than when {path} was made: {way_out}")
+
+
+def augmentation(name: str, size: tuple[int, int]) -> Callable[[NDArray[np.uint8]], Tensor]:
+    """Return a function that changes prepared images at random: (n, H, W, 3) uint8 → the same as a tensor.
+
+    Parameters
+    ----------
+    name : str
+        ``none``; ``flip``: half of them mirrored left to right; ``standard``: also a random crop of 60 % or more of
+        the area; ``strong``: also TrivialAugment [1]_.
+    size : (int, int)
+        H and W.
+
+    Notes
+    -----
+    Randomness comes from PyTorch's generator alone, whose state a checkpoint keeps.
+
+    References
+    ----------
+    .. [1] Müller, Hutter: TrivialAugment: tuning-free yet state-of-the-art data augmentation. ICCV 2021.
+    """
+    from torchvision.transforms import v2
+
+    steps: list[Any] = []
+    if name in ("standard", "strong"):
+        steps.append(v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True))
+    if name != "none":
+        steps.append(v2.RandomHorizontalFlip())
+    if name == "strong":
+        steps.append(v2.TrivialAugmentWide())
+    change = v2.Compose(steps) if steps else None
+
+    def augment(images: NDArray[np.uint8]) -> Tensor:
+        batch = torch.from_numpy(np.array(images))
+        if change is None:
+            return batch
+        return torch.stack([change(image) for image in batch.permute(0, 3, 1, 2)]).permute(0, 2, 3, 1)
+
+    return augment

@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+
+from pipeline.cache import open_cache
+from pipeline.compare import compare_runs
+from pipeline.embed import RunSettings
+from pipeline.errors import HeadError, PipelineError
+from pipeline.extract import ExtractSettings, extract
+from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune
+from pipeline.fit_head import FitSettings, fit_head
+from pipeline.heads import load_head
+from pipeline.predict import predict
+from pipeline.training.trainer import TrainSettings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from tests.training.probe import Probe
+
+RUN = RunSettings(engine="torch", precision="float32", workers=1)
+TRAIN = TrainSettings(epochs=2, batch_size=16, precision="float32", device="cpu", lr=3e-3)
+SETTINGS = FinetuneSettings(train=TRAIN, run=RUN, replicates=50)
+
+
+@pytest.fixture(scope="module")
+def tuned(probe: Probe, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, FinetuneResult]:
+    folder = tmp_path_factory.mktemp("tuned") / "run2"
+    return folder, finetune(probe.cache_path, probe.run, folder, SETTINGS)
+
+
+def predictions(run: Path) -> dict[str, str]:
+    with (run / "predictions.csv").open(newline="") as file:
+        return {row["key"]: row["predicted"] for row in csv.DictReader(file) if row.get("split", "test") == "test"}
+
+
+def test_the_run_folder_holds_a_backbone_with_its_head(tuned: tuple[Path, FinetuneResult]) -> None:
+    folder, result = tuned
+    names = {"backbone.safetensors", "head.safetensors", "last.safetensors", "metrics.json", "predictions.csv"}
+    assert names | {"report.html", "run.json"} == {file.name for file in folder.iterdir()}
+    assert not [file for file in folder.parent.iterdir() if file != folder]  # no checkpoint stays
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["test"]["accuracy"]["value"] == result.metrics["test"]["accuracy"]["value"]
+    assert [entry["epoch"] for entry in metrics["training"]["history"]] == [0, 1, 2]
+    assert metrics["against_probe"]["advice"] == result.advice
+
+
+def test_it_is_compared_with_the_probe_on_the_same_rows(probe: Probe, tuned: tuple[Path, FinetuneResult]) -> None:
+    folder, result = tuned
+    found = compare_runs([probe.run, folder], replicates=50)[1]
+    assert result.comparison is not None
+    assert found.difference == result.comparison.difference
+    assert predictions(probe.run).keys() == predictions(folder).keys()
+    gain = result.comparison.difference
+    assert result.advice.startswith("use the fine-tuned" if gain.low > 0 else "keep the probe")
+
+
+def test_extracting_with_it_gives_what_was_measured(
+    probe: Probe, tuned: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    folder, _ = tuned
+    extract(str(probe.images), tmp_path / "c.h5", ExtractSettings(weights=str(folder), run=RUN))
+    cache, head = open_cache(tmp_path / "c.h5"), load_head(folder)
+    assert cache.fingerprint == head.fingerprint != probe.cache.fingerprint
+    assert cache.spec["weights"]["name"] == "fine-tuned"
+    assert cache.spec["backbone"] == "timm/test_efficientnet"
+    named = dict(zip(cache.keys.tolist(), head.predict(np.array(cache.embeddings)).tolist(), strict=True))
+    assert {key: named[key] for key in predictions(folder)} == predictions(folder)
+    assert not np.array_equal(cache.embeddings, probe.cache.embeddings)
+
+
+def test_predicting_with_it_needs_nothing_else(
+    probe: Probe, tuned: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    folder, _ = tuned
+    predict(folder, str(probe.images), tmp_path / "p.csv", RUN)
+    with (tmp_path / "p.csv").open(newline="") as file:
+        named = {row["key"]: row["predicted"] for row in csv.DictReader(file)}
+    assert {key: named[key] for key in predictions(folder)} == predictions(folder)
+
+
+def test_another_backbone_with_its_weights_is_refused(tuned: tuple[Path, FinetuneResult], probe: Probe) -> None:
+    folder, _ = tuned
+    with pytest.raises(PipelineError, match=r"holds a timm/test_efficientnet, found --backbone torchvision/resnet18"):
+        extract(str(probe.images), folder.parent / "no.h5", ExtractSettings("torchvision/resnet18", str(folder)))
+
+
+def test_a_head_of_another_cache_is_refused(probe: Probe, tmp_path: Path) -> None:
+    settings = ExtractSettings(backbone="timm/test_resnet", weights="random", run=RUN)
+    extract(str(probe.images), tmp_path / "other.h5", settings)
+    with pytest.raises(HeadError, match="fingerprint"):
+        finetune(tmp_path / "other.h5", probe.run, tmp_path / "run2", SETTINGS)
+    assert not (tmp_path / "run2").exists()
+
+
+def test_a_head_that_is_not_linear_is_refused(probe: Probe, tmp_path: Path) -> None:
+    fit_head(probe.cache_path, tmp_path / "knn", FitSettings(head="knn", learning_curve=False, report=False))
+    with pytest.raises(HeadError, match="expected a linear classifier to start from, found a head 'knn'"):
+        finetune(probe.cache_path, tmp_path / "knn", tmp_path / "run2", SETTINGS)
+
+
+def test_a_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
+    probe: Probe, tuned: tuple[Path, FinetuneResult], tmp_path: Path
+) -> None:
+    stop = threading.Event()
+    part = finetune(
+        probe.cache_path, probe.run, tmp_path / "run2", SETTINGS, stop=stop, progress=lambda *state: stop.set()
+    )
+    assert part.stopped
+    assert not (tmp_path / "run2").exists()
+    said: list[str] = []
+    whole = finetune(probe.cache_path, probe.run, tmp_path / "run2", SETTINGS, say=said.append)
+    assert any(line.startswith("going on at epoch 1, step 2") for line in said)
+    assert (tmp_path / "run2" / "backbone.safetensors").read_bytes() == (tuned[0] / "backbone.safetensors").read_bytes()
+    assert whole.metrics["test"] == tuned[1].metrics["test"]
+
+
+def test_a_random_start_is_there_to_compare(probe: Probe, tmp_path: Path) -> None:
+    settings = replace(SETTINGS, start="random", train=replace(TRAIN, epochs=1), report=False)
+    result = finetune(probe.cache_path, probe.run, tmp_path / "run2", settings)
+    assert result.metrics["training"]["start"] == "random"
+
+
+@pytest.mark.slow
+def test_a_kill_in_the_middle_changes_nothing(probe: Probe, tuned: tuple[Path, FinetuneResult], tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "pipeline", "finetune", str(probe.cache_path), str(probe.run),
+        "-o", str(tmp_path / "run2"), "--epochs", "2", "--batch-size", "16", "--precision", "float32",
+        "--device", "cpu", "--lr", "3e-3", "--workers", "1", "--no-report",
+    ]  # fmt: skip
+    for _ in range(2):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        checkpoint = tmp_path / ".run2.training" / "checkpoint.pt"
+        before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+        while process.poll() is None and not (checkpoint.exists() and checkpoint.stat().st_mtime_ns > before):
+            time.sleep(0.05)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+    assert (tmp_path / "run2" / "backbone.safetensors").read_bytes() == (tuned[0] / "backbone.safetensors").read_bytes()
+
+
+@pytest.mark.slow
+def test_two_processes_train_together(probe: Probe, tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1",
+        "--mixed_precision", "no", "--dynamo_backend", "no", "--module", "pipeline", "finetune",
+        str(probe.cache_path), str(probe.run), "-o", str(tmp_path / "run2"), "--epochs", "1", "--batch-size", "16",
+        "--precision", "float32", "--device", "cpu", "--workers", "1", "--no-report",
+    ]  # fmt: skip
+    subprocess.run(command, check=True)
+    assert (tmp_path / "run2" / "backbone.safetensors").exists()
+
+
+def test_onnx_gives_the_same_probabilities(tuned: tuple[Path, FinetuneResult], tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    from pipeline.training.onnx import export_onnx
+
+    assert export_onnx(tuned[0], tmp_path / "m.onnx") < 1e-4
+    facts = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).get_modelmeta().custom_metadata_map
+    assert json.loads(facts["class_names"]) == list(load_head(tuned[0]).class_names)
