@@ -68,7 +68,7 @@ class Limits:
     Attributes
     ----------
     seconds : float
-        For reading and decoding.
+        For reading and decoding, from its turn on: what was read ahead of it costs it nothing.
     memory : int
         Bytes, per worker.
     """

@@ -51,8 +51,8 @@ def read_out(seconds: Mapping[str, float], *, workers: int) -> ReadOut:
     Parameters
     ----------
     seconds : mapping of str to float
-        ``loop``: wall time; ``wait for forward``, ``wait for decode``: of it, spent waiting; ``read``, ``decode``: of
-        all workers together; ``write``: of the writer's thread.
+        ``loop``: wall time; ``wait for forward``, ``wait for decode``: of it, spent waiting; ``read`` (waiting for an
+        image's bytes), ``decode``: of all workers together; ``write``: of the writer's thread.
     workers : int
         How many decode workers there were.
 

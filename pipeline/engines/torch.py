@@ -109,6 +109,7 @@ class TorchEngine(Engine):
             for _ in range(self.in_flight):
                 self._slots.put(self._slot(backbone))
             self._uploading, self._computing = (self._stream() for _ in range(2))
+            self._streams.synchronize(device)  # streams of our own do not wait for the weights' way there
         except RuntimeError as error:  # out of memory is one
             raise EngineError(
                 f"{self.device} cannot hold the network ({first_line(error)}): free its memory, or use --device cpu"

@@ -148,6 +148,14 @@ def test_computing_waits_for_the_upload_and_collecting_for_the_computation(
     ]
 
 
+def test_the_weights_are_there_before_anything_is_computed(backbone: Backbone, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streams other than the default one do not wait for what was started on it."""
+    waited: list[torch.device] = []
+    monkeypatch.setattr(torch.cpu, "synchronize", waited.append)
+    engine_of(backbone).close()
+    assert waited == [CPU]
+
+
 class Graph:
     """Stands in for a CUDA graph: keeps the function recorded, and writes into the same outputs again."""
 
