@@ -87,7 +87,7 @@ def round_keeping_sums(filters: NDArray[Any]) -> NDArray[np.float32]:
         if not better.any():
             break
         rounded[rows[better], best[better]] = moved[rows[better], best[better]]
-    return rounded.astype(np.float32)
+    return np.asarray(rounded, dtype=np.float32)
 
 
 def _round_filters(op: ov.Node) -> None:

@@ -18,8 +18,11 @@ if TYPE_CHECKING:
 
     from pipeline.heads.model import HeadModel
 
-    Fitter = Callable[[NDArray[np.float32], NDArray[Any], NDArray[Any] | None, "FitOptions"], "FittedHead"]
-    """From data (N, D), targets, groups (N,) or None, and options to a fitted head."""
+    Fitter = Callable[[Any, NDArray[Any], NDArray[Any] | None, "FitOptions"], "FittedHead"]
+    """From data, targets, groups (N,) or None, and options to a fitted head.
+
+    Data are float32 (N, D); for the heads in ``pipeline.heads.registry.STREAMED`` they are `StreamedRows`.
+    """
 
 
 @dataclass(frozen=True)

@@ -361,7 +361,7 @@ def range_figure(rates: Sequence[float], losses: Sequence[float], chosen: float)
     figure = go.Figure()
     figure.add_scatter(
         x=list(rates),
-        y=[loss if loss is not None and np.isfinite(loss) else None for loss in losses],
+        y=[loss if np.isfinite(loss) else None for loss in losses],
         mode="lines+markers",
         line={"color": _BLUE},
         hovertemplate="rate %{x:.3g}<br>loss %{y:.4f}<extra></extra>",
