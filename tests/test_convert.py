@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import pipeline
 from pipeline.cache import Items
+from pipeline.errors import PipelineError
 from tests.cache import synthetic
 from tests.test_selection import make_mixed
 
@@ -66,6 +68,12 @@ def test_anndata(selection: Selection, tmp_path: Path) -> None:
     assert again.obs["label"].tolist() == label_texts(selection)
     assert again.obs_names.tolist() == selection.keys.tolist()
     assert json.loads(again.uns["spec"]) == selection.spec
+
+
+def test_a_missing_extra_is_named(selection: Selection, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "anndata", None)
+    with pytest.raises(PipelineError, match=r"not installed: pip install 'embedding-pipeline\[analysis\]'"):
+        selection.to_anndata()
 
 
 def test_names_that_are_not_utf8_and_rows_without_label(tmp_path: Path) -> None:
