@@ -107,3 +107,15 @@ def test_the_class_table_counts() -> None:
         "class": "b", "rows": 3, "recall": 0, "precision": 0, "f1": 0, "taken_for": "a", "taken_for_rows": 1,
     }  # fmt: skip
     assert np.isnan(float(table[2]["recall"]))
+
+
+@pytest.mark.parametrize("alone", [0.0, 0.5, 0.99])
+def test_folds_of_groups_keep_the_classes_even(alone: float) -> None:
+    rng = np.random.default_rng(0)
+    y = rng.choice(4, 2000, p=[0.6, 0.3, 0.08, 0.02])
+    groups = np.where(rng.random(2000) < alone, np.arange(2000), 2000 + rng.integers(0, 300, 2000))
+    fold = evaluate.fold_numbers(y, 5, seed=1, groups=groups)
+    counts = np.stack([np.bincount(y[fold == k], minlength=4) for k in range(5)])
+    assert (counts.max(axis=0) - counts.min(axis=0) <= 3).all()
+    assert np.ptp(counts.sum(axis=1)) <= 6
+    assert (fold != evaluate.fold_numbers(y, 5, seed=2, groups=groups)).any()

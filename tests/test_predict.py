@@ -11,8 +11,9 @@ from pipeline.embed import RunSettings
 from pipeline.errors import PipelineError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.fit_head import FitSettings, fit_head
-from pipeline.heads import load_head
-from pipeline.predict import predict
+from pipeline.heads import LoadedHead, load_head
+from pipeline.heads.model import HeadModel
+from pipeline.predict import _cells, _header, predict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,3 +65,21 @@ def test_nothing_is_left_of_what_cannot_be(run_dir: Path, image_folder: Path, tm
             predict(run, str(images), output)
         assert "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("task", "link", "header", "cells"),
+    [
+        ("regression", "identity", ["predicted"], ["-1.5"]),
+        ("multilabel", "sigmoid", ["predicted", "p_old", "p_red"], ["red", "0.182426", "0.817574"]),
+    ],
+)
+def test_numbers_and_label_sets_have_columns_of_their_own(
+    task: str, link: str, header: list[str], cells: list[str]
+) -> None:
+    coef = np.asarray([[-1.5]] if task == "regression" else [[-1.5], [1.5]])
+    model = HeadModel("linear", {"coef": coef, "intercept": np.zeros(len(coef))}, link, len(coef))
+    names = ("age",) if task == "regression" else ("old", "red")
+    head = LoadedHead(model, names, "penultimate", {}, "f", "ridge", task)
+    assert _header(head) == header
+    assert next(_cells(head, np.ones((1, 1), np.float32))) == cells

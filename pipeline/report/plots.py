@@ -59,6 +59,7 @@ def sweep_figure(sweep: Sequence[dict[str, Any]], chosen: float, parameter: str 
         y=[*folds.max(axis=1), *folds.min(axis=1)[::-1]],
         fill="toself",
         fillcolor="rgba(31,95,168,0.13)",
+        mode="lines",
         line={"width": 0},
         hoverinfo="skip",
         name="accuracy, range of folds",

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import pipeline.cache
-from pipeline.fit_head import FitSettings, fit_head
+from pipeline.fit_head import FitSettings, fit_head, fit_heads
 from tests.heads.standin import StandIn, blobs
 
 CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser")
@@ -53,6 +54,66 @@ def test_the_page_needs_nothing_else_and_escapes_names(report: Path) -> None:
     assert own.count("data:image/jpeg;base64,") > 5
     assert "no image" in own
     assert len(page) < 6_000_000
+
+
+@pytest.fixture(scope="module")
+def other_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Pages of numbers and of label sets, with a summary of both targets."""
+    X, y = blobs(300)
+    cache = WithImages(X, y.astype(np.int32), ("ant", HOSTILE, "10"))
+    cache.columns[HOSTILE] = X[:, 0].astype(np.float64)
+    cache.columns["tags"] = np.asarray([f"{HOSTILE}|b", "b", HOSTILE])[y]
+    output = tmp_path_factory.mktemp("reports")
+    settings = FitSettings(replicates=200, device="cpu", Cs=(0.1,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pipeline.cache, "open_cache", lambda path: cache)
+        fit_heads("c.h5", output / "several", ["label", HOSTILE], replace(settings, learning_curve=False, head="ridge"))
+        fit_head("c.h5", output / "numbers", replace(settings, target=HOSTILE))
+        fit_head("c.h5", output / "labels", replace(settings, target="tags", task="multilabel"))
+    return {name: output / name / "report.html" for name in ("several", "numbers", "labels")}
+
+
+@pytest.mark.parametrize("name", ["several", "numbers", "labels"])
+def test_the_other_pages_escape_names_too(other_reports: dict[str, Path], name: str) -> None:
+    page = other_reports[name].read_text(encoding="utf-8")
+    assert "<img src=x" not in page
+    assert 'title="owned"' not in page
+    assert "&lt;/script&gt;" in page
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize(
+    ("name", "table", "hovers"), [("numbers", "parts", "predicted"), ("labels", "labels", "precision")]
+)
+def test_the_other_pages_render_and_sort(
+    other_reports: dict[str, Path], name: str, table: str, hovers: str, width: int
+) -> None:
+    sync_api: Any = pytest.importorskip("playwright.sync_api")
+    chromium = next((path for path in CHROMIUM if Path(path).exists()), None)
+    if chromium is None:
+        pytest.skip("needs Debian's chromium")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": width, "height": 900})
+        errors: list[str] = []
+        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        page.goto(other_reports[name].as_uri())
+        page.wait_for_selector(f"#plot-{hovers} .point")
+        assert page.locator(".plot .main-svg").count() >= 6
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        column = f"[...document.querySelectorAll('#{table} tbody tr')].map(r => +r.cells[2].dataset.value)"
+        for reverse in (False, True):
+            page.locator(f"#{table} th").nth(2).locator("button").click()
+            assert page.evaluate(column) == sorted(page.evaluate(column), reverse=reverse)
+        page.goto(other_reports["several"].as_uri())
+        assert page.locator("section").count() == 2
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        page.locator("section a").nth(1).click()
+        page.wait_for_selector("#plot-predicted .point")
+        assert errors == []
+        browser.close()
 
 
 @pytest.mark.browser
