@@ -75,7 +75,7 @@ def round_keeping_sums(filters: NDArray[Any]) -> NDArray[np.float32]:
     # Rounded by the mantissa, since NumPy has no bfloat16.
     fraction, exponent = np.frexp(exact)
     step = np.ldexp(1.0, exponent - _BFLOAT16_BITS - 1)
-    rounded = np.rint(fraction * 2.0 ** (_BFLOAT16_BITS + 1)) * step
+    rounded: NDArray[np.float64] = np.rint(fraction * 2.0 ** (_BFLOAT16_BITS + 1)) * step
     rows = np.arange(len(exact))
     for _ in range(exact.shape[1]):
         error = (rounded - exact).sum(axis=1, keepdims=True)
