@@ -198,7 +198,7 @@ class ArchiveSource(Source):
             labels, label_names = encode_labels([text or None for text in _texts(told.pop("label"))])
             columns: dict[str, NDArray[Any]] = {}
         else:
-            labels, label_names, columns = labels_from_folders(np.concatenate(names).tolist())
+            labels, label_names, columns = labels_from_folders(np.concatenate(names))
         self.items = ItemTable(
             keys=key_array(np.concatenate(keys)),
             labels=labels,
