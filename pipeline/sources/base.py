@@ -7,6 +7,7 @@ picklable callable: decode workers get the reader and one locator at a time, nev
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from abc import ABC, abstractmethod
@@ -239,21 +240,29 @@ def named_like_an_image(key: bytes) -> bool:
 
 
 def labels_from_folders(
-    keys: Sequence[bytes],
+    keys: Sequence[bytes] | NDArray[np.bytes_],
 ) -> tuple[NDArray[np.int32], tuple[str, ...], dict[str, NDArray[Any]]]:
     """Return labels, label names and columns by the folders in keys.
 
     The first folder level is the class. Where it holds nothing but ``train``, ``val`` and ``test`` (two of them at
     least), it is the split and the second level the class.
+
+    Examples
+    --------
+    >>> labels_from_folders([b"cat/1.png", b"2.png"])
+    (array([ 0, -1], dtype=int32), ('cat',), {})
     """
-    parts = [key.split(b"/", 2) for key in keys]
-    tops = {part[0].lower() for part in parts if len(part) > 1}
-    split_level = len(tops) > 1 and tops <= SPLIT_FOLDERS.keys() and all(len(part) > 1 for part in parts)
-    depth = 1 if split_level else 0
-    labels, names = encode_labels([os.fsdecode(part[depth]) if len(part) > depth + 1 else None for part in parts])
+    # Of millions of keys no list of parts is held, and every name is one object.
+    text = functools.cache(os.fsdecode)
+    tops = {key.split(b"/", 1)[0].lower() if b"/" in key else None for key in keys}
     columns = {}
-    if split_level:
-        columns["split"] = np.array([SPLIT_FOLDERS[part[0].lower()] for part in parts])
+    depth = 0
+    if len(tops) > 1 and tops <= SPLIT_FOLDERS.keys():
+        depth = 1
+        columns["split"] = np.array([SPLIT_FOLDERS[key.split(b"/", 1)[0].lower()] for key in keys])
+    labels, names = encode_labels(
+        [text(bytes(parts[depth])) if len(parts := key.split(b"/", 2)) > depth + 1 else None for key in keys]
+    )
     return labels, names, columns
 
 

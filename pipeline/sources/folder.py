@@ -155,5 +155,5 @@ def _nothing_found(location: str, skipped: list[Skipped]) -> str:
     some = ", ".join(f"{Path(skip.key).name} ({skip.reason})" for skip in skipped[:3])
     return (
         f"expected images in {location}, found {len(skipped)} other file{'s' * (len(skipped) > 1)}: {some}"
-        f"{', …' if len(skipped) > 3 else ''}: name the folder that holds them"
+        f"{', …' if len(skipped) > 3 else ''}: name the folder that holds them, or the archives themselves"
     )

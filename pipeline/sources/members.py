@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 1024
 MAX_SIDECAR_BYTES = 1 << 16
+MAX_TEXT = 256
+"""A longer label, split or group is none: columns are of fixed length."""
 SIDECARS = (b".cls", b".json")
 """Members that tell the label of the images whose name they share up to the first dot (WebDataset)."""
 
@@ -75,7 +77,7 @@ class Listing:
         name = _normal(name)
         if len(name) > MAX_NAME_BYTES:
             name, reason = name[:MAX_NAME_BYTES], LONG_NAME
-        elif reason == IMAGE and any(part[:1] == b"." and part != b".." for part in name.split(b"/")):
+        elif reason == IMAGE and any(part[:1] == b"." and part.strip(b".") for part in name.split(b"/")):
             reason = HIDDEN
         self._names.append(name)
         self._reasons.append(reason)
@@ -107,9 +109,10 @@ class Listing:
         columns: Columns = {"name": names, "reason": reasons}
         columns |= {name: np.array(values, dtype=np.int64) for name, values in self._numbers.items()}
         for what in ("label", "split", "group") if self._told else ():
-            values = [self._told.get(_sample(name), {}).get(what, "").encode() for name in self._names]
-            if any(values):
-                columns[what] = np.array(values, dtype=np.bytes_)
+            codes, texts = encode_labels([self._told.get(_sample(name), {}).get(what) for name in self._names])
+            if texts:
+                columns[what] = codes
+                columns[f"{what}_names"] = np.array([text.encode() for text in texts], dtype=np.bytes_)
         return columns
 
 
@@ -138,7 +141,7 @@ def _sample(name: bytes) -> bytes:
 
 def _cls(data: bytes) -> dict[str, str]:
     text = data.decode("utf-8", "replace").strip()
-    return {"label": text} if text else {}
+    return {"label": text} if 0 < len(text) <= MAX_TEXT else {}
 
 
 def _json(data: bytes) -> dict[str, str]:
@@ -149,9 +152,9 @@ def _json(data: bytes) -> dict[str, str]:
     if not isinstance(found, dict):
         return {}
     return {
-        name: str(found[name])
+        name: str(value).encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs
         for name in ("label", "split", "group")
-        if isinstance(found.get(name), (str, int)) and not isinstance(found.get(name), bool)
+        if isinstance(value := found.get(name), (str, int)) and 0 < len(str(value)) <= MAX_TEXT
     }
 
 
@@ -190,22 +193,22 @@ class ArchiveSource(Source):
             ]
         )
         told = {
-            what: np.concatenate([_column(index, what, rows) for index, rows in zip(indexes, wanted, strict=True)])
+            what: [text for index, rows in zip(indexes, wanted, strict=True) for text in _texts(index, what, rows)]
             for what in ("label", "split", "group")
             if any(what in index for index in indexes)
         }
         if "label" in told:
-            labels, label_names = encode_labels([text or None for text in _texts(told.pop("label"))])
+            labels, label_names = encode_labels([text or None for text in told.pop("label")])
             columns: dict[str, NDArray[Any]] = {}
         else:
-            labels, label_names, columns = labels_from_folders(np.concatenate(names).tolist())
+            labels, label_names, columns = labels_from_folders(np.concatenate(names))
         self.items = ItemTable(
             keys=key_array(np.concatenate(keys)),
             labels=labels,
             label_names=label_names,
             sizes=self._numbers[:, self.numbers.index("size")].copy(),
             mtimes_ns=np.array([file.stamp for file in files], dtype=np.int64)[self._file],
-            columns={**columns, **{what: np.array(_texts(values)) for what, values in told.items()}},
+            columns={**columns, **{what: np.array(texts) for what, texts in told.items()}},
         )
 
     def locator(self, i: int) -> tuple[int, ...]:
@@ -256,12 +259,12 @@ def shard_names(paths: Sequence[str]) -> list[bytes]:
     return [os.fsencode(posixpath.relpath(path, shared or "/")) + b"/" for path in paths]
 
 
-def _column(index: Columns, what: str, rows: NDArray[np.int64]) -> NDArray[Any]:
-    return index[what][rows] if what in index else np.zeros(len(rows), dtype="S1")
-
-
-def _texts(values: NDArray[np.bytes_]) -> list[str]:
-    return [value.decode("utf-8", "replace") for value in values.tolist()]
+def _texts(index: Columns, what: str, rows: NDArray[np.int64]) -> list[str]:
+    """Return what was told of some members, empty where nothing was."""
+    if what not in index:
+        return [""] * len(rows)
+    names = [*(name.decode("utf-8", "replace") for name in index[f"{what}_names"].tolist()), ""]
+    return [names[code] for code in index[what][rows].tolist()]  # -1 is the empty one at the end
 
 
 def _nothing_found(location: str, skipped: Sequence[Skipped]) -> str:

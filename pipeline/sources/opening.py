@@ -259,7 +259,8 @@ def _by_content(
         return ParquetSource(location, store, files, name)
     if kind == "image" or len(files) > 1:
         return FilesSource(location, store, files, root)
-    return TableSource(location, allow_missing=allow_missing)
+    table = files[0].path if isinstance(store, LocalStore) else location
+    return TableSource(table, allow_missing=allow_missing)
 
 
 def _ends(files: list[File]) -> list[File]:

@@ -277,7 +277,7 @@ def _as_os_error(path: str) -> Iterator[None]:
     except MemoryError:
         raise
     except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such file", public(path)) from None
+        raise FileNotFoundError(errno.ENOENT, "no such file, or it cannot be reached", public(path)) from None
     except Exception as error:
         text = public(first_line(error))
         number = getattr(error, "errno", None) or errno.EIO

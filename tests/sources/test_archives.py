@@ -89,14 +89,15 @@ def test_labels_come_from_members_of_the_same_sample(write: Callable[[Path, Memb
                 ("x/1.cls", b"7\n"), ("x/1.png", PNG),
                 ("x/2.left.png", PNG), ("x/2.json", b'{"label": "cat", "split": "test", "caption": "a cat"}'),
                 ("x/3.png", PNG), ("x/3.json", b"[[["), ("x/4.png", PNG), ("x/4.txt", b"a caption"),
+                ("x/6.png", PNG), ("x/6.json", b'{"label": "\\ud800"}'),
                 ("x/5.json", b'{"label": "no"}'), ("x/5.cls", b"yes"), ("x/5.png", PNG),
             ],
         )
     )  # fmt: skip
     assert dict(zip(keys(source), labels(source), strict=True)) == {
-        "x/1.png": "7", "x/2.left.png": "cat", "x/3.png": None, "x/4.png": None, "x/5.png": "yes",
+        "x/1.png": "7", "x/2.left.png": "cat", "x/3.png": None, "x/4.png": None, "x/5.png": "yes", "x/6.png": "?",
     }  # fmt: skip
-    assert source.items.columns["split"].tolist() == ["", "test", "", "", ""]
+    assert source.items.columns["split"].tolist() == ["", "test", "", "", "", ""]
     assert left_out(source) == {"x/3.json": "not an image", "x/4.txt": "not an image"}
 
 
@@ -111,7 +112,7 @@ def test_content_decides_and_the_rest_is_named(write: Callable[[Path, Members], 
 
 @both
 def test_names_are_keys_and_nothing_else(write: Callable[[Path, Members], str], tmp_path: Path) -> None:
-    names = ["../../outside.png", "/etc/passwd.png", "a/../b.png", "日本/é.png", "C:\\x.png"]
+    names = ["../../outside.png", "/etc/passwd.png", "a/./../b.png", "日本/é.png", "C:\\x.png"]
     source = open_source(write(tmp_path / "a", [(name, PNG) for name in names]))
     assert keys(source) == names
     assert read_all(source) == [PNG] * 5

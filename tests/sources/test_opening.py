@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ import pandas as pd
 import pytest
 
 from pipeline import open_cache
+from pipeline.embed import RunSettings
 from pipeline.errors import SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source, public
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+SETTINGS = ExtractSettings(run=RunSettings(workers=1))
 IMAGES = {f"{'ant' if i % 2 else 'bee'}/{i}.png": picture(i) for i in range(6)}
 
 
@@ -76,7 +79,7 @@ def test_a_column_or_data_set_may_be_named(tmp_path: Path) -> None:
 def test_a_cache_is_no_source(tmp_path: Path) -> None:
     make_folder(tmp_path / "images", IMAGES)
     with trivial_network():
-        extract(str(tmp_path / "images"), tmp_path / "c.h5")
+        extract(str(tmp_path / "images"), tmp_path / "c.h5", SETTINGS)
     with pytest.raises(SourceError, match="found a cache of embeddings"):
         open_source(str(tmp_path / "c.h5"))
 
@@ -184,9 +187,9 @@ def test_side_tables_that_do_not_fit_are_refused(text: str, message: str, archiv
 
 def test_other_labels_relabel_the_cache_and_compute_nothing(archive: str, tmp_path: Path) -> None:
     with trivial_network():
-        extract(archive, tmp_path / "c.h5")
+        extract(archive, tmp_path / "c.h5", SETTINGS)
         (tmp_path / "t.csv").write_text("key,label\nbee/0.png,wasp\n")
-        summary = extract(archive, tmp_path / "c.h5", ExtractSettings(labels=str(tmp_path / "t.csv")))
+        summary = extract(archive, tmp_path / "c.h5", replace(SETTINGS, labels=str(tmp_path / "t.csv")))
     assert summary.computed == 0
     assert summary.changes["relabelled"] == 6
     assert open_cache(tmp_path / "c.h5").label_names == ("wasp",)
@@ -194,9 +197,9 @@ def test_other_labels_relabel_the_cache_and_compute_nothing(archive: str, tmp_pa
 
 def test_an_archive_made_again_with_one_other_image_computes_that_one(archive: str, tmp_path: Path) -> None:
     with trivial_network():
-        extract(archive, tmp_path / "c.h5")
+        extract(archive, tmp_path / "c.h5", SETTINGS)
         make_zip(tmp_path / "a.zip", {**IMAGES, "bee/2.png": picture(77)}, deflated=True)
-        summary = extract(archive, tmp_path / "c.h5")
+        summary = extract(archive, tmp_path / "c.h5", SETTINGS)
     assert (summary.computed, summary.changes["changed"], summary.changes["unchanged"]) == (1, 1, 5)
 
 
@@ -252,7 +255,7 @@ def test_a_signed_url_is_read_and_its_signature_is_kept_nowhere(
 ) -> None:
     said: list[str] = []
     with trivial_network():
-        summary = extract(f"{server}?Signature=s3cr3t", tmp_path / "c.h5", say=said.append)
+        summary = extract(f"{server}?Signature=s3cr3t", tmp_path / "c.h5", SETTINGS, say=said.append)
     assert (summary.computed, summary.failed) == (6, 0)
     assert open_cache(tmp_path / "c.h5").source == {"kind": "zip", "location": server, "address": server}
     with pytest.raises(SourceError) as caught:
