@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline import open_cache
@@ -54,7 +54,8 @@ def run(images: Path, path: Path, shard: Shard | None = None, **settings: Any) -
     return extract(str(images), path, ExtractSettings(**BACKBONE, run=RUN, shard=shard, **settings))
 
 
-@given(total=st.integers(1, 300), data=st.data())
+@settings(deadline=None)
+@given(total=st.integers(1, 60), data=st.data())
 def test_shards_are_the_list_in_order_and_balanced(total: int, data: st.DataObject) -> None:
     whole, count = Listed(total), data.draw(st.integers(1, total))
     parts = [ShardSource(whole, Shard(number, count)) for number in range(1, count + 1)]
