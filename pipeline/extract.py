@@ -250,7 +250,7 @@ def _extract_locked(
                     dtype=settings.dtype,
                     attributes=_attributes(spec, _versions(executor), self_check, source),
                 )
-            else:
+            elif not stop.is_set():
                 _warn_of_versions(old.versions, _versions(executor), path, say)
             summary = _fill(target, todo, source, executor, settings, stop, progress)
         finally:

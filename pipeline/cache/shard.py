@@ -166,7 +166,7 @@ def in_order(caches: Sequence[Cache], *, complete: bool) -> list[Cache] | None:
     if missing and complete:
         named = ", ".join(map(str, missing[:10])) + (", …" if len(missing) > 10 else "")
         raise CacheError(
-            f"expected all {first.count} shards, {len(missing)} are missing: {named}: run pipeline extract --shard "
-            f"{missing[0]}/{first.count} and so on, or name their caches too"
+            f"expected all {first.count} shards, found {len(by_number)}; missing are {named}: run pipeline extract "
+            f"--shard {missing[0]}/{first.count} and so on, or name their caches too"
         )
     return [by_number[number] for number in sorted(by_number)]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import CacheWriter, SeveralCaches, open_cache
@@ -112,6 +112,7 @@ def indexed(draw: st.DrawFn) -> tuple[list[int], Any]:
     return lengths, (rows, *draw(st.sampled_from(others)))
 
 
+@settings(deadline=None)
 @given(indexed())
 def test_rows_are_indexed_as_one_array_is(case: tuple[list[int], Any]) -> None:
     lengths, index = case

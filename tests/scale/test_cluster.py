@@ -74,14 +74,12 @@ def plain(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """Yield a cluster of a head that lends nothing and two nodes, and these two."""
-    pytest.importorskip("ray", reason="needs the extra 'ray'")
     for name, value in cluster.QUIET.items():
         monkeypatch.setenv(name, value)
+    ray: Any = pytest.importorskip("ray", reason="needs the extra 'ray'")
+    Cluster: Any = pytest.importorskip("ray.cluster_utils").Cluster
     monkeypatch.setattr(cluster, "CHUNK_IMAGES", 16)
     monkeypatch.setattr(cluster, "CHUNK_BATCHES", 1)
-    import ray
-    from ray.cluster_utils import Cluster
-
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         both = [made.add_node(num_cpus=1, include_dashboard=False) for _ in range(2)]
@@ -89,7 +87,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
         yield made, both
     finally:
         ray.shutdown()
-        made.shutdown()  # type: ignore[no-untyped-call]
+        made.shutdown()
 
 
 def run_with(archive: Path, path: Path, event: Any) -> Any:
