@@ -347,7 +347,7 @@ class SoftmaxPath:
         fold: NDArray[np.integer] | None = None,
         standardise: bool = False,
         device: str = "cpu",
-        memory: int = 60,
+        memory: int = 100,
     ) -> None:
         import torch
 
