@@ -76,6 +76,10 @@ _BASIS_BAND = 100.0
 _SAFETY = 7.0
 """The true gap was 1.3 to 6.3 times half the squared Newton decrement under the preconditioner, where measured."""
 
+_LONG_WALK = 16
+_LONG_SAFETY = 28.0
+"""A walk that stays long at one C shows that the model of the Hessian is poor: there it was up to 25 times."""
+
 _EXTRAPOLATE = 3
 """How many of the last solutions the next start is drawn through."""
 
@@ -559,7 +563,8 @@ class SoftmaxPath:
             gradient = here.objective_gradient(lane.c)
             towards = self._inverse_hessian(lane, here, gradient)
             objective = here.objective(lane.c)
-            estimate = _SAFETY * 0.5 * float((gradient * towards).sum()) / objective
+            safety = _SAFETY if lane.passes < _LONG_WALK else _LONG_SAFETY
+            estimate = safety * 0.5 * float((gradient * towards).sum()) / objective
             bound = 0.5 * float(gradient[:, :-1].square().sum()) / objective
             solved = min(estimate, bound) <= tol
             if not (solved or given_up):
