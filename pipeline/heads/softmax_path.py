@@ -76,9 +76,9 @@ _BASIS_BAND = 100.0
 _SAFETY = 7.0
 """The true gap was 1.3 to 6.3 times half the squared Newton decrement under the preconditioner, where measured."""
 
-_LONG_WALK = 16
+_LONG_WALK = 20
 _LONG_SAFETY = 28.0
-"""A walk that stays long at one C shows that the model of the Hessian is poor: there it was up to 25 times."""
+"""A walk that stays long at one C shows that the model of the Hessian is poor: from there up it was up to 25 times."""
 
 _EXTRAPOLATE = 3
 """How many of the last solutions the next start is drawn through."""
@@ -297,6 +297,7 @@ class _Lane:
     here: _Value | None = None
     direction: torch.Tensor | None = None
     step: float = 1.0
+    cautious: bool = False
     solutions: list[tuple[float, torch.Tensor]] = field(default_factory=list)
     points: list[PathPoint] = field(default_factory=list)
 
@@ -563,7 +564,8 @@ class SoftmaxPath:
             gradient = here.objective_gradient(lane.c)
             towards = self._inverse_hessian(lane, here, gradient)
             objective = here.objective(lane.c)
-            safety = _SAFETY if lane.passes < _LONG_WALK else _LONG_SAFETY
+            lane.cautious = lane.cautious or lane.passes >= _LONG_WALK
+            safety = _LONG_SAFETY if lane.cautious else _SAFETY
             estimate = safety * 0.5 * float((gradient * towards).sum()) / objective
             bound = 0.5 * float(gradient[:, :-1].square().sum()) / objective
             solved = min(estimate, bound) <= tol
