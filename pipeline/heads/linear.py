@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 _MOST_VALIDATION_ROWS = 100_000
 """Enough to tell accuracies 0.2 points apart; more would only be read again and again."""
 
-_VALIDATION_BUFFER = 128 << 20
+_VALIDATION_BUFFER = 64 << 20
 
 _STEPS_BETWEEN_SCORES = (50, 1000)
 """Candidates are scored after every pass, but no more often and no more seldom than this."""

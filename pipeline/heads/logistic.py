@@ -5,6 +5,8 @@ Axes: N rows, D features, K classes.
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -28,8 +30,11 @@ COARSE_SWEEP: tuple[float, ...] = FULL_SWEEP[::4]
 """One value of C to the decade."""
 
 _FINE_STEPS = 2
-_COARSE_TOL = 1e-3
-"""Relative gap of the coarse sweep: enough to see where the best C lies, at half the passes."""
+_COARSE_TOL = 1e-2
+"""Relative gap of the coarse sweep: enough to see where the best C lies."""
+
+_FINE_TOL = 1e-3
+"""Relative gap of the folds around it: enough for held-out scores, at half the passes."""
 
 
 class LinearClassifier(ClassHead):
@@ -177,8 +182,8 @@ class LogisticSweep(LinearClassifier):
     ----------
     Cs : "auto", "full" or sequence of float
         ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` walks up one value a decade until accuracy and log loss
-        have clearly fallen, then tries the values of the full sweep around the best one; its folds are solved to a
-        relative gap of 1e-3, which held-out scores do not notice, and the fit on all rows to ``tol``.
+        have clearly fallen, its folds solved to a relative gap of 1e-2; then tries the values of the full sweep around
+        the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol``.
     cv : int
         Folds, stratified; fewer where the smallest class has fewer rows (or groups) than that.
     scoring : {"accuracy", "log_loss"}
@@ -271,7 +276,7 @@ class LogisticSweep(LinearClassifier):
         self.oof_scores_ = self._out_of_fold(data, at_chosen)
         ((point,),) = path.solve(
             [(ALL_ROWS, [_solver_c(chosen, k)])],
-            starts=[at_chosen[0]],
+            starts=[_expected_on_all_rows(tried, chosen, self.n_folds_)],
             tol=self.tol,
             max_passes=self.max_passes,
         )
@@ -290,10 +295,10 @@ class LogisticSweep(LinearClassifier):
             coarse = max(self.tol, _COARSE_TOL)
             tried = self._solve(path, k, COARSE_SWEEP, tol=coarse, stop=lambda walked: _has_fallen(walked, n_rows))
             middle = FULL_SWEEP.index(self._best(tried))
-            around = range(max(middle - _FINE_STEPS, 0), min(middle + _FINE_STEPS, len(FULL_SWEEP) - 1) + 1)
-            fine = [FULL_SWEEP[i] for i in around if FULL_SWEEP[i] not in tried]
+            fine = FULL_SWEEP[max(middle - _FINE_STEPS, 0) : middle + _FINE_STEPS + 1]
             below = max((c for c in tried if c < fine[0]), default=None)
-            return tried | self._solve(path, k, fine, starts=None if below is None else tried[below], tol=coarse)
+            starts = None if below is None else tried[below]
+            return tried | self._solve(path, k, fine, starts=starts, tol=max(self.tol, _FINE_TOL))
         values = FULL_SWEEP if isinstance(self.Cs, str) else tuple(sorted(self.Cs))
         return self._solve(path, k, values)
 
@@ -348,6 +353,20 @@ class LogisticSweep(LinearClassifier):
             rows = np.flatnonzero(self.fold_ == fold)
             scores[rows] = linear_scores(X[rows], point.coef, point.intercept)
         return scores
+
+
+def _expected_on_all_rows(tried: dict[float, list[PathPoint]], c: float, n_folds: int) -> PathPoint:
+    """Predict the solution on all rows from those of the folds, as a point to start from.
+
+    A fold's loss sums over a share ``1 − 1/n_folds`` of the rows, so its solution belongs to a C smaller by as much:
+    the folds' mean is taken between c and the next value, linear in log C.
+    """
+    above = min((other for other in tried if other > c), default=c)
+    part = min(math.log(n_folds / (n_folds - 1)) / math.log(above / c), 1.0) if above > c else 0.0
+    mixed = [(1.0 - part, tried[c]), (part, tried[above])]
+    coef = sum(share * np.mean([p.coef for p in points], axis=0) for share, points in mixed)
+    intercept = sum(share * np.mean([p.intercept for p in points], axis=0) for share, points in mixed)
+    return replace(tried[c][0], coef=np.asarray(coef, dtype=np.float32), intercept=np.asarray(intercept))
 
 
 def _held_out(points: list[PathPoint], fold: NDArray[np.int64]) -> tuple[float, float]:

@@ -31,7 +31,6 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections import deque
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -76,6 +75,10 @@ _BASIS_BAND = 100.0
 
 _SAFETY = 7.0
 """The true gap was 1.3 to 6.3 times half the squared Newton decrement under the preconditioner, where measured."""
+
+_LONG_WALK = 20
+_LONG_SAFETY = 28.0
+"""A walk that stays long at one C shows that the model of the Hessian is poor: from there up it was up to 25 times."""
 
 _EXTRAPOLATE = 3
 """How many of the last solutions the next start is drawn through."""
@@ -126,47 +129,93 @@ class PathPoint:
 
 
 class _Pairs:
-    """Curvature pairs of the loss alone, oldest first: exact for every C, where ``y = C y_loss + s`` (weights only)."""
+    """Curvature pairs of the loss alone, oldest first: exact for every C, where ``y = C y_loss + s`` (weights only).
+
+    They are rows of arrays with room for twice as many, so that the oldest drop out by moving a view. Their inner
+    products are kept beside them: a step then costs two products with the new pair alone, however many are known.
+    """
 
     def __init__(self, most: int) -> None:
-        self._steps: deque[torch.Tensor] = deque(maxlen=most)
-        self._changes: deque[torch.Tensor] = deque(maxlen=most)
+        self._most = most
+        self._begin = self._end = self._known = 0
+        self._served: tuple[_Preconditioner, float] | None = None
 
     def add(self, step: torch.Tensor, change: torch.Tensor) -> None:
         """Keep a pair whose curvature stands clear of rounding."""
         product = float((step * change).sum())
         size = float(step.norm() * change.norm())
-        if math.isfinite(product) and product > 1e-8 * size:
-            self._steps.append(step)
-            self._changes.append(change)
+        if not (math.isfinite(product) and product > 1e-8 * size):
+            return
+        if not self._end:
+            self._make_room(step)
+        elif self._end == 2 * self._most:
+            self._move_to_front()
+        new = self._end
+        self._end += 1
+        self._begin = max(self._begin, self._end - self._most)
+        kept = slice(self._begin, self._end)
+        self._s[new], self._y[new] = step, change
+        s, y = self._s[kept].flatten(1), self._y[kept].flatten(1)
+        weights = step.clone()
+        weights[:, -1] = 0.0
+        self._s_y[kept, new] = s @ change.flatten()
+        self._s_y[new, kept] = y @ step.flatten()
+        self._s_s[kept, new] = self._s_s[new, kept] = s @ weights.flatten()
 
     def turn(self, rotation: torch.Tensor) -> None:
-        """Express all pairs in another feature basis."""
-        for vectors in (self._steps, self._changes):
-            for i, vector in enumerate(vectors):
-                vectors[i] = _turned(vector, rotation)
+        """Express all pairs in another feature basis, which leaves their inner products as they are."""
+        for number in range(self._begin, self._end):
+            for vectors in (self._s, self._y):
+                vectors[number] = _turned(vectors[number], rotation)
+        self._served = None
 
     def solve(self, gradient: torch.Tensor, c: float, preconditioner: _Preconditioner) -> torch.Tensor:
         """Return the L-BFGS inverse Hessian times ``gradient`` (Byrd, Nocedal and Schnabel 1994, equation 3.1)."""
         import torch
 
         first = preconditioner.solve(gradient[None], c)[0]
-        if not self._steps:
+        if self._begin == self._end:
             return first
-        s = torch.stack(list(self._steps))
-        y = c * torch.stack(list(self._changes))
-        y[:, :, :-1] += s[:, :, :-1]
-        h0_y = preconditioner.solve(y, c)
-        s, y, h0_y = s.flatten(1), y.flatten(1), h0_y.flatten(1)
-        s_y = s @ y.T
+        self._serve(preconditioner, c)
+        kept = slice(self._begin, self._end)
+        s, h0_y = self._s[kept].flatten(1), self._h0_y[kept].flatten(1)
+        s_y = c * self._s_y[kept, kept] + self._s_s[kept, kept]
         upper = torch.triu(s_y)
-        middle = torch.diag(s_y.diagonal()) + y @ h0_y.T
+        middle = torch.diag(s_y.diagonal()) + self._y_h0_y[kept, kept]
         g = gradient.flatten()
         solved = torch.linalg.solve_triangular(upper, (s @ g)[:, None], upper=True)
         right = middle @ solved - (h0_y @ g)[:, None]
         left = torch.linalg.solve_triangular(upper.T, right, upper=False)
         correction: torch.Tensor = s.T @ left - h0_y.T @ solved
         return first + correction[:, 0].view_as(gradient)
+
+    def _serve(self, preconditioner: _Preconditioner, c: float) -> None:
+        """Bring the products with the preconditioner up to date: of new pairs, or of all where it or C has changed."""
+        if self._served is None or self._served[0] is not preconditioner or self._served[1] != c:
+            self._served, self._known = (preconditioner, c), self._begin
+        new, kept = slice(max(self._known, self._begin), self._end), slice(self._begin, self._end)
+        if new.start == new.stop:
+            return
+        y = c * self._y[new]
+        y[:, :, :-1] += self._s[new][:, :, :-1]
+        self._h0_y[new] = preconditioner.solve(y, c)
+        products = self._h0_y[kept].flatten(1) @ y.flatten(1).T
+        self._y_h0_y[kept, new], self._y_h0_y[new, kept] = products, products.T
+        self._known = self._end
+
+    def _make_room(self, like: torch.Tensor) -> None:
+        room = 2 * self._most
+        self._s, self._y, self._h0_y = (like.new_empty(room, *like.shape) for _ in range(3))
+        self._s_y, self._s_s, self._y_h0_y = (like.new_zeros(room, room) for _ in range(3))
+
+    def _move_to_front(self) -> None:
+        count, kept = self._end - self._begin, slice(self._begin, self._end)
+        for vectors in (self._s, self._y, self._h0_y):
+            vectors[:count] = vectors[kept].clone()
+        for products in (self._s_y, self._s_s, self._y_h0_y):
+            products[:count, :count] = products[kept, kept].clone()
+        self._known = max(self._known - self._begin, 0)
+        self._begin, self._end = 0, count
 
 
 @dataclass
@@ -248,6 +297,7 @@ class _Lane:
     here: _Value | None = None
     direction: torch.Tensor | None = None
     step: float = 1.0
+    cautious: bool = False
     solutions: list[tuple[float, torch.Tensor]] = field(default_factory=list)
     points: list[PathPoint] = field(default_factory=list)
 
@@ -302,7 +352,7 @@ class SoftmaxPath:
         fold: NDArray[np.integer] | None = None,
         standardise: bool = False,
         device: str = "cpu",
-        memory: int = 30,
+        memory: int = 100,
     ) -> None:
         import torch
 
@@ -432,7 +482,7 @@ class SoftmaxPath:
         list of list of PathPoint
             For each lane, one point for each of its values of C (fewer where ``stop`` ended the walk).
         """
-        size = 16 * self.n_classes * (self.width + 1) * len(lanes)
+        size = 48 * self.n_classes * (self.width + 1) * len(lanes)
         memory = max(3, min(self.memory, _PAIR_BYTES // size))
         states = []
         for number, (fold, values) in enumerate(lanes):
@@ -514,7 +564,9 @@ class SoftmaxPath:
             gradient = here.objective_gradient(lane.c)
             towards = self._inverse_hessian(lane, here, gradient)
             objective = here.objective(lane.c)
-            estimate = _SAFETY * 0.5 * float((gradient * towards).sum()) / objective
+            lane.cautious = lane.cautious or lane.passes >= _LONG_WALK
+            safety = _LONG_SAFETY if lane.cautious else _SAFETY
+            estimate = safety * 0.5 * float((gradient * towards).sum()) / objective
             bound = 0.5 * float(gradient[:, :-1].square().sum()) / objective
             solved = min(estimate, bound) <= tol
             if not (solved or given_up):

@@ -31,7 +31,7 @@ Archives are often sorted by class, so a run is of one class, and only many runs
 _SPARSEST = 4
 """Rows are read with the unwanted rows between them while at most this many times as many."""
 
-BUFFER_BYTES = 512 << 20
+BUFFER_BYTES = 384 << 20
 
 
 class Chunk(NamedTuple):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
@@ -14,7 +15,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from pipeline.evaluate import fold_numbers
 from pipeline.heads import CentroidHead, KnnHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
-from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath
+from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath, _Pairs, _Preconditioner
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:
@@ -56,6 +57,40 @@ def test_the_optimum_is_scikit_learns(seed: int, n_classes: int, log_c: float, l
     best = objective(X - mean, y, c, theirs.coef_, theirs.intercept_)
     assert ours.converged_
     assert objective(X, y, c, ours.coef_, ours.intercept_) <= best * (1 + 1e-4) + 1e-9
+
+
+@pytest.mark.parametrize("n_pairs", [1, 4, 9, 23])
+def test_the_direction_is_that_of_bfgs(n_pairs: int) -> None:
+    """Against the update formula itself, as pairs drop out, C changes and the basis turns."""
+    k, d, most = 2, 4, 4
+    rng = np.random.default_rng(n_pairs)
+    hessian = rng.normal(size=(k * (d + 1), k * (d + 1)))
+    hessian = hessian @ hessian.T
+    penalty = np.ones((k, d + 1))
+    penalty[:, -1] = 0.0
+    curvature = torch.from_numpy(rng.uniform(0.5, 2.0, size=(k, d + 1)))
+    pairs, steps = _Pairs(most), []
+    for number in range(n_pairs):
+        c = 10.0 ** (number % 3)
+        step = rng.normal(size=(k, d + 1))
+        steps.append(step.ravel())
+        pairs.add(torch.from_numpy(step), torch.from_numpy((hessian @ step.ravel()).reshape(k, d + 1)))
+        if number == n_pairs // 2:
+            turned = np.linalg.qr(rng.normal(size=(d, d)))[0]
+            pairs.turn(torch.from_numpy(turned))
+            whole = np.kron(np.eye(k), np.block([[turned, np.zeros((d, 1))], [np.zeros((1, d)), np.ones((1, 1))]]))
+            steps, hessian = [s @ whole for s in steps], whole.T @ hessian @ whole
+        preconditioner = _Preconditioner(torch.eye(k, dtype=torch.float64), curvature)
+        gradient = rng.normal(size=(k, d + 1))
+        found = [pairs.solve(torch.from_numpy(gradient), at, preconditioner).numpy().ravel() for at in (c, c, 2 * c)]
+        inverse = np.diag(1.0 / (c * curvature.numpy() + penalty).ravel())
+        for s in steps[-most:]:
+            y = c * hessian @ s + penalty.ravel() * s
+            left = np.eye(len(s)) - np.outer(s, y) / (s @ y)
+            inverse = left @ inverse @ left.T + np.outer(s, s) / (s @ y)
+        np.testing.assert_allclose(found[0], inverse @ gradient.ravel(), rtol=1e-6, atol=1e-9)
+        np.testing.assert_array_equal(found[0], found[1])
+        assert not np.allclose(found[0], found[2])
 
 
 def test_what_it_reports_is_its_objective() -> None:
