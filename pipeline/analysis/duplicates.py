@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.errors import PipelineError
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -79,6 +81,11 @@ def near_pairs(
     cosine : ndarray of shape (P,), float32
         Their cosine.
 
+    Raises
+    ------
+    PipelineError
+        Where a row that is looked at holds a value that is not finite.
+
     Notes
     -----
     A row at unit length is turned into the eigenvectors of the second moment of a sample; ``d`` coordinates are kept
@@ -92,11 +99,10 @@ def near_pairs(
     >>> i.tolist(), j.tolist(), round(float(cosine[0]), 4)
     ([0], [2], 0.9988)
     """
-    found = list(_near_blocks(embeddings, threshold, rows))
-    i, j, cosine = (
-        np.concatenate([block[part] for block in found]) if found else np.zeros(0, np.int64 if part < 2 else np.float32)
-        for part in range(3)
-    )
+    nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+    found = [nothing, *_near_blocks(embeddings, threshold, rows)]
+    i, j = np.concatenate([block[0] for block in found]), np.concatenate([block[1] for block in found])
+    cosine = np.concatenate([block[2] for block in found])
     order = np.lexsort((j, i))
     return i[order], j[order], cosine[order]
 
@@ -213,6 +219,11 @@ def _near_blocks(
 
 def _unit_rows(embeddings: NDArray[np.floating], index: Ints) -> Floats:
     block = np.asarray(embeddings[index], dtype=np.float32)
+    finite = np.isfinite(block).all(axis=1)
+    if not finite.all():
+        raise PipelineError(
+            f"row {index[~finite][0]} of the cache holds values that are not finite: extract it again, in float32"
+        )
     norm = np.linalg.norm(block, axis=1, keepdims=True)
     return np.asarray(block / np.where(norm > 0, norm, 1.0))
 

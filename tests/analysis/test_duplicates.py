@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from pipeline.analysis import duplicates
 from pipeline.analysis.duplicates import duplicate_groups, exact_pairs, groups_of, near_pairs
+from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +40,8 @@ def test_the_pairs_are_those_of_the_whole_product(
     seed: int, n: int, width: int, reduced: int, block: int, dense: float, threshold: float, shift: float, half: bool
 ) -> None:
     rng = np.random.default_rng(seed)
-    X = (rng.normal(size=(n, width)) + shift).astype(np.float16 if half else np.float32)
+    X: NDArray[np.floating[Any]] = rng.normal(size=(n, width)) + shift
+    X = X.astype(np.float16 if half else np.float32)
     twins = rng.integers(0, n, n // 3)
     X[rng.permutation(n)[: len(twins)]] = X[twins]
     X[rng.integers(0, n)] = 0
@@ -56,6 +58,13 @@ def test_the_pairs_are_those_of_the_whole_product(
     assert (cosine <= 1).all()
 
 
+def test_what_is_not_finite_is_named() -> None:
+    X = np.ones((20, 4), np.float32)
+    X[13, 2] = np.nan
+    with pytest.raises(PipelineError, match="row 13 of the cache holds values that are not finite"):
+        near_pairs(X, 0.9)
+
+
 def test_only_the_rows_asked_for_are_looked_at() -> None:
     X = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
     X[5] = np.nan
@@ -70,8 +79,8 @@ def test_groups_are_what_chains_reach(pairs: list[tuple[int, int]]) -> None:
     for _ in range(20):
         for i, j in pairs:
             group[i] = group[j] = min(group[i], group[j])
-    i, j = np.asarray(pairs, dtype=np.int64).reshape(-1, 2).T
-    assert groups_of(20, i, j).tolist() == group
+    table = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
+    assert groups_of(20, table[:, 0], table[:, 1]).tolist() == group
 
 
 def hashes(contents: list[str]) -> NDArray[np.uint8]:
@@ -105,7 +114,12 @@ def test_groups_join_equal_bytes_and_near_embeddings() -> None:
 def test_a_thousand_blank_images_do_not_keep_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(duplicates, "_BLOCK_ROWS", 64)
     seen: list[int] = []
-    monkeypatch.setattr(duplicates, "groups_of", lambda n, i, j: (seen.append(len(i)), groups_of(n, i, j))[1])
+
+    def counted(n: int, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.int64]:
+        seen.append(len(i))
+        return groups_of(n, i, j)
+
+    monkeypatch.setattr(duplicates, "groups_of", counted)
     X = np.ones((1000, 8), np.float32) + np.random.default_rng(0).normal(scale=1e-3, size=(1000, 8)).astype(np.float32)
     assert (duplicate_groups(X, hashes([str(n) for n in range(1000)])) == 0).all()
     assert max(seen) < 10_000
