@@ -25,14 +25,14 @@ _MANY = 8
 
 
 def nearest(
-    embeddings: NDArray[Any], queries: NDArray[Any], k: int, *, rows: Ints | None = None, skip: Ints | None = None
+    embeddings: Any, queries: NDArray[Any], k: int, *, rows: Ints | None = None, skip: Ints | None = None
 ) -> tuple[Ints, NDArray[np.float32]]:
     """Find the ``k`` rows with the largest cosine to each query.
 
     Parameters
     ----------
     embeddings : (N, D)
-        Finite; may be a map of a file.
+        Finite. Whatever has rows to slice and index: an array, a map of a file.
     queries : (Q, D)
         Finite.
     k : int
@@ -105,7 +105,7 @@ def _candidates(
     return at, column
 
 
-def _exact_cosines(embeddings: NDArray[Any], queries: NDArray[Any], at: Ints, rows: Ints) -> NDArray[np.float64]:
+def _exact_cosines(embeddings: Any, queries: NDArray[Any], at: Ints, rows: Ints) -> NDArray[np.float64]:
     """Return the cosine of each pair, in float64 rounded to float32, so that equal means equal."""
     out = np.empty(len(at))
     step = max(_PAIR_VALUES // queries.shape[1], 1)

@@ -36,7 +36,7 @@ _TILE = 40
 def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -> None:
     """Write a page with the images found for each query."""
     page = _Pictures(cache)
-    groups = []
+    groups: list[dict[str, Any]] = []
     for query, lines in found.table.groupby("query", sort=False):
         own = int(found.query_rows[len(groups)])
         pictures = [page.item(own, str(query), [("", "asked for")], asked=True)] if own >= 0 else _outside(str(query))
@@ -54,7 +54,7 @@ def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -
 def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Duplicates) -> None:
     """Write a page with every group of duplicates."""
     page = _Pictures(cache)
-    groups = []
+    groups: list[dict[str, Any]] = []
     table = found.table.assign(row=found.rows)
     left_out = 0
     for number, lines in table.groupby("group"):
@@ -212,9 +212,10 @@ def _write_gallery(
 
 
 def _write_page(path: str | os.PathLike[str], page: str) -> None:
-    write_beside(
-        path, lambda file: file.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n") and None
-    )
+    def write(file: Path) -> None:
+        file.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+    write_beside(path, write)
 
 
 def _packed(values: Any, kind: str) -> str:

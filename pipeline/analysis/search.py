@@ -98,7 +98,9 @@ def search(
     vectors[known] = take(embeddings, query_rows[known])
     images = np.flatnonzero(query_rows < 0)
     if len(images):
-        vectors[images] = embed_images(cache, [queries[n] for n in images], layer, weights=weights, run=run, say=say)
+        vectors[images] = embed_images(
+            cache, [queries[n] for n in images.tolist()], layer, weights=weights, run=run, say=say
+        )
     recall = None
     if approximate:
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)

@@ -171,4 +171,4 @@ def _typicality(points: Floats) -> NDArray[np.float64]:
     if k < 1:
         return np.zeros(len(points))
     distance, _ = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(points).kneighbors()
-    return 1 / np.maximum(distance.mean(axis=1), 1e-12)
+    return np.asarray(1 / np.maximum(distance.mean(axis=1), 1e-12))

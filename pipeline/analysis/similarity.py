@@ -5,6 +5,7 @@ Axes: N common rows, D features, Q rows asked about.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
@@ -127,9 +128,8 @@ def compare_caches(
     for a, b in combinations(range(len(named)), 2):
         shared = np.array([len(np.intersect1d(x, y)) / k for x, y in zip(neighbours[a], neighbours[b], strict=True)])
         overlap = bootstrap_intervals(
-            lambda weight, shared=shared: {"overlap": float(weight @ shared / weight.sum())},
-            len(asked), seed=seed, replicates=replicates,
-        )["overlap"]  # fmt: skip
+            functools.partial(_mean_overlap, shared), len(asked), seed=seed, replicates=replicates
+        )["overlap"]
         cka = linear_cka(named[a][2], rows[named[a][1]], named[b][2], rows[named[b][1]])
         for column, value in zip(
             pairs.values(), (named[a][0], named[b][0], cka, overlap.value, overlap.low, overlap.high), strict=True
@@ -166,6 +166,10 @@ def linear_cka(left: NDArray[Any], left_rows: Ints, right: NDArray[Any], right_r
             product += a.T @ b
     cross, own_x, own_y = (float(np.linalg.norm(product)) for product in products)
     return cross**2 / (own_x * own_y) if own_x * own_y > 0 else float("nan")
+
+
+def _mean_overlap(shared: NDArray[np.float64], weight: NDArray[np.float64]) -> dict[str, float]:
+    return {"overlap": float(weight @ shared / weight.sum())}
 
 
 def take_any(embeddings: NDArray[Any], rows: Ints) -> NDArray[np.float32]:

@@ -31,7 +31,7 @@ def _give(table: Any, output: str | None) -> None:
         write_table(table, output)
         return
     text = table.to_csv(index=False, lineterminator="\n")
-    click.get_binary_stream("stdout").write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
 
 
 def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None:
@@ -69,7 +69,7 @@ def search(
     from pipeline.cache import open_cache
 
     if queries == ("-",):
-        lines = click.get_binary_stream("stdin").read().decode("utf-8", "surrogateescape")
+        lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
         queries = tuple(dict.fromkeys(line for line in lines.splitlines() if line))
     opened = open_cache(cache)
     started = time.perf_counter()

@@ -56,7 +56,7 @@ def test_what_is_missing_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         (["1.png"], {"layer": "penultimat"}),
     ):
         with pytest.raises(PipelineError) as caught:
-            search(cache, queries, **further)  # type: ignore[arg-type]
+            search(cache, queries, **further)
         assert "\n" not in str(caught.value)
 
 

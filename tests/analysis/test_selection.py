@@ -47,6 +47,6 @@ def test_only_rows_without_a_label_are_chosen() -> None:
         select(cache)
     cache.labels[::3] = -1
     for method in ("k-centre", "typicality"):
-        found = select(cache, 100, method)  # type: ignore[arg-type]
+        found = select(cache, 100, method)
         assert sorted(found.rows.tolist()) == list(range(0, 60, 3))
         assert found.candidates == 20

@@ -38,7 +38,8 @@ def photographs_cut(crops: list[Image.Image]) -> list[Image.Image]:
 
 def planted(cuts: list[Image.Image]) -> tuple[Archive, list[tuple[int, int]]]:
     """Return photographs, each followed by its copies; the embeddings are of no help."""
-    images, pairs = [], []
+    images: list[bytes] = []
+    pairs: list[tuple[int, int]] = []
     for cut in cuts:
         first = len(images)
         images.append(png(cut))
