@@ -198,7 +198,7 @@ def finetune(
             return FinetuneResult(target, {}, None, "", stopped=True)
         tuned_head, results = found
         save_head(part / HEAD_FILE, tuned_head)
-        write_predictions(part / "predictions.csv", results["predictions"], rows, cache.keys)
+        write_predictions(part / "predictions.csv", results["predictions"], rows, cache)
         comparison = compare_runs(
             [probe_dir, part], split=results["held_out"], seed=settings.train.seed, replicates=settings.replicates
         )[1]

@@ -114,7 +114,7 @@ def write_fit(
         save_head(folder / HEAD_FILE, head)
     joblib.dump(fitted.estimator, folder / ESTIMATOR_FILE)
     write_json(folder / "metrics.json", results["metrics"])
-    write_predictions(folder / "predictions.csv", results["predictions"], rows, cache.keys)
+    write_predictions(folder / "predictions.csv", results["predictions"], rows, cache)
     if rows.task == "classification":
         from pipeline.report import save_confusion
 
@@ -124,17 +124,16 @@ def write_fit(
         save_confusion(folder / "confusion.png", results["confusion"], rows.class_names)
 
 
-def write_predictions(
-    path: Path, predictions: dict[str, NDArray[np.float64]], rows: Rows, keys: NDArray[np.str_]
-) -> None:
+def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], rows: Rows, cache: Any) -> None:
     """Write one line for every held-out row, in the order of the cache."""
     task = TASKS[rows.task]
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["key", "split", *task.header(rows.class_names)])
         for split, of_split in predictions.items():
-            for row, predicted in zip(rows.of(split), of_split, strict=True):
-                writer.writerow([keys[rows.index[row]], split, *task.cells(rows.y[row], predicted, rows.class_names)])
+            at = rows.of(split)
+            for key, row, predicted in zip(cache.keys_of(rows.index[at]), at, of_split, strict=True):
+                writer.writerow([key, split, *task.cells(rows.y[row], predicted, rows.class_names)])
 
 
 def run_facts(

@@ -132,7 +132,7 @@ def picture(cache: Any, number: int, label: str, predicted: str, remark: str) ->
     """Return a picture of a gallery: a row of the cache with what is said of it."""
     return {
         "image": thumbnail(cache.image_bytes(number)),
-        "key": str(cache.keys[number]).encode("utf-8", "backslashreplace").decode(),
+        "key": str(cache.keys_of(np.array([number]))[0]).encode("utf-8", "backslashreplace").decode(),
         "label": label,
         "predicted": predicted,
         "confidence": remark,

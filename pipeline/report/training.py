@@ -81,7 +81,7 @@ def _changed(
     at, probabilities = rows.of(split), results["predictions"][split]
     label = np.asarray(rows.class_names)[rows.y[at]]
     now = np.asarray(rows.class_names)[probabilities.argmax(axis=1)]
-    before = np.asarray([probe[str(key)][1] for key in cache.keys[rows.index[at]]])
+    before = np.asarray([probe[str(key)][1] for key in cache.keys_of(rows.index[at])])
     out = []
     for name, title, mask in (
         ("mended", "Mended by fine-tuning", (before != label) & (now == label)),

@@ -43,6 +43,10 @@ class StandIn:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def keys_of(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
+        """Return the keys of some rows."""
+        return np.asarray(self.keys[rows])
+
     def image_bytes(self, row: int) -> bytes | None:
         """Return nothing: there are no images."""
         return None
