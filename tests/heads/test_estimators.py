@@ -144,6 +144,7 @@ def test_our_own_heads_take_settings_and_refuse_others(name: str) -> None:
         "svm": {"C": 0.5},
         "knn": {"n_neighbors": 3},
         "centroid": {},
+        "linear": {"learning_rates": (0.3,)},
         "mlp": {"hidden_layer_sizes": (8,)},
     }
     setting = settings[name]
