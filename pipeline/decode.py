@@ -14,12 +14,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.errors import PipelineError
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SNIFF_BYTES = 32
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """The allow-list, in Pillow's names. JPEG includes the JPEGs of phones that hold a second picture (MPO)."""
+
+PILLOW, GPU = JPEG_DECODERS = "pillow", "gpu"
+GPU_BYTES, GPU_PIXELS = 2 << 20, 1 << 25
+"""Larger JPEGs are Pillow's: they would take too much shared or device memory. Other values would be other numbers."""
+GPU_SHRINK = 1.45
+"""By which a JPEG of subsampled colour shrinks at least: nvJPEG repeats its colours where others interpolate them."""
+_END_OF_IMAGE = b"\xff\xd9"
+_ADOBE_YCBCR = 1
 
 _MAGIC = (
     b"\xff\xd8\xff",
@@ -98,6 +108,9 @@ class DecodePolicy:
     jpeg_scale : str
         ``"full"``: JPEGs are decoded at full size. ``"half"``: at the smallest of 1/2, 1/4, 1/8 that still leaves at
         least twice the size they are then resized to.
+    jpeg_decoder : str
+        ``"pillow"``, or ``"gpu"``: the JPEGs that `is_plain_jpeg` knows are decoded and prepared on a CUDA device
+        (`pipeline.gpu_decode`), and all other images as ever.
     formats : tuple of str
         Pillow's names of the formats that are decoded at all.
     """
@@ -108,7 +121,15 @@ class DecodePolicy:
     frame: str = "first"
     max_pixels: int = 200_000_000
     jpeg_scale: str = "full"
+    jpeg_decoder: str = PILLOW
     formats: tuple[str, ...] = FORMATS
+
+    def __post_init__(self) -> None:
+        if self.jpeg_decoder == GPU and self.jpeg_scale != "full":
+            raise PipelineError(
+                f"expected JPEGs decoded at full size on the GPU, found --jpeg-scale {self.jpeg_scale} with --decode "
+                "gpu: leave one of them out"
+            )
 
 
 def is_image(head: bytes) -> bool:
@@ -185,6 +206,34 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
         raise DecodeError(Status.CORRUPT, _reason(error)) from None
 
 
+def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
+    """Tell whether any JPEG decoder would make of these bytes about what `decode_image` makes of them.
+
+    That is: a whole file of moderate size, in YCbCr, that no policy turns, refuses or converts, and whose colours are
+    not subsampled or shrink enough afterwards, to a shorter side of ``resize_short`` pixels. Only the header is looked
+    at; what else is wrong with the file is for the decoder to find.
+    """
+    if len(data) > GPU_BYTES or not data.endswith(_END_OF_IMAGE):  # a cut file is Pillow's to refuse
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Any = Image.open(io.BytesIO(data), formats=policy.formats)
+            _check_size(image, policy)
+            subsampled = len({component[1:3] for component in image.layer}) > 1
+            return (
+                image.format == "JPEG"
+                and image.mode == "RGB"
+                and image.width * image.height <= GPU_PIXELS
+                and (not subsampled or min(image.size) >= GPU_SHRINK * resize_short)
+                and [component[0] for component in image.layer] == [1, 2, 3]  # others may stand for R, G and B
+                and image.info.get("adobe_transform", _ADOBE_YCBCR) == _ADOBE_YCBCR
+                and _orientation(image) not in _TURNS
+            )
+    except Exception:  # `decode_image` meets it again, and says what it is
+        return False
+
+
 def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     """Return an image that Pillow has opened already as `decode_image` would have: upright, RGB.
 
@@ -220,11 +269,15 @@ def _draft(image: Image.Image, shorter: int) -> None:
         image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> Any:
     try:
-        orientation = image.getexif().get(0x0112, 1)
+        return image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF blocks raise anything
-        return image
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
     # Not ImageOps.exif_transpose, which also rewrites the EXIF block and fails where another tag of it is malformed.
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 

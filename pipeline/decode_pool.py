@@ -22,8 +22,6 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.content import HASH_BYTES
 from pipeline.decode import DecodePolicy, Status
 from pipeline.decode_worker import (
@@ -36,7 +34,7 @@ from pipeline.decode_worker import (
     Outcome,
     Setup,
     Task,
-    board_bytes,
+    shared_bytes,
     views,
 )
 from pipeline.errors import PipelineError
@@ -44,6 +42,7 @@ from pipeline.errors import PipelineError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.preprocess import Preprocess
@@ -87,12 +86,15 @@ class Batch:
         Their rows; n is the batch size but for the last one.
     images : (B, H, W, 3) uint8
         Shared memory, valid until `release`; positions from n on, and those that failed, hold anything.
+    encoded : (B, E) uint8
+        The same for JPEGs that were left to the GPU, as many bytes of each as its outcome says.
     outcomes : list of Outcome
         Of the n images, in order.
     """
 
     rows: NDArray[np.int64]
     images: NDArray[np.uint8]
+    encoded: NDArray[np.uint8]
     outcomes: list[Outcome]
     release: Callable[[], None]
 
@@ -147,9 +149,9 @@ class DecodePool:
         self._shape = (slots, batch_size, *preprocess.shape)
         self._setup = (reader, policy, preprocess, self._shape, workers)
         self._limits = limits
-        self._memory_fd = _shared_memory_file(board_bytes(workers) + int(np.prod(self._shape)))
+        self._memory_fd = _shared_memory_file(shared_bytes(self._shape, workers, policy))
         self._memory = mmap.mmap(self._memory_fd, 0)
-        self._board, self._images = views(self._memory, self._shape, workers)
+        self._board, self._images, self._encoded = views(self._memory, self._shape, workers, policy)
         for number in range(workers):
             self._clear_line(number)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -289,7 +291,8 @@ class DecodePool:
                 return count
             del filling[turn.slot]
             outcomes = [turn.outcomes[position] for position in range(len(turn.rows))]
-            self._ready.put(Batch(turn.rows, self._images[turn.slot], outcomes, self._releaser(turn.slot)))
+            images, encoded = self._images[turn.slot], self._encoded[turn.slot]
+            self._ready.put(Batch(turn.rows, images, encoded, outcomes, self._releaser(turn.slot)))
             count += 1
 
     def _releaser(self, slot: int) -> Callable[[], None]:

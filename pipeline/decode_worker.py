@@ -7,6 +7,7 @@ image, not the run.
 from __future__ import annotations
 
 import contextlib
+import math
 import mmap
 import os
 import signal
@@ -19,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.content import HASH_BYTES, content_hash
-from pipeline.decode import DecodeError, DecodePolicy, Status, decode_image
+from pipeline.decode import GPU, GPU_BYTES, DecodeError, DecodePolicy, Status, decode_image, is_plain_jpeg
 from pipeline.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ class Setup:
     policy : DecodePolicy
     preprocess : Preprocess
     images : (int, int, int, int, int)
-        Shape (slots, B, H, W, 3) of the shared images, which follow the board in memory.
+        Shape (slots, B, H, W, 3) of the shared images, which follow the board in memory; see `views`.
     workers, number : int
         How many workers share the board, and which line is this one's.
     memory_limit : int
@@ -89,6 +90,8 @@ class Outcome:
         See `pipeline.content`.
     read_s, decode_s : float
         How long its worker waited for its bytes, and worked on them, in seconds.
+    encoded : int
+        Bytes of a JPEG that its worker left for the GPU to decode; 0 for an image that it decoded itself.
     """
 
     position: int
@@ -97,6 +100,7 @@ class Outcome:
     content_hash: bytes
     read_s: float
     decode_s: float
+    encoded: int = 0
 
 
 def board_bytes(workers: int) -> int:
@@ -104,14 +108,31 @@ def board_bytes(workers: int) -> int:
     return -(-workers * READING.stop * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
+def _encoded_shape(images: tuple[int, ...], policy: DecodePolicy) -> tuple[int, int, int]:
+    return images[0], images[1], GPU_BYTES if policy.jpeg_decoder == GPU else 0
+
+
+def shared_bytes(images: tuple[int, ...], workers: int, policy: DecodePolicy) -> int:
+    """Size of the memory that `views` divides; what is never written in it takes no room."""
+    return board_bytes(workers) + math.prod(images) + math.prod(_encoded_shape(images, policy))
+
+
 def views(
-    memory: mmap.mmap, setup_images: tuple[int, ...], workers: int
-) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
-    """Return the board (workers, columns) int64 and the images (slots, B, H, W, 3) uint8, arrays over the memory."""
-    board = np.frombuffer(memory, dtype=np.int64, count=workers * READING.stop).reshape(workers, READING.stop)
-    count = int(np.prod(setup_images))
-    images = np.frombuffer(memory, dtype=np.uint8, count=count, offset=board_bytes(workers)).reshape(setup_images)
-    return board, images
+    memory: mmap.mmap, setup_images: tuple[int, ...], workers: int, policy: DecodePolicy
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return arrays over the memory.
+
+    Returns
+    -------
+    board : (workers, columns) int64
+    images : (slots, B, H, W, 3) uint8
+    encoded : (slots, B, E) uint8
+        JPEGs for the GPU; E is 0 where there is none to decode them.
+    """
+    first = board_bytes(workers)
+    board = np.ndarray((workers, READING.stop), np.int64, memory)
+    images = np.ndarray(setup_images, np.uint8, memory, first)
+    return board, images, np.ndarray(_encoded_shape(setup_images, policy), np.uint8, memory, first + images.size)
 
 
 def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -119,7 +140,13 @@ def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArra
     return preprocess.apply(decode_image(data, policy, resize_short=preprocess.resize_short))
 
 
-def _work(setup: Setup, position: int, read_bytes: Callable[[], bytes], target: NDArray[np.uint8]) -> Outcome:
+def _work(
+    setup: Setup,
+    position: int,
+    read_bytes: Callable[[], bytes],
+    target: NDArray[np.uint8],
+    encoded: NDArray[np.uint8],
+) -> Outcome:
     started = time.perf_counter()
     try:
         data = read_bytes()
@@ -130,16 +157,20 @@ def _work(setup: Setup, position: int, read_bytes: Callable[[], bytes], target: 
         return Outcome(position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
     read = time.perf_counter()
     digest = content_hash(data)
-    status, reason = Status.DONE, ""
+    status, reason, left = Status.DONE, "", 0
     try:
-        target[...] = prepare(data, setup.policy, setup.preprocess)
+        if setup.policy.jpeg_decoder == GPU and is_plain_jpeg(data, setup.policy, setup.preprocess.resize_short):
+            left = len(data)
+            encoded[:left] = np.frombuffer(data, np.uint8)
+        else:
+            target[...] = prepare(data, setup.policy, setup.preprocess)
     except DecodeError as error:
         status, reason = error.status, str(error)
     except MemoryError:
         status, reason = Status.OUT_OF_MEMORY, "not enough memory to prepare it"
     except Exception as error:  # as above
         status, reason = Status.CORRUPT, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read)
+    return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read, left)
 
 
 def _limit_memory(limit: int) -> None:
@@ -161,7 +192,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(connection_fd)
     setup: Setup = connection.recv()
-    board, images = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers)
+    board, images, encoded = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers, setup.policy)
     Image.MAX_IMAGE_PIXELS = None  # the policy's own limit is checked instead
     Image.init()
     line = board[setup.number]
@@ -180,9 +211,10 @@ def main(connection_fd: int, memory_fd: int) -> None:
                 line[ROW] = row
                 line[SINCE] = time.monotonic_ns()
                 _alarm(setup.seconds * ORPHAN_AFTER)
-                outcome = _work(setup, position, ahead.take, images[task.slot, position])
+                place = images[task.slot, position], encoded[task.slot, position]
+                outcome = _work(setup, position, ahead.take, *place)
                 if outcome.status == Status.OUT_OF_MEMORY and ahead.holds:  # then it was not short of memory alone
-                    outcome = _work(setup, position, ahead.take_again, images[task.slot, position])
+                    outcome = _work(setup, position, ahead.take_again, *place)
                 outcomes.append(outcome)
             line[SINCE] = IDLE
             line[ROW] = NOBODY

@@ -11,14 +11,14 @@ import threading
 import time
 from collections import defaultdict, deque
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode import DecodePolicy, Status
+from pipeline.decode import GPU, PILLOW, DecodePolicy, Status
 from pipeline.decode_pool import TASKS_PER_WORKER, Batch, DecodePool, Limits
-from pipeline.decode_worker import TASK_IMAGES
+from pipeline.decode_worker import TASK_IMAGES, Outcome
 from pipeline.errors import EngineError
 from pipeline.processors import processor_count
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.engines import Embeddings, Engine
+    from pipeline.preprocess import Preprocess
     from pipeline.sources import Reader, Source
 
 AUTO = "auto"
@@ -36,6 +37,8 @@ CHECK_IMAGES = 16
 STOP_WITHIN_S = 2.0
 """How long a stopped run waits for the batches under way: what is done has to be on the disk within 5 s."""
 STOP_CHECK_S = 0.2
+LEAST_GPU_COSINE = 0.9995
+"""Between embeddings of images prepared on the GPU and by Pillow: as far apart as scaled decoding may bring them."""
 RING_IMAGES = 64
 """Prepared images waiting for the engine, at least; more do not make it faster."""
 
@@ -168,8 +171,65 @@ def choose_engine(
     EngineError
         No such device or precision here, or the precision asked for fails the check.
     """
-    sample = _sample(source, backbone, decode, settings, np.arange(len(source)) if rows is None else rows, stop)
+    among = np.arange(len(source)) if rows is None else rows
+    sample, _ = _sample(source, backbone, decode, settings, among, stop)
     return engine_for(sample, backbone, settings, say=say)
+
+
+def choose_decode(
+    source: Source,
+    backbone: Backbone,
+    decode: DecodePolicy,
+    settings: RunSettings,
+    *,
+    rows: NDArray[np.int64],
+    stop: threading.Event | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[DecodePolicy, dict[str, Any]]:
+    """Let the GPU decode only where that keeps the embeddings what they are.
+
+    Those of a sample prepared on the GPU are compared with those of the same images prepared by Pillow, both computed
+    by eager float32 PyTorch.
+
+    Parameters
+    ----------
+    source, backbone, decode, settings, rows, stop, say
+        See `choose_engine`.
+
+    Returns
+    -------
+    decode : DecodePolicy
+        The one given, or the same with Pillow where the least cosine is below `LEAST_GPU_COSINE`.
+    self_check : dict
+        ``gpu_decode`` where the GPU was to decode: how many ``images`` of the sample it decoded, and the least
+        ``cosine`` where it decoded any; -1 where an image failed in one way and not in the other.
+
+    Raises
+    ------
+    EngineError
+        There is no CUDA device.
+    """
+    if decode.jpeg_decoder != GPU:
+        return decode, {}
+    from pipeline.engines.selfcheck import least_cosine, reference
+
+    pillow = replace(decode, jpeg_decoder=PILLOW)
+    images, outcomes = _sample(source, backbone, decode, settings, rows, stop)
+    expected, pillow_outcomes = _sample(source, backbone, pillow, settings, rows, stop)
+    by_gpu = np.array([outcome.encoded > 0 for outcome in outcomes if outcome.status == Status.DONE], dtype=bool)
+    if not by_gpu.any():
+        return decode, {"gpu_decode": {"images": 0}}
+    cosine = -1.0
+    if [outcome.status for outcome in outcomes] == [outcome.status for outcome in pillow_outcomes]:
+        found, wanted = (reference(backbone, each[by_gpu]) for each in (images, expected))
+        cosine = round(min(least_cosine(found[name], wanted[name]) for name in wanted), 7)
+    if cosine < LEAST_GPU_COSINE:
+        say(
+            f"decoding on the CPU: images decoded on the GPU gave cosine {cosine:.5f} to Pillow's, expected "
+            f"{LEAST_GPU_COSINE} or more"
+        )
+        decode = pillow
+    return decode, {"gpu_decode": {"images": int(by_gpu.sum()), "cosine": cosine}}
 
 
 def engine_for(
@@ -228,15 +288,18 @@ def _sample(
     settings: RunSettings,
     among: NDArray[np.int64],
     stop: threading.Event | None,
-) -> NDArray[np.uint8]:
-    """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the rows given."""
+) -> tuple[NDArray[np.uint8], list[Outcome]]:
+    """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the rows given.
+
+    The outcomes are also those of the images that failed and are not among them.
+    """
     rows = sample_rows(among)
     with _pool(source.reader(), backbone, len(rows), 0, decode, settings) as pool:
         batch = next(pool.batches(rows, source.locator, stop), None)
         if batch is None:
-            return np.empty((0, *backbone.preprocess.shape), dtype=np.uint8)
+            return np.empty((0, *backbone.preprocess.shape), dtype=np.uint8), []
         good = [i for i, outcome in enumerate(batch.outcomes) if outcome.status == Status.DONE]
-        return np.array(batch.images[good])
+        return np.array(batch.images[good]), batch.outcomes
 
 
 def worker_count(settings: RunSettings) -> int:
@@ -254,7 +317,7 @@ def _pool(
 ) -> DecodePool:
     workers = worker_count(settings)
     waiting = max(RING_IMAGES, workers * TASKS_PER_WORKER * TASK_IMAGES)  # no worker is short of room to decode into
-    return DecodePool(
+    return open_pool(
         reader,
         decode,
         backbone.preprocess,
@@ -262,7 +325,32 @@ def _pool(
         workers=workers,
         slots=in_flight + max(2, -(-waiting // batch_size)),
         limits=settings.limits,
+        device=settings.device,
     )
+
+
+def open_pool(
+    reader: Reader, decode: DecodePolicy, preprocess: Preprocess, *, device: str = AUTO, **sizes: Any
+) -> DecodePool:
+    """Return a decode pool that keeps the policy: on ``device`` too, where the policy says so.
+
+    Parameters
+    ----------
+    reader, decode, preprocess, **sizes
+        See `pipeline.decode_pool.DecodePool`.
+    device : str
+        See `pipeline.engines.open_engine`.
+
+    Raises
+    ------
+    EngineError
+        The policy asks for a GPU, and there is none, or the weights' resampling is not to be had on it.
+    """
+    if decode.jpeg_decoder != GPU:
+        return DecodePool(reader, decode, preprocess, **sizes)
+    from pipeline.gpu_decode import GpuDecodePool, decode_device
+
+    return GpuDecodePool(reader, decode, preprocess, device=decode_device(device), **sizes)
 
 
 def _forward(
@@ -337,3 +425,14 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
 def decode_of_spec(spec: Mapping[str, Any]) -> DecodePolicy:
     """Return the decode policy that a spec describes."""
     return DecodePolicy(**{**spec["decode"], "formats": tuple(spec["decode"]["formats"])})
+
+
+def spec_of_decode(decode: DecodePolicy) -> dict[str, Any]:
+    """Return a decode policy as a spec's JSON-like ``decode``.
+
+    A decoder of JPEGs other than Pillow is named; Pillow is not, as in the caches made before there was another.
+    """
+    spec = {**asdict(decode), "formats": list(decode.formats)}
+    if decode.jpeg_decoder == PILLOW:
+        del spec["jpeg_decoder"]
+    return spec

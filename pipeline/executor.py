@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.embed import choose_engine, embed, worker_count
+from pipeline.embed import choose_decode, choose_engine, embed, worker_count
 
 if TYPE_CHECKING:
     import threading
@@ -41,6 +41,8 @@ class Executor(ABC):
     ----------
     name, device, precision : str
         Of the engine, once opened; see `pipeline.engines.Engine`.
+    decode : DecodePolicy
+        The one asked for, once opened, or that with Pillow where decoding on the GPU failed its check.
     workers : int
         Decode processes, all together.
     """
@@ -48,6 +50,7 @@ class Executor(ABC):
     name: str
     device: str
     precision: str
+    decode: DecodePolicy
     workers: int
 
     def __str__(self) -> str:
@@ -65,12 +68,12 @@ class Executor(ABC):
         stop: threading.Event,
         say: Callable[[str], None],
     ) -> dict[str, Any]:
-        """Choose engine and precision on a sample of the items ``among`` of ``sampled``; return the self-check.
+        """Choose engine, precision and decoder on a sample of the items ``among``; return the self-check.
 
         Raises
         ------
         EngineError
-            See `pipeline.embed.choose_engine`; nothing is left open.
+            See `pipeline.embed.choose_engine` and `choose_decode`; nothing is left open.
         """
 
     @abstractmethod
@@ -99,11 +102,12 @@ class LocalExecutor(Executor):
         say: Callable[[str], None],
     ) -> dict[str, Any]:
         """Open the engine; see `Executor.open`."""
-        self._settings = backbone, decode, run
-        self._engine, self_check = choose_engine(sampled, backbone, decode, run, rows=among, stop=stop, say=say)
+        self.decode, decode_check = choose_decode(sampled, backbone, decode, run, rows=among, stop=stop, say=say)
+        self._settings = backbone, self.decode, run
+        self._engine, self_check = choose_engine(sampled, backbone, self.decode, run, rows=among, stop=stop, say=say)
         self.name, self.device, self.precision = self._engine.name, self._engine.device, self._engine.precision
         self.workers = worker_count(run)
-        return self_check
+        return self_check | decode_check
 
     def embed(
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]

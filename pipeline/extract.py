@@ -37,9 +37,9 @@ from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
-from pipeline.decode import DecodePolicy, Status
-from pipeline.embed import AUTO, RunSettings
-from pipeline.errors import CacheError, PipelineError
+from pipeline.decode import GPU, PILLOW, DecodePolicy, Status
+from pipeline.embed import AUTO, RunSettings, spec_of_decode
+from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.executor import Executor, LocalExecutor
 from pipeline.readout import ReadOut, read_out
 from pipeline.scale.shards import Shard, ShardSource, as_items
@@ -222,6 +222,9 @@ def _extract_locked(
     else:
         if settings.run.precision == AUTO:  # what it was begun in
             settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
+        if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
+            settings = replace(settings, decode=replace(settings.decode, jpeg_decoder=PILLOW))
+            say(f"decoding on the CPU, as {path} was begun: decoding on the GPU had failed its check")
         spec = make_spec(backbone, settings, settings.run.precision)
         check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
         check_same_shard(path, old.shard, _record(source))
@@ -242,13 +245,18 @@ def _extract_locked(
             if old is None:
                 if stop.is_set():  # perhaps before the check was through: the next run measures, nothing has begun
                     return Summary(total=len(items), stopped=True)
-                spec = make_spec(backbone, settings, executor.precision)
+                spec = make_spec(backbone, replace(settings, decode=executor.decode), executor.precision)
                 lay_out(
                     path,
                     items,
                     widths={layer.name: layer.width for layer in backbone.layers},
                     dtype=settings.dtype,
                     attributes=_attributes(spec, _versions(executor), self_check, source),
+                )
+            elif executor.decode != settings.decode:
+                raise FingerprintError(
+                    f"{path} holds images decoded on a GPU (decode.jpeg_decoder), but decoding on this one failed its "
+                    "check: go on where it was begun, or use another output"
                 )
             elif not stop.is_set():
                 _warn_of_versions(old.versions, _versions(executor), path, say)
@@ -333,9 +341,13 @@ def failure_limit(text: str | None, total: int) -> float:
 
 def make_spec(backbone: Backbone, settings: ExtractSettings, precision: str) -> dict[str, Any]:
     """Return all that produces a cache's numbers, as JSON-like data."""
-    decode = asdict(settings.decode)
-    decode["formats"] = list(settings.decode.formats)
+    decode = spec_of_decode(settings.decode)
     return {**backbone.to_spec(), "decode": decode, "dtype": settings.dtype, "precision": precision}
+
+
+def _gave_up_the_gpu(cache: Cache) -> bool:
+    """Tell whether the GPU was to decode, as the self-check records, and failed it."""
+    return "gpu_decode" in cache.self_check and cache.spec["decode"].get("jpeg_decoder", PILLOW) == PILLOW
 
 
 def _check_output(path: Path) -> None:

@@ -172,7 +172,14 @@ def finetune(
     network = FineTuningNetwork(backbone, head.layer, len(head.class_names))
     network.start_from(head)
     share = max(1, settings.train.batch_size // accelerator.num_processes)
-    images = CachedImages(cache, decode, backbone.preprocess, batch_size=share, workers=settings.run.workers)
+    images = CachedImages(
+        cache,
+        decode,
+        backbone.preprocess,
+        batch_size=share,
+        workers=settings.run.workers,
+        device=str(accelerator.device),
+    )
     train, val = _training_rows(rows, settings.train.seed, note)
     cosine = _check_start(network, images, cache, rows.index[train], head)
     say(f"the network gives the probe's logits: cosine {cosine:.6f} on {min(CHECKED_IMAGES, len(train))} images")

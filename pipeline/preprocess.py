@@ -69,6 +69,10 @@ class Preprocess:
             return size, int(size * height / width)
         return int(size * width / height), size
 
+    def corner(self, width: int, height: int) -> tuple[int, int]:
+        """Return (left, top) of the crop of a resized image of ``width`` × ``height``; negative: of its padding."""
+        return _offset(width, self.crop[1]), _offset(height, self.crop[0])
+
     def apply(self, image: Image.Image) -> NDArray[np.uint8]:
         """Resize and crop.
 
@@ -87,7 +91,7 @@ class Preprocess:
             image = image.resize(size, RESAMPLING[self.interpolation])
         height, width = self.crop
         if image.size != (width, height):
-            top, left = _offset(image.height, height), _offset(image.width, width)
+            left, top = self.corner(*image.size)
             image = image.crop((left, top, left + width, top + height))  # outside the image: black, as torchvision pads
         return np.asarray(image)
 

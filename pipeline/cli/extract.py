@@ -39,6 +39,10 @@ if TYPE_CHECKING:
     help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the size they are resized to; other numbers.",
 )  # fmt: skip
 @click.option(
+    "--decode", "decoder", default="cpu", show_default=True, type=click.Choice(["cpu", "gpu"]),
+    help="gpu: decode and resize plain JPEGs on the CUDA device, where embeddings stay what they are; other numbers.",
+)  # fmt: skip
+@click.option(
     "--labels", metavar="TABLE",
     help="CSV or Parquet with a column 'key', and 'label', 'split', 'group' or more, for any kind of IMAGES.",
 )  # fmt: skip
@@ -70,6 +74,7 @@ def extract(
     dtype: str,
     max_pixels: int,
     jpeg_scale: str,
+    decoder: str,
     labels: str | None,
     allow_missing: bool,
     check_content: bool,
@@ -88,7 +93,7 @@ def extract(
 
     Stop it at any time: the same command goes on where it stopped.
     """
-    from pipeline.decode import DecodePolicy
+    from pipeline.decode import GPU, PILLOW, DecodePolicy
     from pipeline.extract import ExtractSettings
     from pipeline.extract import extract as extract_images
     from pipeline.scale.shards import Shard
@@ -100,7 +105,9 @@ def extract(
         weights=weights,
         layers=layers,
         dtype=dtype,
-        decode=DecodePolicy(max_pixels=max_pixels, jpeg_scale=jpeg_scale),
+        decode=DecodePolicy(
+            max_pixels=max_pixels, jpeg_scale=jpeg_scale, jpeg_decoder=GPU if decoder == "gpu" else PILLOW
+        ),
         run=run,
         allow_missing=allow_missing,
         labels=labels,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.content import HASH_BYTES
+from pipeline.decode import GPU
 from pipeline.decode_worker import Outcome
 from pipeline.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
 from pipeline.errors import EngineError, PipelineError, first_line
@@ -91,8 +92,12 @@ class RayExecutor(Executor):
         Raises
         ------
         EngineError
-            The cluster is not to be reached or has no processor, or as `Executor.open` says.
+            The cluster is not to be reached or has no processor, the images are to be decoded on the GPU, or as
+            `Executor.open` says.
         """
+        if decode.jpeg_decoder == GPU:
+            raise EngineError("--decode gpu is for this machine's GPU, found it with --ray: leave one of them out")
+        self.decode = decode
         self._started = _connect(self._ray, self._address)
         self._quiet.enter_context(_quietly(self._ray.data))
         try:

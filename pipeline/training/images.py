@@ -12,7 +12,7 @@ import torch
 
 from pipeline.cache_source import CacheSource
 from pipeline.decode import Status
-from pipeline.decode_pool import DecodePool
+from pipeline.embed import open_pool
 from pipeline.errors import SourceError
 from pipeline.processors import processor_count
 
@@ -42,14 +42,23 @@ class CachedImages:
         Images to a batch.
     workers : int
         Decode processes; 0 takes one per processor.
+    device : str
+        Where a cache's policy lets a GPU decode.
     """
 
     def __init__(
-        self, cache: Cache, decode: DecodePolicy, preprocess: Preprocess, *, batch_size: int, workers: int = 0
+        self,
+        cache: Cache,
+        decode: DecodePolicy,
+        preprocess: Preprocess,
+        *,
+        batch_size: int,
+        workers: int = 0,
+        device: str = "auto",
     ) -> None:
         self._source = CacheSource(cache)
         self._cache, self._decode, self._preprocess = cache, decode, preprocess
-        self._batch_size, self._workers = batch_size, workers or processor_count()
+        self._batch_size, self._workers, self._device = batch_size, workers or processor_count(), device
 
     def batches(self, rows: NDArray[np.int64]) -> Generator[NDArray[np.uint8], None, None]:
         """Yield the prepared images (n, H, W, 3) uint8 of consecutive ``rows``, in order; each valid until the next.
@@ -59,8 +68,13 @@ class CachedImages:
         SourceError
             An image is gone, unreadable, or no longer the one that was embedded.
         """
-        with DecodePool(
-            self._source.reader(), self._decode, self._preprocess, batch_size=self._batch_size, workers=self._workers
+        with open_pool(
+            self._source.reader(),
+            self._decode,
+            self._preprocess,
+            batch_size=self._batch_size,
+            workers=self._workers,
+            device=self._device,
         ) as pool:
             for batch in pool.batches(rows, self._source.locator):
                 for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
