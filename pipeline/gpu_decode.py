@@ -100,10 +100,9 @@ class GpuDecodePool(DecodePool):
         super().__init__(reader, policy, preprocess, batch_size=batch_size, workers=workers, **others)
         self._device, self._preprocess = device, preprocess
         self._refused: DecodePool | None = None
-
         sizes = {**others, "batch_size": batch_size, "workers": workers, "slots": 1}
         pillow = replace(policy, jpeg_decoder=PILLOW)
-        self._pool_of_refused = lambda: DecodePool(reader, pillow, preprocess, **sizes)
+        self._pool_of_refused: Callable[[], DecodePool] = lambda: DecodePool(reader, pillow, preprocess, **sizes)
 
     def batches(
         self, rows: NDArray[np.int64], locator: Callable[[int], Any], stop: threading.Event | None = None
