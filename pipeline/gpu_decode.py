@@ -8,18 +8,20 @@ Axes: B images, H W pixels, E bytes.
 
 from __future__ import annotations
 
+import io
 import time
 import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.decode import PILLOW, DecodePolicy
 from pipeline.decode_pool import DecodePool
-from pipeline.errors import EngineError
+from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:
     import threading
@@ -78,7 +80,7 @@ class GpuDecodePool(DecodePool):
     Raises
     ------
     EngineError
-        The weights' resampling is not one of `RESAMPLING`.
+        The weights' resampling is not one of `RESAMPLING`, or the device decodes nothing.
     """
 
     def __init__(
@@ -97,6 +99,7 @@ class GpuDecodePool(DecodePool):
                 f"expected weights that resize {' or '.join(RESAMPLING)} for --decode gpu, found "
                 f"{preprocess.interpolation}: leave it out"
             )
+        _check_decoder(device)
         super().__init__(reader, policy, preprocess, batch_size=batch_size, workers=workers, **others)
         self._device, self._preprocess = device, preprocess
         self._refused: DecodePool | None = None
@@ -194,9 +197,24 @@ def prepared(image: Tensor, preprocess: Preprocess) -> Tensor:
     return functional.pad(pixels[0].to(torch.uint8), (-left, left + width - new_width, -top, top + height - new_height))
 
 
+def _check_decoder(device: torch.device) -> None:
+    """Find out whether there is a decoder at all: one that refuses every image would only be slow."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    try:
+        _decoded([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], device)
+    except RuntimeError as error:
+        raise EngineError(
+            f"expected {device} to decode JPEGs for --decode gpu, found that it cannot ({first_line(error)}): leave it out"
+        ) from None
+
+
 def _decoded(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
+    if device.type == "cuda":
+        # It writes on its own stream, into memory that work of this one, called off by an error, may still write to.
+        torch.cuda.current_stream(device).synchronize()
     with warnings.catch_warnings():
         # It is deprecated for TorchCodec, which would be one more package, of one PyTorch version each.
         warnings.filterwarnings("ignore", category=DeprecationWarning)

@@ -258,6 +258,16 @@ def test_without_cuda_it_says_so_in_one_line(
     assert "found --device cpu" in CliRunner().invoke(cli, [*command, "--device", "cpu"]).stderr
 
 
+def test_a_device_that_decodes_nothing_is_an_error(mixed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(encoded: Any, device: Any) -> Any:
+        raise RuntimeError("not compiled with nvJPEG support")
+
+    monkeypatch.setattr(gpu_decode, "_decoded", missing)
+    source = open_source(str(mixed_folder))
+    with pytest.raises(EngineError, match=r"it cannot \(not compiled with nvJPEG support\): leave it out"):
+        GpuDecodePool(source.reader(), ON_GPU, preprocess(), device=CPU, batch_size=2, workers=1)
+
+
 def test_what_does_not_go_together_is_refused(mixed_folder: Path) -> None:
     with pytest.raises(PipelineError, match="--jpeg-scale half with --decode gpu"):
         DecodePolicy(jpeg_scale="half", jpeg_decoder=GPU)
