@@ -205,7 +205,7 @@ def _check_decoder(device: torch.device) -> None:
         _decoded([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], device)
     except RuntimeError as error:
         raise EngineError(
-            f"expected {device} to decode JPEGs for --decode gpu, found that it cannot ({first_line(error)}): leave it out"
+            f"expected {device} to decode JPEGs for --decode gpu, but it cannot ({first_line(error)}): leave it out"
         ) from None
 
 
