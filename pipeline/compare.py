@@ -9,7 +9,7 @@ import csv
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -59,6 +59,8 @@ def compare_runs(
 ) -> list[Comparison]:
     """Compare the predictions of runs of one task, row by row.
 
+    Where the rows have groups, whole groups are resampled; the test of the counts takes rows as independent.
+
     Parameters
     ----------
     runs : sequence of path
@@ -95,7 +97,7 @@ def compare_runs(
     for run, other in zip(runs[1:], others, strict=True):
         _check_same_rows(runs[0], run, first, other)
     keys = sorted(first)
-    cost = [_cost(tasks[0], [table[key] for key in keys]) for table in (first, *others)]
+    cost = [_cost(tasks[0], [(table[key].label, table[key].predicted) for key in keys]) for table in (first, *others)]
     # A figure that falls as rows get better is a mean cost; one that rises counts the rows without cost.
     scored = cost if tasks[0] == "regression" else [1 - c for c in cost]
 
@@ -104,7 +106,9 @@ def compare_runs(
         figures = {f"figure {i}": value for i, value in enumerate(mean)}
         return figures | {f"difference {i}": value - mean[0] for i, value in enumerate(mean)}
 
-    intervals = evaluate.bootstrap_intervals(measure, len(keys), seed=seed, replicates=replicates)
+    named = [first[key].group for key in keys]
+    groups = None if None in named else named
+    intervals = evaluate.bootstrap_intervals(measure, len(keys), seed=seed, replicates=replicates, groups=groups)
     out = []
     for i, run in enumerate(runs):
         only_first, only_this = int((cost[0] < cost[i]).sum()), int((cost[i] < cost[0]).sum())
@@ -145,17 +149,34 @@ def _cost(task: str, rows: list[tuple[str, str]]) -> NDArray[np.float64]:
     return np.abs(numbers[:, 1] - numbers[:, 0])
 
 
-def predictions_of(run: Path, split: str) -> dict[str, tuple[str, str]]:
-    """Return label and prediction by key."""
+class Prediction(NamedTuple):
+    """A row of ``predictions.csv``: what it is, what it was taken for, and what it belongs together with."""
+
+    label: str
+    predicted: str
+    group: str | None
+
+
+def predictions_of(run: Path, split: str) -> dict[str, Prediction]:
+    """Return what a run predicted on a split, by key.
+
+    Raises
+    ------
+    HeadError
+        It has no predictions, or none on this split.
+    """
     file = run / "predictions.csv"
     try:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            rows = [(row["key"], row["split"], row["label"], row["predicted"]) for row in csv.DictReader(lines)]
+            table = {
+                row["key"]: Prediction(row["label"], row["predicted"], row.get("group"))
+                for row in csv.DictReader(lines)
+                if row["split"] == split
+            }
     except (OSError, KeyError, csv.Error) as error:
         raise HeadError(
             f"cannot read the predictions of {run} ({error}): give folders that pipeline fit-head wrote"
         ) from None
-    table = {key: (label, predicted) for key, its_split, label, predicted in rows if its_split == split}
     if not table:
         raise HeadError(f"{run} has no predictions on the {split} split: fit with a split that has one")
     return table
@@ -164,8 +185,8 @@ def predictions_of(run: Path, split: str) -> dict[str, tuple[str, str]]:
 def _check_same_rows(
     first_run: str | os.PathLike[str],
     run: str | os.PathLike[str],
-    first: dict[str, tuple[str, str]],
-    other: dict[str, tuple[str, str]],
+    first: dict[str, Prediction],
+    other: dict[str, Prediction],
 ) -> None:
     if first.keys() != other.keys():
         differ = first.keys() ^ other.keys()
@@ -173,7 +194,7 @@ def _check_same_rows(
             f"{first_run} and {run} were tested on other rows ({len(differ)} of {len(first.keys() | other.keys())} "
             f"differ, such as {min(differ)!r}): fit both with the same split or seed"
         )
-    changed = [key for key, (label, _) in first.items() if other[key][0] != label]
+    changed = [key for key, row in first.items() if other[key].label != row.label]
     if changed:
         raise HeadError(
             f"{first_run} and {run} have other labels for {len(changed)} rows (such as {changed[0]!r}): "

@@ -127,12 +127,12 @@ def hold_out(
             split[rows[:count]] = "test"
         return split
     n_groups = len(np.unique(np.asarray(groups)))
-    parts = min(round(1.0 / share), n_groups)
-    if parts < 2:
+    if n_groups < 2:
         raise HeadError(
             f"a hold-out needs at least 2 groups, found {n_groups}: give a split column, or leave the group column out"
         )
-    split[_stratified_group_folds(y, np.asarray(groups), parts, seed) == 0] = "test"
+    parts, taken = _parts(share, min(n_groups, _MOST_PARTS))
+    split[_stratified_group_folds(y, np.asarray(groups), parts, seed) < taken] = "test"
     missing = np.setdiff1d(y, y[split == "train"])
     if every_class and len(missing):
         raise HeadError(
@@ -140,6 +140,21 @@ def hold_out(
             "give a split column, or leave the group column out"
         )
     return split
+
+
+_MOST_PARTS = 20
+
+
+def _parts(share: float, most: int) -> tuple[int, int]:
+    """Return into how many parts to cut groups, and how many of these come nearest to a share; few parts first.
+
+    Examples
+    --------
+    >>> _parts(0.2, 20), _parts(0.4, 20), _parts(0.7, 20), _parts(0.2, 3)
+    ((5, 1), (5, 2), (10, 7), (3, 1))
+    """
+    counts = [(parts, min(max(round(share * parts), 1), parts - 1)) for parts in range(2, most + 1)]
+    return min(counts, key=lambda count: (round(abs(count[1] / count[0] - share), 9), count[0]))
 
 
 def fold_numbers(

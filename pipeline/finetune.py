@@ -9,6 +9,7 @@ Axes: N rows of the cache, K classes.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import shutil
 import threading
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from safetensors.torch import save_file
 
 from pipeline import evaluate
 from pipeline.backbones import FINE_TUNED
@@ -34,6 +36,7 @@ from pipeline.fitting.run_folder import (
     RUN_FILE,
     RUN_FORMAT,
     cache_facts,
+    check_run_folder,
     new_run_folder,
     versions,
     write_json,
@@ -45,7 +48,7 @@ from pipeline.fitting.tasks import measure_splits
 from pipeline.heads.fitted import FittedHead
 from pipeline.heads.model import HeadModel
 from pipeline.heads.saved import HEAD_FILE, LoadedHead, load_head, save_head
-from pipeline.training.images import CachedImages
+from pipeline.training.images import CachedImages, check_unchanged
 from pipeline.training.network import FineTuningNetwork, check_logits
 from pipeline.training.trainer import Trainer, Training, TrainSettings, make_accelerator
 
@@ -164,8 +167,14 @@ def finetune(
         notes.append(text)
         say(text)
 
+    if Path(output).resolve() == Path(probe_dir).resolve():
+        raise PipelineError(
+            f"expected another folder than the probe's for the result, found {output}: name one with -o"
+        )
+    check_run_folder(output)
     rows = _rows_of_run(cache, Path(probe_dir), note)
     _check_classes(rows, head)
+    _check_measured(cache, rows, probe_dir)
     backbone = backbone_of_spec(cache.spec, settings.weights)
     decode = decode_of_spec(cache.spec)
     accelerator = make_accelerator(settings.train)
@@ -181,8 +190,8 @@ def finetune(
         device=str(accelerator.device),
     )
     train, val = _training_rows(rows, settings.train.seed, note)
-    cosine = _check_start(network, images, cache, rows.index[train], head)
-    say(f"the network gives the probe's logits: cosine {cosine:.6f} on {min(CHECKED_IMAGES, len(train))} images")
+    deviation = _check_start(network, images, cache, rows.index[train], head)
+    say(f"the network gives the probe's logits to {deviation:.2g} of their size, on {CHECKED_IMAGES} images at most")
     if settings.start == "random":
         network.head.reset_parameters()
     y = np.full(len(cache), -1, dtype=np.int64)
@@ -191,13 +200,14 @@ def finetune(
     with _work_folder(target, restart=settings.restart) as folder:
         trainer = Trainer(
             network, images, rows.index[train], rows.index[val], y, backbone.preprocess.crop, settings.train, folder,
-            accelerator, stop=stop, say=say, progress=lambda done, total: progress(done, 0, total),
+            accelerator, begun_from=_identity(cache, rows, train, val, head, settings), stop=stop, say=say,
+            progress=lambda done, total: progress(done, 0, total),
         )  # fmt: skip
         training = trainer.run()
     if training.stopped or accelerator.process_index:
         return FinetuneResult(target, {}, None, "", stopped=training.stopped)
     with new_run_folder(target) as part:
-        save_backbone(part / LAST_FILE, _as_backbone(network, training.last, backbone, target.name))
+        save_file({name: tensor.contiguous() for name, tensor in training.last.items()}, part / LAST_FILE)
         tuned = _as_backbone(network, training.best, backbone, target.name)
         save_backbone(part / BACKBONE_FILE, tuned)
         found = _measure(tuned, network, cache, rows, val, head, settings, stop, say)
@@ -258,6 +268,32 @@ def _check_classes(rows: Rows, head: LoadedHead) -> None:
             f"expected the probe's classes in the cache's training rows, found {what or 'another order'}: "
             "fit the head again"
         )
+
+
+def _check_measured(cache: Cache, rows: Rows, probe: str | os.PathLike[str]) -> None:
+    """Make sure, before hours of training, that the probe was measured on the rows that will measure the result."""
+    there = predictions_of(Path(probe), rows.held_out).keys()
+    here = set(cache.keys_of(rows.index[rows.of(rows.held_out)]).tolist())
+    if there != here:
+        raise HeadError(
+            f"expected {probe} to be measured on the {len(here)} {rows.held_out} rows that the cache has now, found "
+            f"{len(there)} ({len(there ^ here)} differ): fit the head again"
+        )
+
+
+def _identity(
+    cache: Cache,
+    rows: Rows,
+    train: NDArray[np.int64],
+    val: NDArray[np.int64],
+    head: LoadedHead,
+    settings: FinetuneSettings,
+) -> str:
+    """Return a hash of what training begins from: a checkpoint of anything else is another run's."""
+    digest = hashlib.sha256(f"{cache.fingerprint} {settings.start} {head.layer} {head.class_names}".encode())
+    for array in (rows.index[train], rows.index[val], rows.y, *head.model.arrays.values()):
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
 
 
 def _training_rows(rows: Rows, seed: int, note: Callable[[str], None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -341,6 +377,7 @@ def _measure(
     done = 0
     try:
         for batch, outputs in embed(source, wanted, tuned, engine, decode, settings.run, stop=stop):
+            check_unchanged(cache, batch)
             X[done : done + len(batch.rows)] = outputs[layer][: len(batch.rows)]
             done += len(batch.rows)
     finally:

@@ -138,7 +138,7 @@ def fit_heads(
 ) -> list[FitResult]:
     """Fit a head for each of several targets: a run folder each, under one that sums them up.
 
-    The embeddings are read from the file once and stay in memory meanwhile.
+    The embeddings are read from the file once and stay in memory meanwhile, but for a head that streams them.
 
     Parameters
     ----------
@@ -172,7 +172,9 @@ def fit_heads(
     results = []
     with new_run_folder(run_dir) as folder:
         cache = open_cache(cache_path)
-        embeddings = np.array(layer_of(cache, settings.layer))
+        embeddings = layer_of(cache, settings.layer)
+        if settings.head not in STREAMED:
+            embeddings = np.array(embeddings)
         for target, name in zip(targets, names, strict=True):
             (folder / name).mkdir()
 
@@ -221,6 +223,7 @@ def _fit(
         settings = replace(settings, task=target.task, head=None if settings.estimator else settings.head)
         if settings.estimator is None and settings.head is None:
             settings = replace(settings, head=next(iter(HEADS_OF[target.task])))
+        _check_choices(settings)
         fit = _fitter(settings)
         rows = select_rows(cache, target, embeddings, settings, note)
     with clock("read"):
@@ -272,6 +275,22 @@ def _check_names(settings: FitSettings) -> None:
         find_head(settings.head, known[0] if known else "classification")
     if settings.group_duplicates is not None and not 0 < settings.group_duplicates <= 1:
         raise HeadError(f"expected a cosine in (0, 1] for --group-duplicates, got {settings.group_duplicates:g}")
+
+
+def _check_choices(settings: FitSettings) -> None:
+    """Refuse, before anything is computed, what head and task have no use for."""
+    if settings.head != "logistic" and (settings.Cs != "auto" or settings.scoring != "accuracy"):
+        what = f"the {settings.head} head" if settings.head else settings.estimator
+        raise HeadError(
+            f"--C, --sweep and --scoring are about the logistic head, found {what}: leave them out, or set its own "
+            "with --set NAME=VALUE"
+        )
+    if settings.shots and settings.task != "classification":
+        raise HeadError(f"--shots counts images of a class, and the task is {settings.task}: leave it out")
+    if settings.shots and min(settings.shots) < 1:
+        raise HeadError(f"expected at least 1 image of every class for --shots, got {min(settings.shots)}")
+    if settings.shots and settings.head in STREAMED:
+        raise HeadError(f"the {settings.head} head is not fitted again on few rows: leave --shots out")
 
 
 def _fitter(settings: FitSettings) -> Fitter:

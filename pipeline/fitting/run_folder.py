@@ -47,8 +47,7 @@ def new_run_folder(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
         Where ``run_dir`` cannot be written, or holds something that is not a run.
     """
     target = Path(run_dir)
-    if target.exists() and not _may_replace(target):
-        raise HeadError(f"{target} exists and is no run folder: give a new folder with -o, or remove it yourself")
+    check_run_folder(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
@@ -68,6 +67,19 @@ def new_run_folder(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
         raise HeadError(f"cannot write {target} ({error}): free space, or give another folder with -o") from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def check_run_folder(run_dir: str | os.PathLike[str]) -> None:
+    """Refuse a folder that holds something that is not a run.
+
+    Raises
+    ------
+    HeadError
+        It does.
+    """
+    target = Path(run_dir)
+    if target.exists() and not _may_replace(target):
+        raise HeadError(f"{target} exists and is no run folder: give a new folder with -o, or remove it yourself")
 
 
 def _may_replace(target: Path) -> bool:
@@ -129,11 +141,13 @@ def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], r
     task = TASKS[rows.task]
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["key", "split", *task.header(rows.class_names)])
+        group = [] if rows.groups is None else ["group"]
+        writer.writerow(["key", "split", *task.header(rows.class_names), *group])
         for split, of_split in predictions.items():
             at = rows.of(split)
             for key, row, predicted in zip(cache.keys_of(rows.index[at]), at, of_split, strict=True):
-                writer.writerow([key, split, *task.cells(rows.y[row], predicted, rows.class_names)])
+                cells = task.cells(rows.y[row], predicted, rows.class_names)
+                writer.writerow([key, split, *cells, *([] if rows.groups is None else [rows.groups[row]])])
 
 
 def run_facts(

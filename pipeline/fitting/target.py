@@ -82,9 +82,9 @@ def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
     task = settings.task if settings.task != "auto" else _likely_task(name, values, texts, note)
     if task == "regression":
         return _numbers(name, values, texts, codes)
-    empty = np.isin(texts, _EMPTY)
     known = codes >= 0
-    if empty.any():
+    if values is not None:  # a class folder may well be called None
+        empty = np.isin(texts, ("nan", "") if values.dtype.kind == "f" else ("",))
         known &= ~empty[codes]
     if task == "multilabel":
         return _label_sets(name, values, texts, codes, known)

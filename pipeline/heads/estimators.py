@@ -42,7 +42,7 @@ class EstimatorModel(HeadModel):
     def scores(self, X: NDArray[Any]) -> Scores:
         """Return scores (N, K) before link and temperature."""
         estimator = self.notes["estimator"]
-        with _explained(estimator):
+        with explained(estimator):
             return scores_of(estimator, X, self.link, self.outputs)
 
 
@@ -214,7 +214,7 @@ def fit_estimator(
     from sklearn.base import clone
 
     said: list[str] = []
-    with _heard(said), _explained(estimator):
+    with _heard(said), explained(estimator):
         fitted = _fit_with_groups(clone(estimator), X, y, groups)
         model = taken(fitted)
         scores = None
@@ -232,7 +232,7 @@ def fit_estimator(
     def refit(rows: Data, target: NDArray[Any]) -> HeadModel | None:
         if not possible(target):
             return None
-        with _heard([]), _explained(estimator):
+        with _heard([]), explained(estimator):
             return taken(clone(estimator).fit(rows, target))
 
     last = _last_step(fitted)
@@ -240,7 +240,7 @@ def fit_estimator(
         fitted,
         model,
         oof_scores=scores,
-        chosen={"alpha": float(last.alpha_)} if hasattr(last, "alpha_") else {},
+        chosen={"alpha": float(last.alpha_)} if np.ndim(getattr(last, "alpha_", [])) == 0 else {},
         sweep=list(getattr(last, "sweep_", [])),
         warnings=said,
         refit=refit,
@@ -277,7 +277,7 @@ def _heard(said: list[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _explained(estimator: Any) -> Iterator[None]:
+def explained(estimator: Any) -> Iterator[None]:
     """Turn scikit-learn's complaints about settings and data into one line."""
     try:
         yield

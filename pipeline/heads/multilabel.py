@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.heads.estimators import fit_estimator, model_of, proof_rows, scaled
+from pipeline.heads.estimators import explained, fit_estimator, model_of, proof_rows, scaled
 from pipeline.heads.fitted import FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
 
@@ -51,7 +51,9 @@ def fit_labels_logistic(
             device=options.device,
             random_state=options.seed,
         )
-        sweeps.append(with_params(sweep, options.params, "the logistic head").fit(X, label.astype(np.int64), groups))
+        sweep = with_params(sweep, options.params, "the logistic head")
+        with explained(sweep):
+            sweeps.append(sweep.fit(X, label.astype(np.int64), groups))
     model = _sigmoids(sweeps)
 
     def refit(rows: NDArray[np.float32], labels: NDArray[np.bool_]) -> HeadModel | None:

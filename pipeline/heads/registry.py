@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import HeadError, near_names
-from pipeline.heads.estimators import class_head, linear_arrays, number_head, scaled
+from pipeline.heads.estimators import class_head, explained, linear_arrays, number_head, scaled
 from pipeline.heads.fitted import FitOptions, FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
 from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
@@ -54,7 +54,9 @@ def fit_logistic(
         ),
         options.params,
         "the logistic head",
-    ).fit(X, y, groups)
+    )
+    with explained(estimator):
+        estimator.fit(X, y, groups)
     estimator.set_params(progress=None)
     coef, intercept = two_columns(estimator.coef_, estimator.intercept_)
     warnings = []
@@ -119,7 +121,9 @@ def fit_linear(
         ),
         options.params,
         "the linear head",
-    ).fit(rows, y, groups)
+    )
+    with explained(estimator):
+        estimator.fit(rows, y, groups)
     estimator.set_params(progress=None)
     temperature = fit_temperature(estimator.validation_scores_, y[estimator.validation_rows_])
     warnings = []

@@ -15,11 +15,12 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.compare import Prediction
     from pipeline.report.content import Content
 
 
 def training_content(
-    cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any], probe: Mapping[str, tuple[str, str]]
+    cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any], probe: Mapping[str, Prediction]
 ) -> Content:
     """Return what the page of a fine-tuning shows.
 
@@ -27,8 +28,8 @@ def training_content(
     ----------
     cache, rows, results, run
         As in `pipeline.report.page.write_report`.
-    probe : mapping of str to (str, str)
-        Label and the probe's prediction of every measured row, by key.
+    probe : mapping of str to Prediction
+        The probe's, of every measured row, by key.
     """
     content = classes_content(cache, rows, results, run)
     training, against = results["metrics"]["training"], results["metrics"]["against_probe"]
@@ -73,15 +74,13 @@ def training_content(
     return content
 
 
-def _changed(
-    cache: Any, rows: Any, results: dict[str, Any], probe: Mapping[str, tuple[str, str]]
-) -> list[dict[str, Any]]:
+def _changed(cache: Any, rows: Any, results: dict[str, Any], probe: Mapping[str, Prediction]) -> list[dict[str, Any]]:
     """Return galleries of what the probe had wrong and the network has right, and the other way round."""
     split = results["held_out"]
     at, probabilities = rows.of(split), results["predictions"][split]
     label = np.asarray(rows.class_names)[rows.y[at]]
     now = np.asarray(rows.class_names)[probabilities.argmax(axis=1)]
-    before = np.asarray([probe[str(key)][1] for key in cache.keys_of(rows.index[at])])
+    before = np.asarray([probe[str(key)].predicted for key in cache.keys_of(rows.index[at])])
     out = []
     for name, title, mask in (
         ("mended", "Mended by fine-tuning", (before != label) & (now == label)),

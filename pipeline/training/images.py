@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.cache import Cache
     from pipeline.decode import DecodePolicy
-    from pipeline.decode_worker import Outcome
+    from pipeline.decode_pool import Batch
     from pipeline.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "standard", "strong")
@@ -77,18 +77,30 @@ class CachedImages:
             device=self._device,
         ) as pool:
             for batch in pool.batches(rows, self._source.locator):
-                for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
-                    self._check(row, outcome)
+                check_unchanged(self._cache, batch)
                 yield batch.images[: len(batch.rows)]
                 batch.release()
 
-    def _check(self, row: int, outcome: Outcome) -> None:
-        key, path = self._cache.keys[row], self._cache.path
-        way_out = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
+
+def check_unchanged(cache: Cache, batch: Batch) -> None:
+    """Make sure that the images of a batch are those that were embedded.
+
+    Raises
+    ------
+    SourceError
+        One is gone, unreadable, or has other content.
+    """
+    way_out = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
+    for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
+        same = outcome.status == Status.DONE and outcome.content_hash == cache.content_hash[row].tobytes()
+        if same:
+            continue
+        key = cache.keys_of(np.array([row]))[0]
         if outcome.status != Status.DONE:
-            raise SourceError(f"expected the image {key} of {path}, found it unusable ({outcome.reason}): {way_out}")
-        if outcome.content_hash != self._cache.content_hash[row].tobytes():
-            raise SourceError(f"the image {key} has other content than when {path} was made: {way_out}")
+            raise SourceError(
+                f"expected the image {key} of {cache.path}, found it unusable ({outcome.reason}): {way_out}"
+            )
+        raise SourceError(f"the image {key} has other content than when {cache.path} was made: {way_out}")
 
 
 def augmentation(name: str, size: tuple[int, int]) -> Callable[[NDArray[np.uint8]], Tensor]:

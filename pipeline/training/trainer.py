@@ -181,6 +181,8 @@ class Trainer:
         Where the checkpoint is; must exist.
     accelerator : accelerate.Accelerator
         Device, precision and processes; see `make_accelerator`.
+    begun_from : str
+        What identifies the start (cache, rows, head): a checkpoint of another one is not gone on with.
     stop, say, progress
         An event that ends training after a checkpoint; takes lines for the user; takes (images done, of how many).
     """
@@ -197,6 +199,7 @@ class Trainer:
         folder: Path,
         accelerator: Any,
         *,
+        begun_from: str = "",
         stop: threading.Event | None = None,
         say: Callable[[str], None] = lambda text: None,
         progress: Callable[[int, int], None] = lambda done, total: None,
@@ -205,9 +208,14 @@ class Trainer:
         self._images, self._train, self._val, self._y = images, train, val, y
         self._augment = augmentation(settings.augment, size)
         self._checkpoint = folder / CHECKPOINT
-        self._accelerator = accelerator
+        self._accelerator, self._begun_from = accelerator, begun_from
         self._stop, self._say, self._progress = stop or threading.Event(), say, progress
         self._world, self._rank = int(accelerator.num_processes), int(accelerator.process_index)
+        if settings.batch_size % self._world:
+            raise PipelineError(
+                f"expected a batch that divides by the {self._world} processes, found {settings.batch_size}: give "
+                "another --batch-size"
+            )
         self._steps = max(1, self._usable(len(train)) // settings.batch_size)
         if self._steps * settings.batch_size < self._usable(len(train)):
             self._steps += 1
@@ -238,11 +246,11 @@ class Trainer:
         state = self._state
         if not resumed:
             state.lr = self._find_rate() if settings.lr == "auto" else float(settings.lr)
-            if self._stop.is_set():  # before anything worth keeping
+            if self._any(self._stop.is_set()):  # before anything worth keeping
                 return self._result()
             state.history.append({"epoch": 0, **self._validate()})
         scheduler = self._new_scheduler()
-        while state.epoch < settings.epochs and not self._stop.is_set() and not self._is_over():
+        while state.epoch < settings.epochs and not self._any(self._stop.is_set()) and not self._is_over():
             self._open_layers(state.epoch)
             self._model.train()
             self._run_epoch(scheduler)
@@ -269,9 +277,8 @@ class Trainer:
 
     def _run_epoch(self, scheduler: Any) -> None:
         state = self._state
-        saved = time.monotonic()
+        saved, started = time.monotonic(), time.perf_counter()
         for images, rows in self._steps_of(state.epoch, state.step):
-            started = time.perf_counter()
             scheduler.step_update(state.epoch * self._steps + state.step)
             loss = self._step(images, self._y[rows])
             if not math.isfinite(loss):
@@ -288,11 +295,19 @@ class Trainer:
                 (state.epoch * self._steps + state.step) * self._settings.batch_size,
                 self._settings.epochs * self._steps * self._settings.batch_size,
             )
-            if self._stop.is_set():
+            if self._any(self._stop.is_set()):
                 return
-            if time.monotonic() - saved > self._settings.checkpoint_s:
+            if self._any(time.monotonic() - saved > self._settings.checkpoint_s):
                 self._save()
                 saved = time.monotonic()
+            started = time.perf_counter()
+
+    def _any(self, here: bool) -> bool:
+        """Tell whether something holds in any process: all of them then do the same next."""
+        if self._world == 1:
+            return here
+        flag = torch.tensor([float(here)], device=self._accelerator.device)
+        return bool(self._accelerator.gather(flag).any())
 
     def _close_epoch(self) -> None:
         state = self._state
@@ -334,7 +349,9 @@ class Trainer:
             try:
                 loss = self._gradient(images, y)
                 break
-            except (torch.OutOfMemoryError, MemoryError) as error:
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
                 self._optimizer.zero_grad()
                 if state.micro_batch == 1 or self._world > 1:
                     raise EngineError(
@@ -427,7 +444,8 @@ class Trainer:
         out = []
         with torch.inference_mode(), self._accelerator.autocast():
             for images in self._images.batches(rows):
-                out.append(network(torch.from_numpy(np.array(images)).to(self._accelerator.device)).float().cpu())
+                for part in torch.from_numpy(np.array(images)).split(self._state.micro_batch):
+                    out.append(network(part.to(self._accelerator.device)).float().cpu())
         network.train(training)
         return torch.cat(out).clone()
 
@@ -496,7 +514,7 @@ class Trainer:
         self._open_layers(self._settings.epochs)
         self._model.train()
         rates = schedule.range_rates()
-        epoch = 0
+        epoch, stopped = 0, False
         while len(state.losses) < len(rates) and not (state.losses and schedule.diverged(state.losses)):
             for images, rows in self._steps_of(-1 - epoch, 0):
                 rate = rates[len(state.losses)]
@@ -504,9 +522,10 @@ class Trainer:
                     group["lr"] = rate * group["lr_scale"]
                 state.losses.append(self._step(images, self._y[rows]))
                 state.rates.append(rate)
-                if self._stop.is_set() or schedule.diverged(state.losses) or len(state.losses) == len(rates):
+                stopped = self._any(self._stop.is_set())
+                if stopped or schedule.diverged(state.losses) or len(state.losses) == len(rates):
                     break
-            if self._stop.is_set():
+            if stopped:
                 break
             epoch += 1
         network.load_state_dict(before)
@@ -525,7 +544,11 @@ class Trainer:
     # ---- checkpoints ----
 
     def _save(self) -> None:
-        self._accelerator.wait_for_everyone()
+        generators = [random_state()]
+        if self._world > 1:
+            from accelerate.utils import gather_object
+
+            generators = gather_object(generators)
         if self._rank:
             return
         save_checkpoint(
@@ -533,13 +556,14 @@ class Trainer:
             {
                 "settings": dataclasses.asdict(self._settings),
                 "processes": self._world,
+                "begun_from": self._begun_from,
                 "state": dataclasses.asdict(self._state),
                 "network": self._network.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "scaler": {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
                 "ema": {} if self._ema is None else self._ema.module.state_dict(),
                 "best": self._best,
-                "random": random_state(),
+                "random": generators,
             },
         )
 
@@ -556,6 +580,11 @@ class Trainer:
                 f"{self._checkpoint.parent} holds an unfinished fine-tuning of other settings: {fields}: use the same, "
                 "or --restart to begin anew"
             )
+        if found["begun_from"] != self._begun_from:
+            raise PipelineError(
+                f"{self._checkpoint.parent} holds an unfinished fine-tuning of another cache, split, probe or start: "
+                "give another folder with -o, or --restart to begin anew"
+            )
         self._state = _State(**found["state"])
         self._network.load_state_dict(found["network"])
         self._optimizer.load_state_dict(found["optimizer"])
@@ -564,10 +593,14 @@ class Trainer:
         if self._ema is not None:
             self._ema.module.load_state_dict(found["ema"])
         self._best = found["best"]
-        if self._rank == 0:
-            set_random_state(found["random"])
+        set_random_state(found["random"][self._rank])
         self._say(f"going on at epoch {self._state.epoch + 1}, step {self._state.step + 1} of {self._steps}")
         return True
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Tell a lack of memory from other errors; on a CPU PyTorch raises a plain RuntimeError for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
 
 
 def make_accelerator(settings: TrainSettings) -> Any:
