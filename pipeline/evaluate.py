@@ -142,6 +142,24 @@ def hold_out(
     return split
 
 
+def groups_of_column(column: ArrayLike) -> NDArray[np.str_]:
+    """Return groups in which every row without one is a group of its own.
+
+    Examples
+    --------
+    >>> groups = groups_of_column(["a", "", "a", ""])
+    >>> len(set(groups.tolist())), groups[0] == groups[2]
+    (3, True)
+    """
+    groups = np.asarray(column).astype(np.str_)
+    alone = np.flatnonzero(groups == "")
+    if not len(alone):
+        return groups
+    filled = groups.astype(f"<U{max(groups.dtype.itemsize // 4, 24)}")
+    filled[alone] = np.char.add("\0", alone.astype(np.str_))  # no name from a table holds a zero
+    return filled
+
+
 _MOST_PARTS = 20
 
 

@@ -228,6 +228,7 @@ def _extract_locked(
         spec = make_spec(backbone, settings, settings.run.precision)
         check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
         check_same_shard(path, old.shard, _record(source))
+        settings = replace(settings, run=settings.run.of_cache(old.spec["precision"]))
         try:
             target, changes = _target(path, old, items, source, spec, settings, stop, say)
         except _StopRequested:

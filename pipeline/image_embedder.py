@@ -202,8 +202,8 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return cache
 
     def _settings(self, cache: Cache | None) -> RunSettings:
-        precision = self.precision or ("float32" if cache is None else cache.spec["precision"])
-        return RunSettings(self.engine, self.device, precision, self.batch_size, self.workers)
+        settings = RunSettings(self.engine, self.device, self.precision or "float32", self.batch_size, self.workers)
+        return settings if cache is None else settings.of_cache(cache.spec["precision"])
 
     def _network(self, cache: Cache | None = None) -> _Network:
         return _network(self.backbone, self.weights, self.layer, self._settings(cache), cache)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -91,7 +91,7 @@ def predict(
     backbone = backbone_of_spec(head.spec, weights or weights_of_run(run_dir))
     decode = decode_of_spec(head.spec)
     if settings.precision == AUTO:
-        settings = replace(settings, precision=head.spec["precision"])
+        settings = settings.of_cache(head.spec["precision"])
     engine, _ = choose_engine(source, backbone, decode, settings, stop=stop, say=say)
     unfinished = path.with_name(path.name + ".new")
     ready = failed = 0

@@ -90,7 +90,7 @@ def check_labels(
         raise AnalysisError(
             "checking labels needs cleanlab, which is not installed: pip install 'embedding-pipeline[analysis]'"
         ) from None
-    from pipeline.evaluate import fit_temperature, largest_fold_count, softmax
+    from pipeline.evaluate import fit_temperature, groups_of_column, largest_fold_count, softmax
     from pipeline.heads.logistic import LogisticSweep
 
     embeddings = layer_of(cache, layer)
@@ -98,7 +98,7 @@ def check_labels(
     labels = np.asarray(cache.labels)
     rows = rows[labels[rows] >= 0]
     used, y, counts = np.unique(labels[rows], return_inverse=True, return_counts=True)
-    groups = np.asarray(cache.columns["group"])[rows] if "group" in cache.columns else None
+    groups = groups_of_column(np.asarray(cache.columns["group"])[rows]) if "group" in cache.columns else None
     if len(used) < 2 or largest_fold_count(y, groups) < 2:
         what = "rows" if groups is None else "groups"
         raise AnalysisError(

@@ -37,11 +37,12 @@ def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -
     """Write a page with the images found for each query."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
-    for query, lines in found.table.groupby("query", sort=False):
-        own = int(found.query_rows[len(groups)])
-        pictures = [page.item(own, str(query), [("", "asked for")], asked=True)] if own >= 0 else _outside(str(query))
-        by_key = dict(zip(cache.keys[found.rows[len(groups)]].tolist(), found.rows[len(groups)].tolist(), strict=True))
-        for line in lines.itertuples():
+    by_query = dict(list(found.table.groupby("query", sort=False)))
+    for query, own, rows in zip(found.queries, found.query_rows.tolist(), found.rows, strict=True):
+        pictures = [page.item(own, query, [("", "asked for")], asked=True)] if own >= 0 else _outside(query)
+        there = rows[rows >= 0]
+        by_key = dict(zip(cache.keys[there].tolist(), there.tolist(), strict=True))
+        for line in by_query[query].itertuples() if len(there) else ():
             facts = [("", line.label)] if line.label else []
             pictures.append(
                 page.item(by_key[line.key], line.key, [*facts, ("cosine", f"{line.cosine:.4f}")], line.label)

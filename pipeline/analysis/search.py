@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,8 @@ class Search:
         ``query``, ``rank`` (1 is the nearest), ``key``, ``label``, ``cosine``.
     rows : (Q, k) int64
         The rows of the cache found.
+    queries : tuple of str
+        The Q queries, each once.
     query_rows : (Q,) int64
         The row that a query is, -1 for an image from outside.
     recall : float or None
@@ -44,6 +46,7 @@ class Search:
 
     table: Any
     rows: NDArray[np.int64]
+    queries: tuple[str, ...]
     query_rows: NDArray[np.int64]
     recall: float | None = None
 
@@ -90,6 +93,7 @@ def search(
     PipelineError
         The cache's backbone cannot be had here.
     """
+    queries = tuple(dict.fromkeys(queries))
     embeddings = layer_of(cache, layer)
     rows = usable_rows(cache, embeddings)
     query_rows = _rows_of(cache, queries, rows)
@@ -116,7 +120,7 @@ def search(
         "label": label_texts(cache, flat[there]),
         "cosine": cosine.ravel()[there].round(6),
     }
-    return Search(frame(columns), found, query_rows, recall)
+    return Search(frame(columns), found, queries, query_rows, recall)
 
 
 def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -158,7 +162,7 @@ def embed_images(
     source = _files(paths)
     settings = run or RunSettings()
     if settings.precision == AUTO:
-        settings = replace(settings, precision=cache.spec["precision"])
+        settings = settings.of_cache(cache.spec["precision"])
     backbone, decode = backbone_of_spec(cache.spec, weights), decode_of_spec(cache.spec)
     engine, _ = choose_engine(source, backbone, decode, settings, say=say)
     out = np.zeros((len(paths), cache.layers[layer].shape[1]), np.float32)

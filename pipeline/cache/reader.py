@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,9 @@ class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
 
     def __repr__(self) -> str:
         return f"<arrays, each read when asked for: {', '.join(self._made) or 'none'}>"
+
+
+_OPENING = threading.RLock()
 
 
 class Cache:
@@ -228,7 +232,9 @@ class Cache:
     def image_bytes(self, row: int) -> bytes | None:
         """Return the bytes of a row's image as it is now, or None where it or its source is gone."""
         try:
-            return self._read_image(row)
+            with _OPENING:  # threads that ask at once must not each open the source
+                read = self._read_image
+            return read(row)
         except (OSError, SourceError):
             return None
 

@@ -130,7 +130,9 @@ class SeveralCaches(Cache):
         }
 
     def image_bytes(self, row: int) -> bytes | None:
-        """Return the bytes of a row's image file; see `Cache.image_bytes`."""
+        """Return the bytes of a row's image; see `Cache.image_bytes`."""
+        if all(part.source == self.source for part in self.parts):
+            return super().image_bytes(row)  # one source for all, opened once
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
         return self.parts[part].image_bytes(row - int(self.starts[part]))
 

@@ -50,6 +50,8 @@ def open_engine(
     from pipeline.engines.multi import MultiEngine
     from pipeline.engines.torch import TorchEngine, default_batch, pick_devices
 
+    if precision == "mixed" and device == "auto":
+        device = "cpu"  # which alone has it, also beside a GPU
     devices = pick_devices(device)
     where = devices[0]
     if engine == "openvino" and where.type != "cpu" and device != "auto":
@@ -67,7 +69,7 @@ def open_engine(
             raise problem
         say(f"running on PyTorch, which is slower: {problem}")
     if precision == "mixed":
-        raise EngineError("--precision mixed is OpenVINO's on a CPU: use auto, or --engine openvino --device cpu")
+        raise EngineError("--precision mixed is OpenVINO's on a CPU: leave --engine and --device out")
     images = batch_size or min(default_batch(each, backbone.preprocess.shape) for each in devices)
     replicas = [TorchEngine(backbone, device=each, precision=precision, batch_size=images) for each in devices]
     return replicas[0] if len(replicas) == 1 else MultiEngine(replicas)

@@ -138,7 +138,7 @@ def select_rows(
     """
     index = _usable_rows(cache, target, note)
     columns = cache.columns
-    groups = np.asarray(columns["group"])[index] if "group" in columns else None
+    groups = evaluate.groups_of_column(np.asarray(columns["group"])[index]) if "group" in columns else None
     split, kind = np.full(len(index), "", dtype="<U5"), "hold-out"
     if "split" in columns:
         split, kind = evaluate.named_split(np.asarray(columns["split"])[index]), "column"

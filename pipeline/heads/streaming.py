@@ -47,8 +47,9 @@ class StreamedRows:
 
     Parameters
     ----------
-    array : ndarray of shape (M, D)
-        A C-ordered map of a file (`numpy.memmap`), or an array in memory.
+    array : array of shape (M, D)
+        A C-ordered map of a file (`numpy.memmap`), an array in memory, or whatever else gives rows by number, such as
+        several maps read as one.
     index : ndarray of shape (N,), int, optional
         Which rows, ascending; all of them by default.
     """
@@ -58,6 +59,7 @@ class StreamedRows:
         self.index = np.arange(len(array)) if index is None else index
         self.shape = (len(self.index), array.shape[1])
         self._file = _file_and_offset(array)
+        self._in_memory = self._file is None and isinstance(array, np.ndarray)
         self._run = max(1, _RUN_BYTES // max(array.dtype.itemsize * array.shape[1], 1))
 
     def __len__(self) -> int:
@@ -83,7 +85,7 @@ class StreamedRows:
         HeadError
             A value read is not finite.
         """
-        if self._file is None:
+        if self._in_memory:
             yield Chunk(self.array, self.index, np.arange(len(self)))
             return
         starts = np.arange(0, len(self), self._run)
@@ -94,7 +96,7 @@ class StreamedRows:
         groups = [np.sort(starts[i : i + together]) for i in range(0, len(starts), together)]
         rows = min(together * self._run, len(self))
         buffers = [np.empty((rows, self.shape[1]), self.array.dtype) for _ in groups[:2]]
-        with ThreadPoolExecutor(1) as reader, _Reader(*self._file, self.array) as file:
+        with ThreadPoolExecutor(1) as reader, self._open() as file:
             coming = reader.submit(self._fill, file, buffers[0], groups[0])
             for number in range(len(groups)):
                 chunk = coming.result()
@@ -105,14 +107,17 @@ class StreamedRows:
     def held(self, buffer_bytes: int | None = None) -> StreamedRows:
         """Return the rows in memory where they fit a buffer, else as they are."""
         size = len(self) * self.shape[1] * self.array.dtype.itemsize
-        if self._file is None or size > (buffer_bytes or BUFFER_BYTES):
+        if self._in_memory or size > (buffer_bytes or BUFFER_BYTES):
             return self
         whole = np.empty(self.shape, self.array.dtype)
-        with _Reader(*self._file, self.array) as file:
+        with self._open() as file:
             self._fill(file, whole, np.arange(0, len(self), self._run))
         return StreamedRows(whole)
 
-    def _fill(self, file: _Reader, buffer: NDArray[Any], starts: NDArray[np.int64]) -> Chunk:
+    def _open(self) -> _Reader | _Indexed:
+        return _Indexed(self.array) if self._file is None else _Reader(*self._file, self.array)
+
+    def _fill(self, file: _Reader | _Indexed, buffer: NDArray[Any], starts: NDArray[np.int64]) -> Chunk:
         positions = np.concatenate([np.arange(start, min(start + self._run, len(self))) for start in starts])
         done = 0
         for start in starts:
@@ -127,6 +132,23 @@ class StreamedRows:
                 )
             done += len(index)
         return Chunk(buffer, np.arange(done), positions)
+
+
+class _Indexed:
+    """Rows of several files, which their own maps read."""
+
+    def __init__(self, array: Any) -> None:
+        self._array = array
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        return None
+
+    def read(self, index: NDArray[np.int64], out: NDArray[Any]) -> None:
+        """Put rows ``index`` into ``out``."""
+        out[...] = self._array[index]
 
 
 class _Reader:

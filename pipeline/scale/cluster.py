@@ -101,6 +101,8 @@ class RayExecutor(Executor):
         self._started = _connect(self._ray, self._address)
         self._quiet.enter_context(_quietly(self._ray.data))
         try:
+            if run.precision == "mixed" and run.device == "auto":
+                run = replace(run, device="cpu")  # which alone has it
             room = _room(self._ray, run.device)
             run = replace(run, workers=run.workers or room.cpus)
             sample = _Sample(sampled, sample_rows(among))

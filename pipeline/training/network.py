@@ -172,8 +172,8 @@ def check_logits(
     deviation = float(np.linalg.norm(found - expected) / max(float(np.linalg.norm(expected)), 1e-12))
     if not deviation <= LARGEST_DEVIATION[exact]:
         raise HeadError(
-            "expected the network to give the head's logits on the cached rows, to "
-            f"{LARGEST_DEVIATION[exact]:g} of their size, found them {deviation:.3g} off: the images are not those of the cache; bring it up to date with "
+            f"expected the network to give the head's logits on the cached rows, {LARGEST_DEVIATION[exact]:g} of their "
+            f"size off at most, found {deviation:.3g}: the images are not those of the cache; bring it up to date with "
             "pipeline extract --check-content"
         )
     return deviation

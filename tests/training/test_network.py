@@ -45,7 +45,7 @@ def test_the_network_begins_as_the_probe(probe: Probe) -> None:
 def test_other_images_than_the_cached_ones_are_refused(probe: Probe) -> None:
     rows = [3, 40, 11]
     others = probe.cache.embeddings[rows[::-1]]
-    with pytest.raises(HeadError, match=r"to 0\.005 of their size"):
+    with pytest.raises(HeadError, match=r"0\.005 of their size"):
         check_logits(started(probe), images_of(probe, rows), others, load_head(probe.run), exact=True)
 
 
