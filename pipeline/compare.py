@@ -106,9 +106,10 @@ def compare_runs(
         figures = {f"figure {i}": value for i, value in enumerate(mean)}
         return figures | {f"difference {i}": value - mean[0] for i, value in enumerate(mean)}
 
-    named = [first[key].group for key in keys]
-    groups = None if None in named else named
-    intervals = evaluate.bootstrap_intervals(measure, len(keys), seed=seed, replicates=replicates, groups=groups)
+    groups = [group for key in keys if (group := first[key].group) is not None]
+    intervals = evaluate.bootstrap_intervals(
+        measure, len(keys), seed=seed, replicates=replicates, groups=groups or None
+    )
     out = []
     for i, run in enumerate(runs):
         only_first, only_this = int((cost[0] < cost[i]).sum()), int((cost[i] < cost[0]).sum())

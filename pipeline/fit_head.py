@@ -224,6 +224,8 @@ def _fit(
         if settings.estimator is None and settings.head is None:
             settings = replace(settings, head=next(iter(HEADS_OF[target.task])))
         _check_choices(settings)
+        if settings.head != "logistic" and _sweeps(settings):
+            note(f"--C, --sweep and --scoring are about the logistic head: not used for {target.name!r}")
         fit = _fitter(settings)
         rows = select_rows(cache, target, embeddings, settings, note)
     with clock("read"):
@@ -273,18 +275,23 @@ def _check_names(settings: FitSettings) -> None:
     if settings.head is not None:
         known = [task for task, heads in HEADS_OF.items() if settings.head in heads]
         find_head(settings.head, known[0] if known else "classification")
+    named = settings.estimator or settings.head
+    if named not in (None, "logistic") and _sweeps(settings):
+        raise HeadError(
+            f"--C, --sweep and --scoring are about the logistic head, found {named}: leave them out, or set its own "
+            "with --set NAME=VALUE"
+        )
     if settings.group_duplicates is not None and not 0 < settings.group_duplicates <= 1:
         raise HeadError(f"expected a cosine in (0, 1] for --group-duplicates, got {settings.group_duplicates:g}")
 
 
+def _sweeps(settings: FitSettings) -> bool:
+    """Tell whether something was asked of the choice of C."""
+    return settings.Cs != "auto" or settings.scoring != "accuracy"
+
+
 def _check_choices(settings: FitSettings) -> None:
     """Refuse, before anything is computed, what head and task have no use for."""
-    if settings.head != "logistic" and (settings.Cs != "auto" or settings.scoring != "accuracy"):
-        what = f"the {settings.head} head" if settings.head else settings.estimator
-        raise HeadError(
-            f"--C, --sweep and --scoring are about the logistic head, found {what}: leave them out, or set its own "
-            "with --set NAME=VALUE"
-        )
     if settings.shots and settings.task != "classification":
         raise HeadError(f"--shots counts images of a class, and the task is {settings.task}: leave it out")
     if settings.shots and min(settings.shots) < 1:

@@ -40,6 +40,22 @@ def test_pairing_shows_what_two_intervals_would_hide(tmp_path: Path) -> None:
     assert (first.difference.low, first.difference.high, first.p_value) == (0, 0, 1)
 
 
+def test_rows_of_a_group_come_together_or_not_at_all(tmp_path: Path) -> None:
+    """Twenty films of fifty frames, all right or none: there are twenty facts, not a thousand."""
+    films = np.arange(20) % 3 == 0
+    one, two = np.repeat(films, 50), np.repeat(films | (np.arange(20) % 7 == 1), 50)
+    runs = [a_run(tmp_path / "one", one), a_run(tmp_path / "second", two)]
+    alone = compare_runs(runs)[1].difference
+    for run in runs:
+        lines = (run / "predictions.csv").read_text().splitlines()
+        groups = ["group", *(str(int(line.split(",")[0]) // 50) for line in lines[1:])]
+        grouped = "\n".join(f"{line},{group}" for line, group in zip(lines, groups, strict=True))
+        (run / "predictions.csv").write_text(grouped)
+    together = compare_runs(runs)[1].difference
+    assert together.value == alone.value > 0
+    assert together.high - together.low > 3 * (alone.high - alone.low)
+
+
 def test_equal_heads_are_not_told_apart(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     _, second = compare_runs([a_run(tmp_path / n, rng.random(500) < 0.8) for n in ("one", "second")])

@@ -83,6 +83,15 @@ def test_no_group_lies_on_both_sides(seed: int) -> None:
     assert set(fold) == {0, 1, 2, 3}
 
 
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.4, 0.6, 0.7])
+def test_whole_groups_come_near_the_share(share: float) -> None:
+    groups = np.repeat(np.arange(200), 5)
+    y = np.arange(1000) % 3
+    split = evaluate.hold_out(y, share=share, seed=0, groups=groups)
+    assert (split == "test").mean() == pytest.approx(share, abs=0.02)
+    assert not set(groups[split == "test"]) & set(groups[split == "train"])
+
+
 def test_a_split_of_other_words_is_refused() -> None:
     with pytest.raises(HeadError, match=r"'tets' \(2 rows\): did you mean test"):
         evaluate.named_split(["train", "tets", "tets"])

@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,7 +18,7 @@ import pytest
 from pipeline.cache import open_cache
 from pipeline.compare import compare_runs
 from pipeline.embed import RunSettings
-from pipeline.errors import HeadError, PipelineError
+from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune
 from pipeline.fit_head import FitSettings, fit_head
@@ -125,6 +126,44 @@ def test_a_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert any(line.startswith("going on at epoch 1, step 2") for line in said)
     assert (tmp_path / "run2" / "backbone.safetensors").read_bytes() == (tuned[0] / "backbone.safetensors").read_bytes()
     assert whole.metrics["test"] == tuned[1].metrics["test"]
+
+
+def test_another_start_does_not_go_on(probe: Probe, tmp_path: Path) -> None:
+    stop = threading.Event()
+    output = tmp_path / "run2"
+    finetune(probe.cache_path, probe.run, output, SETTINGS, stop=stop, progress=lambda *state: stop.set())
+    with pytest.raises(PipelineError, match="of another cache, split, probe or start"):
+        finetune(probe.cache_path, probe.run, output, replace(SETTINGS, start="random"))
+    fit_head(probe.cache_path, tmp_path / "other", FitSettings(Cs=(1.0,), learning_curve=False, report=False, seed=7))
+    with pytest.raises(PipelineError, match="of another cache, split, probe or start"):
+        finetune(probe.cache_path, tmp_path / "other", output, SETTINGS)
+
+
+def test_a_test_image_that_changed_is_named(probe: Probe, tmp_path: Path) -> None:
+    keys = list(predictions(probe.run))
+    file, other = probe.images / keys[0], probe.images / keys[1]
+    kept = file.read_bytes()
+    try:
+        file.write_bytes(other.read_bytes())
+        with pytest.raises(SourceError, match=f"{keys[0]} has other content"):
+            finetune(probe.cache_path, probe.run, tmp_path / "run2", replace(SETTINGS, train=replace(TRAIN, epochs=1)))
+    finally:
+        file.write_bytes(kept)
+    assert not (tmp_path / "run2").exists()
+
+
+def test_what_cannot_be_written_or_measured_is_refused_before_training(probe: Probe, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match="another folder than the probe's"):
+        finetune(probe.cache_path, probe.run, probe.run, SETTINGS)
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.txt").write_text("It was a dark and stormy night.")
+    with pytest.raises(HeadError, match="exists and is no run folder"):
+        finetune(probe.cache_path, probe.run, tmp_path / "thesis", SETTINGS)
+    shutil.copytree(probe.run, tmp_path / "other")
+    text = (probe.run / "predictions.csv").read_text().splitlines(keepends=True)
+    (tmp_path / "other" / "predictions.csv").write_text("".join(text[:-1]))
+    with pytest.raises(HeadError, match="1 differ"):
+        finetune(probe.cache_path, tmp_path / "other", tmp_path / "run2", SETTINGS)
 
 
 def test_a_random_start_is_there_to_compare(probe: Probe, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
 QUICK: dict[str, Any] = {"Cs": (0.01, 0.1), "replicates": 200, "learning_curve": False, "device": "cpu"}
 
+NO_SWEEP = {name: value for name, value in QUICK.items() if name != "Cs"}
+
 
 @pytest.fixture
 def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
@@ -25,7 +28,8 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
 
     def run(cache: StandIn, output: Path | None = None, say: Any = None, **settings: Any) -> FitResult:
         monkeypatch.setattr(pipeline.cache, "open_cache", lambda path: cache)
-        settings = QUICK | {"report": False} | settings
+        quick = QUICK if settings.get("head", "logistic") == "logistic" and "estimator" not in settings else NO_SWEEP
+        settings = quick | {"report": False} | settings
         return fit_head("stand-in.h5", output or tmp_path / "run", FitSettings(**settings), say=say)
 
     return run
@@ -117,8 +121,9 @@ def test_near_duplicates_leak_unless_they_are_found_and_grouped(
         test = (draw < 0.2) | (np.arange(len(cache)) // 3 % 5 == 0)
         cache.columns["split"] = np.where(test, "test", "train")
     notes: list[str] = []
-    leaky = fit(cache, tmp_path / "leaky", Cs=(1.0,), head=head)
-    honest = fit(cache, tmp_path / "honest", Cs=(1.0,), head=head, group_duplicates=0.98, say=notes.append)
+    sweep: dict[str, Any] = {"Cs": (1.0,)} if head == "logistic" else {}
+    leaky = fit(cache, tmp_path / "leaky", head=head, **sweep)
+    honest = fit(cache, tmp_path / "honest", head=head, group_duplicates=0.98, say=notes.append, **sweep)
     assert leaky.metrics["test"]["accuracy"]["value"] > (0.62 if own_split else 0.85)
     assert honest.metrics["test"]["accuracy"]["low"] < 0.5 < honest.metrics["test"]["accuracy"]["high"]
     assert notes[0] == "near duplicates (cosine from 0.98): 150 groups with 450 of 450 rows, the largest of 3"
@@ -156,7 +161,7 @@ def test_numbers_are_learned_and_written(fit: Any, tmp_path: Path) -> None:
     notes: list[str] = []
     result = fit(cache, target="age", report=True, learning_curve=True, say=notes.append)
     assert notes[0].startswith("column 'age': 233 distinct numbers, so the task is regression")
-    assert notes[1] == "left out: 7 of 240 rows without a label"
+    assert "left out: 7 of 240 rows without a label" in notes
     assert result.metrics["test"]["r2"]["low"] > 0.99
     assert result.metrics["learning_curve"][-1]["r2"] == pytest.approx(result.metrics["test"]["r2"])
     assert result.headlines()[0].startswith("test: R² ")
@@ -338,6 +343,10 @@ def test_bad_input_is_one_line_and_leaves_nothing(fit: Any, tmp_path: Path, kind
         ({"task": "regression"}, "expected numbers in 'label'"),
         ({"task": "multilabel", "head": "knn"}, "the knn head does not fit the task multilabel"),
         ({"shots": (0,)}, "at least 1 image"),
+        ({"shots": (1,), "head": "linear"}, "leave --shots out"),
+        ({"head": "ridge", "Cs": (0.1,)}, "about the logistic head, found ridge"),
+        ({"estimator": "sklearn.svm:SVC", "scoring": "log_loss"}, "about the logistic head"),
+        ({"params": {"Cs": 0.1}}, "LogisticSweep fails"),
     ],
 )
 def test_bad_settings_are_named(fit: Any, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
@@ -358,6 +367,18 @@ def test_fewer_folds_and_left_out_rows_are_said(fit: Any) -> None:
     assert notes[1].startswith("left out: ")
     assert notes[1].endswith("of 230 rows without a label")
     assert notes[2] == "3 folds instead of 5: the smallest class has 3 training rows"
+
+
+def test_a_class_may_be_called_none(fit: Any) -> None:
+    result = fit(replace(stand_in(), label_names=("None", "bee", "nan")))
+    assert sum(result.metrics["test"]["rows"] for _ in (0,)) == 48
+    assert not [note for note in result.notes if "without a label" in note]
+
+
+def test_rows_without_a_group_are_not_one_group(fit: Any) -> None:
+    groups = np.array(["burst"] * 6 + [""] * 234)
+    result = fit(stand_in(columns={"group": groups}))
+    assert 40 <= result.metrics["test"]["rows"] <= 56
 
 
 def test_a_column_can_be_the_target(fit: Any) -> None:

@@ -444,8 +444,10 @@ class Trainer:
         out = []
         with torch.inference_mode(), self._accelerator.autocast():
             for images in self._images.batches(rows):
-                for part in torch.from_numpy(np.array(images)).split(self._state.micro_batch):
-                    out.append(network(part.to(self._accelerator.device)).float().cpu())
+                whole, size = torch.from_numpy(np.array(images)), self._state.micro_batch
+                for first in range(0, len(whole), size):
+                    part = whole[first : first + size].to(self._accelerator.device)
+                    out.append(network(part).float().cpu())
         network.train(training)
         return torch.cat(out).clone()
 

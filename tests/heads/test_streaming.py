@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.cache.several import ConcatenatedRows
 from pipeline.errors import HeadError
 from pipeline.heads import streaming
 from pipeline.heads.streaming import StreamedRows
@@ -87,6 +88,17 @@ def test_held_rows_are_those_chosen(tmp_path: Path) -> None:
     np.testing.assert_array_equal(held.array, array[[1, 2, 7, 19]])
     assert rows.held(buffer_bytes=8) is rows
     np.testing.assert_array_equal(held.take(np.array([0, 3])).index, [0, 3])
+
+
+def test_several_maps_stream_as_one(tmp_path: Path) -> None:
+    array = np.random.default_rng(0).normal(size=(90, 3)).astype(np.float32)
+    both = ConcatenatedRows([mapped(tmp_path / "a", array[:50]), mapped(tmp_path / "b", array[50:])])
+    index = np.arange(0, 90, 2)
+    rows = StreamedRows(both, index)
+    rows._run = 4
+    found = np.concatenate([data[at].copy() for data, at, _ in rows.chunks(buffer_bytes=2 * 8 * 12)])
+    np.testing.assert_array_equal(found, array[index])
+    np.testing.assert_array_equal(rows.held().array, array[index])
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

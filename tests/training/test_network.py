@@ -10,7 +10,8 @@ from torch import nn
 from pipeline.backbones import load_backbone
 from pipeline.embed import backbone_of_spec, decode_of_spec
 from pipeline.errors import HeadError
-from pipeline.heads import load_head
+from pipeline.heads import LoadedHead, load_head
+from pipeline.heads.model import HeadModel
 from pipeline.training.images import CachedImages
 from pipeline.training.network import FineTuningNetwork, check_logits, depths, freeze_statistics
 
@@ -47,6 +48,24 @@ def test_other_images_than_the_cached_ones_are_refused(probe: Probe) -> None:
     others = probe.cache.embeddings[rows[::-1]]
     with pytest.raises(HeadError, match=r"0\.005 of their size"):
         check_logits(started(probe), images_of(probe, rows), others, load_head(probe.run), exact=True)
+
+
+def test_of_two_classes_the_size_counts_too() -> None:
+    """With two classes the logits' direction is all but given: a head twice as steep has to be told apart."""
+    backbone = load_backbone("timm/test_efficientnet", "random")
+    network = FineTuningNetwork(backbone, "penultimate", 2)
+    images = np.random.default_rng(0).integers(0, 256, (4, *backbone.preprocess.shape)).astype(np.uint8)
+    with torch.inference_mode():
+        embeddings = network.eval().backbone(torch.from_numpy(images))[0].numpy()
+    coef, intercept = (p.detach().double().numpy() for p in (network.head.weight, network.head.bias))
+
+    def head(steepness: float) -> LoadedHead:
+        arrays = {"coef": steepness * coef, "intercept": steepness * intercept}
+        return LoadedHead(HeadModel("linear", arrays, "softmax", 2), ("a", "b"), "penultimate", {}, "f", "logistic")
+
+    assert check_logits(network, images, embeddings, head(1.0), exact=True) < 1e-4
+    with pytest.raises(HeadError, match=r"found 0\.5"):
+        check_logits(network, images, embeddings, head(2.0), exact=True)
 
 
 def test_statistics_stay_frozen_through_every_train(probe: Probe) -> None:
