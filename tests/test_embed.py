@@ -116,6 +116,27 @@ def test_an_engine_that_gives_other_numbers_is_found_out(
         choose_engine(source, backbone, POLICY, RunSettings(engine="openvino", precision="float32"))
 
 
+@pytest.mark.parametrize(("cosine", "taken"), [(0.9992, True), (0.9985, True), (0.97, False)])
+def test_more_rows_of_a_cache_are_computed_in_its_precision(
+    source: Source, backbone: Backbone, monkeypatch: pytest.MonkeyPatch, cosine: float, taken: bool
+) -> None:
+    """Images that fall a little short of the contract do not keep a cache from going on; the user is told."""
+    monkeypatch.setattr("pipeline.engines.selfcheck.check", lambda engine, sample, expected: cosine)
+    asked = RunSettings(engine="openvino", device="cpu", precision="mixed")
+    settled, said = RunSettings(engine="openvino", device="cpu").of_cache("mixed"), list[str]()
+    if cosine < 0.999:
+        with pytest.raises(EngineError, match=r"expected cosine 0\.999"):
+            choose_engine(source, backbone, POLICY, asked)
+    if not taken:
+        with pytest.raises(EngineError, match=r"expected cosine 0\.999"):
+            choose_engine(source, backbone, POLICY, settled)
+        return
+    engine, _ = choose_engine(source, backbone, POLICY, settled, say=said.append)
+    engine.close()
+    assert engine.precision == "mixed"
+    assert [line.startswith("warning: on these images mixed gives") for line in said] == [True] * (cosine < 0.999)
+
+
 def test_without_a_sample_nothing_but_float32_is_taken(backbone: Backbone, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(40))
     engine, found = choose_engine(open_source(str(tmp_path)), backbone, POLICY, RunSettings(device="cpu"))
