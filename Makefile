@@ -8,6 +8,7 @@ IMAGES   ?= data/digits
 CACHE    ?= data/digits.h5
 BACKBONE ?= efficientnet_lite0
 RUN      ?= $(basename $(CACHE))-head
+TUNED    ?= $(basename $(CACHE))-tuned
 ARGS     ?=
 
 BIN       := .venv/bin
@@ -16,7 +17,7 @@ DEV       := .venv/.installed-dev
 PIP       := $(BIN)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help install extract fit-head lint format test test-slow test-faults test-browser coverage bench docs clean
+.PHONY: help install extract fit-head finetune lint format test test-slow test-faults test-browser coverage bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -30,6 +31,10 @@ extract: $(INSTALLED) $(if $(filter data/digits,$(IMAGES)),data/digits) ## Embed
 
 fit-head: $(INSTALLED) ## Fit a head on CACHE and report in RUN
 	$(BIN)/pipeline fit-head '$(CACHE)' -o '$(RUN)' $(ARGS)
+
+finetune: $(INSTALLED) ## Train the network behind CACHE from the head in RUN on, into TUNED
+	$(PIP) --editable '.[finetune]'
+	$(BIN)/pipeline finetune '$(CACHE)' '$(RUN)' -o '$(TUNED)' $(ARGS)
 
 data/digits: | $(INSTALLED)
 	@mkdir -p data
