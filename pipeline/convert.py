@@ -6,6 +6,7 @@ PyTorch's part is `pipeline.dataset`.
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline.errors import PipelineError
 from pipeline.selection import DONE, PENULTIMATE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Container, Iterator
 
     import anndata
     import pandas as pd
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.selection import Selection
+
+OWN_NAMES = ("key", "label", "status", "embedding")
+"""What tables call what a cache itself knows, beside ``e0``, ``e1``, …; a column called so becomes ``column_NAME``."""
 
 
 def to_pandas(selection: Selection, layer: str | None = PENULTIMATE) -> pd.DataFrame:
@@ -165,4 +169,20 @@ def _facts(selection: Selection) -> dict[str, Any]:
 
 def _named(selection: Selection) -> Iterator[tuple[str, NDArray[Any]]]:
     names = list(selection.columns)
-    return zip(valid_text(tuple(names)), (selection.columns[name] for name in names), strict=True)
+    shown = valid_text(tuple(names))
+    for name, text in zip(names, shown, strict=True):
+        is_own = text in OWN_NAMES or re.fullmatch("e[0-9]+", text) is not None
+        yield free_name(text, {*shown, *OWN_NAMES}) if is_own else text, selection.columns[name]
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return a column's name, with ``column_`` before it as often as it is taken.
+
+    Examples
+    --------
+    >>> free_name("age", {"label"}), free_name("label", {"label"})
+    ('age', 'column_label')
+    """
+    while name in taken:
+        name = f"column_{name}"
+    return name

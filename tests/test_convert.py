@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import pickle
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import pipeline
-from pipeline.cache import Items
+from pipeline.cache import CacheWriter, Items
 from pipeline.errors import PipelineError
+from pipeline.export import export
 from tests.cache import synthetic
 from tests.test_selection import make_mixed
 
@@ -127,3 +130,24 @@ def test_torch_with_workers(selection: Selection) -> None:
     data = selection.to_torch()
     loader = data.loader(5, shuffle=True, num_workers=2, multiprocessing_context="spawn")
     assert collected(loader) == collected(data.loader(24))
+
+
+def test_columns_called_as_the_tables_own_are_renamed(tmp_path: Path) -> None:
+    names = ["key", "label", "status", "embedding", "e0", "e10", "column_key", "edge"]
+    columns = {name: np.arange(10) + 10 * i for i, name in enumerate(names)}
+    path = synthetic.make_cache(tmp_path / "c.h5", replace(synthetic.make_items(10), columns=columns))
+    writer = CacheWriter(path)
+    synthetic.write_rows(writer, np.arange(10))
+    writer.close()
+    selection = pipeline.open(path).select(status="all")
+    frame, table = selection.to_pandas().reset_index(), selection.to_arrow()
+    shown = ["column_column_key", *(f"column_{name}" for name in names[1:6]), "column_key", "edge"]
+    for found in (frame, table.to_pandas()):
+        assert found["key"].tolist() == selection.keys.tolist()
+        assert [found[name].tolist() for name in shown] == [columns[name].tolist() for name in names]
+        assert set(found["status"]) == {"done"}
+    np.testing.assert_array_equal(np.array(table["embedding"].to_pylist(), np.float32), selection.embeddings)
+    np.testing.assert_array_equal(frame["e0"], selection.embeddings[:, 0])
+    assert len(set(frame.columns)) == len(frame.columns)
+    export(path, tmp_path / "x.csv", "csv")
+    np.testing.assert_allclose(pd.read_csv(tmp_path / "x.csv")["e0"], selection.embeddings[:, 0], rtol=1e-5)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.rows import write_table
+from pipeline.convert import free_name
 from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -45,9 +46,7 @@ def write_atlas_table(path: str | os.PathLike[str], cache: Any, found: Layout) -
     table = found.table.copy()
     for name, values in cache.columns.items():
         column = np.asarray(values)[found.rows]
-        table[f"column_{name}" if name in table.columns else name] = (
-            column.astype(object) if column.dtype.kind == "U" else column
-        )
+        table[free_name(name, table.columns)] = column.astype(object) if column.dtype.kind == "U" else column
     root = cache.source.get("root")
     if root is not None and "image" not in table.columns:
         table["image"] = [str(Path(root) / key) for key in table["key"]]
