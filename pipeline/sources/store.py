@@ -8,6 +8,7 @@ import functools
 import hashlib
 import os
 import stat
+import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
@@ -23,6 +24,8 @@ OPEN_FILES = 128
 """Files kept open for reading by range; more shards than this are opened again when their turn comes."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 """Protocol → the extra of this project that installs what it needs."""
+RECHECK_SECONDS = 30
+"""How long a remote file that was found as listed is read without another look."""
 IN_PROCESS = ("memory",)
 """Protocols whose files only the process that wrote them sees."""
 
@@ -90,9 +93,9 @@ class LocalStore(Store):
     """The file system of this machine."""
 
     def look(self, path: str) -> File:
-        """Return size and time."""
+        """Return the absolute path, for processes that work in another folder, size and time."""
         info = os.stat(path)
-        return File(path, info.st_size, info.st_mtime_ns)
+        return File(os.path.join(os.getcwd(), path), info.st_size, info.st_mtime_ns)
 
     def is_folder(self, path: str) -> bool:
         """Tell whether there is a folder."""
@@ -114,7 +117,8 @@ class LocalStore(Store):
 
     def read(self, file: File, offset: int, size: int) -> bytes:
         """Return the bytes by ``pread``."""
-        fd = _handle(file).fd
+        handle = _handle(file)  # held, or it may close under the read: threads that miss the cache at once have two
+        fd = handle.fd
         info = os.fstat(fd)
         if (info.st_size, info.st_mtime_ns) != (file.size, file.stamp):
             raise OSError(errno.ESTALE, "the archive changed after it was listed")
@@ -210,14 +214,35 @@ class RemoteStore(Store):
             return cast("BinaryIO", self._fs.open(path, "rb"))
 
     def read(self, file: File, offset: int, size: int) -> bytes:
-        """Return the bytes by one ranged request."""
+        """Return the bytes by one ranged request; every now and then, and where that fails, another looks at the file.
+
+        Raises
+        ------
+        OSError
+            Also where the file was found to have changed; one that was replaced since the last look may have been read.
+        """
         if not size:
             return b""
-        with _as_os_error(file.path):
-            data = bytes(self._fs.cat_file(file.path, start=offset, end=offset + size))
+        if time.monotonic() >= _look_again.get((self.url, file), 0.0):
+            self._check(file)
+        try:
+            with _as_os_error(file.path):
+                data = bytes(self._fs.cat_file(file.path, start=offset, end=offset + size))
+        except OSError:
+            self._check(file)
+            raise
         if len(data) != size:
+            self._check(file)
             raise OSError(errno.EIO, f"expected {size} bytes by range, found {len(data)}: the archive ends inside it")
         return data
+
+    def _check(self, file: File) -> None:
+        """Ask, not a listing kept from earlier, whether the file is as it was listed."""
+        _look_again.pop((self.url, file), None)
+        self.refresh()
+        if self.look(file.path) != file:
+            raise OSError(errno.ESTALE, "the archive changed after it was listed")
+        _look_again[self.url, file] = time.monotonic() + RECHECK_SECONDS
 
     def read_all(self, path: str) -> bytes:
         """Return the file's bytes."""
@@ -230,6 +255,10 @@ class RemoteStore(Store):
     def address(self, path: str) -> str:
         """Return the URL without credentials."""
         return public(self._fs.unstrip_protocol(path))
+
+
+_look_again: dict[tuple[str, File], float] = {}
+"""Files found as listed by this process → when they are due for another look."""
 
 
 def open_store(location: str) -> tuple[Store, str]:
@@ -296,7 +325,9 @@ def _stamp(info: Mapping[str, Any]) -> int:
         if isinstance(value, (int, float)):
             return int(value * 1e9)
         if hasattr(value, "timestamp"):
-            return int(cast("Any", value).timestamp() * 1e9)
+            seconds = cast("Any", value).timestamp()
+            # S3's answer about one file has whole seconds; MinIO's listings of the same have more.
+            return int(seconds) * 10**9 if name == "LastModified" else int(seconds * 1e9)
     for name in ("ETag", "etag", "blob_id", "md5Hash", "updated", "Last-Modified"):
         if info.get(name):
             digest = hashlib.blake2b(str(info[name]).encode(), digest_size=8).digest()
