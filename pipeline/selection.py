@@ -231,7 +231,8 @@ class Selection:
         columns : sequence of str, optional
             Which columns of the table to add; all by default.
         say : callable
-            Told how many rows and lines found no match; `unmatched` of the result has the same numbers.
+            Told how many rows and lines found no match (`unmatched` of the result has the same numbers), and which
+            columns were left out, as their texts are long.
 
         Returns
         -------
@@ -242,11 +243,12 @@ class Selection:
         Raises
         ------
         SourceError
-            The table has no such column, holds a key twice, a name that is taken, or no key of any row.
+            The table has no such column, holds a key twice, a name that is taken, no key of any row, or long texts in a
+            column that was asked for.
         """
         import pandas as pd
 
-        from pipeline.sources.table import TEXT_COLUMNS, column_values, read_table
+        from pipeline.sources.table import MAX_TEXT, TEXT_COLUMNS, column_values, read_table, without_long_texts
 
         if isinstance(table, (str, os.PathLike)):
             frame = read_table(os.fspath(table), text=(on, *TEXT_COLUMNS))
@@ -288,7 +290,15 @@ class Selection:
                 if len(own) and len(lines)
                 else "expected rows on both sides of a join, found none"
             )
-        aligned = frame.set_index(on).reindex(own.tolist())
+        aligned, long = without_long_texts(frame.set_index(on))
+        if long and columns is not None:
+            raise SourceError(
+                f"expected texts of {MAX_TEXT} characters at most, found longer ones in {long[0].key!r} of the table "
+                "to join: shorten them, or name others with columns="
+            )
+        if long:
+            say(f"left out: {', '.join(skip.key for skip in long)} (texts above {MAX_TEXT} characters)")
+        aligned = aligned.reindex(own.tolist())
         joined = self._narrowed(everywhere, of_candidates=True)
         joined._joined |= {str(name): column_values(aligned[name], text=name == "split") for name in aligned.columns}
         joined._choose(self.wanted_status)

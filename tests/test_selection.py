@@ -232,3 +232,15 @@ def test_what_is_pickled_is_where_it_lies(path: Path, tmp_path: Path) -> None:
     synthetic.make_full(copy, 40)
     with pytest.raises(CacheError, match="another in its place"):
         pickle.loads(data)
+
+
+def test_joined_columns_of_long_texts_are_left_out(path: Path) -> None:
+    selection = pipeline.open(path)
+    table = pd.DataFrame({"key": selection.keys, "caption": ["x" * 257] + ["y"] * 23, "age": 3})
+    said: list[str] = []
+    joined = selection.join(table, say=said.append)
+    assert "caption" not in joined.columns
+    assert joined.columns["age"].tolist() == [3] * 24
+    assert said[0] == "left out: caption (texts above 256 characters)"
+    with pytest.raises(SourceError, match="found longer ones in 'caption'"):
+        selection.join(table, columns=["caption"])

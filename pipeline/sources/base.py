@@ -224,6 +224,25 @@ def key_array(keys: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     return array
 
 
+def public_names(paths: Sequence[str]) -> list[str]:
+    """Return paths as keys show them: URLs without their credentials.
+
+    Raises
+    ------
+    SourceError
+        Different URLs are the same without: rows could not be told apart.
+    """
+    names = [public(path) if "://" in path else path for path in paths]
+    if len(set(names)) < len(set(paths)):
+        first: dict[str, str] = {}
+        twice = next(name for path, name in zip(paths, names, strict=True) if first.setdefault(name, path) != path)
+        raise SourceError(
+            f"expected URLs that differ before their query, which is kept in no key, found {twice} with several: name "
+            "images or archives by paths of their own"
+        )
+    return names
+
+
 def unchanged_since(known: Known, now: Known) -> NDArray[np.bool_]:
     """Tell which files of ``now`` are among ``known``, of the same size and time."""
     if not len(known[0]) or not len(now[0]):

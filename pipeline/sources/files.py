@@ -6,6 +6,7 @@ import errno
 import os
 import posixpath
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from pipeline.sources.base import (
     key_array,
     labels_from_folders,
     named_like_an_image,
+    public_names,
 )
 from pipeline.sources.store import LocalStore
 from pipeline.sources.urls import public
@@ -59,7 +61,11 @@ class FilesSource(Source):
     def __init__(self, location: str, store: Store, files: Sequence[File], root: str) -> None:
         self.location = location
         self._store, self._root = store, root
-        found = sorted((os.fsencode(relative(file.path, root)), file) for file in files)
+        shown = public_names([file.path for file in files])
+        found = sorted(
+            ((os.fsencode(relative(name, public(root))), file) for name, file in zip(shown, files, strict=True)),
+            key=itemgetter(0),
+        )
         wanted = list(in_threads(lambda pair: _is_image(store, pair[1]), found))
         self.skipped = [
             Skipped(os.fsdecode(key), "not an image") for (key, _), yes in zip(found, wanted, strict=True) if not yes
@@ -72,6 +78,7 @@ class FilesSource(Source):
                 "pattern"
             )
         keys = [key for key, _ in images]
+        paths = [os.fsencode(relative(file.path, root)) for _, file in images]
         labels, names, columns = labels_from_folders(keys)
         self.items = ItemTable(
             keys=key_array(keys),
@@ -81,10 +88,11 @@ class FilesSource(Source):
             mtimes_ns=np.array([file.stamp for _, file in images], dtype=np.int64),
             columns=columns,
         )
+        self._paths = self.items.keys if paths == keys else np.array(paths, dtype=np.bytes_)
 
     def locator(self, i: int) -> tuple[bytes, int]:
-        """Return the path of item ``i`` relative to the root, and its size."""
-        return bytes(self.items.keys[i]), int(self.items.sizes[i])
+        """Return the path of item ``i`` relative to the root, credentials and all, and its size."""
+        return bytes(self._paths[i]), int(self.items.sizes[i])
 
     def reader(self) -> Reader:
         """Return a reader of files."""
@@ -106,10 +114,10 @@ class FilesReader:
 
     def __call__(self, locator: tuple[bytes, int]) -> bytes:
         """Return the file's bytes; raises `OSError`."""
-        key, size = locator
+        path, size = locator
         if size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"file of {size} bytes, above {MAX_FILE_BYTES}")
-        return self.store.read_all(posixpath.join(self.root, os.fsdecode(key)))
+        return self.store.read_all(posixpath.join(self.root, os.fsdecode(path)))
 
 
 def relative(path: str, root: str) -> str:
@@ -125,7 +133,7 @@ def relative(path: str, root: str) -> str:
 
 def _is_image(store: Store, file: File) -> bool:
     if not isinstance(store, LocalStore):
-        return named_like_an_image(os.fsencode(file.path))
+        return named_like_an_image(os.fsencode(public(file.path)))
     try:
         return is_image(store.head(file.path, SNIFF_BYTES))
     except OSError:

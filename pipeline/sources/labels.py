@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import SourceError
-from pipeline.sources.base import ItemTable, Skipped, encode_labels
-from pipeline.sources.table import column_values, read_table
+from pipeline.sources.base import ItemTable, Skipped, encode_labels, public_names
+from pipeline.sources.table import cell_texts, column_values, read_table, without_long_texts
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 
 def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]:
-    """Return the items with the columns of a table, and the rows of the table that belong to none of them.
+    """Return the items with the columns of a table, and what of the table is left out: columns, and rows of no item.
 
     Items that the table does not name have no label, and missing values (NaN, or empty text) in the other columns.
+    Lists become label sets, and columns of long texts are left out, as of `pipeline.sources.TableSource`.
 
     Parameters
     ----------
@@ -40,7 +41,8 @@ def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]
             f"expected a column 'key' and others in {shown}, found {', '.join(map(repr, frame.columns))}: rename the "
             "column that holds the keys ('pipeline info' and the cache's /keys show them)"
         )
-    keys = np.array([os.fsencode(key) for key in frame["key"].fillna("").astype(str)], dtype=np.bytes_)
+    written = public_names(frame["key"].fillna("").astype(str).tolist())
+    keys = np.array([os.fsencode(key) for key in written], dtype=np.bytes_)
     ordered, first, counts = np.unique(keys, return_index=True, return_counts=True)
     if len(ordered) < len(keys):
         twice = os.fsdecode(bytes(ordered[counts > 1][0]))
@@ -53,23 +55,22 @@ def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]
             f"expected keys of the images in {shown}, such as {os.fsdecode(bytes(items.keys[0]))!r}, found {theirs!r}: "
             "write the keys as 'pipeline extract' names the images"
         )
+    frame, long = without_long_texts(frame.drop(columns="key"))
     rows = first[at]
     columns = dict(items.columns)
     for name in frame.columns:
-        if name not in ("key", "label"):
+        if name != "label":
             values = column_values(frame[name], text=name in ("split", "group"))
             columns[str(name)] = _spread(values, rows, known)
     labels, names = items.labels, items.label_names
     if "label" in frame:
-        texts = [
-            None if missing else str(text) for text, missing in zip(frame["label"], frame["label"].isna(), strict=True)
-        ]
+        texts = cell_texts(frame["label"])
         labels, names = encode_labels(
             [texts[row] if there else None for row, there in zip(rows.tolist(), known.tolist(), strict=True)]
         )
     used = np.zeros(len(keys), dtype=np.bool_)
     used[rows[known]] = True
-    without = [Skipped(os.fsdecode(bytes(key)), "in the table of labels only") for key in keys[~used]]
+    without = long + [Skipped(os.fsdecode(bytes(key)), "in the table of labels only") for key in keys[~used]]
     return replace(items, labels=labels, label_names=names, columns=columns), without
 
 

@@ -25,6 +25,7 @@ from pipeline.sources.base import (
     encode_labels,
     key_array,
     labels_from_folders,
+    public_names,
 )
 from pipeline.sources.urls import public
 
@@ -246,7 +247,12 @@ class LeftOut(Sequence[Skipped]):
 
 
 def shard_names(paths: Sequence[str]) -> list[bytes]:
-    """Return what goes before the members' names, so that keys of several archives differ.
+    """Return what goes before the members' names, so that keys of several archives differ; no credentials of URLs.
+
+    Raises
+    ------
+    SourceError
+        URLs differ in their query only.
 
     Examples
     --------
@@ -255,8 +261,9 @@ def shard_names(paths: Sequence[str]) -> list[bytes]:
     """
     if len(paths) == 1:
         return [b""]
-    shared = posixpath.commonpath([posixpath.dirname(path) or "." for path in paths]) if paths else ""
-    return [os.fsencode(posixpath.relpath(path, shared or "/")) + b"/" for path in paths]
+    names = public_names(paths)
+    shared = posixpath.commonpath([posixpath.dirname(name) or "." for name in names]) if names else ""
+    return [os.fsencode(posixpath.relpath(name, shared or "/")) + b"/" for name in names]
 
 
 def _texts(index: Columns, what: str, rows: NDArray[np.int64]) -> list[str]:

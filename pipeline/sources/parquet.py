@@ -14,10 +14,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import MAX_MEMBER_BYTES, ItemTable, Reader, Source, encode_labels, in_threads, key_array
+from pipeline.sources.base import (
+    MAX_MEMBER_BYTES,
+    ItemTable,
+    Reader,
+    Skipped,
+    Source,
+    encode_labels,
+    in_threads,
+    key_array,
+)
 from pipeline.sources.members import shard_names
 from pipeline.sources.store import LocalStore
-from pipeline.sources.table import column_values
+from pipeline.sources.table import cell_texts, column_values, without_long_texts
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -30,11 +39,15 @@ if TYPE_CHECKING:
     from pipeline.sources.store import File, Store
 
 BATCH_ROWS = 64
-"""Rows that are read together: a row group may be larger than memory."""
+"""Rows that are read together, at most: a row group may be larger than memory."""
+BATCH_BYTES = 16 << 20
+"""Unpacked bytes of images that are read together, about: of large images fewer than `BATCH_ROWS`."""
 BATCHES_KEPT = 4
+KEPT_BYTES = BATCHES_KEPT * BATCH_BYTES
+"""Of a file, but for a single batch that is larger."""
+FILES_KEPT = 2
+"""Files that a process keeps batches of: two, as threads stand on both sides of where one ends."""
 KEY_COLUMNS = ("key", "__key__")
-MAX_TEXT = 256
-"""Columns of longer texts (captions) are left out: a cache's columns are of fixed length."""
 
 
 class ParquetSource(Source):
@@ -42,7 +55,8 @@ class ParquetSource(Source):
 
     A key is the column ``key`` where there is one, else the path that the image column holds where every row has its
     own, else the row's number; with several files the file's name goes before it. ``label`` (by name where Hugging
-    Face's metadata give names), ``split``, ``group`` and further plain columns are kept.
+    Face's metadata give names), ``split``, ``group`` and further columns of numbers, truth values, texts and lists of
+    texts are kept; see `pipeline.sources.table.without_long_texts`.
 
     Parameters
     ----------
@@ -81,11 +95,11 @@ class ParquetSource(Source):
         if not total:
             raise SourceError(f"expected images in {public(location)}, found no rows: name another file")
         prefixes = shard_names([file.path for file in files])
-        frame = pd.concat([part.frame for part in parts], ignore_index=True)
+        long = {skip.key: skip for part in parts for skip in part.long}
+        self.skipped = list(long.values())
+        frame = pd.concat([part.frame for part in parts], ignore_index=True).drop(columns=list(long), errors="ignore")
         labels, names = (
-            encode_labels([None if value is None or value != value else str(value) for value in frame["label"]])
-            if "label" in frame
-            else (np.full(total, -1, dtype=np.int32), ())
+            encode_labels(cell_texts(frame["label"])) if "label" in frame else (np.full(total, -1, dtype=np.int32), ())
         )
         counts = [sum(part.groups) for part in parts]
         self.items = ItemTable(
@@ -135,6 +149,8 @@ class ParquetReader:
         batches = _batches(self.store, self.files[number], self.column)
         try:
             value = batches.row(group, row)
+        except MemoryError:  # Arrow's own is both
+            raise
         except pa.ArrowException as error:
             raise OSError(errno.EIO, f"damaged in the file: {first_line(error)}") from None
         if value is None:
@@ -152,26 +168,38 @@ class _Batches:
         if (now.size, now.stamp) != (file.size, file.stamp):
             raise OSError(errno.ESTALE, "the file changed after it was listed")
         self._parquet = _open(store, file.path)
-        self._column = column
+        self._path = column + ".bytes" if _is_struct(self._parquet, column) else column
         self._lock = threading.Lock()
+        self._rows: dict[int, int] = {}
         self._kept: OrderedDict[tuple[int, int], pa.Array] = OrderedDict()
         self._under_way: tuple[int, int, Iterator[pa.RecordBatch]] | None = None
 
     def row(self, group: int, row: int) -> bytes | None:
         """Return the bytes in a row of a group."""
-        number, place = divmod(row, BATCH_ROWS)
         with self._lock:
+            if (rows := self._rows.get(group, 0)) == 0:
+                rows = self._rows[group] = self._rows_together(group)
+            number, place = divmod(row, rows)
             values = self._kept.get((group, number))
             if values is None:
-                values = self._fetch(group, number)
+                values = self._fetch(group, number, rows)
         value: bytes | None = values[place].as_py()
         return value
 
-    def _fetch(self, group: int, number: int) -> pa.Array:
+    def _rows_together(self, group: int) -> int:
+        """Return how many rows of a group are read together, by the mean size of their images."""
+        about = self._parquet.metadata.row_group(group)
+        size = sum(
+            column.total_uncompressed_size
+            for column in map(about.column, range(about.num_columns))
+            if column.path_in_schema == self._path
+        )
+        return max(1, min(BATCH_ROWS, int(BATCH_BYTES * about.num_rows // max(size, 1))))
+
+    def _fetch(self, group: int, number: int, rows: int) -> pa.Array:
         """Go on to a batch from where the last one was, or from the start of its group."""
         if self._under_way is None or self._under_way[0] != group or self._under_way[1] > number:
-            names = self._column + ".bytes" if _is_struct(self._parquet, self._column) else self._column
-            batches = self._parquet.iter_batches(BATCH_ROWS, row_groups=[group], columns=[names], use_threads=False)
+            batches = self._parquet.iter_batches(rows, row_groups=[group], columns=[self._path], use_threads=False)
             self._under_way = group, 0, batches
         _, at, batches = self._under_way
         while True:
@@ -183,15 +211,18 @@ class _Batches:
             if hasattr(values, "field") and values.type.num_fields:  # of the struct, only the bytes were read
                 values = values.field(0) if values.null_count == 0 else _bytes_of(values)
             self._kept[group, at] = values
-            if len(self._kept) > BATCHES_KEPT:
+            while len(self._kept) > 1 and self._is_full():
                 self._kept.popitem(last=False)
             at += 1
             self._under_way = group, at, batches
             if at > number:
                 return values
 
+    def _is_full(self) -> bool:
+        return len(self._kept) > BATCHES_KEPT or sum(kept.nbytes for kept in self._kept.values()) > KEPT_BYTES
 
-@functools.lru_cache(8)
+
+@functools.lru_cache(FILES_KEPT)
 def _batches(store: Store, file: File, column: str) -> _Batches:
     return _Batches(store, file, column)
 
@@ -204,12 +235,13 @@ def _bytes_of(values: pa.Array) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one file says of itself: rows per group, image column, keys and further columns."""
+    """What one file says of itself: rows per group, image column, keys, further columns, and columns left out."""
 
     groups: list[int]
     column: str
     keys: list[bytes]
     frame: pd.DataFrame
+    long: list[Skipped]
 
 
 def _open(store: Store, path: str) -> pq.ParquetFile:
@@ -233,18 +265,14 @@ def _look(store: Store, file: File, column: str | None, location: str) -> _Part:
             if name in frame and frame[name].dtype.kind in "iu":
                 frame[name] = [values[i] if 0 <= i < len(values) else None for i in frame[name]]
         keys = _keys(parquet, frame, chosen)
+    except MemoryError:
+        raise
     except (pa.ArrowException, OSError, ValueError) as error:
         raise SourceError(
             f"cannot read the Parquet file {public(file.path)}: {public(first_line(error))}: make it again"
         ) from None
-    long = [
-        name
-        for name in frame.columns
-        if name not in ("label", "split", "group")
-        and frame[name].dtype.kind not in "biuf"
-        and any(isinstance(text, str) and len(text) > MAX_TEXT for text in frame[name])
-    ]
-    return _Part(groups, chosen, keys, frame.drop(columns=[*long, *(name for name in KEY_COLUMNS if name in frame)]))
+    frame, long = without_long_texts(frame.drop(columns=list(KEY_COLUMNS), errors="ignore"))
+    return _Part(groups, chosen, keys, frame, long)
 
 
 def _keys(parquet: pq.ParquetFile, frame: pd.DataFrame, column: str) -> list[bytes]:
@@ -297,13 +325,17 @@ def _is_plain(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     types = pa.types
+
+    def text(kind: pa.DataType) -> bool:
+        return bool(types.is_string(kind) or types.is_large_string(kind))
+
     return bool(
         types.is_boolean(kind)
         or types.is_integer(kind)
         or types.is_floating(kind)
-        or types.is_string(kind)
-        or types.is_large_string(kind)
+        or text(kind)
         or types.is_dictionary(kind)
+        or ((types.is_list(kind) or types.is_large_list(kind)) and text(kind.value_type))
     )
 
 

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import FileReader, ItemTable, Reader, Source, encode_labels, in_threads, key_array
+from pipeline.sources.base import (
+    FileReader,
+    ItemTable,
+    Reader,
+    Skipped,
+    Source,
+    encode_labels,
+    in_threads,
+    key_array,
+    public_names,
+)
+from pipeline.sources.files import relative
 from pipeline.sources.store import IN_PROCESS, open_store
 from pipeline.sources.urls import is_url, public
 
@@ -22,16 +33,18 @@ if TYPE_CHECKING:
 
 PARQUET_MAGIC = b"PAR1"
 UNSEEN, MISSING = (-1, -1), (-1, -2)
+MAX_TEXT = 256
+"""Columns of longer texts (captions) are left out: a cache's columns are of fixed length."""
 TEXT_COLUMNS = ("key", "path", "label", "split", "group")
 
 
 class TableSource(Source):
     """The images that a table names, in its order.
 
-    Paths are relative to the table's folder, or absolute, or URLs; the path as written is the key. What is at a URL is
-    not looked at before its turn: a row whose image is missing there fails. An empty cell is a missing value.
-    ``label`` is a class name even where it looks like a number; further columns keep their type. A list of Parquet
-    becomes text, its elements joined by ``|``.
+    Paths are relative to the table's folder, or absolute, or URLs; the path as written is the key, a URL without its
+    credentials. What is at a URL is not looked at before its turn: a row whose image is missing there fails. An empty
+    cell is a missing value. ``label`` is a class name even where it looks like a number; further columns keep their
+    type. A list of Parquet becomes text, its elements joined by ``|``. See `without_long_texts` for what is left out.
 
     Parameters
     ----------
@@ -64,29 +77,37 @@ class TableSource(Source):
                 f"expected a path in every row of {shown}, row {empty[0] + 1} has none ({len(empty)} such rows): "
                 "fill them in or remove them"
             )
-        paths = [os.fsencode(path) for path in frame["path"].astype(str)]
+        written = frame["path"].astype(str).tolist()
+        paths = [os.fsencode(path) for path in written]
         self._remote = is_url(location)
-        folder = posixpath.dirname(location) if self._remote else os.path.abspath(os.path.dirname(location))
+        if self._remote:
+            folder = posixpath.dirname(location.partition("?")[0])
+            whole = public_names([path if is_url(path) else posixpath.join(folder, path) for path in written])
+            shown_paths = [
+                name if is_url(path) else relative(name, public(folder))
+                for name, path in zip(whole, written, strict=True)
+            ]
+        else:
+            folder = os.path.abspath(os.path.dirname(location))
+            shown_paths = public_names(written)
         self._folder = os.fsencode(folder)
-        keys = key_array(paths)
+        keys = key_array([os.fsencode(name) for name in shown_paths])
+        self._paths = keys if shown_paths == written else np.array(paths, dtype=np.bytes_)
         sizes, mtimes = self._stat(paths, allow_missing=allow_missing)
-        labels, names = encode_labels(_texts(frame["label"])) if "label" in frame else _no_labels(len(frame))
+        labels, names = encode_labels(cell_texts(frame["label"])) if "label" in frame else _no_labels(len(frame))
+        frame, self.skipped = without_long_texts(frame.drop(columns=["path", "label"], errors="ignore"))
         self.items = ItemTable(
             keys=keys,
             labels=labels,
             label_names=names,
             sizes=sizes,
             mtimes_ns=mtimes,
-            columns={
-                str(name): column_values(frame[name], text=name in ("split", "group"))
-                for name in frame.columns
-                if name not in ("path", "label")
-            },
+            columns={str(name): column_values(frame[name], text=name in ("split", "group")) for name in frame.columns},
         )
 
     def locator(self, i: int) -> bytes:
-        """Return the path of item ``i`` as the table gives it."""
-        return bytes(self.items.keys[i])
+        """Return the path of item ``i`` as the table gives it, credentials and all."""
+        return bytes(self._paths[i])
 
     def describe(self) -> dict[str, str]:
         """Return where the images are, for the cache."""
@@ -191,7 +212,28 @@ def read_table(location: str, text: Sequence[str] = TEXT_COLUMNS) -> pd.DataFram
         raise SourceError(f"cannot read {path} as a table: {first_line(error)}") from None
 
 
-def _texts(series: pd.Series[Any]) -> list[str | None]:
+def without_long_texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Skipped]]:
+    """Return a table without its columns of long texts, and which these are.
+
+    One text above `MAX_TEXT` characters makes every row's as long, and gigabytes of a million rows. Labels, splits and
+    groups are names, and stay.
+    """
+    long = [name for name in frame.columns if name not in ("label", "split", "group") and _is_long(frame[name])]
+    return frame.drop(columns=long), [
+        Skipped(str(name), f"column of texts above {MAX_TEXT} characters") for name in long
+    ]
+
+
+def _is_long(series: pd.Series[Any]) -> bool:
+    import pandas.api.types as types
+
+    return not types.is_numeric_dtype(series) and any(
+        text is not None and len(text) > MAX_TEXT for text in cell_texts(series)
+    )
+
+
+def cell_texts(series: pd.Series[Any]) -> list[str | None]:
+    """Return cells as text, lists joined by a bar; None where there is nothing."""
     return [None if missing else _text(value) for value, missing in zip(series, series.isna(), strict=True)]
 
 
@@ -217,4 +259,4 @@ def column_values(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:
             return np.asarray(series, dtype=np.int64)
         if types.is_numeric_dtype(series) and not types.is_bool_dtype(series):
             return np.asarray(series.to_numpy(dtype=np.float64, na_value=np.nan))
-    return np.array([text or "" for text in _texts(series)], dtype=np.str_)
+    return np.array([text or "" for text in cell_texts(series)], dtype=np.str_)

@@ -20,5 +20,7 @@ def public(location: str) -> str:
     >>> public("photos/what?.jpg")
     'photos/what?.jpg'
     """
-    bare = re.sub(r"(://)[^/\s'\"@]*@", r"\1", location)
+    bare = re.sub(r"(://)[^/\s'\"]*@", r"\1", location)  # a password may hold an @ of its own
+    # A text that begins as a URL is one: there, spaces and quotes do not end the query, nor keep it from being found.
+    bare = re.sub(r"\A([a-zA-Z][a-zA-Z0-9+.-]*://[^?#]*)\?[^#]*", r"\1", bare)
     return re.sub(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"?#]*)\?[^\s'\"#)]*", r"\1", bare)

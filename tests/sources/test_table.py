@@ -64,6 +64,16 @@ def test_lists_become_label_sets(frame: pd.DataFrame, tmp_path: Path) -> None:
     assert source.items.columns["tags"].tolist() == ["1|2", "", "|", "3"]
 
 
+def test_a_column_of_long_texts_is_left_out(frame: pd.DataFrame, tmp_path: Path) -> None:
+    frame["caption"] = ["short", "x" * 257, None, ""]
+    frame["group"] = ["g" * 257, "7", "7", "g1"]  # a name, which is what nothing may be lost of
+    frame.to_parquet(tmp_path / "t")
+    source = open_source(str(tmp_path / "t"))
+    assert "caption" not in source.items.columns
+    assert source.items.columns["group"][0] == "g" * 257
+    assert [(skip.key, skip.reason) for skip in source.skipped] == [("caption", "column of texts above 256 characters")]
+
+
 def test_paths_are_relative_to_the_table(image_folder: Path) -> None:
     file = image_folder.parent / "relative.csv"
     file.write_text(f"path\n{image_folder.name}/ant/00.png\n", encoding="utf-8-sig")
