@@ -74,7 +74,7 @@ def open_source(
         raise SourceError(f"cannot read {public(location)}: {reason}: check the path") from None
     if labels is not None:
         source.items, without = with_labels(source.items, labels)
-        source.skipped = [*source.skipped, *without] if without else source.skipped
+        source.skipped = [*without, *source.skipped] if without else source.skipped
     return source
 
 
@@ -159,7 +159,7 @@ def expand_braces(pattern: str) -> list[str]:
             parts.append([text])
         if count > MOST_FILES:
             raise SourceError(
-                f"expected {MOST_FILES} files at most, found {pattern} to stand for {count}: mend the braces"
+                f"expected {MOST_FILES} files at most, found {public(pattern)} to stand for {count}: mend the braces"
             )
     expanded = [""]
     for choices in parts:
@@ -173,21 +173,39 @@ def _open(location: str, *, allow_missing: bool, known: Known | None) -> Source:
     files, root, folder = _find(store, path, location)
     if folder and isinstance(store, LocalStore):
         return FolderSource(path, known)
+    if folder and name is not None:
+        raise _names_nothing(location, name, "a folder")
     if folder:
         source: Source = FilesSource(location, store, files, root)
     else:
-        source = _by_content(location, store, files, root, name, allow_missing=allow_missing)
+        source = _by_content(location, store, path, files, root, name, allow_missing=allow_missing)
     source.address = _address(location, store, path, name)
     here_only = source.in_process if isinstance(source, TableSource) else store.protocol in IN_PROCESS
     return CarriedSource(source) if here_only else source
 
 
 def _split_name(store: Store, path: str) -> tuple[str, str | None]:
-    """Cut ``#NAME`` off, unless the file itself is called so."""
+    """Cut ``#NAME`` off what names files, unless that is how they or their folder are called (``run#2/*.jpg``)."""
     before, mark, name = path.rpartition("#")
-    if not mark or (isinstance(store, LocalStore) and os.path.exists(path)):
+    if not mark:
+        return path, None
+    if store.protocol in ("http", "https"):  # never part of what is asked of a server
+        return before, name
+    if store.is_folder(path) or _names_files(store, path) or not _names_files(store, before):
         return path, None
     return before, name
+
+
+def _names_files(store: Store, pattern: str) -> bool:
+    if isinstance(store, LocalStore) and os.path.isfile(pattern):
+        return True
+    return any(store.glob(one) for one in expand_braces(pattern))
+
+
+def _names_nothing(location: str, name: str, found: str) -> SourceError:
+    return SourceError(
+        f"expected a Parquet or HDF5 file before '#{name}' in {public(location)}, found {found}: leave out '#{name}'"
+    )
 
 
 def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool]:
@@ -201,7 +219,8 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
                     f"expected a folder of images or a table at {location}, found something that is neither a file nor "
                     "a folder: check the path"
                 )
-            return [store.look(path)], posixpath.dirname(path), False
+            file = store.look(path)
+            return [file], posixpath.dirname(file.path), False
     patterns = expand_braces(path)
     magic = "*[" if store.protocol in ("http", "https") else "*?["
     found: list[str] = []
@@ -227,8 +246,10 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
             raise SourceError(f"cannot read {shown}: {reason}: check the path") from None
 
     unique = list(dict.fromkeys(found))
-    fixed = re.split("[*?[{]", path, maxsplit=1)[0]
-    return list(in_threads(look, unique)), fixed.rpartition("/")[0], False
+    root = re.split("[*?[{]", path, maxsplit=1)[0].rpartition("/")[0]
+    if isinstance(store, LocalStore) and not os.path.isabs(path):
+        root = os.path.join(os.getcwd(), root)
+    return list(in_threads(look, unique)), root, False
 
 
 def _hidden(path: str, root: str) -> bool:
@@ -236,7 +257,7 @@ def _hidden(path: str, root: str) -> bool:
 
 
 def _by_content(
-    location: str, store: Store, files: list[File], root: str, name: str | None, *, allow_missing: bool
+    location: str, store: Store, path: str, files: list[File], root: str, name: str | None, *, allow_missing: bool
 ) -> Source:
     kinds = list(in_threads(lambda file: _kind(store, file), _ends(files)))
     if len(set(kinds)) > 1 and set(kinds) & {"tar", "zip", "parquet", "hdf5"}:
@@ -244,6 +265,8 @@ def _by_content(
             f"expected files of one kind at {public(location)}, found {kinds[0]} and {kinds[-1]}: narrow the pattern"
         )
     kind = kinds[0]
+    if name is not None and kind not in ("parquet", "hdf5"):
+        raise _names_nothing(location, name, {"image": "an image", "table": "a table"}.get(kind, kind))
     if kind in COMPRESSED.values():
         raise SourceError(
             f"expected an archive whose members can be read by offset, found {public(location)} packed by {kind}: "
@@ -259,8 +282,9 @@ def _by_content(
         return ParquetSource(location, store, files, name)
     if kind == "image" or len(files) > 1:
         return FilesSource(location, store, files, root)
-    table = files[0].path if isinstance(store, LocalStore) else location
-    return TableSource(table, allow_missing=allow_missing)
+    if isinstance(store, LocalStore):
+        location = path if os.path.exists(path) else files[0].path
+    return TableSource(location, allow_missing=allow_missing)
 
 
 def _ends(files: list[File]) -> list[File]:
@@ -305,5 +329,7 @@ def _has_images(store: Store, file: File) -> bool:
 
 def _address(location: str, store: Store, path: str, name: str | None) -> str:
     """Return what opens the source again from any folder, without credentials."""
-    address = os.path.abspath(path) if isinstance(store, LocalStore) else public(location).partition("#")[0]
+    if not isinstance(store, LocalStore):
+        return public(location)
+    address = os.path.abspath(path)
     return f"{address}#{name}" if name else address

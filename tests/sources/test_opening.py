@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -17,7 +18,7 @@ from pipeline import open_cache
 from pipeline.embed import RunSettings
 from pipeline.errors import SourceError
 from pipeline.extract import ExtractSettings, extract
-from pipeline.sources import open_source, public
+from pipeline.sources import hdf5, open_source, parquet, public, store
 from pipeline.sources.opening import expand_braces
 from scripts.source_variants import make_encoded_hdf5, make_folder, make_parquet, make_tars, make_zip
 from scripts.trivial_network import trivial_network
@@ -76,6 +77,61 @@ def test_a_column_or_data_set_may_be_named(tmp_path: Path) -> None:
     assert source.describe()["address"].endswith("two.h5#x/right")
 
 
+def test_a_mark_in_the_name_of_a_folder_cuts_nothing(tmp_path: Path) -> None:
+    make_folder(tmp_path / "run", {"0.png": picture(0)})
+    make_folder(tmp_path / "run#2", {"1.png": picture(1), "2.png": picture(2)})
+    make_parquet(tmp_path / "run#2" / "x.parquet", IMAGES, hugging_face=True)
+    assert open_source(str(tmp_path / "run#2" / "*.png")).items.keys.tolist() == [b"1.png", b"2.png"]
+    assert open_source(str(tmp_path / "run#2" / "{2,1}.png")).items.keys.tolist() == [b"1.png", b"2.png"]
+    for name in ("x.parquet", "*.parquet", "{x,x}.parquet"):
+        assert len(open_source(f"{tmp_path}/run#2/{name}#image")) == 6
+    assert open_source(f"memory://{copied(tmp_path / 'run#2')}/*.png").items.keys.tolist() == [b"1.png", b"2.png"]
+    with pytest.raises(SourceError, match="found nothing"):
+        open_source(str(tmp_path / "run#3"))
+
+
+def copied(folder: Path) -> str:
+    import fsspec
+
+    for path in folder.iterdir():
+        fsspec.filesystem("memory").pipe_file(f"/marked/{folder.name}/{path.name}", path.read_bytes())
+    return f"marked/{folder.name}"
+
+
+def test_a_name_of_what_holds_no_columns_is_refused(archive: str, tmp_path: Path) -> None:
+    make_folder(tmp_path / "run", IMAGES)
+    (tmp_path / "t.csv").write_text("path\nrun/bee/0.png\n")
+    for location, found in (
+        (archive, "zip"),
+        (f"{tmp_path}/run/*/*.png", "an image"),
+        (f"{tmp_path}/t.csv", "a table"),
+    ):
+        with pytest.raises(SourceError, match=f"expected a Parquet or HDF5 file before '#x' in .*, found {found}"):
+            open_source(f"{location}#x")
+
+
+@pytest.mark.parametrize("named", ["a.zip", "*.zip", "{a,b}.zip", "p.parquet", "e.h5", "f/*/*.png", "./f/bee/0.png"])
+def test_relative_paths_are_read_from_any_folder(named: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = tmp_path / "odd [x]{1,2}#3"
+    here.mkdir()
+    for name in ("a.zip", "b.zip"):
+        make_zip(here / name, IMAGES, deflated=True)
+    make_parquet(here / "p.parquet", IMAGES, hugging_face=True)
+    make_encoded_hdf5(here / "e.h5", IMAGES)
+    make_folder(here / "f", IMAGES)
+    monkeypatch.chdir(here)
+    source = open_source(named)
+    assert source.describe()["location"] == named
+    assert not any(str(tmp_path) in source[i].key for i in range(len(source)))
+    read = source.reader()
+    expected = [read(source.locator(i)) for i in range(len(source))]
+    for cache in (store._handle, parquet._batches, hdf5._dataset):
+        cache.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    assert [read(source.locator(i)) for i in range(len(source))] == expected
+    assert set(expected) <= set(IMAGES.values())
+
+
 def test_a_cache_is_no_source(tmp_path: Path) -> None:
     make_folder(tmp_path / "images", IMAGES)
     with trivial_network():
@@ -92,11 +148,27 @@ def test_rows_of_parquet_without_bytes_fail_alone(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": rows, "note": ["x", "y" * 300, "z", ""], "n": [1, 2, 3, 4]}), tmp_path / "p")
     source = open_source(str(tmp_path / "p"))
     assert list(source.items.columns) == ["n"]  # a text of 300 characters is no column of a cache
+    assert [(skip.key, skip.reason) for skip in source.skipped] == [("note", "column of texts above 256 characters")]
     read = source.reader()
     assert [read(source.locator(0)), read(source.locator(3))] == [picture(1), picture(2)]
     for i in (1, 2):
         with pytest.raises(OSError, match="holds no bytes"):
             read(source.locator(i))
+
+
+def test_lists_of_text_in_parquet_are_label_sets(tmp_path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = {
+        "image": [picture(i) for i in range(3)],
+        "label": [["cat", "dog"], [], None],
+        "tags": [["a"], ["b", "c"], []],
+    }
+    pq.write_table(pa.table({**table, "box": [[1.0, 2.0]] * 3}), tmp_path / "p")
+    source = open_source(str(tmp_path / "p"))
+    assert [source[i].label for i in range(3)] == ["cat|dog", "|", None]
+    assert {name: values.tolist() for name, values in source.items.columns.items()} == {"tags": ["a", "b|c", "|"]}
 
 
 def test_class_names_of_hugging_face(tmp_path: Path) -> None:
@@ -169,6 +241,19 @@ def test_a_side_table_tells_labels_and_more(kind: str, archive: str, tmp_path: P
     assert [(skip.key, skip.reason) for skip in source.skipped] == [("gone.png", "in the table of labels only")]
 
 
+def test_a_side_table_tells_label_sets_and_leaves_long_texts_out(archive: str, tmp_path: Path) -> None:
+    keys = ["ant/1.png", "bee/0.png", "k" * 300]
+    frame = pd.DataFrame({"key": keys, "label": [["cat", "dog"], ["cat"], []], "caption": ["a", "b" * 257, ""]})
+    frame.to_parquet(tmp_path / "t")
+    source = open_source(archive, labels=str(tmp_path / "t"))
+    assert source.items.label_names == ("cat", "cat|dog")
+    assert list(source.items.columns) == []
+    assert [(skip.key, skip.reason) for skip in source.skipped] == [
+        ("caption", "column of texts above 256 characters"),
+        ("k" * 300, "in the table of labels only"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -238,16 +323,22 @@ class _Handler(BaseHTTPRequestHandler):
         return
 
 
+@contextmanager
+def serving(body: bytes) -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, body)) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
 @pytest.fixture
 def server(archive: str) -> Iterator[str]:
     from pathlib import Path
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, Path(archive).read_bytes())) as serving:
-        thread = threading.Thread(target=serving.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{serving.server_port}/a.zip"
-        serving.shutdown()
-        thread.join()
+    with serving(Path(archive).read_bytes()) as host:
+        yield f"{host}/a.zip"
 
 
 def test_a_signed_url_is_read_and_its_signature_is_kept_nowhere(
@@ -268,6 +359,54 @@ def test_a_signed_url_is_read_and_its_signature_is_kept_nowhere(
     assert not any("s3cr3t" in text for text in (*said, *capfd.readouterr()))
 
 
+def test_no_signature_is_in_the_keys_of_several_archives(server: str, tmp_path: Path) -> None:
+    said: list[str] = []
+    with trivial_network():
+        shards = server.replace("a.zip", "{1..2}.zip?Signature=s3cr3t")
+        summary = extract(shards, tmp_path / "c.h5", SETTINGS, say=said.append)
+    assert (summary.computed, summary.failed) == (12, 0)
+    assert open_cache(tmp_path / "c.h5").keys[::6].tolist() == ["1.zip/bee/0.png", "2.zip/bee/0.png"]
+    kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert not any(b"s3cr3t" in data for data in kept)
+    assert not any("s3cr3t" in text for text in said)
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_no_signature_is_in_the_keys_of_images(table: bool, tmp_path: Path) -> None:
+    with serving(picture(1)) as host, trivial_network():
+        images = f"{host}/x/img{{1..3}}.png?Signature=s3cr3t&more=a.b/c"
+        if table:
+            images = str(tmp_path / "t.csv")
+            (tmp_path / "t.csv").write_text(
+                "path\n" + "".join(f"{host}/x/img{i}.png?Signature=s3cr3t\n" for i in (1, 2, 3))
+            )
+        summary = extract(images, tmp_path / "c.h5", SETTINGS)
+    before = f"{host}/x/" if table else ""
+    assert open_cache(tmp_path / "c.h5").keys.tolist() == [f"{before}img{i}.png" for i in (1, 2, 3)]
+    assert (summary.computed, summary.failed) == (3, 0)
+    assert b"s3cr3t" not in (tmp_path / "c.h5").read_bytes()
+
+
+@pytest.mark.parametrize("table", [False, True])
+def test_urls_that_differ_in_their_query_only_are_refused(table: bool, tmp_path: Path) -> None:
+    with serving(picture(1)) as host:
+        images = f"{host}/img.png?id={{1..2}}&Signature=s3cr3t"
+        if table:
+            images = str(tmp_path / "t.csv")
+            (tmp_path / "t.csv").write_text("path\n" + "".join(f"{host}/img.png?id={i}&s=s3cr3t\n" for i in (1, 2)))
+        with pytest.raises(SourceError, match=r"differ before their query, .* found http://.*/img.png with") as caught:
+            open_source(images)
+    assert "s3cr3t" not in str(caught.value)
+
+
+def test_a_side_table_may_name_signed_urls(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path\nhttps://h/1.png?sig=s3cr3t\n")
+    (tmp_path / "l.csv").write_text("key,label\nhttps://h/1.png?sig=0ther,cat\nhttps://h/2.png?sig=0ther,dog\n")
+    source = open_source(str(tmp_path / "t.csv"), labels=str(tmp_path / "l.csv"))
+    assert (source[0].key, source[0].label) == ("https://h/1.png", "cat")
+    assert [skip.key for skip in source.skipped] == ["https://h/2.png"]
+
+
 @pytest.mark.parametrize(
     ("given", "shown"),
     [
@@ -275,6 +414,8 @@ def test_a_signed_url_is_read_and_its_signature_is_kept_nowhere(
         ("403, message='Forbidden', url='https://h/a?X-Amz-Credential=k&X-Amz-Signature=s'", "403, message='Forbidden', url='https://h/a'"),
         ("s3://bucket/a?versionId=3#column", "s3://bucket/a#column"),
         ("plain/file?.png", "plain/file?.png"),
+        ("https://u:p@ss@h/a", "https://h/a"),
+        ("https://h/my file.jpg?sig=a'b) c#d", "https://h/my file.jpg#d"),
     ],
 )  # fmt: skip
 def test_what_may_be_shown_of_a_url(given: str, shown: str) -> None:
