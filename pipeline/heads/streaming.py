@@ -54,7 +54,7 @@ class StreamedRows:
         Which rows, ascending; all of them by default.
     """
 
-    def __init__(self, array: NDArray[Any], index: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, array: Any, index: NDArray[np.int64] | None = None) -> None:
         self.array = array
         self.index = np.arange(len(array)) if index is None else index
         self.shape = (len(self.index), array.shape[1])
