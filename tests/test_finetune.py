@@ -112,6 +112,7 @@ def test_a_head_that_is_not_linear_is_refused(probe: Probe, tmp_path: Path) -> N
         finetune(probe.cache_path, tmp_path / "knn", tmp_path / "run2", SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
     probe: Probe, tuned: tuple[Path, FinetuneResult], tmp_path: Path
 ) -> None:
@@ -128,6 +129,7 @@ def test_a_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert whole.metrics["test"] == tuned[1].metrics["test"]
 
 
+@pytest.mark.slow
 def test_another_start_does_not_go_on(probe: Probe, tmp_path: Path) -> None:
     stop = threading.Event()
     output = tmp_path / "run2"
@@ -166,6 +168,7 @@ def test_what_cannot_be_written_or_measured_is_refused_before_training(probe: Pr
         finetune(probe.cache_path, tmp_path / "other", tmp_path / "run2", SETTINGS)
 
 
+@pytest.mark.slow
 def test_a_random_start_is_there_to_compare(probe: Probe, tmp_path: Path) -> None:
     settings = replace(SETTINGS, start="random", train=replace(TRAIN, epochs=1), report=False)
     result = finetune(probe.cache_path, probe.run, tmp_path / "run2", settings)
@@ -203,6 +206,7 @@ def test_two_processes_train_together(probe: Probe, tmp_path: Path) -> None:
     assert (tmp_path / "run2" / "backbone.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_onnx_gives_the_same_probabilities(tuned: tuple[Path, FinetuneResult], tmp_path: Path) -> None:
     onnxruntime = pytest.importorskip("onnxruntime")
     from pipeline.training.onnx import export_onnx

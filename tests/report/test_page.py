@@ -67,7 +67,8 @@ def other_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     settings = FitSettings(replicates=200, device="cpu", Cs=(0.1,))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline.cache, "open_cache", lambda path: cache)
-        fit_heads("c.h5", output / "several", ["label", HOSTILE], replace(settings, learning_curve=False, head="ridge"))
+        ridge = replace(settings, learning_curve=False, head="ridge", Cs="auto")
+        fit_heads("c.h5", output / "several", ["label", HOSTILE], ridge)
         fit_head("c.h5", output / "numbers", replace(settings, target=HOSTILE))
         fit_head("c.h5", output / "labels", replace(settings, target="tags", task="multilabel"))
     return {name: output / name / "report.html" for name in ("several", "numbers", "labels")}

@@ -96,6 +96,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(probe: Probe, whole: Training, tmp_pa
         }
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_those_of_the_whole_batch(probe: Probe, tmp_path: Path) -> None:
     plain = dataclasses.replace(SETTINGS, epochs=1, augment="none", ema=0.0)
     whole = build(probe, tmp_path / "a", plain).run()
@@ -157,6 +158,7 @@ def test_a_damaged_checkpoint_is_refused(probe: Probe, tmp_path: Path, damage: b
         build(probe, tmp_path).run()
 
 
+@pytest.mark.slow
 def test_the_range_test_leaves_the_start_as_it_was(
     probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,6 +187,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", OPTIONS)
 def test_the_options_train(probe: Probe, tmp_path: Path, change: dict[str, Any]) -> None:
     found = build(probe, tmp_path, dataclasses.replace(SETTINGS, epochs=1, **change)).run()
