@@ -28,6 +28,7 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 from pipeline.errors import HeadError
 from pipeline.evaluate import hold_out, largest_fold_count
 from pipeline.heads.logistic import LinearClassifier
+from pipeline.heads.softmax_path import threads_for
 from pipeline.heads.streaming import StreamedRows
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ _LEAST_GAIN = 1e-4
 """Relative drop of the log loss that counts as better."""
 
 _WARM_UP = 20
+_OPERATIONS_PER_STEP = 12
 _MOMENTUM = 0.9
 _AVERAGE_POWER = 7
 _COVARIANCE_ROWS_PER_FEATURE = 16
@@ -237,6 +239,12 @@ class _Training:
 
     def run(self, held_out: StreamedRows, truth: NDArray[np.int64]) -> None:
         """Train until the passes are used up, or nothing has become better for some time."""
+        width, columns = self.rows.shape[1], len(self.pairs) * self.k
+        # A step is a dozen operations: threads pay only where each of them is large, and cost much on a busy machine.
+        with threads_for(width * columns * (self.head.batch_size + width) // _OPERATIONS_PER_STEP):
+            self._run(held_out, truth)
+
+    def _run(self, held_out: StreamedRows, truth: NDArray[np.int64]) -> None:
         import torch
 
         n_rows, head = len(self.rows), self.head

@@ -252,7 +252,7 @@ class _Preconditioner:
 
 
 @contextlib.contextmanager
-def _threads(work: int) -> Iterator[None]:
+def threads_for(work: int) -> Iterator[None]:
     """Use one thread where the work (multiplications) is too small to share."""
     import torch
 
@@ -495,11 +495,11 @@ class SoftmaxPath:
         walking = list(states)
         self._start_basis(states[0].inverse_scale)
         while walking:
-            with _threads(self._X.shape[0] * self.width * self.n_classes * len(walking)):
+            with threads_for(self._X.shape[0] * self.width * self.n_classes * len(walking)):
                 self._choose_basis(walking)
                 found = self._evaluate(walking)
             # Vectors this short are quicker on one thread, and on a busy machine many times so.
-            with _threads(1):
+            with threads_for(1):
                 for lane, value in zip(walking, found, strict=True):
                     self._advance(lane, value, tol, max_passes)
             walking = [lane for lane in walking if lane.position < len(lane.values)]
