@@ -99,12 +99,14 @@ def test_a_wrong_argument_is_one_line(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("signum", "code"), [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow)]
+)
 def test_a_signal_commits_and_the_same_command_goes_on(
     signum: signal.Signals, code: int, image_folder: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "many.csv"
-    for copy in range(40):
+    for copy in range(16):
         shutil.copytree(image_folder, tmp_path / f"copy{copy:02d}")
     paths = sorted(tmp_path.glob("copy*/*/*"))
     table.write_text("path\n" + "\n".join(map(str, paths)) + "\n")

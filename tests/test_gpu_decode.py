@@ -210,6 +210,7 @@ def test_a_cache_by_the_gpu_is_checked_and_is_another(mixed_folder: Path, tmp_pa
         extract(str(mixed_folder), tmp_path / "gpu.h5", by_pillow)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("device_is_cpu")
 def test_a_device_that_gives_other_pixels_is_left_out(
     mixed_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

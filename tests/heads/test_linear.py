@@ -132,6 +132,7 @@ def test_the_widest_features_go_without_a_covariance(monkeypatch: pytest.MonkeyP
     assert LinearHead().fit(X, y).score(X, y) > LogisticHead(C=1.0).fit(X, y).score(X, y) - 0.02
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """A file of 400 MB, all of it a hole, is read through buffers of 32 MB, in a process of its own."""
     code = f"""

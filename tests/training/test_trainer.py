@@ -105,6 +105,7 @@ def test_accumulated_steps_are_those_of_the_whole_batch(probe: Probe, tmp_path: 
         torch.testing.assert_close(parts.last[name], tensor, rtol=1e-2, atol=2e-4)
 
 
+@pytest.mark.slow
 def test_without_memory_the_parts_shrink_and_the_steps_stay(
     probe: Probe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
