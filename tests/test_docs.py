@@ -131,6 +131,7 @@ def run(command: str) -> None:
     subprocess.run([sys.executable if word == "python" else word for word in words], check=True, stdout=subprocess.PIPE)
 
 
+@pytest.mark.filterwarnings("ignore:Tensorflow not installed:ImportWarning")  # umap, of a part that nobody asks for
 @pytest.mark.usefixtures("desk")
 @pytest.mark.parametrize(
     "page",
