@@ -26,7 +26,6 @@ from pipeline.backbones import FINE_TUNED
 from pipeline.backbones.base import Weights, hash_weights
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import fingerprint, open_cache
-from pipeline.cache_source import CacheSource
 from pipeline.compare import Comparison, compare_runs, predictions_of
 from pipeline.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import HeadError, PipelineError
@@ -61,6 +60,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.cache import Cache
+    from pipeline.sources import Source
 
 CHECKED_IMAGES = 16
 VALIDATION_SHARE = 0.1
@@ -206,14 +206,14 @@ def finetune(
         training = trainer.run()
     if training.stopped or accelerator.process_index:
         return FinetuneResult(target, {}, None, "", stopped=training.stopped)
+    tuned = _as_backbone(network, training.best, backbone, target.name)
+    found = _measure(tuned, network, images.source, cache, rows, val, head, settings, stop, say)
+    if found is None:
+        return FinetuneResult(target, {}, None, "", stopped=True)
+    tuned_head, results = found
     with new_run_folder(target) as part:
         save_file({name: tensor.contiguous() for name, tensor in training.last.items()}, part / LAST_FILE)
-        tuned = _as_backbone(network, training.best, backbone, target.name)
         save_backbone(part / BACKBONE_FILE, tuned)
-        found = _measure(tuned, network, cache, rows, val, head, settings, stop, say)
-        if found is None:
-            return FinetuneResult(target, {}, None, "", stopped=True)
-        tuned_head, results = found
         save_head(part / HEAD_FILE, tuned_head)
         write_predictions(part / "predictions.csv", results["predictions"], rows, cache)
         comparison = compare_runs(
@@ -358,6 +358,7 @@ def _as_backbone(network: FineTuningNetwork, state: Mapping[str, Tensor], backbo
 def _measure(
     tuned: Backbone,
     network: FineTuningNetwork,
+    source: Source,
     cache: Cache,
     rows: Rows,
     val: NDArray[np.int64],
@@ -370,7 +371,7 @@ def _measure(
     held_out = [name for name in ("test", "val") if len(rows.of(name))]
     positions = np.concatenate([rows.of(name) for name in held_out] + [val])
     wanted = np.unique(rows.index[positions])
-    source, decode = CacheSource(cache), decode_of_spec(cache.spec)
+    decode = decode_of_spec(cache.spec)
     engine, _ = choose_engine(source, tuned, decode, settings.run, rows=wanted, stop=stop, say=say)
     layer, dtype = head.layer, cache.spec["dtype"]
     X = np.empty((len(wanted), network.head.in_features), dtype=dtype)

@@ -129,6 +129,20 @@ def test_a_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert whole.metrics["test"] == tuned[1].metrics["test"]
 
 
+def test_a_stop_while_measuring_writes_no_run(probe: Probe, tmp_path: Path) -> None:
+    stop, settings = threading.Event(), replace(SETTINGS, train=replace(TRAIN, epochs=1))
+
+    def say(text: str) -> None:
+        if text.startswith("epoch 1 of 1"):
+            stop.set()
+
+    part = finetune(probe.cache_path, probe.run, tmp_path / "run2", settings, stop=stop, say=say)
+    assert part.stopped
+    assert not (tmp_path / "run2").exists()
+    whole = finetune(probe.cache_path, probe.run, tmp_path / "run2", settings)
+    assert whole.metrics["test"]["rows"] > 0
+
+
 @pytest.mark.slow
 def test_another_start_does_not_go_on(probe: Probe, tmp_path: Path) -> None:
     stop = threading.Event()

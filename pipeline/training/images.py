@@ -56,7 +56,7 @@ class CachedImages:
         workers: int = 0,
         device: str = "auto",
     ) -> None:
-        self._source = CacheSource(cache)
+        self.source = CacheSource(cache)
         self._cache, self._decode, self._preprocess = cache, decode, preprocess
         self._batch_size, self._workers, self._device = batch_size, workers or processor_count(), device
 
@@ -69,14 +69,14 @@ class CachedImages:
             An image is gone, unreadable, or no longer the one that was embedded.
         """
         with open_pool(
-            self._source.reader(),
+            self.source.reader(),
             self._decode,
             self._preprocess,
             batch_size=self._batch_size,
             workers=self._workers,
             device=self._device,
         ) as pool:
-            for batch in pool.batches(rows, self._source.locator):
+            for batch in pool.batches(rows, self.source.locator):
                 check_unchanged(self._cache, batch)
                 yield batch.images[: len(batch.rows)]
                 batch.release()
