@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 from pipeline.errors import EngineError, PipelineError
 from pipeline.training import schedule
 from pipeline.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
+from pipeline.training.depthwise import FastDepthwiseGradients
 from pipeline.training.images import augmentation
 from pipeline.training.network import freeze_statistics
 
@@ -229,6 +230,7 @@ class Trainer:
         self._weight = self._class_weights().to(accelerator.device)
         self._state = _State(micro_batch=settings.micro_batch or settings.batch_size)
         self._best: dict[str, Tensor] = {}
+        self._gradient_mode = FastDepthwiseGradients()
 
     # ---- the run ----
 
@@ -388,7 +390,7 @@ class Trainer:
         for first in range(0, len(x), micro):
             part = slice(first, first + micro)
             last = first + micro >= len(x)
-            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._model):
+            with contextlib.nullcontext() if last else self._accelerator.no_sync(self._model), self._gradient_mode:
                 logits = self._model(x[part])
                 share = cross_entropy(
                     logits.float(), target[part], self._weight,
