@@ -14,7 +14,7 @@ import json
 import shutil
 import threading
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,11 +33,9 @@ from pipeline.extract import ExtractSettings, make_spec
 from pipeline.fitting.rows import Rows, select_rows
 from pipeline.fitting.run_folder import (
     RUN_FILE,
-    RUN_FORMAT,
-    cache_facts,
     check_run_folder,
     new_run_folder,
-    versions,
+    run_facts,
     write_json,
     write_predictions,
 )
@@ -223,7 +221,11 @@ def finetune(
         results["metrics"]["training"] = _training_facts(training, settings, time.perf_counter() - started)
         results["metrics"]["against_probe"] = _comparison_facts(comparison, advice, probe_dir)
         write_json(part / "metrics.json", results["metrics"])
-        run = _run_facts(cache, rows, settings, tuned_head, notes)
+        run = run_facts(
+            cache, rows, settings, head=tuned_head.head, layer=tuned_head.layer, chosen={},
+            temperature=tuned_head.model.temperature, notes=notes, packages=("torchvision", "timm", "accelerate"),
+        )  # fmt: skip
+        run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
         if settings.report:
             from pipeline.report import write_report
             from pipeline.report.training import training_content
@@ -439,29 +441,4 @@ def _comparison_facts(comparison: Comparison, advice: str, probe: str | os.PathL
         "only_fine_tuned_right": comparison.only_this,
         "p_value": comparison.p_value,
         "advice": advice,
-    }
-
-
-def _run_facts(
-    cache: Cache, rows: Rows, settings: FinetuneSettings, head: LoadedHead, notes: list[str]
-) -> dict[str, Any]:
-    return {
-        "format": RUN_FORMAT,
-        "format_version": 1,
-        "task": head.task,
-        "target": rows.target,
-        "head": head.head,
-        "layer": head.layer,
-        "class_names": list(head.class_names),
-        "settings": {"target": None, **asdict(settings)},
-        "chosen": {},
-        "temperature": head.model.temperature,
-        "fingerprint": head.fingerprint,
-        "spec": head.spec,
-        "cache": cache_facts(cache),
-        "rows": {name: len(rows.of(name)) for name in ("train", "val", "test")},
-        "split": rows.split_kind,
-        "grouped": rows.groups is not None,
-        "notes": notes,
-        "versions": versions("torchvision", "timm", "accelerate"),
     }

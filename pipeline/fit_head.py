@@ -257,7 +257,10 @@ def _fit(
             results["metrics"]["few_shots"] = results["few_shots"]
     with clock("write"):
         write_fit(folder, _saved_head(cache, rows, fitted, temperature, settings), fitted, results, rows, cache)
-        run = run_facts(cache, rows, settings, fitted, temperature, notes)
+        run = run_facts(
+            cache, rows, settings, head=settings.estimator or settings.head, layer=settings.layer,
+            chosen=fitted.chosen, temperature=temperature, notes=notes,
+        )  # fmt: skip
     if settings.report:
         with clock("report"):
             from pipeline.report import write_report

@@ -25,12 +25,11 @@ from pipeline.fitting.tasks import TASKS
 from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, LoadedHead, save_head
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.fitting.rows import Rows
-    from pipeline.fitting.settings import FitSettings
     from pipeline.heads.fitted import FittedHead
 
 RUN_FILE = "run.json"
@@ -151,26 +150,35 @@ def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], r
 
 
 def run_facts(
-    cache: Any, rows: Rows, settings: FitSettings, fitted: FittedHead, temperature: float, notes: list[str]
+    cache: Any,
+    rows: Rows,
+    settings: Any,
+    *,
+    head: str | None,
+    layer: str,
+    chosen: Mapping[str, Any],
+    temperature: float,
+    notes: Sequence[str],
+    packages: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Return what ``run.json`` holds, but for the timings."""
+    """Return what ``run.json`` holds, but for the timings; ``packages`` are those whose versions matter besides."""
     return {
         "format": RUN_FORMAT,
         "format_version": 1,
         "task": rows.task,
         "target": rows.target,
-        "head": settings.estimator or settings.head,
-        "layer": settings.layer,
+        "head": head,
+        "layer": layer,
         "class_names": list(rows.class_names),
         "settings": asdict(settings),
-        "chosen": fitted.chosen,
+        "chosen": dict(chosen),
         "temperature": temperature,
         "cache": cache_facts(cache),
         "rows": {name: len(rows.of(name)) for name in ("train", "val", "test")},
         "split": rows.split_kind,
         "grouped": rows.groups is not None,
-        "notes": notes,
-        "versions": versions(),
+        "notes": list(notes),
+        "versions": versions(*packages),
     }
 
 

@@ -30,6 +30,26 @@ _LARGEST_LOGIT = 36.0
 """Logit of the largest probability below one in float64."""
 _PROOF_ROWS = 256
 
+REFIT_TOL = 1e-3
+"""Relative gap of the fits behind learning curves, whose scores do not notice more."""
+
+
+def logistic_sweep(options: FitOptions) -> Any:
+    """Return an unfitted `pipeline.heads.LogisticSweep` of these options."""
+    from pipeline.heads.logistic import LogisticSweep
+
+    sweep = LogisticSweep(
+        Cs=options.Cs,
+        cv=options.folds,
+        scoring=options.scoring,
+        scaling=options.scaling,
+        class_weight=options.class_weight,
+        device=options.device,
+        random_state=options.seed,
+        progress=options.progress,
+    )
+    return with_params(sweep, options.params, "the logistic head")
+
 
 class EstimatorModel(HeadModel):
     """A head that only its own scikit-learn estimator can evaluate: ``notes["estimator"]``."""

@@ -288,6 +288,17 @@ class LogisticSweep(LinearClassifier):
         self.n_iter_ = point.passes
         return self
 
+    def at_chosen(self, tol: float) -> LogisticHead:
+        """Return a head at the chosen C, of the same settings, to be fitted to other rows."""
+        return LogisticHead(
+            C=self.C_,
+            scaling=self.scaling,
+            class_weight=self.class_weight,
+            tol=tol,
+            max_passes=self.max_passes,
+            device=self.device,
+        )
+
     def _walk(self, path: SoftmaxPath, k: int) -> dict[float, list[PathPoint]]:
         """Return the folds' solutions by C."""
         if isinstance(self.Cs, str) and self.Cs == "auto":

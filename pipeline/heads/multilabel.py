@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.heads.estimators import explained, fit_estimator, model_of, proof_rows, scaled
+from pipeline.heads.estimators import (
+    REFIT_TOL,
+    explained,
+    fit_estimator,
+    logistic_sweep,
+    model_of,
+    proof_rows,
+    scaled,
+)
 from pipeline.heads.fitted import FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
 
@@ -38,20 +46,9 @@ def fit_labels_logistic(
     options : FitOptions
         As for classes.
     """
-    from pipeline.heads.logistic import LogisticHead, LogisticSweep
-
     sweeps = []
     for label in y.T:
-        sweep = LogisticSweep(
-            Cs=options.Cs,
-            cv=options.folds,
-            scoring=options.scoring,
-            scaling=options.scaling,
-            class_weight=options.class_weight,
-            device=options.device,
-            random_state=options.seed,
-        )
-        sweep = with_params(sweep, options.params, "the logistic head")
+        sweep = logistic_sweep(replace(options, progress=None))
         with explained(sweep):
             sweeps.append(sweep.fit(X, label.astype(np.int64), groups))
     model = _sigmoids(sweeps)
@@ -61,13 +58,7 @@ def fit_labels_logistic(
             return None
         return _sigmoids(
             [
-                LogisticHead(
-                    C=sweep.C_,
-                    scaling=options.scaling,
-                    class_weight=options.class_weight,
-                    tol=1e-3,
-                    device=options.device,
-                ).fit(rows, label.astype(np.int64))
+                sweep.at_chosen(REFIT_TOL).fit(rows, label.astype(np.int64))
                 for sweep, label in zip(sweeps, labels.T, strict=True)
             ]
         )

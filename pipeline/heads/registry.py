@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import HeadError, near_names
-from pipeline.heads.estimators import class_head, explained, linear_arrays, number_head, scaled
+from pipeline.heads.estimators import (
+    REFIT_TOL,
+    class_head,
+    explained,
+    linear_arrays,
+    logistic_sweep,
+    number_head,
+    scaled,
+)
 from pipeline.heads.fitted import FitOptions, FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
 from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
@@ -39,22 +47,7 @@ def fit_logistic(
     X: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
 ) -> FittedHead:
     """Fit multinomial logistic regression, C chosen on folds of the rows given."""
-    from pipeline.heads.logistic import LogisticHead, LogisticSweep
-
-    estimator = with_params(
-        LogisticSweep(
-            Cs=options.Cs,
-            cv=options.folds,
-            scoring=options.scoring,
-            scaling=options.scaling,
-            class_weight=options.class_weight,
-            device=options.device,
-            random_state=options.seed,
-            progress=options.progress,
-        ),
-        options.params,
-        "the logistic head",
-    )
+    estimator = logistic_sweep(options)
     with explained(estimator):
         estimator.fit(X, y, groups)
     estimator.set_params(progress=None)
@@ -75,13 +68,7 @@ def fit_logistic(
     def refit(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> HeadModel | None:
         if len(np.unique(labels)) < len(estimator.classes_):
             return None
-        again = LogisticHead(
-            C=estimator.C_,
-            scaling=options.scaling,
-            class_weight=options.class_weight,
-            tol=1e-3,
-            device=options.device,
-        ).fit(rows, labels)
+        again = estimator.at_chosen(REFIT_TOL).fit(rows, labels)
         coef, intercept = two_columns(again.coef_, again.intercept_)
         return HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept))
 

@@ -54,7 +54,7 @@ def write_report(
     split = results["held_out"]
     measured = results["metrics"][split]["rows"]
     content = content or _CONTENT[rows.task](cache, rows, results, run)
-    what = f"{run['target']}: " if run["settings"]["target"] else ""
+    what = f"{run['target']}: " if run["settings"].get("target") else ""
     page = (
         templates()
         .get_template("page.html.j2")

@@ -9,24 +9,27 @@ from __future__ import annotations
 import json
 import os
 import posixpath
+from abc import abstractmethod
 from array import array
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
 from pipeline.decode import is_image
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import (
     MAX_MEMBER_BYTES,
     ItemTable,
     Skipped,
     Source,
     encode_labels,
+    in_threads,
     key_array,
     labels_from_folders,
     public_names,
 )
+from pipeline.sources.index import kept_index
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -167,16 +170,35 @@ class ArchiveSource(Source):
     archive, as `pipeline.sources.FolderSource` takes them. Of members of the same name the last counts, as unpacking
     would have it.
 
+    Parameters
+    ----------
+    location : str
+        What the user named.
+    store : Store
+    files : sequence of File
+        The archives.
+
+    Attributes
+    ----------
+    numbers : tuple of str
+        What finds a member in its archive.
+    unreadable : tuple of exception types
+        What `_list` raises for a damaged archive.
+
     Raises
     ------
     SourceError
         An archive cannot be read, or there is no image in any.
     """
 
-    numbers: tuple[str, ...]
+    numbers: ClassVar[tuple[str, ...]]
+    unreadable: ClassVar[tuple[type[Exception], ...]]
 
-    def __init__(self, location: str, store: Store, files: Sequence[File], indexes: Sequence[Columns]) -> None:
+    def __init__(self, location: str, store: Store, files: Sequence[File]) -> None:
         self.location = location
+        indexes = list(
+            in_threads(lambda file: kept_index(self.kind, store, file, lambda: self._index(store, file)), files)
+        )
         self._store, self._files = store, tuple(files)
         wanted = [np.flatnonzero(index["reason"] == IMAGE) for index in indexes]
         names = [index["name"][rows] for index, rows in zip(indexes, wanted, strict=True)]
@@ -211,6 +233,23 @@ class ArchiveSource(Source):
             mtimes_ns=np.array([file.stamp for file in files], dtype=np.int64)[self._file],
             columns={**columns, **{what: np.array(texts) for what, texts in told.items()}},
         )
+
+    def _index(self, store: Store, file: File) -> Columns:
+        return kept_index(self.kind, store, file, lambda: self._new_index(store, file))
+
+    def _new_index(self, store: Store, file: File) -> Columns:
+        listing = Listing(self.numbers)
+        try:
+            self._list(store, file, listing)
+        except self.unreadable as error:
+            what = f"{self.kind} archive {public(file.path)}"
+            raise SourceError(f"cannot read the {what}: {public(first_line(error))}: fetch or make it again") from None
+        return listing.columns()
+
+    @staticmethod
+    @abstractmethod
+    def _list(store: Store, file: File, listing: Listing) -> None:
+        """Put the members of an archive into the listing."""
 
     def locator(self, i: int) -> tuple[int, ...]:
         """Return the number of item ``i``'s archive, and what finds the member in it."""

@@ -9,9 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.decode import SNIFF_BYTES
-from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import MAX_MEMBER_BYTES, Reader, in_threads
-from pipeline.sources.index import kept_index
+from pipeline.sources.base import MAX_MEMBER_BYTES, Reader
 from pipeline.sources.members import (
     CUT_OFF,
     MAX_SIDECAR_BYTES,
@@ -22,34 +20,24 @@ from pipeline.sources.members import (
     is_sidecar,
     judge,
 )
-from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from typing import BinaryIO
 
-    from pipeline.sources.index import Columns
     from pipeline.sources.store import File, Store
 
 
 class TarSource(ArchiveSource):
-    """The images in tar archives; see `ArchiveSource`.
-
-    Parameters
-    ----------
-    location : str
-        What the user named.
-    store : Store
-    files : sequence of File
-        The archives.
-    """
+    """The images in tar archives; see `ArchiveSource`."""
 
     kind = "tar"
     numbers = ("offset", "size")
+    unreadable = (tarfile.TarError, OSError, ValueError, RecursionError, EOFError, OverflowError)
 
-    def __init__(self, location: str, store: Store, files: Sequence[File]) -> None:
-        indexes = list(in_threads(lambda file: kept_index(self.kind, store, file, lambda: _list(store, file)), files))
-        super().__init__(location, store, files, indexes)
+    @staticmethod
+    def _list(store: Store, file: File, listing: Listing) -> None:
+        with store.open(file.path) as raw:
+            _walk(raw, listing)
 
     def reader(self) -> Reader:
         """Return a reader of members."""
@@ -75,18 +63,6 @@ class TarReader:
         if size > MAX_MEMBER_BYTES:
             raise OSError(errno.EFBIG, f"member of {size} bytes, above {MAX_MEMBER_BYTES}")
         return self.store.read(self.files[file], offset, size)
-
-
-def _list(store: Store, file: File) -> Columns:
-    listing = Listing(TarSource.numbers)
-    try:
-        with store.open(file.path) as raw:
-            _walk(raw, listing)
-    except (tarfile.TarError, OSError, ValueError, RecursionError, EOFError, OverflowError) as error:
-        raise SourceError(
-            f"cannot read the tar archive {public(file.path)}: {public(first_line(error))}: fetch or make it again"
-        ) from None
-    return listing.columns()
 
 
 def _walk(raw: BinaryIO, listing: Listing) -> None:

@@ -10,9 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.decode import SNIFF_BYTES
-from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import MAX_MEMBER_BYTES, Reader, in_threads, named_like_an_image
-from pipeline.sources.index import kept_index
+from pipeline.sources.base import MAX_MEMBER_BYTES, Reader, named_like_an_image
 from pipeline.sources.members import (
     ENCRYPTED,
     IMAGE,
@@ -27,12 +25,8 @@ from pipeline.sources.members import (
     judge,
 )
 from pipeline.sources.store import LocalStore
-from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from pipeline.sources.index import Columns
     from pipeline.sources.store import File, Store
 
 SIGNATURE = b"PK\x03\x04"
@@ -51,22 +45,20 @@ class ZipSource(ArchiveSource):
 
     On this machine content decides what an image is. Over a network that would cost a request for each member, so the
     name's ending does.
-
-    Parameters
-    ----------
-    location : str
-        What the user named.
-    store : Store
-    files : sequence of File
-        The archives.
     """
 
     kind = "zip"
     numbers = ("offset", "packed", "size", "method", "crc", "name_bytes")
+    unreadable = (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error)
 
-    def __init__(self, location: str, store: Store, files: Sequence[File]) -> None:
-        indexes = list(in_threads(lambda file: kept_index(self.kind, store, file, lambda: _list(store, file)), files))
-        super().__init__(location, store, files, indexes)
+    @staticmethod
+    def _list(store: Store, file: File, listing: Listing) -> None:
+        looks = isinstance(store, LocalStore)
+        read = ZipReader(store, (file,))
+        with store.open(file.path) as raw, zipfile.ZipFile(raw) as archive:
+            for member in archive.infolist():
+                if not member.is_dir():
+                    _add(archive, member, listing, read, looks=looks)
 
     def reader(self) -> Reader:
         """Return a reader of members."""
@@ -112,22 +104,6 @@ class ZipReader:
         if start + size <= len(block):
             return block[start : start + size]
         return self.store.read(file, offset + start, size)
-
-
-def _list(store: Store, file: File) -> Columns:
-    listing = Listing(ZipSource.numbers)
-    looks = isinstance(store, LocalStore)
-    read = ZipReader(store, (file,))
-    try:
-        with store.open(file.path) as raw, zipfile.ZipFile(raw) as archive:
-            for member in archive.infolist():
-                if not member.is_dir():
-                    _add(archive, member, listing, read, looks=looks)
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError, EOFError, struct.error) as error:
-        raise SourceError(
-            f"cannot read the zip archive {public(file.path)}: {public(first_line(error))}: fetch or make it again"
-        ) from None
-    return listing.columns()
 
 
 def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, listing: Listing, read: ZipReader, *, looks: bool) -> None:
