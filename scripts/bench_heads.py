@@ -1,14 +1,15 @@
 """Time, objective and accuracy of the heads against scikit-learn's, on the rows of a cache.
 
     python scripts/bench_heads.py CACHE.h5 [--rows 60000] [--threads 2] [--values 45] [--what single,sweep,folds,cv,ridge,heads]
-                                  [--repeats 3] [--budget MINUTES] [--out bench]
+                                  [--repeats 3] [--every 4] [--most SECONDS] [--out bench]
 
 Both sides get the same float32 rows and the same threads. Ours goes first; scikit-learn then walks up the same values of
-C, each warm-started from the one before, with a tolerance that is tightened until its objective is within 1e-4 of ours
-(the restarts are counted: there is seldom one). Wall and processor time are both taken: on a machine that others use, only
-processor time means much. With --budget, scikit-learn is given that many minutes in all; a value that it cannot finish in
-its share counts with the time spent, and is marked, so that ratios are lower bounds. What is measured and what is
-summed is said in every line; --out writes FILE.json and FILE.md.
+C, each warm-started from the solution at the one before, with a tolerance that is tightened until its objective is within
+1e-4 of ours (the restarts are counted: there is seldom one). Wall and processor time are both taken: on a machine that
+others use, only processor time means much. With --every N scikit-learn is timed at every Nth value, started from our
+solution at the value below it, and the sum is multiplied by N. A value that it cannot finish in --most seconds counts
+with the time spent, and is marked, so that ratios are lower bounds. What is measured and what is summed is said in every
+line; --out writes FILE.json and FILE.md.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -91,6 +92,10 @@ class Walker:
         self.tol = LOOSEST_TOL
         self.seconds_per_iteration = 0.0
 
+    def start_from(self, point: Any) -> None:
+        """Begin the next fit at a solution of ours."""
+        self.fit.coef_, self.fit.intercept_ = point.coef.astype(self.data.X.dtype), point.intercept.copy()
+
     def step(self, c: float, target: float, most_seconds: float) -> dict[str, Any]:
         """Fit at ``c`` until the objective is within the gap of ``target``, or the seconds are used up."""
         spent, iterations, fits = Time(0.0, 0.0), 0, 0
@@ -163,13 +168,9 @@ def sweep(data: Data, options: Any, values: list[float]) -> dict[str, Any]:
     ours = prepared + walked
     say(f"sweep, ours: {len(values)} values in {ours.wall:.1f} s ({ours.cpu:.1f} cpu)")
     walker, theirs, table = Walker(data), Time(0.0, 0.0), []
-    seconds = options.budget * 60 * 0.6 if options.budget else np.inf
+    timed_at = range((options.every - 1) // 2, len(points), options.every)
     for i, point in enumerate(points):
-        # Values late in the path take longer than early ones: each may take three times its even share of what is left.
-        share = 3 * (seconds - theirs.wall) / (len(points) - i)
-        other = walker.step(point.C, point.objective, max(share, 1.0))
-        theirs += (other["wall_s"], other["cpu_s"])
-        mine, his = (predicted(data, h.coef, h.intercept) for h in (point, _Arrays(walker.fit)))
+        mine = predicted(data, point.coef, point.intercept)
         entry = {
             "C": point.C,
             "objective": point.objective,
@@ -177,36 +178,32 @@ def sweep(data: Data, options: Any, values: list[float]) -> dict[str, Any]:
             "converged": point.converged,
             "passes": point.passes,
             "accuracy": float((mine == data.y_test).mean()),
-            "same_predictions": float((mine == his).mean()),
-            "scikit_learn": other,
         }
         table.append(entry)
+        if i not in timed_at:
+            continue
+        if options.every > 1 and i:
+            walker.start_from(points[i - 1])
+        other = walker.step(point.C, point.objective, options.most)
+        theirs += (other["wall_s"], other["cpu_s"])
+        same = float((mine == predicted(data, walker.fit.coef_, walker.fit.intercept_)).mean())
+        entry |= {"same_predictions": same, "scikit_learn": other}
         missed = "" if other["reached"] else ", NOT reached"
         say(
             f"  C {point.C:.3g}: scikit-learn {other['wall_s']:.1f} s ({other['cpu_s']:.1f} cpu), "
             f"gap to ours {other['gap_to_ours']:+.1e}{missed}; ours {point.passes} passes, "
-            f"gap {entry['gap_estimate']:.1e}; same predictions {entry['same_predictions']:.4%}"
+            f"gap {entry['gap_estimate']:.1e}; same predictions {same:.4%}"
         )
+    factor = len(points) / len(timed_at)
+    theirs = Time(factor * theirs.wall, factor * theirs.cpu)
+    how = f"ours measured; scikit-learn measured at {len(timed_at)} values, times {factor:.2f}"
     return {
         "values": table,
         "ours": ours.as_dict(),
         "scikit_learn": theirs.as_dict(),
         "ratio": ratio(theirs, ours),
-        "not_reached": [entry["C"] for entry in table if not entry["scikit_learn"]["reached"]],
-        "how": "measured at every value; where scikit-learn did not reach the objective, the time it had is counted",
+        "how": f"{how}; where it did not reach the objective in {options.most:g} s, these are counted",
     }
-
-
-class _Arrays(NamedTuple):
-    fit: Any
-
-    @property
-    def coef(self) -> Any:
-        return self.fit.coef_
-
-    @property
-    def intercept(self) -> Any:
-        return self.fit.intercept_
 
 
 def folds(data: Data, options: Any, values: list[float], one_split: dict[str, Any] | None) -> dict[str, Any]:
@@ -227,22 +224,20 @@ def folds(data: Data, options: Any, values: list[float], one_split: dict[str, An
     say(f"folds, ours: {FOLDS} × {len(values)} values in {ours.wall:.1f} s ({ours.cpu:.1f} cpu)")
     if one_split is None:
         return out
-    entries = one_split["values"]
-    finished = [i for i in range(1, len(entries)) if entries[i]["scikit_learn"]["reached"]]
-    chosen = [finished[round(j)] for j in np.linspace(0, len(finished) - 1, min(options.fold_values, len(finished)))]
+    reached = [i for i, e in enumerate(one_split["values"]) if i and e.get("scikit_learn", {}).get("reached")]
+    chosen = [reached[round(j)] for j in np.linspace(0, len(reached) - 1, min(options.fold_values, len(reached)))]
     train = fold != 0
-    part = Data(data.X[train], data.y[train], data.X_test, data.y_test)
+    walker = Walker(Data(data.X[train], data.y[train], data.X_test, data.y_test))
     measured = []
     sums = [Time(0.0, 0.0), Time(0.0, 0.0)]
     for i in chosen:
-        # Both start from the solution at the value before, as in the one-split walk.
-        walker = Walker(part)
-        walker.step(values[i - 1], walked[0][i - 1].objective, np.inf)
-        walker.tol = entries[i]["scikit_learn"]["tol"]
-        other = walker.step(values[i], walked[0][i].objective, np.inf)
+        there = one_split["values"][i]["scikit_learn"]
+        walker.start_from(walked[0][i - 1])
+        walker.tol = there["tol"]
+        other = walker.step(values[i], walked[0][i].objective, options.most)
         measured.append(other)
         sums[0] += (other["wall_s"], other["cpu_s"])
-        sums[1] += (entries[i]["scikit_learn"]["wall_s"], entries[i]["scikit_learn"]["cpu_s"])
+        sums[1] += (there["wall_s"], there["cpu_s"])
         say(f"  fold 0, C {values[i]:.3g}: scikit-learn {other['wall_s']:.1f} s ({other['cpu_s']:.1f} cpu)")
     share = ratio(sums[0], sums[1])
     whole = one_split["scikit_learn"]
@@ -253,7 +248,7 @@ def folds(data: Data, options: Any, values: list[float], one_split: dict[str, An
         "scikit_learn": theirs.as_dict(),
         "ratio": ratio(theirs, ours),
         "how": f"ours measured; scikit-learn measured on one fold at {len(chosen)} values, and all folds taken as "
-        f"{FOLDS} × (time of that fold / time of the one split at those values) × its measured one-split sweep",
+        f"{FOLDS} × (time of that fold / time of the one split at those values) × its one-split sweep",
     }
 
 
@@ -364,13 +359,17 @@ def markdown(found: dict[str, Any]) -> str:
             "|---|---|---|---|---|---|---|",
         ]
         for e in found["sweep"]["values"]:
-            other = e["scikit_learn"]
             short = "" if e["converged"] else ", not converged"
-            lines.append(
-                f"| {e['C']:.3g} | {e['passes']} | {e['gap_estimate']:.1e}{short} | "
-                f"{e['accuracy']:.4f} | {other['wall_s']:.1f} ({other['cpu_s']:.1f}) | {other['gap_to_ours']:+.1e}"
-                f"{'' if other['reached'] else ', not reached'} | {e['same_predictions']:.2%} |"
-            )
+            line = f"| {e['C']:.3g} | {e['passes']} | {e['gap_estimate']:.1e}{short} | {e['accuracy']:.4f} | "
+            if "scikit_learn" in e:
+                other = e["scikit_learn"]
+                line += (
+                    f"{other['wall_s']:.1f} ({other['cpu_s']:.1f}) | {other['gap_to_ours']:+.1e}"
+                    f"{'' if other['reached'] else ', not reached'} | {e['same_predictions']:.2%} |"
+                )
+            else:
+                line += "| | |"
+            lines.append(line)
     if "heads" in found:
         lines += ["", "| head | test accuracy | 95 % interval | fit, s (processor) |", "|---|---|---|---|"]
         for e in found["heads"]:
@@ -408,7 +407,8 @@ def main() -> None:
     parser.add_argument("--fold-values", type=int, default=4, help="values that scikit-learn is timed at on a fold")
     parser.add_argument("--cv-tol", type=float, default=1e-3, help="tolerance of LogisticRegressionCV")
     parser.add_argument("--repeats", type=int, default=1, help="of the single fit and of ridge, alternating")
-    parser.add_argument("--budget", type=float, metavar="MINUTES", help="time scikit-learn may take over the sweep")
+    parser.add_argument("--every", type=int, default=1, help="time scikit-learn at every Nth value")
+    parser.add_argument("--most", type=float, default=np.inf, metavar="SECONDS", help="for scikit-learn, of one value")
     parser.add_argument("--heads", help="only these heads, comma-separated")
     parser.add_argument("--what", default="single,sweep,folds,cv,ridge,heads")
     parser.add_argument("--out", metavar="FILE", help="write FILE.json and FILE.md")

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from pipeline.fit_head import FitSettings, fit_head
 from pipeline.heads import load_head
 from pipeline.predict import predict
 from pipeline.training.trainer import TrainSettings
+from tests.browser import opened
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -228,3 +229,14 @@ def test_onnx_gives_the_same_probabilities(tuned: tuple[Path, FinetuneResult], t
     assert export_onnx(tuned[0], tmp_path / "m.onnx") < 1e-4
     facts = onnxruntime.InferenceSession(str(tmp_path / "m.onnx")).get_modelmeta().custom_metadata_map
     assert json.loads(facts["class_names"]) == list(load_head(tuned[0]).class_names)
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 390])
+def test_the_page_shows_the_training(browser: Any, tuned: tuple[Path, FinetuneResult], width: int) -> None:
+    with opened(browser, tuned[0] / "report.html", width) as page:
+        for plot in ("training", "depth"):
+            page.wait_for_selector(f"#plot-{plot} .point")
+        assert "Against the probe" in page.content()
+        page.locator("#plot-training .nsewdrag").first.hover()
+        page.wait_for_selector("#plot-training .hovertext")

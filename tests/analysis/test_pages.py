@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,11 +13,12 @@ from pipeline.analysis.rows import frame
 from pipeline.analysis.search import search
 from pipeline.analysis.twins import find_duplicates
 from tests.analysis.archive import Archive, archive
+from tests.browser import opened
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
+    from pathlib import Path
 
-CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser")
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
 
 
@@ -84,45 +84,15 @@ def test_a_page_is_bounded(cache: Archive, tmp_path: Path, monkeypatch: pytest.M
     assert "the 9 most doubtful" in page
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    sync_api: Any = pytest.importorskip("playwright.sync_api")
-    chromium = next((path for path in CHROMIUM if Path(path).exists()), None)
-    if chromium is None:
-        pytest.skip("needs Debian's chromium")
-    flags = [
-        "--no-sandbox",
-        "--use-gl=angle",
-        "--use-angle=swiftshader",
-        "--enable-unsafe-swiftshader",
-        "--no-first-run",
-    ]
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=chromium, args=flags)
-        yield started
-        started.close()
-
-
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize("name", list(WRITERS))
 def test_a_page_renders_and_filters(name: str, width: int, browser: Any, written: dict[str, Path]) -> None:
-    page = browser.new_page(viewport={"width": width, "height": 900})
-    errors: list[str] = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    fetched: list[str] = []
-    page.on("request", lambda request: fetched.append(request.url))
-    page.goto(written[name].as_uri())
-    if name == "map":
-        check_map(page)
-    else:
-        check_gallery(page, name)
-    assert "owned" not in page.title()
-    assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert errors == []
-    assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []
-    page.close()
+    with opened(browser, written[name], width) as page:
+        if name == "map":
+            check_map(page)
+        else:
+            check_gallery(page, name)
 
 
 def check_gallery(page: Any, name: str) -> None:

@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 import pipeline.cache
 from pipeline.fit_head import FitSettings, fit_head, fit_heads
+from tests.browser import opened
 from tests.heads.standin import StandIn, blobs
 
-CHROMIUM = ("/usr/bin/chromium", "/usr/bin/chromium-browser")
+if TYPE_CHECKING:
+    from pathlib import Path
+
 HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
 
 
@@ -88,56 +90,27 @@ def test_the_other_pages_escape_names_too(other_reports: dict[str, Path], name: 
     ("name", "table", "hovers"), [("numbers", "parts", "predicted"), ("labels", "labels", "precision")]
 )
 def test_the_other_pages_render_and_sort(
-    other_reports: dict[str, Path], name: str, table: str, hovers: str, width: int
+    browser: Any, other_reports: dict[str, Path], name: str, table: str, hovers: str, width: int
 ) -> None:
-    sync_api: Any = pytest.importorskip("playwright.sync_api")
-    chromium = next((path for path in CHROMIUM if Path(path).exists()), None)
-    if chromium is None:
-        pytest.skip("needs Debian's chromium")
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        errors: list[str] = []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        page.goto(other_reports[name].as_uri())
+    with opened(browser, other_reports[name], width) as page:
         page.wait_for_selector(f"#plot-{hovers} .point")
         assert page.locator(".plot .main-svg").count() >= 6
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
         column = f"[...document.querySelectorAll('#{table} tbody tr')].map(r => +r.cells[2].dataset.value)"
         for reverse in (False, True):
             page.locator(f"#{table} th").nth(2).locator("button").click()
             assert page.evaluate(column) == sorted(page.evaluate(column), reverse=reverse)
-        page.goto(other_reports["several"].as_uri())
+    with opened(browser, other_reports["several"], width) as page:
         assert page.locator("section").count() == 2
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
         page.locator("section a").nth(1).click()
         page.wait_for_selector("#plot-predicted .point")
-        assert errors == []
-        browser.close()
 
 
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1200, 390])
-def test_the_page_renders_sorts_and_hovers(report: Path, width: int) -> None:
-    sync_api: Any = pytest.importorskip("playwright.sync_api")
-    chromium = next((path for path in CHROMIUM if Path(path).exists()), None)
-    if chromium is None:
-        pytest.skip("needs Debian's chromium")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=flags)
-        page = browser.new_page(viewport={"width": width, "height": 900})
-        errors: list[str] = []
-        page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        page.on("pageerror", lambda error: errors.append(str(error)))
-        fetched: list[str] = []
-        page.on("request", lambda request: fetched.append(request.url))
-        page.goto(report.as_uri())
+def test_the_page_renders_sorts_and_hovers(browser: Any, report: Path, width: int) -> None:
+    with opened(browser, report, width) as page:
         page.wait_for_selector("#plot-confusion .hm")
         assert page.locator(".plot .main-svg").count() >= 8
-        assert "owned" not in page.title()
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
         column = "[...document.querySelectorAll('#classes tbody tr')].map(r => +r.cells[2].dataset.value)"
         head = page.locator("#classes th").nth(2)
         head.locator("button").click()
@@ -150,6 +123,3 @@ def test_the_page_renders_sorts_and_hovers(report: Path, width: int) -> None:
         assert "predicted" in page.locator("#plot-confusion .hovertext").text_content()
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         assert page.evaluate(broken) == 0
-        assert errors == []
-        assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []
-        browser.close()
