@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pipeline import evaluate
 from pipeline.backbones import FINE_TUNED
@@ -210,7 +210,7 @@ def finetune(
         return FinetuneResult(target, {}, None, "", stopped=True)
     tuned_head, results = found
     with new_run_folder(target) as part:
-        save_file({name: tensor.contiguous() for name, tensor in training.last.items()}, part / LAST_FILE)
+        (part / LAST_FILE).write_bytes(save({name: tensor.contiguous() for name, tensor in training.last.items()}))
         save_backbone(part / BACKBONE_FILE, tuned)
         save_head(part / HEAD_FILE, tuned_head)
         write_predictions(part / "predictions.csv", results["predictions"], rows, cache)

@@ -5,11 +5,11 @@
 
 Both sides get the same float32 rows and the same threads. Ours goes first; scikit-learn then walks up the same values of
 C, each warm-started from the solution at the one before, with a tolerance that is tightened until its objective is within
-1e-4 of ours (the restarts are counted: there is seldom one). Wall and processor time are both taken: on a machine that
-others use, only processor time means much. With --every N scikit-learn is timed at every Nth value, started from our
-solution at the value below it, and the sum is multiplied by N. A value that it cannot finish in --most seconds counts
-with the time spent, and is marked, so that ratios are lower bounds. What is measured and what is summed is said in every
-line; --out writes FILE.json and FILE.md.
+1e-4 of ours (the restarts are counted), in float64 from where float32 no longer gets there. Wall and processor time are
+both taken: on a machine that others use, only processor time means much. With --every N scikit-learn is timed at every
+Nth value, started from our solution at the value below it, and the sum is multiplied by N. A value that it cannot finish
+in --most seconds counts with the time spent, and is marked, so that ratios are lower bounds. What is measured and what is
+summed is said in every line; --out writes FILE.json and FILE.md.
 """  # noqa: E501
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 GAP = 1e-4
 FOLDS = 5
 LOOSEST_TOL, TIGHTEST_TOL = 3e-2, 1e-8
+STUCK = 3
+"""Iterations below which a fit that has not arrived was ended by rounding."""
 
 
 class Data(NamedTuple):
@@ -88,6 +90,7 @@ class Walker:
         from sklearn.linear_model import LogisticRegression
 
         self.data = data
+        self.X = data.X
         self.fit = LogisticRegression(warm_start=True)
         self.tol = LOOSEST_TOL
         self.seconds_per_iteration = 0.0
@@ -104,20 +107,29 @@ class Walker:
             if self.seconds_per_iteration:
                 allowed = int(np.clip((most_seconds - spent.wall) / self.seconds_per_iteration, 20, 10_000))
             self.fit.set_params(C=c, tol=self.tol, max_iter=allowed)
-            _, took = timed(lambda: self.fit.fit(self.data.X, self.data.y))
-            spent, fits, iterations = spent + took, fits + 1, iterations + int(self.fit.n_iter_[0])
+            _, took = timed(lambda: self.fit.fit(self.X, self.data.y))
+            done = int(self.fit.n_iter_[0])
+            spent, fits, iterations = spent + took, fits + 1, iterations + done
             self.seconds_per_iteration = spent.wall / max(iterations, 1)
             found = objective(self.data, c, self.fit.coef_, self.fit.intercept_)
             gap, tol = found / target - 1.0, self.tol
             reached = gap <= GAP
-            if reached or spent.wall >= most_seconds or self.tol <= TIGHTEST_TOL:
+            if reached or spent.wall >= most_seconds:
                 break
-            self.tol /= 3.0
+            if self.tol > TIGHTEST_TOL and done >= STUCK:
+                self.tol /= 3.0
+            elif self.X.dtype == np.float32:
+                # Rounding of float32 ends its line search early where C is large; in float64 it goes on.
+                self.X, self.tol = self.data.X.astype(np.float64), LOOSEST_TOL
+            elif self.tol > TIGHTEST_TOL:
+                self.tol /= 3.0
+            else:
+                break
         if gap < GAP / 5:
             self.tol = min(3.0 * self.tol, LOOSEST_TOL)
         return {
             "C": c, **spent.as_dict(), "iterations": iterations, "fits": fits, "tol": tol,
-            "objective": found, "gap_to_ours": gap, "reached": bool(reached),
+            "objective": found, "gap_to_ours": gap, "reached": bool(reached), "dtype": str(self.X.dtype),
         }  # fmt: skip
 
 
@@ -188,7 +200,7 @@ def sweep(data: Data, options: Any, values: list[float]) -> dict[str, Any]:
         theirs += (other["wall_s"], other["cpu_s"])
         same = float((mine == predicted(data, walker.fit.coef_, walker.fit.intercept_)).mean())
         entry |= {"same_predictions": same, "scikit_learn": other}
-        missed = "" if other["reached"] else ", NOT reached"
+        missed = f" in {other['dtype']}{'' if other['reached'] else ', NOT reached'}"
         say(
             f"  C {point.C:.3g}: scikit-learn {other['wall_s']:.1f} s ({other['cpu_s']:.1f} cpu), "
             f"gap to ours {other['gap_to_ours']:+.1e}{missed}; ours {point.passes} passes, "
@@ -224,14 +236,15 @@ def folds(data: Data, options: Any, values: list[float], one_split: dict[str, An
     say(f"folds, ours: {FOLDS} × {len(values)} values in {ours.wall:.1f} s ({ours.cpu:.1f} cpu)")
     if one_split is None:
         return out
-    reached = [i for i, e in enumerate(one_split["values"]) if i and e.get("scikit_learn", {}).get("reached")]
-    chosen = [reached[round(j)] for j in np.linspace(0, len(reached) - 1, min(options.fold_values, len(reached)))]
+    timed_at = {i: e["scikit_learn"] for i, e in enumerate(one_split["values"]) if i and "scikit_learn" in e}
+    # The largest that float32 serves: they take longest, and float64 would be another matter.
+    chosen = [i for i, e in timed_at.items() if e["reached"] and e["dtype"] == "float32"][-options.fold_values :]
     train = fold != 0
     walker = Walker(Data(data.X[train], data.y[train], data.X_test, data.y_test))
     measured = []
     sums = [Time(0.0, 0.0), Time(0.0, 0.0)]
     for i in chosen:
-        there = one_split["values"][i]["scikit_learn"]
+        there = timed_at[i]
         walker.start_from(walked[0][i - 1])
         walker.tol = there["tol"]
         other = walker.step(values[i], walked[0][i].objective, options.most)
@@ -365,7 +378,8 @@ def markdown(found: dict[str, Any]) -> str:
                 other = e["scikit_learn"]
                 line += (
                     f"{other['wall_s']:.1f} ({other['cpu_s']:.1f}) | {other['gap_to_ours']:+.1e}"
-                    f"{'' if other['reached'] else ', not reached'} | {e['same_predictions']:.2%} |"
+                    f"{'' if other['reached'] else ', not reached'}{'' if other['dtype'] == 'float32' else ', float64'}"
+                    f" | {e['same_predictions']:.2%} |"
                 )
             else:
                 line += "| | |"

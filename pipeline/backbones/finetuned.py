@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from pipeline.errors import BackboneError
 from pipeline.preprocess import Preprocess
@@ -40,7 +40,8 @@ def save_backbone(path: Path, backbone: Backbone) -> None:
     spec = backbone.to_spec()
     state = {name: tensor.contiguous() for name, tensor in backbone.network.body.state_dict().items()}
     facts = {"format": FORMAT, "backbone": spec["backbone"], "preprocess": spec["preprocess"]}
-    save_file(state, path, metadata={"backbone": json.dumps(facts, sort_keys=True)})
+    # Not save_file, which lets nobody else read the file.
+    path.write_bytes(save(state, metadata={"backbone": json.dumps(facts, sort_keys=True)}))
 
 
 def read_facts(file: Path) -> dict[str, Any]:

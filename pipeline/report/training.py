@@ -49,7 +49,8 @@ def training_content(
             "training",
             plots.training_figure(training["history"], training["best_epoch"]),
             "Training",
-            f"Loss by epoch, 0 is the probe; the dashed line is the epoch kept. Head start: {training['start']}.",
+            "Loss by epoch; 0 is the start, flattered where it was fitted on the validation rows; the dashed line is "
+            f"the epoch kept. Head start: {training['start']}.",
         ),
         content.plot(
             "depth",
