@@ -32,8 +32,6 @@ if TYPE_CHECKING:
 GAP = 1e-4
 FOLDS = 5
 LOOSEST_TOL, TIGHTEST_TOL = 3e-2, 1e-8
-STUCK = 3
-"""Iterations below which a fit that has not arrived was ended by rounding."""
 
 
 class Data(NamedTuple):
@@ -108,21 +106,18 @@ class Walker:
                 allowed = int(np.clip((most_seconds - spent.wall) / self.seconds_per_iteration, 20, 10_000))
             self.fit.set_params(C=c, tol=self.tol, max_iter=allowed)
             _, took = timed(lambda: self.fit.fit(self.X, self.data.y))
-            done = int(self.fit.n_iter_[0])
-            spent, fits, iterations = spent + took, fits + 1, iterations + done
+            spent, fits, iterations = spent + took, fits + 1, iterations + int(self.fit.n_iter_[0])
             self.seconds_per_iteration = spent.wall / max(iterations, 1)
             found = objective(self.data, c, self.fit.coef_, self.fit.intercept_)
             gap, tol = found / target - 1.0, self.tol
             reached = gap <= GAP
             if reached or spent.wall >= most_seconds:
                 break
-            if self.tol > TIGHTEST_TOL and done >= STUCK:
+            if self.tol > TIGHTEST_TOL:
                 self.tol /= 3.0
             elif self.X.dtype == np.float32:
                 # Rounding of float32 ends its line search early where C is large; in float64 it goes on.
                 self.X, self.tol = self.data.X.astype(np.float64), LOOSEST_TOL
-            elif self.tol > TIGHTEST_TOL:
-                self.tol /= 3.0
             else:
                 break
         if gap < GAP / 5:
@@ -234,11 +229,12 @@ def folds(data: Data, options: Any, values: list[float], one_split: dict[str, An
         "accuracy": [float(np.mean([p[i].held_out_accuracy for p in walked])) for i in range(len(values))],
     }
     say(f"folds, ours: {FOLDS} × {len(values)} values in {ours.wall:.1f} s ({ours.cpu:.1f} cpu)")
-    if one_split is None:
-        return out
-    timed_at = {i: e["scikit_learn"] for i, e in enumerate(one_split["values"]) if i and "scikit_learn" in e}
+    entries = [] if one_split is None else one_split["values"]
+    timed_at = {i: e["scikit_learn"] for i, e in enumerate(entries) if i and "scikit_learn" in e}
     # The largest that float32 serves: they take longest, and float64 would be another matter.
     chosen = [i for i, e in timed_at.items() if e["reached"] and e["dtype"] == "float32"][-options.fold_values :]
+    if one_split is None or not chosen:
+        return out
     train = fold != 0
     walker = Walker(Data(data.X[train], data.y[train], data.X_test, data.y_test))
     measured = []
