@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from pipeline import evaluate
 from pipeline.errors import HeadError
+from pipeline.evaluation import bootstrap
 
 if TYPE_CHECKING:
     import os
@@ -47,8 +47,8 @@ class Comparison:
 
     run: str
     measure: str
-    figure: evaluate.Interval
-    difference: evaluate.Interval
+    figure: bootstrap.Interval
+    difference: bootstrap.Interval
     only_first: int
     only_this: int
     p_value: float
@@ -107,7 +107,7 @@ def compare_runs(
         return figures | {f"difference {i}": value - mean[0] for i, value in enumerate(mean)}
 
     groups = [group for key in keys if (group := first[key].group) is not None]
-    intervals = evaluate.bootstrap_intervals(
+    intervals = bootstrap.bootstrap_intervals(
         measure, len(keys), seed=seed, replicates=replicates, groups=groups or None
     )
     out = []

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from safetensors.torch import save
 
-from pipeline import evaluate
 from pipeline.backbones import FINE_TUNED
 from pipeline.backbones.base import Weights, hash_weights
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
@@ -29,6 +28,7 @@ from pipeline.cache import fingerprint, open_cache
 from pipeline.compare import Comparison, compare_runs, predictions_of
 from pipeline.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import HeadError, PipelineError
+from pipeline.evaluation import calibration, classification, splits
 from pipeline.extract import ExtractSettings, make_spec
 from pipeline.fitting.rows import Rows, select_rows
 from pipeline.fitting.run_folder import (
@@ -304,7 +304,7 @@ def _training_rows(rows: Rows, seed: int, note: Callable[[str], None]) -> tuple[
     if len(val) and len(rows.of("test")):
         return train, val
     groups = None if rows.groups is None else rows.groups[train]
-    split = evaluate.hold_out(rows.y[train], share=VALIDATION_SHARE, seed=seed, groups=groups)
+    split = splits.hold_out(rows.y[train], share=VALIDATION_SHARE, seed=seed, groups=groups)
     note(
         f"early stopping looks at {int((split == 'test').sum())} of the {len(train)} training rows, which the head "
         "was fitted on: there is no val split besides the rows that measure"
@@ -396,7 +396,7 @@ def _measure(
     def scores(at: NDArray[np.int64]) -> NDArray[np.float64]:
         return model.scores(X[np.searchsorted(wanted, rows.index[at])])
 
-    model = replace(model, temperature=evaluate.fit_temperature(scores(val), rows.y[val]))
+    model = replace(model, temperature=calibration.fit_temperature(scores(val), rows.y[val]))
     spec = make_spec(tuned, ExtractSettings(decode=decode, dtype=dtype), engine.precision)
     tuned_head = replace(head, model=model, spec=spec, fingerprint=fingerprint(spec), head=FINE_TUNED)
     fitted = FittedHead(estimator=None, model=model)
@@ -405,7 +405,9 @@ def _measure(
         rows, {name: scores(rows.of(name)) for name in held_out}, fitted, model.temperature, measured
     )
     predicted = results["predictions"][rows.held_out].argmax(1)
-    results["confusion"] = evaluate.confusion_matrix(rows.y[rows.of(rows.held_out)], predicted, len(rows.class_names))
+    results["confusion"] = classification.confusion_matrix(
+        rows.y[rows.of(rows.held_out)], predicted, len(rows.class_names)
+    )
     return tuned_head, results
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from pipeline.decode import Status
 from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import PipelineError
-from pipeline.evaluate_labels import THRESHOLD, joined
+from pipeline.evaluation.multilabel import THRESHOLD, joined
 from pipeline.heads import load_head
 from pipeline.sources import open_source
 

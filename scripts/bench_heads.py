@@ -215,7 +215,7 @@ def sweep(data: Data, options: Any, values: list[float]) -> dict[str, Any]:
 
 def folds(data: Data, options: Any, values: list[float], one_split: dict[str, Any] | None) -> dict[str, Any]:
     """Walk up all values on five folds; scikit-learn on one fold at some values, the rest summed from one split."""
-    from pipeline.evaluate import fold_numbers
+    from pipeline.evaluation.splits import fold_numbers
     from pipeline.heads.softmax_path import SoftmaxPath
 
     fold = fold_numbers(data.y, FOLDS, seed=0)
@@ -312,7 +312,7 @@ def ridge(data: Data, options: Any) -> dict[str, Any]:
 
 def heads(data: Data, options: Any) -> list[dict[str, Any]]:
     """Every head at its defaults: accuracy on the test rows with its interval."""
-    from pipeline.evaluate import classification_metrics
+    from pipeline.evaluation.classification import classification_metrics
     from pipeline.heads.registry import HEADS, STREAMED, FitOptions, find_head
     from pipeline.heads.streaming import StreamedRows
 

@@ -90,7 +90,8 @@ def check_labels(
         raise AnalysisError(
             "checking labels needs cleanlab, which is not installed: pip install 'embedding-pipeline[analysis]'"
         ) from None
-    from pipeline.evaluate import fit_temperature, groups_of_column, largest_fold_count, softmax
+    from pipeline.evaluation.calibration import fit_temperature, softmax
+    from pipeline.evaluation.splits import groups_of_column, largest_fold_count
     from pipeline.heads.logistic import LogisticSweep
 
     embeddings = layer_of(cache, layer)

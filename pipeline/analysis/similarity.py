@@ -86,7 +86,7 @@ def compare_caches(
     CKA: linear centred kernel alignment, Kornblith, Norouzi, Lee and Hinton, "Similarity of
     neural network representations revisited", ICML 2019. It is 1 for embeddings equal up to rotation and scale.
     """
-    from pipeline.evaluate import bootstrap_intervals
+    from pipeline.evaluation.bootstrap import bootstrap_intervals
 
     named = _named(caches, layers)
     keys, rows = _common_rows(caches, named)

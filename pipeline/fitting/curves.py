@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import evaluate
 from pipeline.errors import HeadError
+from pipeline.evaluation import bootstrap
 from pipeline.fitting.rows import read_rows, strata
 from pipeline.fitting.tasks import TASKS
 
@@ -44,7 +44,7 @@ class _Measured:
     def point(self, predictions: list[Floats]) -> dict[str, Any]:
         """Return the mean score of these predictions, with an interval over them and over the rows."""
         task, settings = self._task, self._settings
-        count = evaluate.replicates_for(self.y.size, settings.replicates)
+        count = bootstrap.replicates_for(self.y.size, settings.replicates)
         rng = np.random.default_rng(settings.seed)
         every = np.arange(len(predictions))
         # The value is that of all draws; a replicate draws the draws again, as it does the rows.
@@ -55,7 +55,7 @@ class _Measured:
             scores = [task.score_of(self.y, predictions[draw], weight) for draw in draws]
             return {task.score: float(np.average(scores, weights=times))}
 
-        figures = evaluate.bootstrap_intervals(
+        figures = bootstrap.bootstrap_intervals(
             score, len(self.y), seed=settings.seed, replicates=count, groups=self._groups
         )
         return {task.score: figures[task.score].as_dict()}

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import evaluate
 from pipeline.analysis.duplicates import duplicate_groups, groups_of
 from pipeline.errors import HeadError, near_names
+from pipeline.evaluation import splits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -138,10 +138,10 @@ def select_rows(
     """
     index = _usable_rows(cache, target, note)
     columns = cache.columns
-    groups = evaluate.groups_of_column(np.asarray(columns["group"])[index]) if "group" in columns else None
+    groups = splits.groups_of_column(np.asarray(columns["group"])[index]) if "group" in columns else None
     split, kind = np.full(len(index), "", dtype="<U5"), "hold-out"
     if "split" in columns:
-        split, kind = evaluate.named_split(np.asarray(columns["split"])[index]), "column"
+        split, kind = splits.named_split(np.asarray(columns["split"])[index]), "column"
         if not (split == "train").any():
             raise HeadError("the split column has no labelled row that says train: mark the training rows")
         used = split != ""
@@ -160,7 +160,7 @@ def select_rows(
         rows = _without_twins(cache, rows, embeddings, settings.group_duplicates, note)
     if kind == "hold-out":
         every_class = rows.task == "classification"
-        held = evaluate.hold_out(
+        held = splits.hold_out(
             strata(rows), share=settings.test_share, seed=settings.seed, groups=rows.groups, every_class=every_class
         )
         rows = replace(rows, split=held)
@@ -285,7 +285,7 @@ def _learnable_labels(rows: Rows, note: Callable[[str], None]) -> Rows:
     groups = None if rows.groups is None else rows.groups[train]
     columns = rows.y[train].T
     kept = np.asarray(
-        [len(np.unique(c)) == 2 and evaluate.largest_fold_count(c.astype(np.int64), groups) >= 2 for c in columns]
+        [len(np.unique(c)) == 2 and splits.largest_fold_count(c.astype(np.int64), groups) >= 2 for c in columns]
     )
     if kept.sum() < 2:
         raise HeadError(
@@ -331,7 +331,7 @@ def possible_folds(rows: Rows, wanted: int, note: Callable[[str], None]) -> int:
             raise HeadError(f"expected at least 2 training {what}s, found {most}: add images")
         return min(most, wanted)
     y = rows.y[train]
-    most = evaluate.largest_fold_count(y, groups)
+    most = splits.largest_fold_count(y, groups)
     if most < 2:
         counts = [
             len(np.unique(groups[y == k])) if groups is not None else int((y == k).sum())

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import evaluate
 from pipeline.errors import HeadError
+from pipeline.evaluation import classification
 from pipeline.fitting.tasks import TASKS
 from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, LoadedHead, save_head
 
@@ -131,7 +131,7 @@ def write_fit(
 
         split = results["held_out"]
         predicted = results["predictions"][split].argmax(axis=1)
-        results["confusion"] = evaluate.confusion_matrix(rows.y[rows.of(split)], predicted, len(rows.class_names))
+        results["confusion"] = classification.confusion_matrix(rows.y[rows.of(split)], predicted, len(rows.class_names))
         save_confusion(folder / "confusion.png", results["confusion"], rows.class_names)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from pipeline import evaluate, evaluate_labels, evaluate_numbers
+from pipeline.evaluation import bootstrap, calibration, classification, multilabel, regression
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -77,11 +77,11 @@ class Classification(Task):
     score = "accuracy"
 
     def _temperature(self, scores: Floats, y: NDArray[Any]) -> float:
-        return evaluate.fit_temperature(scores, y)
+        return calibration.fit_temperature(scores, y)
 
     def measure(self, y: NDArray[Any], predictions: Floats, names: tuple[str, ...], **bootstrap: Any) -> dict[str, Any]:
         """Return accuracy and its kin."""
-        return _plain(evaluate.classification_metrics(y, predictions, **bootstrap))
+        return _plain(classification.classification_metrics(y, predictions, **bootstrap))
 
     def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
         """Return the accuracy."""
@@ -108,16 +108,16 @@ class Multilabel(Task):
     def _temperature(self, scores: Floats, y: NDArray[Any]) -> float:
         # A sigmoid is a softmax of two; one temperature for all labels.
         pairs = np.stack([np.zeros(scores.size), scores.ravel()], axis=1)
-        return evaluate.fit_temperature(pairs, y.ravel().astype(np.int64))
+        return calibration.fit_temperature(pairs, y.ravel().astype(np.int64))
 
     def measure(self, y: NDArray[Any], predictions: Floats, names: tuple[str, ...], **bootstrap: Any) -> dict[str, Any]:
         """Return mean average precision and its kin, and the table of labels."""
-        figures, each = evaluate_labels.multilabel_metrics(y, predictions, **bootstrap)
-        return _plain(figures) | {"labels": evaluate_labels.per_label_table(y, predictions, names, each)}
+        figures, each = multilabel.multilabel_metrics(y, predictions, **bootstrap)
+        return _plain(figures) | {"labels": multilabel.per_label_table(y, predictions, names, each)}
 
     def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
         """Return the mean average precision."""
-        return evaluate_labels.mean_average_precision(y, predictions, weight)
+        return multilabel.mean_average_precision(y, predictions, weight)
 
     def header(self, names: tuple[str, ...]) -> list[str]:
         """Return labels, predicted labels and a probability a label."""
@@ -126,8 +126,8 @@ class Multilabel(Task):
     def cells(self, y: Any, predictions: Floats, names: tuple[str, ...]) -> list[str]:
         """Return joined names and probabilities."""
         return [
-            evaluate_labels.joined(y, names),
-            evaluate_labels.joined(predictions >= evaluate_labels.THRESHOLD, names),
+            multilabel.joined(y, names),
+            multilabel.joined(predictions >= multilabel.THRESHOLD, names),
             *(f"{p:.6g}" for p in predictions),
         ]
 
@@ -146,11 +146,11 @@ class Regression(Task):
 
     def measure(self, y: NDArray[Any], predictions: Floats, names: tuple[str, ...], **bootstrap: Any) -> dict[str, Any]:
         """Return R² and its kin."""
-        return _plain(evaluate_numbers.regression_metrics(y, predictions[:, 0], **bootstrap))
+        return _plain(regression.regression_metrics(y, predictions[:, 0], **bootstrap))
 
     def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
         """Return R²."""
-        return evaluate_numbers.r2(y, predictions[:, 0], weight)
+        return regression.r2(y, predictions[:, 0], weight)
 
     def header(self, names: tuple[str, ...]) -> list[str]:
         """Return the true and the predicted number."""
@@ -217,8 +217,8 @@ def measure_splits(
             if rows.task == "classification":
                 hit = before.argmax(1) == rows.y[at]
                 metrics[split]["before_calibration"] = {
-                    "ece": evaluate.expected_calibration_error(before.max(1), hit),
-                    "log_loss": float(evaluate.row_losses(rows.y[at], before).mean()),
+                    "ece": calibration.expected_calibration_error(before.max(1), hit),
+                    "log_loss": float(classification.row_losses(rows.y[at], before).mean()),
                 }
     if fitted.oof_scores is not None:
         results["oof_predictions"] = task.predictions(tempered, fitted.oof_scores)
@@ -227,7 +227,7 @@ def measure_splits(
     return results | facts
 
 
-def _plain(figures: dict[str, evaluate.Interval]) -> dict[str, Any]:
+def _plain(figures: dict[str, bootstrap.Interval]) -> dict[str, Any]:
     return {name: figure.as_dict() for name, figure in figures.items()}
 
 

@@ -160,7 +160,7 @@ def class_head(make: Callable[[FitOptions], Any], arrays: Callable[[Any], HeadMo
     """Make a fitter of classes out of a classifier; ``arrays`` takes those of a head that is not linear."""
 
     def fit(X: Data, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
-        from pipeline.evaluate import fold_numbers
+        from pipeline.evaluation.splits import fold_numbers
 
         classes, proof = int(y.max()) + 1, proof_rows(X)
 
@@ -184,7 +184,7 @@ def label_head(make: Callable[[FitOptions], Any]) -> Fitter:
     def fit(X: Data, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
         from sklearn.multiclass import OneVsRestClassifier
 
-        from pipeline.evaluate import fold_numbers
+        from pipeline.evaluation.splits import fold_numbers
 
         labels, proof = y.shape[1], proof_rows(X)
 

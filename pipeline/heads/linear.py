@@ -26,7 +26,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from pipeline.errors import HeadError
-from pipeline.evaluate import hold_out, largest_fold_count
+from pipeline.evaluation.splits import hold_out, largest_fold_count
 from pipeline.heads.logistic import LinearClassifier
 from pipeline.heads.softmax_path import threads_for
 from pipeline.heads.streaming import StreamedRows

@@ -13,7 +13,8 @@ import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.evaluate import fold_numbers, largest_fold_count, softmax
+from pipeline.evaluation.calibration import softmax
+from pipeline.evaluation.splits import fold_numbers, largest_fold_count
 from pipeline.heads.model import linear_scores
 from pipeline.heads.softmax_path import ALL_ROWS, PathPoint, SoftmaxPath
 from pipeline.heads.validation import ClassHead

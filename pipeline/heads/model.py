@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluate import softmax
+from pipeline.evaluation.calibration import softmax
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

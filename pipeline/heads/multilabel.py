@@ -78,7 +78,7 @@ def fit_labels_ridge(
     X: NDArray[np.float32], y: NDArray[np.bool_], groups: NDArray[Any] | None, options: FitOptions
 ) -> FittedHead:
     """Fit least squares on ±1 for all labels at once; the temperature turns its scores into probabilities."""
-    from pipeline.evaluate import fold_numbers
+    from pipeline.evaluation.splits import fold_numbers
     from pipeline.heads.ridge import RidgeRegressionHead
 
     without_weights(options, "multilabel ridge")

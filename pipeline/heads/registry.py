@@ -94,7 +94,7 @@ def fit_linear(
     rows: StreamedRows, y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
 ) -> FittedHead:
     """Fit `LinearHead` on rows that are streamed; the temperature comes from the rows it sets apart."""
-    from pipeline.evaluate import fit_temperature
+    from pipeline.evaluation.calibration import fit_temperature
     from pipeline.heads.linear import LinearHead
 
     if options.scaling != "none":

@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.evaluate import fold_numbers
+from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads.classic import LinearClassHead
 from pipeline.heads.model import linear_scores
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline import evaluate
+from pipeline.evaluation import calibration, classification
 from pipeline.report import plots
 from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, text_cell
 
@@ -38,6 +38,7 @@ def classes_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[st
         cards=cards(_CARDS, results["metrics"][split]),
     )
     _add_figures(content, rows, results)
+    table = classification.per_class_table(results["confusion"], rows.class_names)
     content.tables.append(
         {
             "id": "classes",
@@ -47,7 +48,7 @@ def classes_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[st
                 ("class", True), ("rows", False), ("recall", False), ("precision", False), ("F1", False),
                 ("most often taken for", True),
             ],
-            "rows": [_class_row(entry) for entry in evaluate.per_class_table(results["confusion"], rows.class_names)],
+            "rows": [_class_row(entry) for entry in table],
         }
     )  # fmt: skip
     content.galleries = _galleries(cache, rows, results, split)
@@ -76,7 +77,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
     curves = {"calibrated" if "uncalibrated" in results else "as fitted": probabilities}
     if "uncalibrated" in results:
         curves["before"] = results["uncalibrated"][split]
-    bins = {name: evaluate.reliability_bins(p.max(axis=1), p.argmax(axis=1) == y) for name, p in curves.items()}
+    bins = {name: calibration.reliability_bins(p.max(axis=1), p.argmax(axis=1) == y) for name, p in curves.items()}
     second.append(
         content.plot(
             "reliability",

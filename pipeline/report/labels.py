@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluate import reliability_bins
-from pipeline.evaluate_labels import THRESHOLD, joined
+from pipeline.evaluation.calibration import reliability_bins
+from pipeline.evaluation.multilabel import THRESHOLD, joined
 from pipeline.report import plots
 from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, text_cell
 

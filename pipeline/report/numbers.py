@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import evaluate_numbers
+from pipeline.evaluation import regression
 from pipeline.report import plots
 from pipeline.report.classes import sweep_plot
 from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used
@@ -63,7 +63,7 @@ def numbers_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[st
             "columns": [(n, False) for n in ("from", "to", "rows", "mean of predicted − true", "mean absolute error")],
             "rows": [
                 [number_cell(part[name]) for name in ("low", "high", "rows", "bias", "mae")]
-                for part in evaluate_numbers.parts_of_range(truth, predicted)
+                for part in regression.parts_of_range(truth, predicted)
             ],
         }
     )

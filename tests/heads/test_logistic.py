@@ -13,7 +13,7 @@ from sklearn.exceptions import SkipTestWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
-from pipeline.evaluate import fold_numbers
+from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads import CentroidHead, KnnHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
 from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath, _Pairs, _Preconditioner
 from tests.heads.standin import blobs

@@ -5,7 +5,7 @@ import pytest
 from sklearn.linear_model import Ridge, RidgeClassifier
 from sklearn.model_selection import LeaveOneOut, cross_val_predict
 
-from pipeline.evaluate import fold_numbers
+from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads import RidgeHead, RidgeRegressionHead
 from tests.heads.standin import blobs
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from sklearn.metrics import mean_absolute_error, r2_score, root_mean_squared_error
 
-from pipeline.evaluate import bootstrap_weights
-from pipeline.evaluate_numbers import parts_of_range, regression_metrics
+from pipeline.evaluation.bootstrap import bootstrap_weights
+from pipeline.evaluation.regression import parts_of_range, regression_metrics
 
 
 @settings(max_examples=30, deadline=None)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
-from pipeline.evaluate_labels import AveragePrecision, mean_average_precision, multilabel_metrics, per_label_table
+from pipeline.evaluation.multilabel import AveragePrecision, mean_average_precision, multilabel_metrics, per_label_table
 
 
 @settings(max_examples=50, deadline=None)

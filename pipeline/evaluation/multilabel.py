@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluate import Interval, bootstrap_intervals, replicates_for
+from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, replicates_for
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -77,7 +77,7 @@ def multilabel_metrics(
     probabilities : ndarray of shape (N, L)
         One for each label by itself.
     seed, replicates, level, groups
-        As in `pipeline.evaluate.classification_metrics`; fewer replicates are drawn for many labels.
+        As in `pipeline.classification.classification_metrics`; fewer replicates are drawn for many labels.
 
     Returns
     -------

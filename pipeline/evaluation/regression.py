@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluate import Interval, bootstrap_intervals
+from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -64,7 +64,7 @@ def regression_metrics(
     truth, predicted : ndarray of shape (N,)
         Numbers.
     seed, replicates, level, groups
-        As in `pipeline.evaluate.classification_metrics`.
+        As in `pipeline.classification.classification_metrics`.
 
     Returns
     -------

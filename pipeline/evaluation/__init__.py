@@ -1,0 +1,1 @@
+"""Splits, metrics, intervals and calibration: pure functions on arrays."""

@@ -1,0 +1,110 @@
+"""Figures with intervals: the bootstrap over rows or whole groups.
+
+Axes: N rows, B bootstrap replicates.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
+
+_BOOTSTRAP_WORK = 200_000_000
+_LEAST_REPLICATES = 200
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A figure with its percentile bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def as_dict(self) -> dict[str, float]:
+        """Return the three numbers by name."""
+        return {"value": self.value, "low": self.low, "high": self.high}
+
+    def __str__(self) -> str:
+        """Return the figure with its interval."""
+        return f"{self.value:.4f} ({self.low:.4f} to {self.high:.4f})"
+
+
+def replicates_for(n_rows: int, wanted: int = 1000) -> int:
+    """Return how many bootstrap replicates ``n_rows`` can afford: ``wanted``, fewer from 200 000 rows on."""
+    return int(np.clip(_BOOTSTRAP_WORK // max(n_rows, 1), _LEAST_REPLICATES, wanted))
+
+
+def bootstrap_weights(
+    n_rows: int, *, seed: int, replicates: int, groups: ArrayLike | None = None
+) -> Callable[[int], Floats]:
+    """Return a function from replicate number to the rows' counts in that resample.
+
+    Whole groups are drawn where groups are given, because their rows are not independent. Every replicate has a
+    generator of its own, so that replicate b is the same draw whoever asks, which is what pairs two heads.
+
+    Parameters
+    ----------
+    n_rows : int
+        N.
+    seed : int
+        Seed of all draws.
+    replicates : int
+        B; used to spawn the generators.
+    groups : array-like of shape (N,), optional
+        Group of every row.
+    """
+    seeds = np.random.SeedSequence(seed).spawn(replicates)
+    if groups is None:
+        unit, n_units = None, n_rows
+    else:
+        names, inverse = np.unique(np.asarray(groups), return_inverse=True)
+        unit, n_units = inverse.ravel(), len(names)
+
+    def draw(replicate: int) -> Floats:
+        rng = np.random.default_rng(seeds[replicate])
+        counts = np.bincount(rng.integers(0, n_units, n_units), minlength=n_units).astype(np.float64)
+        return counts if unit is None else counts[unit]
+
+    return draw
+
+
+def bootstrap_intervals(
+    measure: Callable[[Floats], dict[str, float]],
+    n_rows: int,
+    *,
+    seed: int = 0,
+    replicates: int = 1000,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> dict[str, Interval]:
+    """Turn a function of row weights into figures with percentile bootstrap intervals.
+
+    Parameters
+    ----------
+    measure : callable
+        From weights of shape (N,) to figures by name.
+    n_rows : int
+        N.
+    seed, replicates, level, groups
+        As in ``classification_metrics``.
+    """
+    value = measure(np.ones(n_rows))
+    count = replicates_for(n_rows, replicates)
+    draw = bootstrap_weights(n_rows, seed=seed, replicates=count, groups=groups)
+    drawn = [measure(draw(b)) for b in range(count)]
+    tails = [50 * (1 - level), 50 * (1 + level)]
+    out = {}
+    for name, at in value.items():
+        values = np.asarray([d[name] for d in drawn])
+        low, high = np.nanpercentile(values, tails) if np.isfinite(values).any() else (np.nan, np.nan)
+        out[name] = Interval(float(at), float(low), float(high))
+    return out

@@ -1,0 +1,120 @@
+"""Metrics of predicted class probabilities, with intervals.
+
+Axes: N rows, K classes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals
+from pipeline.evaluation.calibration import expected_calibration_error
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+    Floats = NDArray[np.float64]
+    Ints = NDArray[np.int64]
+
+
+def _classification(
+    y: Ints, predicted: Ints, loss: Floats, brier: Floats, confidence: Floats, n_classes: int, weight: Floats
+) -> dict[str, float]:
+    hit = y == predicted
+    right = np.bincount(y, weights=weight * hit, minlength=n_classes)
+    support = np.bincount(y, weights=weight, minlength=n_classes)
+    said = np.bincount(predicted, weights=weight, minlength=n_classes)
+    present, seen = support > 0, (support + said) > 0
+    total = weight.sum()
+    return {
+        "accuracy": float(right.sum() / total),
+        "balanced_accuracy": float((right[present] / support[present]).mean()),
+        "macro_f1": float((2 * right[seen] / (support + said)[seen]).mean()),
+        "log_loss": float(weight @ loss / total),
+        "brier": float(weight @ brier / total),
+        "ece": expected_calibration_error(confidence, hit, weight=weight),
+    }
+
+
+def row_losses(y: Ints, probabilities: Floats) -> Floats:
+    """Return ``−log p`` of every row's label, with p clipped at the smallest float32 as scikit-learn does."""
+    eps = float(np.finfo(np.float32).eps)
+    at_truth = probabilities[np.arange(len(y)), y]
+    return np.asarray(-np.log(np.clip(at_truth, eps, 1.0)))
+
+
+def classification_metrics(
+    y: NDArray[np.integer],
+    probabilities: Floats,
+    *,
+    seed: int = 0,
+    replicates: int = 1000,
+    level: float = 0.95,
+    groups: ArrayLike | None = None,
+) -> dict[str, Interval]:
+    """Measure class probabilities, every figure with a percentile bootstrap interval.
+
+    Parameters
+    ----------
+    y : ndarray of shape (N,), int
+        Classes 0 … K−1.
+    probabilities : ndarray of shape (N, K)
+        Rows sum to one.
+    seed : int
+        Seed of the resamples.
+    replicates : int
+        Resamples; fewer are taken from 200 000 rows on.
+    level : float
+        Coverage of the interval.
+    groups : array-like of shape (N,), optional
+        Whole groups are resampled.
+
+    Returns
+    -------
+    dict of str to Interval
+        ``accuracy``, ``balanced_accuracy``, ``macro_f1``, ``log_loss``, ``brier``, ``ece``.
+
+    References
+    ----------
+    Efron and Tibshirani, "An Introduction to the Bootstrap" (1993), section 13.3.
+    """
+    truth = np.asarray(y, dtype=np.int64)
+    n_rows, n_classes = probabilities.shape
+    predicted = probabilities.argmax(1).astype(np.int64)
+    loss = row_losses(truth, probabilities)
+    square = (probabilities**2).sum(1) - 2 * probabilities[np.arange(n_rows), truth] + 1
+    confidence = probabilities.max(1)
+
+    def measure(weight: Floats) -> dict[str, float]:
+        return _classification(truth, predicted, loss, square, confidence, n_classes, weight)
+
+    return bootstrap_intervals(measure, n_rows, seed=seed, replicates=replicates, level=level, groups=groups)
+
+
+def confusion_matrix(y: NDArray[np.integer], predicted: NDArray[np.integer], n_classes: int) -> Ints:
+    """Count rows by label (first axis) and prediction (second axis)."""
+    cell = np.asarray(y, dtype=np.int64) * n_classes + predicted
+    return np.bincount(cell, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def per_class_table(confusion: Ints, names: tuple[str, ...]) -> list[dict[str, float | int | str]]:
+    """Return precision, recall, F1 and row count of every class, with the class it is most often taken for."""
+    right, support, said = np.diag(confusion), confusion.sum(1), confusion.sum(0)
+    off = confusion - np.diag(right)
+    table: list[dict[str, float | int | str]] = []
+    for k, name in enumerate(names):
+        most = int(off[k].argmax())
+        table.append(
+            {
+                "class": name,
+                "rows": int(support[k]),
+                "precision": float(right[k] / said[k]) if said[k] else float("nan"),
+                "recall": float(right[k] / support[k]) if support[k] else float("nan"),
+                "f1": float(2 * right[k] / (support[k] + said[k])) if support[k] + said[k] else float("nan"),
+                "taken_for": names[most] if off[k, most] else "",
+                "taken_for_rows": int(off[k, most]),
+            }
+        )
+    return table
