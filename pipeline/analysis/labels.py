@@ -74,7 +74,7 @@ def check_labels(
     Raises
     ------
     AnalysisError
-        cleanlab is missing, or there are not two classes of two rows each.
+        cleanlab is missing, or there are not two classes, one of them with two rows (or groups).
 
     Notes
     -----
@@ -91,32 +91,39 @@ def check_labels(
             "checking labels needs cleanlab, which is not installed: pip install 'embedding-pipeline[analysis]'"
         ) from None
     from pipeline.evaluation.calibration import fit_temperature, softmax
-    from pipeline.evaluation.splits import groups_of_column, largest_fold_count
+    from pipeline.evaluation.splits import fold_count, groups_of_column
     from pipeline.heads.logistic import LogisticSweep
 
     embeddings = layer_of(cache, layer)
     rows = usable_rows(cache, embeddings)
     labels = np.asarray(cache.labels)
     rows = rows[labels[rows] >= 0]
-    used, y, counts = np.unique(labels[rows], return_inverse=True, return_counts=True)
+    used, y = np.unique(labels[rows], return_inverse=True)
     groups = groups_of_column(np.asarray(cache.columns["group"])[rows]) if "group" in cache.columns else None
-    if len(used) < 2 or largest_fold_count(y, groups) < 2:
-        what = "rows" if groups is None else "groups"
+    what = "rows" if groups is None else "groups"
+    possible = fold_count(y, folds, groups) if len(used) > 1 else 0
+    if possible < 2:
         raise AnalysisError(
-            f"expected at least 2 classes with 2 labelled {what} each in {cache.path}, found "
-            f"{len(used)} classes, the smallest of {counts.min() if len(counts) else 0} rows: label more images"
+            f"expected at least 2 classes, and one with 2 labelled {what}, in {cache.path}, found {len(used)} classes "
+            f"on {len(rows)} rows: label more images"
         )
-    possible = min(folds, largest_fold_count(y, groups))
     if possible < folds:
-        say(f"{possible} folds instead of {folds}: the smallest class has no more")
+        say(f"{possible} folds instead of {folds}: there are {possible} {what} to hold out")
+    names = np.asarray(cache.label_names, dtype=object)[used]
     head = LogisticSweep(Cs=tuple(Cs), cv=possible, tol=1e-3, scoring="log_loss", random_state=seed)
     head.fit(take(embeddings, rows), y, groups)
-    scores = head.oof_scores_
+    checked = np.isfinite(head.oof_scores_).all(axis=1)
+    if not checked.all():
+        alone = sorted(set(names[y[~checked]]))
+        say(
+            f"not checked: {int((~checked).sum())} rows that no fold can hold out, since a class has no other {what} "
+            f"({', '.join(alone[:5])}{', …' if len(alone) > 5 else ''})"
+        )
+    scores, y, rows = head.oof_scores_[checked], y[checked], rows[checked]
     probabilities = softmax(scores / fit_temperature(scores, y))
     quality = get_label_quality_scores(y, probabilities, method="self_confidence")
     issue = find_label_issues(y, probabilities, filter_by="both", n_jobs=1)
     order = np.lexsort((rows, quality))
-    names = np.asarray(cache.label_names, dtype=object)[used]
     table = frame(
         {
             "key": cache.keys[rows[order]],

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.evaluation.choice import UNSEEN_ROWS
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -70,8 +72,12 @@ def softmax(scores: Floats) -> Floats:
     return np.asarray(shifted)
 
 
-def fit_temperature(scores: Floats, y: NDArray[np.integer]) -> float:
-    """Find the temperature T that minimises the log loss of ``softmax(scores / T)``.
+PRIOR_WIDTH = 0.5
+"""Standard deviation of log T around 0 that is expected of scores that are log-probabilities already."""
+
+
+def fit_temperature(scores: Floats, y: NDArray[np.integer], *, log_probabilities: bool = True) -> float:
+    """Find the temperature T that minimises the log loss of ``softmax(scores / T)``, held back where rows are few.
 
     Parameters
     ----------
@@ -79,24 +85,44 @@ def fit_temperature(scores: Floats, y: NDArray[np.integer]) -> float:
         Scores of rows that the head was not fitted on.
     y : ndarray of shape (N,), int
         Their classes.
+    log_probabilities : bool
+        Whether the scores come from a head that models probabilities. Then T is expected near 1, with a standard
+        deviation of log T of ``PRIOR_WIDTH``. Margins and distances have no scale of their own, and T is free.
 
     Returns
     -------
     float
-        T in [1e-4, 1e4].
+        T in [1e-4, 1e4]; 1 for no rows.
+
+    Notes
+    -----
+    Beside the rows given, half a row of a random label counts (`pipeline.evaluation.choice.UNSEEN_ROWS`): rows that are
+    all right, by chance or because classes are easy, would otherwise take T to zero. For two classes it does what the
+    smoothed targets of Platt ("Probabilistic outputs for support vector machines", 1999, section 2.2) do.
 
     References
     ----------
     Guo et al., "On calibration of modern neural networks", ICML 2017, section 4.2.
+
+    Examples
+    --------
+    >>> scores, y = np.array([[2.0, -2.0], [-2.0, 2.0]] * 5), np.array([0, 1] * 5)
+    >>> fit_temperature(scores, y) < fit_temperature(scores[:2], y[:2])
+    True
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    at_truth = scores[np.arange(len(y)), y]
+    if not len(y):
+        return 1.0
+    at_truth, mean = scores[np.arange(len(y)), y], scores.mean(axis=1)
+    width = PRIOR_WIDTH if log_probabilities else np.inf
 
     def loss(log_t: float) -> float:
         t = np.exp(log_t)
-        return float((logsumexp(scores / t, axis=1) - at_truth / t).mean())
+        total = logsumexp(scores / t, axis=1)
+        unseen = UNSEEN_ROWS * (total - mean / t).mean()
+        return float((total - at_truth / t).sum() + unseen + 0.5 * (log_t / width) ** 2)
 
     bound = float(np.log(1e4))
     found = minimize_scalar(loss, bounds=(-bound, bound), method="bounded", options={"xatol": 1e-5})

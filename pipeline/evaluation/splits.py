@@ -93,7 +93,7 @@ def hold_out(
     groups : array-like of shape (N,), optional
         Rows of one group stay together.
     every_class : bool
-        Whether every class has to be on the training side.
+        Whether every class has to be on the training side. A class of a single row or group then stays there.
 
     Returns
     -------
@@ -103,7 +103,7 @@ def hold_out(
     Raises
     ------
     HeadError
-        Where a class would be missing on the training side.
+        Where that leaves nothing to hold out.
     """
     if not 0.0 < share < 1.0:
         raise HeadError(f"the share held out for the test must lie between 0 and 1, got {share}")
@@ -122,13 +122,16 @@ def hold_out(
             f"a hold-out needs at least 2 groups, found {n_groups}: give a split column, or leave the group column out"
         )
     parts, taken = _parts(share, min(n_groups, _MOST_PARTS))
-    split[_stratified_group_folds(y, np.asarray(groups), parts, seed) < taken] = "test"
-    missing = np.setdiff1d(y, y[split == "train"])
-    if every_class and len(missing):
+    code, names = (np.unique(np.asarray(each), return_inverse=True)[1].ravel() for each in (y, groups))
+    held = (_stratified_group_folds(code, names, parts, seed) < taken).astype(np.int64)
+    if every_class:
+        held = np.where(_with_every_class_trained(held, code, names, only=1) == 1, 1, 0)
+    if not held.any():
         raise HeadError(
-            f"{len(missing)} of the classes lie in a single group, so that group cannot be held out: "
+            "every group has a class that no other group has, so none can be held out: "
             "give a split column, or leave the group column out"
         )
+    split[held == 1] = "test"
     return split
 
 
@@ -152,6 +155,9 @@ def groups_of_column(column: ArrayLike) -> NDArray[np.str_]:
 
 _MOST_PARTS = 20
 
+ALWAYS_TRAINS = -2
+"""Fold number of a row that no fold holds out."""
+
 
 def _parts(share: float, most: int) -> tuple[int, int]:
     """Return into how many parts to cut groups, and how many of these come nearest to a share; few parts first.
@@ -170,34 +176,66 @@ def fold_numbers(
 ) -> Ints:
     """Give every row the number of the fold that holds it out.
 
+    Every class trains in every fold. So a class of a single row (or group) is held out by none, and neither is one
+    group of a class that would otherwise lie in one fold as a whole.
+
     Parameters
     ----------
     y : ndarray of shape (N,)
         Classes, or any targets where ``stratify`` is false.
     n_folds : int
-        How many folds; at most ``largest_fold_count(y, groups)``.
+        How many folds; at most ``fold_count(y, n_folds, groups)``.
     seed : int
         Seed of the shuffle.
     groups : array-like of shape (N,), optional
         Rows of one group share a fold.
     stratify : bool
-        Keep the classes' shares equal over the folds.
+        Keep the classes' shares equal over the folds: the counts of a class, and of all rows, differ by one at most
+        where there are no groups. A class may have fewer rows than there are folds.
 
     Returns
     -------
     ndarray of shape (N,), int64
-        0 … n_folds − 1.
-    """
-    from sklearn.model_selection import KFold, StratifiedKFold
+        0 … n_folds − 1, or ``ALWAYS_TRAINS``.
 
-    if groups is not None:
-        strata = y if stratify else np.zeros(len(y), dtype=np.int64)
-        return _stratified_group_folds(strata, np.asarray(groups), n_folds, seed)
-    kind = StratifiedKFold if stratify else KFold
-    parts = kind(n_folds, shuffle=True, random_state=seed).split(np.zeros(len(y)), y)
-    fold = np.full(len(y), -1, dtype=np.int64)
-    for number, (_, held_out) in enumerate(parts):
-        fold[held_out] = number
+    Examples
+    --------
+    >>> fold_numbers(np.array([0, 0, 1, 1, 2]), 2, seed=0).tolist()
+    [1, 0, 0, 1, -2]
+    """
+    strata = np.asarray(y) if stratify else np.zeros(len(y), dtype=np.int64)
+    code = np.unique(strata, return_inverse=True)[1].ravel()
+    if groups is None:
+        return _stratified_folds(code, n_folds, seed, every_class=stratify)
+    names = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    fold = _stratified_group_folds(code, names, n_folds, seed)
+    return _with_every_class_trained(fold, code, names) if stratify else fold
+
+
+def _stratified_folds(code: Ints, n_folds: int, seed: int, *, every_class: bool) -> Ints:
+    """Deal the rows of one class after the other to the folds in turn."""
+    rng = np.random.default_rng(seed)
+    fold = np.full(len(code), ALWAYS_TRAINS, dtype=np.int64)
+    dealt = 0
+    for label in rng.permutation(int(code.max()) + 1):
+        rows = rng.permutation(np.flatnonzero(code == label))
+        if len(rows) == 1 and every_class:
+            continue
+        fold[rows] = (dealt + np.arange(len(rows))) % n_folds
+        dealt += len(rows)
+    return fold
+
+
+def _with_every_class_trained(fold: Ints, code: Ints, group: Ints, only: int | None = None) -> Ints:
+    """Take a group out of the folds wherever one fold (or only this one) holds a whole class out, its smallest."""
+    size = np.bincount(group)
+    first, last = (np.full(int(code.max()) + 1, start) for start in (len(code), -len(code)))
+    np.minimum.at(first, code, fold)
+    np.maximum.at(last, code, fold)
+    fold = fold.copy()
+    for label in np.flatnonzero((first == last) if only is None else (first == last) & (first == only)):
+        its = np.unique(group[code == label])
+        fold[group == its[size[its].argmin()]] = ALWAYS_TRAINS
     return fold
 
 
@@ -241,15 +279,19 @@ def _stratified_group_folds(y: NDArray[Any], groups: NDArray[Any], n_folds: int,
     return np.asarray(fold_of[group])
 
 
-def largest_fold_count(y: NDArray[np.integer], groups: ArrayLike | None = None) -> int:
-    """Count the folds that leave every class on both sides: the size of the smallest class, in rows or groups.
+def fold_count(y: NDArray[np.integer], wanted: int, groups: ArrayLike | None = None) -> int:
+    """Return into how many folds the rows can be cut, at most ``wanted``; below 2 they cannot be.
+
+    A row (or group) is held out only where its class has another one.
 
     Examples
     --------
-    >>> largest_fold_count(np.array([0, 0, 0, 1, 1]))
-    2
+    >>> fold_count(np.array([0, 0, 0, 1, 1, 2]), 10), fold_count(np.array([0, 1, 2]), 5)
+    (5, 0)
     """
-    if groups is None:
-        return int(np.unique(y, return_counts=True)[1].min())
-    names = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
-    return min(len(np.unique(names[y == label])) for label in np.unique(y))
+    code = np.unique(np.asarray(y), return_inverse=True)[1].ravel()
+    unit = np.arange(len(code)) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    pairs = np.unique(np.stack([code, unit]), axis=1)
+    alone = np.bincount(pairs[0], minlength=int(code.max()) + 1) < 2
+    stays = np.unique(unit[alone[code]])
+    return int(min(wanted, len(np.setdiff1d(unit, stays))))

@@ -209,8 +209,7 @@ def _note_shared_groups(rows: Rows, note: Callable[[str], None]) -> None:
     shared = np.intersect1d(rows.groups[rows.of("train")], rows.groups[rows.split != "train"])
     if len(shared):
         note(
-            f"{len(shared)} groups (such as {shared[0]!r}) lie on both sides of the split column: "
-            "the figures may flatter"
+            f"{len(shared)} groups (such as {shared[0]}) lie on both sides of the split column: the figures may flatter"
         )
 
 
@@ -275,7 +274,7 @@ def _known_classes(rows: Rows, note: Callable[[str], None]) -> Rows:
             "no held-out row is of a class that the training rows have: mark other rows in the split column"
         )
     missing = [name for k, name in enumerate(rows.class_names) if k not in known]
-    note(f"left out: {int((~kept).sum())} held-out rows of classes without a training row ({', '.join(missing[:5])})")
+    note(f"left out: {int((~kept).sum())} held-out rows of classes without a training row ({_some(missing)})")
     return _with_classes(rows.kept(kept), known)
 
 
@@ -284,9 +283,7 @@ def _learnable_labels(rows: Rows, note: Callable[[str], None]) -> Rows:
     train = rows.of("train")
     groups = None if rows.groups is None else rows.groups[train]
     columns = rows.y[train].T
-    kept = np.asarray(
-        [len(np.unique(c)) == 2 and splits.largest_fold_count(c.astype(np.int64), groups) >= 2 for c in columns]
-    )
+    kept = np.asarray([len(np.unique(c)) == 2 and _units_of_fewest(c, groups) >= 2 for c in columns])
     if kept.sum() < 2:
         raise HeadError(
             "expected at least 2 labels that some training rows have and others have not, found "
@@ -294,12 +291,14 @@ def _learnable_labels(rows: Rows, note: Callable[[str], None]) -> Rows:
         )
     if not kept.all():
         missing = [name for name, keep in zip(rows.class_names, kept, strict=True) if not keep]
-        note(
-            f"left out: {len(missing)} labels that fewer than two training rows have, or lack "
-            f"({', '.join(missing[:5])}{', …' if len(missing) > 5 else ''})"
-        )
+        note(f"left out: {len(missing)} labels that fewer than two training rows have, or lack ({_some(missing)})")
     names = tuple(name for name, keep in zip(rows.class_names, kept, strict=True) if keep)
     return replace(rows, y=rows.y[:, kept], class_names=names)
+
+
+def _units_of_fewest(y: NDArray[Any], groups: NDArray[Any] | None) -> int:
+    """Return the number of rows, or groups, of the class that has the fewest."""
+    return min(len(np.unique(groups[y == k])) if groups is not None else int((y == k).sum()) for k in np.unique(y))
 
 
 def _enough_numbers(rows: Rows) -> Rows:
@@ -315,10 +314,12 @@ def _enough_numbers(rows: Rows) -> Rows:
 def possible_folds(rows: Rows, wanted: int, note: Callable[[str], None]) -> int:
     """Return how many folds the training rows allow, at most ``wanted``.
 
+    A class of a single row (or group) is held out by no fold, which is said.
+
     Raises
     ------
     HeadError
-        Where a class has a single training row or group, or fewer than 2 folds are wanted.
+        Where nothing can be held out, or fewer than 2 folds are wanted.
     """
     if wanted < 2:
         raise HeadError(f"cross-validation needs at least 2 folds, got {wanted}")
@@ -331,17 +332,24 @@ def possible_folds(rows: Rows, wanted: int, note: Callable[[str], None]) -> int:
             raise HeadError(f"expected at least 2 training {what}s, found {most}: add images")
         return min(most, wanted)
     y = rows.y[train]
-    most = splits.largest_fold_count(y, groups)
-    if most < 2:
-        counts = [
-            len(np.unique(groups[y == k])) if groups is not None else int((y == k).sum())
-            for k in range(len(rows.class_names))
-        ]
-        short = [name for name, count in zip(rows.class_names, counts, strict=True) if count < 2]
-        raise HeadError(
-            f"expected at least 2 training {what}s of every class, found 1 of {', '.join(map(repr, short[:5]))}"
-            f"{' and others' if len(short) > 5 else ''}: add images, or leave the class out"
+    count = splits.fold_count(y, wanted, groups)
+    if count < 2:
+        raise HeadError(f"expected a class with at least 2 training {what}s, found 1 of each: add images")
+    alone = [name for k, name in enumerate(rows.class_names) if _units_of_fewest(y[y == k], _part(groups, y == k)) < 2]
+    if alone:
+        note(
+            f"trained on, but held out by no fold: {len(alone)} classes with a single training {what} "
+            f"({_some(alone)}): add images of them, or look for a mistyped label"
         )
-    if most < wanted:
-        note(f"{most} folds instead of {wanted}: the smallest class has {most} training {what}s")
-    return min(most, wanted)
+    if count < wanted:
+        note(f"{count} folds instead of {wanted}: there are {count} training {what}s to hold out")
+    return count
+
+
+def _part(groups: NDArray[Any] | None, rows: NDArray[np.bool_]) -> NDArray[Any] | None:
+    return None if groups is None else groups[rows]
+
+
+def _some(names: list[str]) -> str:
+    """Return the first few names, as they are."""
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")

@@ -26,7 +26,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from pipeline.errors import HeadError
-from pipeline.evaluation.splits import hold_out, largest_fold_count
+from pipeline.evaluation.splits import fold_count, hold_out
 from pipeline.heads.logistic import LinearClassifier
 from pipeline.heads.softmax_path import threads_for
 from pipeline.heads.streaming import StreamedRows
@@ -199,7 +199,7 @@ class LinearHead(LinearClassifier):
         self, codes: NDArray[np.int64], groups: ArrayLike | None, rng: np.random.Generator
     ) -> NDArray[np.int64]:
         """Choose the validation rows: no group on both sides, every class among the rows left."""
-        if largest_fold_count(codes, groups) < 2:
+        if fold_count(codes, 2, groups) < 2:
             return np.zeros(0, dtype=np.int64)
         share = min(self.validation_share, _MOST_VALIDATION_ROWS / len(codes))
         try:

@@ -14,7 +14,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.evaluation.calibration import softmax
-from pipeline.evaluation.splits import fold_numbers, largest_fold_count
+from pipeline.evaluation.choice import HeldOut, choose
+from pipeline.evaluation.splits import fold_count, fold_numbers
 from pipeline.heads.model import linear_scores
 from pipeline.heads.softmax_path import ALL_ROWS, PathPoint, SoftmaxPath
 from pipeline.heads.validation import ClassHead
@@ -193,9 +194,11 @@ class LogisticSweep(LinearClassifier):
         have clearly fallen, its folds solved to a relative gap of 1e-2; then tries the values of the full sweep around
         the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol``.
     cv : int
-        Folds, stratified; fewer where the smallest class has fewer rows (or groups) than that.
+        Folds, stratified; fewer where there are fewer rows (or groups). A class of one row (or group) trains in all of
+        them and is held out in none.
     scoring : {"accuracy", "log_loss"}
-        What chooses C. Accuracies within a standard error of the best are ties, which go to the smaller log loss.
+        What chooses C: accuracy and then log loss, or log loss alone, as `pipeline.evaluation.choice.choose` does. A
+        value that has not converged is taken only where none has.
     scaling, class_weight, tol, max_passes, device
         As in `LogisticHead`. The scale is that of each fold's own training rows.
     random_state : int
@@ -211,9 +214,9 @@ class LogisticSweep(LinearClassifier):
         For every value of C: ``C``, ``accuracy`` and ``log_loss`` (means over held-out rows), ``accuracy_folds``,
         ``log_loss_folds``, ``converged``, ``gap_estimate``, ``gradient_norm``, ``passes`` (the worst over folds).
     fold_ : ndarray of shape (N,)
-        The fold that held each row out.
+        The fold that held each row out; −2 for none.
     oof_scores_ : ndarray of shape (N, K)
-        Scores of every row from the fold that did not see it, at the chosen C.
+        Scores of every row from the fold that did not see it, at the chosen C; NaN for rows that no fold held out.
     coef_, intercept_, classes_, objective_, gradient_norm_, gap_estimate_, converged_, n_iter_
         Of the fit on all rows, as in `LogisticHead`.
     """
@@ -251,21 +254,20 @@ class LogisticSweep(LinearClassifier):
         X : array-like of shape (N, D)
             Features.
         y : array-like of shape (N,)
-            Classes, at least two rows (or groups) each.
+            Classes, at least one of them with two rows (or groups).
         groups : array-like of shape (N,), optional
             Rows of one group share a fold.
 
         Raises
         ------
         ValueError
-            scikit-learn's own; for a single class; for a class of a single row or group.
+            scikit-learn's own; for a single class; where every class has a single row or group.
         """
         data, codes = self._validate(X, y)
         k = len(self.classes_)
-        largest = largest_fold_count(codes, groups)
-        if largest < 2:
-            raise ValueError("cross-validation needs at least 2 rows (or groups) of every class, one class has 1")
-        self.n_folds_ = min(self.cv, largest)
+        self.n_folds_ = fold_count(codes, self.cv, groups)
+        if self.n_folds_ < 2:
+            raise ValueError("cross-validation needs a class of at least 2 rows (or groups)")
         self.fold_ = fold_numbers(codes, self.n_folds_, seed=self.random_state, groups=groups)
         path = SoftmaxPath(
             data,
@@ -276,6 +278,7 @@ class LogisticSweep(LinearClassifier):
             standardise=_is_standard(self.scaling),
             device=self.device,
         )
+        self._group_of_held_out = _in_order_of_folds(self.fold_, self.n_folds_, groups)
         tried = self._walk(path, k)
         chosen = self._best(tried)
         self.C_ = chosen
@@ -310,9 +313,8 @@ class LogisticSweep(LinearClassifier):
     def _walk(self, path: SoftmaxPath, k: int) -> dict[float, list[PathPoint]]:
         """Return the folds' solutions by C."""
         if isinstance(self.Cs, str) and self.Cs == "auto":
-            n_rows = len(self.fold_)
             coarse = max(self.tol, _COARSE_TOL)
-            tried = self._solve(path, k, COARSE_SWEEP, tol=coarse, stop=lambda walked: _has_fallen(walked, n_rows))
+            tried = self._solve(path, k, COARSE_SWEEP, tol=coarse, stop=_has_fallen)
             middle = FULL_SWEEP.index(self._best(tried))
             fine = FULL_SWEEP[max(middle - _FINE_STEPS, 0) : middle + _FINE_STEPS + 1]
             below = max((c for c in tried if c < fine[0]), default=None)
@@ -344,22 +346,24 @@ class LogisticSweep(LinearClassifier):
         return {values[i]: [points[i] for points in walked] for i in range(complete)}
 
     def _best(self, tried: dict[float, list[PathPoint]]) -> float:
-        """Return the best C: accuracies that differ by less than a standard error are ties, and log loss decides."""
-        held_out = {c: _held_out(points, self.fold_) for c, points in tried.items()}
-        best = max(accuracy for accuracy, _ in held_out.values())
-        least = best - _standard_error(best, len(self.fold_))
-        if self.scoring == "log_loss":
-            least = 0.0
-        return min((loss, c) for c, (accuracy, loss) in held_out.items() if accuracy >= least)[1]
+        """Return the strongest regularisation that cannot be told from the best."""
+        values = sorted(tried)
+        chosen = choose(
+            [_joined(tried[c]) for c in values],
+            usable=[all(p.converged for p in tried[c]) for c in values],
+            by=self.scoring,
+            groups=self._group_of_held_out,
+        )
+        return values[chosen]
 
     def _summary(self, c: float, points: list[PathPoint]) -> dict[str, Any]:
-        accuracy, loss = _held_out(points, self.fold_)
+        together = _joined(points)
         return {
             "C": float(c),
-            "accuracy": accuracy,
-            "log_loss": loss,
-            "accuracy_folds": [p.held_out_accuracy for p in points],
-            "log_loss_folds": [p.held_out_loss for p in points],
+            "accuracy": together.accuracy,
+            "log_loss": together.log_loss,
+            "accuracy_folds": [p.held_out.accuracy for p in points],
+            "log_loss_folds": [p.held_out.log_loss for p in points],
             "converged": all(p.converged for p in points),
             "gap_estimate": max(min(p.gap_estimate, p.gap_bound) for p in points),
             "gradient_norm": max(p.gradient_norm for p in points),
@@ -367,7 +371,7 @@ class LogisticSweep(LinearClassifier):
         }
 
     def _out_of_fold(self, X: NDArray[np.float32], points: list[PathPoint]) -> NDArray[np.float64]:
-        scores = np.empty((len(X), len(self.classes_)))
+        scores = np.full((len(X), len(self.classes_)), np.nan)
         for fold, point in enumerate(points):
             rows = np.flatnonzero(self.fold_ == fold)
             scores[rows] = linear_scores(X[rows], point.coef, point.intercept)
@@ -385,17 +389,28 @@ def _expected_on_all_rows(tried: dict[float, list[PathPoint]], c: float, n_folds
     mixed = [(1.0 - part, tried[c]), (part, tried[above])]
     coef = sum(share * np.mean([p.coef for p in points], axis=0) for share, points in mixed)
     intercept = sum(share * np.mean([p.intercept for p in points], axis=0) for share, points in mixed)
-    return replace(tried[c][0], coef=np.asarray(coef, dtype=np.float32), intercept=np.asarray(intercept))
+    return replace(tried[c][0], coef=np.asarray(coef), intercept=np.asarray(intercept))
 
 
-def _held_out(points: list[PathPoint], fold: NDArray[np.int64]) -> tuple[float, float]:
-    """Return accuracy and log loss over all held-out rows of all folds."""
-    share = np.bincount(fold, minlength=len(points)) / len(fold)
-    accuracy = float(share @ [p.held_out_accuracy for p in points])
-    return accuracy, float(share @ [p.held_out_loss for p in points])
+def _in_order_of_folds(fold: NDArray[np.int64], n_folds: int, groups: ArrayLike | None) -> NDArray[np.int64] | None:
+    """Return the groups as numbers, for the rows held out, fold after fold."""
+    if groups is None:
+        return None
+    number = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    return np.concatenate([number[fold == k] for k in range(n_folds)])
 
 
-def _has_fallen(walked: list[list[PathPoint]], n_rows: int) -> bool:
+def _joined(points: list[PathPoint]) -> HeldOut:
+    """Put what the folds held out one after the other."""
+    parts = [p.held_out for p in points]
+    return HeldOut(
+        np.concatenate([p.losses for p in parts]),
+        np.concatenate([p.mean_losses for p in parts]),
+        np.concatenate([p.hits for p in parts]),
+    )
+
+
+def _has_fallen(walked: list[list[PathPoint]]) -> bool:
     """Say whether the best C lies behind.
 
     So it is when both scores are worse, accuracy by a standard error or twice in a row; and when, on a plateau
@@ -404,20 +419,16 @@ def _has_fallen(walked: list[list[PathPoint]], n_rows: int) -> bool:
     complete = min(len(points) for points in walked)
     if complete < 3:
         return False
-    accuracy = [float(np.mean([points[i].held_out_accuracy for points in walked])) for i in range(complete)]
-    loss = [float(np.mean([points[i].held_out_loss for points in walked])) for i in range(complete)]
+    tried = [_joined([points[i] for points in walked]) for i in range(complete)]
+    accuracy = [each.accuracy for each in tried]
+    loss = [float(each.guarded_losses().mean()) for each in tried]
     best = max(accuracy)
-    error = _standard_error(best, n_rows)
+    error = (best * (1 - best) / len(tried[0].hits)) ** 0.5  # binomial
     last = (complete - 2, complete - 1)
     risen = [loss[i] > min(loss[:i]) for i in last]
     worse = [accuracy[i] < max(accuracy[:i]) and rose for i, rose in zip(last, risen, strict=True)]
     plateau = all(risen) and best <= max(accuracy[: complete - 2]) + error
     return plateau or (worse[1] and (worse[0] or accuracy[-1] < best - error))
-
-
-def _standard_error(accuracy: float, n_rows: int) -> float:
-    """Return the standard error of an accuracy measured on ``n_rows`` rows (binomial)."""
-    return float((accuracy * (1 - accuracy) / n_rows) ** 0.5)
 
 
 def _is_standard(scaling: str) -> bool:

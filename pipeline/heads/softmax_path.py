@@ -36,6 +36,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.evaluation.choice import HeldOut
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -90,6 +92,14 @@ _EXTRAPOLATE = 3
 _PAIR_BYTES = 1 << 30
 """Curvature pairs of all lanes together take at most this."""
 
+_DOUBLE_VALUES = 4_000_000
+"""Up to this many feature values everything is computed in float64: it costs little there, and large values of C, whose
+optimum lies beyond float32's rounding, are then solved too."""
+
+_MOST_CLASS_DIRECTIONS = 256
+"""With more classes each class is a direction of its own: their Hessian is then nearly diagonal, and its eigenvectors
+would cost more than all passes."""
+
 
 @dataclass(frozen=True)
 class PathPoint:
@@ -99,7 +109,7 @@ class PathPoint:
     ----------
     C : float
         Inverse strength of the L2 penalty, as in scikit-learn.
-    coef : ndarray of shape (K, D), float32
+    coef : ndarray of shape (K, D), float32 or float64
         Weights in the units of the data given.
     intercept : ndarray of shape (K,), float64
         Unpenalised intercepts, for data that are not centred.
@@ -115,12 +125,12 @@ class PathPoint:
         Whether the smaller of the two reached the tolerance.
     passes : int
         Passes over the data that this value of C took.
-    held_out_loss, held_out_accuracy : float
-        Mean log loss and accuracy on the lane's held-out rows; NaN for the lane without any.
+    held_out : HeldOut
+        What it says of the rows of the fold, in the order of the data.
     """
 
     C: float
-    coef: NDArray[np.float32]
+    coef: NDArray[np.floating]
     intercept: NDArray[np.float64]
     objective: float
     gradient_norm: float
@@ -128,8 +138,7 @@ class PathPoint:
     gap_bound: float
     converged: bool
     passes: int
-    held_out_loss: float
-    held_out_accuracy: float
+    held_out: HeldOut
 
 
 class _Pairs:
@@ -240,8 +249,8 @@ class _Value:
     theta: torch.Tensor
     loss: float
     gradient: torch.Tensor
-    held_out_loss: float
-    held_out_correct: float
+    held_out: torch.Tensor
+    """(3, rows of the fold): the fields of `HeldOut`."""
 
     def objective(self, c: float) -> float:
         return c * self.loss + 0.5 * float(self.theta[:, :-1].square().sum())
@@ -254,15 +263,20 @@ class _Value:
 
 @dataclass(frozen=True)
 class _Preconditioner:
-    """The diagonal of the loss's Hessian in the basis of (K, K) class directions by feature directions."""
+    """The diagonal of the loss's Hessian in the basis of (K, K) class directions by feature directions.
 
-    class_basis: torch.Tensor
+    ``class_basis`` None stands for the classes themselves.
+    """
+
+    class_basis: torch.Tensor | None
     curvature: torch.Tensor
 
     def solve(self, vectors: torch.Tensor, c: float) -> torch.Tensor:
         """Divide ``vectors`` (n, K, D + 1) by ``c × curvature + 1``; the last column, the intercepts, has no + 1."""
         diagonal = c * self.curvature
         diagonal[:, :-1] += 1.0
+        if self.class_basis is None:
+            return vectors / diagonal
         return self.class_basis @ ((self.class_basis.T @ vectors) / diagonal)
 
 
@@ -339,7 +353,7 @@ class SoftmaxPath:
     Parameters
     ----------
     X : ndarray of shape (N, D), float32
-        Finite features. Read, never copied or changed, on the CPU.
+        Finite features. Large ones are read, never copied or changed, on the CPU.
     y : ndarray of shape (N,), int
         Classes 0 … K−1.
     n_classes : int
@@ -375,16 +389,24 @@ class SoftmaxPath:
         self.device = torch.device(device)
         self.memory = memory
         self.standardise = standardise
-        self._X = _as_tensor(np.ascontiguousarray(X, dtype=np.float32)).to(self.device)
+        self._dtype = torch.float64 if X.size <= _DOUBLE_VALUES else torch.float32
+        self._X = _as_tensor(np.ascontiguousarray(X, dtype=np.float32)).to(self.device, self._dtype)
+        # Weights lie in the span of the rows, and the penalty is the same in any orthonormal basis of it; a scale for
+        # each feature is not.
+        self._span: torch.Tensor | None = None
+        if len(X) < X.shape[1] and not standardise:
+            self._span, triangle = torch.linalg.qr(self._X.T.double())
+            self._X = triangle.T.to(self._dtype).contiguous()
         n_rows, width = self._X.shape
         self.width = width
         self._y = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.device)
         weight = np.ones(n_rows) if row_weight is None else np.asarray(row_weight)
-        self._weight = torch.from_numpy(weight.astype(np.float32)).to(self.device)
+        self._weight = torch.from_numpy(weight.astype(np.float64)).to(self.device, self._dtype)
         folds = np.full(n_rows, ALL_ROWS - 1) if fold is None else np.asarray(fold)
         self._fold = torch.from_numpy(folds.astype(np.int64)).to(self.device)
+        self._held_out: dict[int, torch.Tensor] = {}
         budget = _BLOCK_BYTES if self.device.type == "cpu" else _CUDA_BLOCK_BYTES
-        self._block = max(64, min(n_rows, budget // (4 * width)))
+        self._block = max(64, min(n_rows, budget // (self._X.element_size() * width)))
         self._prepare()
 
     def _prepare(self) -> None:
@@ -396,7 +418,7 @@ class SoftmaxPath:
         mean = torch.zeros(width, dtype=torch.float64, device=self.device)
         for rows in self._blocks(8):
             mean += (self._weight[rows] @ self._X[rows]).double()
-        self._mean = (mean / self._total_weight).float()
+        self._mean = (mean / self._total_weight).to(self._dtype)
         size = min(n_rows, max(_SAMPLE_ROWS_PER_FEATURE * width, _SAMPLE_ROWS))
         chosen = np.random.default_rng(0).permutation(n_rows)[:size]
         chosen.sort()
@@ -409,7 +431,7 @@ class SoftmaxPath:
         weight = self._weight[self._sample]
         self._basis = torch.eye(self.width, dtype=torch.float64, device=self.device)
         self._basis_band: int | None = None
-        self._sample_rows = (self._X[self._sample] - self._mean) * inverse_scale.float()
+        self._sample_rows = (self._X[self._sample] - self._mean) * inverse_scale.to(self._dtype)
         self._sample_squares = self._sample_rows.square()
         self._sample_weight = weight * (self._total_weight / float(weight.sum()))
 
@@ -424,18 +446,20 @@ class SoftmaxPath:
         import torch
 
         n_lanes, k, d = len(lanes), self.n_classes, self.width
+        dtype, device = self._dtype, self.device
         theta = torch.stack([lane.trial for lane in lanes])
-        inverse_scale = torch.stack([lane.inverse_scale for lane in lanes])[:, None, :]
-        basis = self._basis.float()
-        weights = (theta[:, :, :d].reshape(n_lanes * k, d).float() @ basis.T).view(n_lanes, k, d)
-        weights = (weights * inverse_scale.float()).view(n_lanes * k, d)
+        inverse_scale = torch.stack([lane.inverse_scale for lane in lanes])[:, None, :].to(dtype)
+        basis = self._basis.to(dtype)
+        weights = (theta[:, :, :d].reshape(n_lanes * k, d).to(dtype) @ basis.T).view(n_lanes, k, d)
+        weights = (weights * inverse_scale).view(n_lanes * k, d)
         # X is never centred in memory: the mean goes into the intercept here and comes out of the gradient below.
-        bias = theta[:, :, d].reshape(-1).float() - weights @ self._mean
-        folds = torch.tensor([lane.fold for lane in lanes], device=self.device)[:, None]
-        gradient = torch.zeros(n_lanes * k, d, device=self.device)
-        gradient_bias = torch.zeros(n_lanes * k, dtype=torch.float64, device=self.device)
+        bias = theta[:, :, d].reshape(-1).to(dtype) - weights @ self._mean
+        folds = torch.tensor([lane.fold for lane in lanes], device=device)[:, None]
+        gradient = torch.zeros(n_lanes * k, d, dtype=dtype, device=device)
+        gradient_bias = torch.zeros(n_lanes * k, dtype=torch.float64, device=device)
         has_folds = any(lane.fold != ALL_ROWS for lane in lanes)
-        sums = torch.zeros(3, n_lanes, dtype=torch.float64, device=self.device)
+        held_out = torch.zeros(3, n_lanes, len(self._X) if has_folds else 0, dtype=dtype, device=device)
+        loss = torch.zeros(n_lanes, dtype=torch.float64, device=device)
         for rows in self._blocks():
             block, truth = self._X[rows], self._y[rows]
             size = len(truth)
@@ -443,25 +467,37 @@ class SoftmaxPath:
             log_p = torch.log_softmax(scores, dim=1)
             index = truth.expand(n_lanes, 1, size)
             at_truth = log_p.gather(1, index)
-            out = folds == self._fold[rows]
-            weight = torch.where(out, 0.0, self._weight[rows])
-            sums[0] -= (at_truth[:, 0] * weight).sum(1, dtype=torch.float64)
+            weight = torch.where(folds == self._fold[rows], 0.0, self._weight[rows])
+            loss -= (at_truth[:, 0] * weight).sum(1, dtype=torch.float64)
             if has_folds:
-                best = log_p.amax(dim=1) <= at_truth[:, 0]
-                sums[1] -= (at_truth[:, 0] * out).sum(1, dtype=torch.float64)
-                sums[2] += (best & out).sum(1)
+                # A tie is right in one of as many cases as there are classes in it; NaN equals nothing.
+                best = log_p == log_p.amax(dim=1, keepdim=True)
+                right = best.gather(1, index)[:, 0]
+                held_out[0, :, rows] = -at_truth[:, 0]
+                held_out[1, :, rows] = -log_p.mean(1)
+                held_out[2, :, rows] = right / best.sum(1).clamp_min(1)
             residual = log_p.exp_()
             residual.scatter_add_(1, index, torch.full_like(at_truth, -1.0))
             residual *= weight[:, None, :]
             flat = residual.view(n_lanes * k, size)
             gradient.addmm_(flat, block)
             gradient_bias += flat.sum(1, dtype=torch.float64)
-        gradient -= gradient_bias.float()[:, None] * self._mean
-        scaled = (gradient.view(n_lanes, k, d) * inverse_scale.float()).view(n_lanes * k, d) @ basis
-        scaled = scaled.double().view(n_lanes, k, d)
-        full = torch.cat([scaled, gradient_bias.view(n_lanes, k, 1)], dim=2)
-        loss, held_out, correct = sums.cpu().tolist()
-        return [_Value(lane.trial, loss[i], full[i], held_out[i], correct[i]) for i, lane in enumerate(lanes)]
+        gradient -= gradient_bias.to(dtype)[:, None] * self._mean
+        scaled = (gradient.view(n_lanes, k, d) * inverse_scale).view(n_lanes * k, d) @ basis
+        full = torch.cat([scaled.double().view(n_lanes, k, d), gradient_bias.view(n_lanes, k, 1)], dim=2)
+        losses = loss.cpu().tolist()
+        return [
+            _Value(lane.trial, losses[i], full[i], held_out[:, i, self._rows_of(lane.fold)])
+            for i, lane in enumerate(lanes)
+        ]
+
+    def _rows_of(self, fold: int) -> torch.Tensor:
+        """Return the rows that a fold holds out."""
+        import torch
+
+        if fold not in self._held_out:
+            self._held_out[fold] = torch.nonzero(self._fold == fold)[:, 0]
+        return self._held_out[fold]
 
     # --- the walk ------------------------------------------------------------------------------------------
 
@@ -541,6 +577,8 @@ class SoftmaxPath:
         import torch
 
         coef = torch.from_numpy(point.coef).double().to(self.device)
+        if self._span is not None:
+            coef = coef @ self._span
         intercept = torch.from_numpy(point.intercept).to(self.device) + coef @ self._mean.double()
         return torch.cat([coef * scale, intercept[:, None]], dim=1)
 
@@ -622,13 +660,17 @@ class SoftmaxPath:
         import torch
 
         rows, weight = self._sample_rows, self._sample_weight
-        p = torch.softmax(rows @ theta[:, :-1].T.float() + theta[:, -1].float(), dim=1)
-        weighted = p * weight[:, None]
-        classes = torch.diag(weighted.sum(0)) - weighted.T @ p
-        _, class_basis = torch.linalg.eigh(classes.double())
-        u = class_basis.float()
-        # u_kᵀ (diag(p) − ppᵀ) u_k of every row: how uncertain the row is along class direction k.
-        uncertainty = (weighted @ u.square() - weight[:, None] * (p @ u).square()).clamp_min_(0.0)
+        p = torch.softmax(rows @ theta[:, :-1].T.to(self._dtype) + theta[:, -1].to(self._dtype), dim=1)
+        class_basis = None
+        if self.n_classes <= _MOST_CLASS_DIRECTIONS:
+            weighted = p * weight[:, None]
+            classes = torch.diag(weighted.sum(0)) - weighted.T @ p
+            _, class_basis = torch.linalg.eigh(classes.double())
+            u = class_basis.to(self._dtype)
+            # u_kᵀ (diag(p) − ppᵀ) u_k of every row: how uncertain the row is along class direction k.
+            uncertainty = (weighted @ u.square() - weight[:, None] * (p @ u).square()).clamp_min_(0.0)
+        else:
+            uncertainty = (p - p.square()).mul_(weight[:, None])
         curvature = torch.empty(self.n_classes, self.width + 1, dtype=torch.float64, device=self.device)
         curvature[:, :-1] = uncertainty.T @ self._sample_squares
         # The shared direction of the intercepts has no curvature at all, and no gradient either.
@@ -649,12 +691,12 @@ class SoftmaxPath:
         self._basis_band = band
         theta = leader.trial
         rows = self._sample_rows
-        p = torch.softmax(rows @ theta[:, :-1].T.float() + theta[:, -1].float(), dim=1)
+        p = torch.softmax(rows @ theta[:, :-1].T.to(self._dtype) + theta[:, -1].to(self._dtype), dim=1)
         uncertainty = self._sample_weight * (1.0 - p.square().sum(1))
         moments = rows.T @ (rows * uncertainty[:, None])
         _, rotation = torch.linalg.eigh(moments.double())
         self._basis = self._basis @ rotation
-        self._sample_rows = rows @ rotation.float()
+        self._sample_rows = rows @ rotation.to(self._dtype)
         self._sample_squares = self._sample_rows.square()
         for lane in lanes:
             lane.turn(rotation)
@@ -686,11 +728,12 @@ class SoftmaxPath:
     ) -> None:
         weights = (here.theta[:, :-1] @ self._basis.T) * lane.inverse_scale
         intercept = here.theta[:, -1] - weights @ self._mean.double()
-        held_out = int((self._fold == lane.fold).sum())
+        if self._span is not None:
+            weights = weights @ self._span.T
         lane.points.append(
             PathPoint(
                 C=lane.c,
-                coef=weights.float().cpu().numpy(),
+                coef=weights.to(self._dtype).cpu().numpy(),
                 intercept=intercept.cpu().numpy(),
                 objective=here.objective(lane.c),
                 gradient_norm=float(gradient.square().sum().sqrt()),
@@ -698,8 +741,7 @@ class SoftmaxPath:
                 gap_bound=bound,
                 converged=converged,
                 passes=lane.passes,
-                held_out_loss=here.held_out_loss / held_out if held_out else math.nan,
-                held_out_accuracy=here.held_out_correct / held_out if held_out else math.nan,
+                held_out=HeldOut(*here.held_out.double().cpu().numpy()),
             )
         )
         lane.solutions = [*lane.solutions[-2:], (math.log(lane.c), here.theta)]

@@ -118,8 +118,8 @@ def test_every_value_and_fold_of_a_walk_is_solved() -> None:
                 scores = X[~train] @ point.coef.T + point.intercept
                 hit = (scores.argmax(axis=1) == y[~train]).mean()
                 loss = (logsumexp(scores, axis=1) - scores[np.arange(len(scores)), y[~train]]).mean()
-                assert point.held_out_accuracy == pytest.approx(hit)
-                assert point.held_out_loss == pytest.approx(loss, rel=1e-4)
+                assert point.held_out.accuracy == pytest.approx(hit)
+                assert point.held_out.log_loss == pytest.approx(loss, rel=1e-4)
 
 
 def test_the_bound_holds() -> None:
