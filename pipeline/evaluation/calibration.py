@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def expected_calibration_error(
-    confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 15, weight: Floats | None = None
+    confidence: Floats, correct: Floats | NDArray[np.bool_], *, bins: int = 15, weight: Floats | None = None
 ) -> float:
     """Mean gap between confidence and accuracy over equal-width bins of confidence.
 
@@ -26,8 +26,8 @@ def expected_calibration_error(
     ----------
     confidence : ndarray of shape (N,)
         Largest probability of each row.
-    correct : ndarray of shape (N,), bool
-        Whether the class of that probability is the label.
+    correct : ndarray of shape (N,), bool or float
+        Whether the class of that probability is the label, or how right the row is where classes tie.
     bins : int
         Number of bins over [0, 1].
     weight : ndarray of shape (N,), optional

@@ -5,12 +5,14 @@ Axes: N rows, K classes.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals
 from pipeline.evaluation.calibration import expected_calibration_error
+from pipeline.evaluation.choice import hits
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -19,22 +21,53 @@ if TYPE_CHECKING:
     Ints = NDArray[np.int64]
 
 
-def _classification(
-    y: Ints, predicted: Ints, loss: Floats, brier: Floats, confidence: Floats, n_classes: int, weight: Floats
-) -> dict[str, float]:
-    hit = y == predicted
-    right = np.bincount(y, weights=weight * hit, minlength=n_classes)
-    support = np.bincount(y, weights=weight, minlength=n_classes)
-    said = np.bincount(predicted, weights=weight, minlength=n_classes)
+@dataclass(frozen=True)
+class _Measured:
+    """What is needed of class probabilities to measure any resample of their rows.
+
+    Rows whose largest probability several classes share predict each of them in equal parts: ``said_row`` and
+    ``said_class`` list these predictions, ``said_part`` is the part.
+    """
+
+    y: Ints
+    hit: Floats
+    said_row: Ints
+    said_class: Ints
+    said_part: Floats
+    loss: Floats
+    brier: Floats
+    confidence: Floats
+
+    @classmethod
+    def of(cls, y: Ints, probabilities: Floats) -> _Measured:
+        best = probabilities == probabilities.max(axis=1, keepdims=True)
+        said_row, said_class = np.nonzero(best)
+        brier = (probabilities**2).sum(1) - 2 * probabilities[np.arange(len(y)), y] + 1
+        return cls(
+            y,
+            hits(probabilities, y),
+            said_row,
+            said_class,
+            1.0 / best.sum(axis=1)[said_row],
+            row_losses(y, probabilities),
+            brier,
+            probabilities.max(1),
+        )
+
+
+def _classification(m: _Measured, n_classes: int, weight: Floats) -> dict[str, float]:
+    right = np.bincount(m.y, weights=weight * m.hit, minlength=n_classes)
+    support = np.bincount(m.y, weights=weight, minlength=n_classes)
+    said = np.bincount(m.said_class, weights=weight[m.said_row] * m.said_part, minlength=n_classes)
     present, seen = support > 0, (support + said) > 0
     total = weight.sum()
     return {
         "accuracy": float(right.sum() / total),
         "balanced_accuracy": float((right[present] / support[present]).mean()),
         "macro_f1": float((2 * right[seen] / (support + said)[seen]).mean()),
-        "log_loss": float(weight @ loss / total),
-        "brier": float(weight @ brier / total),
-        "ece": expected_calibration_error(confidence, hit, weight=weight),
+        "log_loss": float(weight @ m.loss / total),
+        "brier": float(weight @ m.brier / total),
+        "ece": expected_calibration_error(m.confidence, m.hit, weight=weight),
     }
 
 
@@ -42,7 +75,7 @@ def row_losses(y: Ints, probabilities: Floats) -> Floats:
     """Return ``−log p`` of every row's label, with p clipped at the smallest float32 as scikit-learn does."""
     eps = float(np.finfo(np.float32).eps)
     at_truth = probabilities[np.arange(len(y)), y]
-    return np.asarray(-np.log(np.clip(at_truth, eps, 1.0)))
+    return np.asarray(-np.log(np.clip(np.nan_to_num(at_truth), eps, 1.0)))
 
 
 def classification_metrics(
@@ -82,13 +115,10 @@ def classification_metrics(
     """
     truth = np.asarray(y, dtype=np.int64)
     n_rows, n_classes = probabilities.shape
-    predicted = probabilities.argmax(1).astype(np.int64)
-    loss = row_losses(truth, probabilities)
-    square = (probabilities**2).sum(1) - 2 * probabilities[np.arange(n_rows), truth] + 1
-    confidence = probabilities.max(1)
+    measured = _Measured.of(truth, probabilities)
 
     def measure(weight: Floats) -> dict[str, float]:
-        return _classification(truth, predicted, loss, square, confidence, n_classes, weight)
+        return _classification(measured, n_classes, weight)
 
     return bootstrap_intervals(measure, n_rows, seed=seed, replicates=replicates, level=level, groups=groups)
 

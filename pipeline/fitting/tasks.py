@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from pipeline.evaluation import bootstrap, calibration, classification, multilabel, regression
+from pipeline.evaluation.choice import hits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -41,9 +42,10 @@ class Task(ABC):
             return 1.0
         if fitted.oof_scores is None:
             return fitted.model.temperature
-        return self._temperature(fitted.oof_scores, y)
+        held_out = np.isfinite(fitted.oof_scores).all(axis=1)
+        return self._temperature(fitted.oof_scores[held_out], y[held_out], fitted.log_probabilities)
 
-    def _temperature(self, scores: Floats, y: NDArray[Any]) -> float:
+    def _temperature(self, scores: Floats, y: NDArray[Any], log_probabilities: bool) -> float:
         return 1.0
 
     def predictions(self, model: HeadModel, scores: Floats) -> Floats:
@@ -76,8 +78,8 @@ class Classification(Task):
 
     score = "accuracy"
 
-    def _temperature(self, scores: Floats, y: NDArray[Any]) -> float:
-        return calibration.fit_temperature(scores, y)
+    def _temperature(self, scores: Floats, y: NDArray[Any], log_probabilities: bool) -> float:
+        return calibration.fit_temperature(scores, y, log_probabilities=log_probabilities)
 
     def measure(self, y: NDArray[Any], predictions: Floats, names: tuple[str, ...], **bootstrap: Any) -> dict[str, Any]:
         """Return accuracy and its kin."""
@@ -85,7 +87,7 @@ class Classification(Task):
 
     def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
         """Return the accuracy."""
-        return float(weight @ (predictions.argmax(axis=1) == y) / weight.sum())
+        return float(weight @ hits(predictions, y) / weight.sum())
 
     def header(self, names: tuple[str, ...]) -> list[str]:
         """Return label, predicted class and a probability a class."""
@@ -105,10 +107,10 @@ class Multilabel(Task):
 
     score = "mean_average_precision"
 
-    def _temperature(self, scores: Floats, y: NDArray[Any]) -> float:
+    def _temperature(self, scores: Floats, y: NDArray[Any], log_probabilities: bool) -> float:
         # A sigmoid is a softmax of two; one temperature for all labels.
         pairs = np.stack([np.zeros(scores.size), scores.ravel()], axis=1)
-        return calibration.fit_temperature(pairs, y.ravel().astype(np.int64))
+        return calibration.fit_temperature(pairs, y.ravel().astype(np.int64), log_probabilities=log_probabilities)
 
     def measure(self, y: NDArray[Any], predictions: Floats, names: tuple[str, ...], **bootstrap: Any) -> dict[str, Any]:
         """Return mean average precision and its kin, and the table of labels."""
@@ -215,7 +217,7 @@ def measure_splits(
             before = task.predictions(replace(fitted.model, temperature=1.0), of_split)
             results.setdefault("uncalibrated", {})[split] = before
             if rows.task == "classification":
-                hit = before.argmax(1) == rows.y[at]
+                hit = hits(before, rows.y[at])
                 metrics[split]["before_calibration"] = {
                     "ece": calibration.expected_calibration_error(before.max(1), hit),
                     "log_loss": float(classification.row_losses(rows.y[at], before).mean()),

@@ -8,11 +8,15 @@ from __future__ import annotations
 import contextlib
 import importlib
 import warnings
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import HeadError, first_line, near_names
+from pipeline.evaluation.calibration import softmax
+from pipeline.evaluation.choice import hits
+from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads.fitted import FittedHead, with_params
 from pipeline.heads.model import HeadModel
 
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
 
 _LARGEST_LOGIT = 36.0
 """Logit of the largest probability below one in float64."""
-_PROOF_ROWS = 256
+_CHECK_ROWS = 256
+_LEAST_AGREEMENT = 0.9
+"""Share of rows on which scores must lead to the predicted class: some estimators break ties in another way."""
 
 REFIT_TOL = 1e-3
 """Relative gap of the fits behind learning curves, whose scores do not notice more."""
@@ -52,7 +58,10 @@ def logistic_sweep(options: FitOptions) -> Any:
 
 
 class EstimatorModel(HeadModel):
-    """A head that only its own scikit-learn estimator can evaluate: ``notes["estimator"]``."""
+    """A head that only its own scikit-learn estimator can evaluate.
+
+    ``notes["estimator"]`` is the estimator, ``notes["method"]`` the method that gives its scores.
+    """
 
     @property
     def width(self) -> int:
@@ -63,10 +72,14 @@ class EstimatorModel(HeadModel):
         """Return scores (N, K) before link and temperature."""
         estimator = self.notes["estimator"]
         with explained(estimator):
-            return scores_of(estimator, X, self.link, self.outputs)
+            return scores_of(estimator, X, self.link, self.outputs, self.notes["method"])
 
 
-def scores_of(estimator: Any, X: NDArray[Any], link: str, outputs: int) -> Scores:
+METHODS = ("decision_function", "predict_proba", "predict")
+"""Methods that can give scores, the preferred one first."""
+
+
+def scores_of(estimator: Any, X: NDArray[Any], link: str, outputs: int, method: str) -> Scores:
     """Return what an estimator says of every row, as the link wants it.
 
     Parameters
@@ -79,55 +92,124 @@ def scores_of(estimator: Any, X: NDArray[Any], link: str, outputs: int) -> Score
         ``"softmax"``, ``"sigmoid"`` or ``"identity"``.
     outputs : int
         K, L or the number of targets.
+    method : str
+        One of ``METHODS``.
 
     Returns
     -------
     ndarray of shape (N, outputs), float64
-        Decision function, or else log-probabilities (logits for labels), or else the prediction.
+        The decision function, log-probabilities (logits for labels), or for the method ``"predict"`` the numbers, and
+        of classes and labels all weight on what is predicted.
+
+    Raises
+    ------
+    ValueError
+        The method gives no column for each output.
     """
     from sklearn.base import is_regressor
 
-    if is_regressor(estimator):
-        return np.asarray(estimator.predict(X), dtype=np.float64).reshape(len(X), outputs)
-    if hasattr(estimator, "decision_function"):
-        scores = np.asarray(estimator.decision_function(X), dtype=np.float64)
+    found = np.asarray(getattr(estimator, method)(X))
+    if link == "identity" or is_regressor(estimator):
+        return found.astype(np.float64).reshape(len(X), outputs)
+    if method == "decision_function":
+        scores = found.astype(np.float64)
         if scores.ndim == 1 and outputs == 2 and link == "softmax":
             return np.stack([np.zeros_like(scores), scores], axis=1)
-        if scores.shape == (len(X), outputs):
-            return scores
-    if hasattr(estimator, "predict_proba"):
-        share = np.asarray(estimator.predict_proba(X), dtype=np.float64)
-    else:
-        share = np.eye(outputs)[np.asarray(estimator.predict(X), dtype=np.int64)]
+        if scores.shape != (len(X), outputs):
+            raise ValueError(f"expected scores of shape {(len(X), outputs)}, found {scores.shape}")
+        return scores
+    share = found.astype(np.float64)
+    if method == "predict" and link == "softmax":
+        share = np.eye(outputs)[found.astype(np.int64)]
+    if share.shape != (len(X), outputs):
+        raise ValueError(f"expected probabilities of shape {(len(X), outputs)}, found {share.shape}")
     if link == "softmax":
         return np.log(np.clip(share, 1e-12, 1.0))
     with np.errstate(divide="ignore"):
         return np.asarray(np.clip(np.log(share) - np.log1p(-share), -_LARGEST_LOGIT, _LARGEST_LOGIT))
 
 
-def proof_rows(X: Data) -> Data:
-    """Return the rows on which `model_of` compares; a copy, so that X is not kept."""
-    return X[:: max(len(X) // _PROOF_ROWS, 1)][:_PROOF_ROWS].copy()
+def scoring_method(estimator: Any, X: NDArray[Any], link: str, outputs: int) -> str:
+    """Return the method whose scores lead to what the estimator itself predicts.
+
+    Columns of a decision function need not be classes: of one-vs-one they are pairs, as many as classes where there are
+    three. So each method is tried on a few rows, and the predictions themselves are taken where none agrees.
+
+    Parameters
+    ----------
+    estimator, X, link, outputs
+        As in `scores_of`.
+    """
+    from sklearn.base import is_regressor
+
+    if link == "identity" or is_regressor(estimator):
+        return "predict"
+    predicted = np.asarray(estimator.predict(X))
+    for method in METHODS[:-1]:
+        if not hasattr(estimator, method):
+            continue
+        try:
+            scores = scores_of(estimator, X, link, outputs, method)
+        except (ValueError, IndexError):
+            continue
+        agree = hits(scores, predicted.astype(np.int64)) if link == "softmax" else (scores > 0) == (predicted > 0)
+        if agree.mean() >= _LEAST_AGREEMENT:
+            return method
+    return "predict"
 
 
-def model_of(estimator: Any, proof: Data, link: str, outputs: int) -> HeadModel:
+def gives_log_probabilities(estimator: Any, method: str, scores: Scores, X: NDArray[Any], link: str) -> bool:
+    """Tell whether scores (N, K) are log-probabilities up to a constant of each row, rather than margins."""
+    if method != "decision_function":
+        return method == "predict_proba"
+    if not hasattr(estimator, "predict_proba") or link != "softmax":
+        return False
+    return bool(np.allclose(softmax(scores), estimator.predict_proba(X), atol=1e-3))
+
+
+def check_rows(X: Data) -> Data:
+    """Return the rows on which scores are compared; a copy, so that X is not kept."""
+    return X[:: max(len(X) // _CHECK_ROWS, 1)][:_CHECK_ROWS].copy()
+
+
+def model_of(estimator: Any, rows: Data, link: str, outputs: int, method: str | None = None) -> HeadModel:
     """Take the arrays of a fitted estimator where they alone give its scores, and the estimator otherwise.
 
     Having ``coef_`` proves nothing (a Poisson regression predicts exponentials), so both are compared on a few rows.
+    What all classes of a row share makes no difference to a softmax, and none here.
+
+    Parameters
+    ----------
+    estimator, link, outputs
+        As in `scores_of`.
+    rows : ndarray of shape (n, D)
+        Rows to compare on, from `check_rows`.
+    method : str, optional
+        Where it is known already.
     """
-    theirs = EstimatorModel("estimator", {}, link, outputs, notes={"estimator": estimator})
+    method = method or scoring_method(estimator, rows, link, outputs)
+    theirs = EstimatorModel("estimator", {}, link, outputs, notes={"estimator": estimator, "method": method})
     try:
         coef, intercept = linear_arrays(estimator)
     except (AttributeError, ValueError):
         return theirs
-    if link == "softmax" and len(coef) == 1:
-        coef, intercept = np.concatenate([0 * coef, coef]), np.concatenate([0 * intercept, intercept])
-    if coef.shape != (outputs, proof.shape[1]) or intercept.shape != (outputs,):
+    if link == "softmax":
+        coef, intercept = two_columns(coef, intercept)
+    if coef.shape != (outputs, rows.shape[1]) or intercept.shape != (outputs,):
         return theirs
     ours = HeadModel("linear", {"coef": coef, "intercept": intercept}, link, outputs)
-    expected = theirs.scores(proof)
-    near = np.allclose(ours.scores(proof), expected, rtol=1e-3, atol=1e-3 * (np.abs(expected).max() + 1e-12))
+    expected, found = theirs.scores(rows), ours.scores(rows)
+    if link == "softmax":
+        expected, found = (scores - scores.mean(axis=1, keepdims=True) for scores in (expected, found))
+    near = np.allclose(found, expected, rtol=1e-3, atol=1e-3 * (np.abs(expected).max() + 1e-12))
     return ours if near else theirs
+
+
+def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Turn scikit-learn's one row for two classes into two rows with the same softmax."""
+    if len(coef) == 1:
+        return np.concatenate([np.zeros_like(coef), coef]), np.concatenate([np.zeros_like(intercept), intercept])
+    return coef, intercept
 
 
 def linear_arrays(estimator: Any) -> tuple[Scores, Scores]:
@@ -160,20 +242,14 @@ def class_head(make: Callable[[FitOptions], Any], arrays: Callable[[Any], HeadMo
     """Make a fitter of classes out of a classifier; ``arrays`` takes those of a head that is not linear."""
 
     def fit(X: Data, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
-        from pipeline.evaluation.splits import fold_numbers
-
-        classes, proof = int(y.max()) + 1, proof_rows(X)
-
-        def taken(fitted: Any) -> HeadModel:
-            return arrays(fitted) if arrays is not None else model_of(fitted, proof, "softmax", classes)
-
-        def folds() -> NDArray[np.int64]:
-            return fold_numbers(y, options.folds, seed=options.seed, groups=groups)
+        classes = int(y.max()) + 1
 
         def possible(labels: NDArray[Any]) -> bool:
             return len(np.unique(labels)) == classes
 
-        return fit_estimator(make(options), X, y, groups, options, taken, folds, possible)
+        return fit_estimator(
+            make(options), X, y, groups, options, Kind("softmax", classes, arrays, possible, stratify=True)
+        )
 
     return fit
 
@@ -184,95 +260,122 @@ def label_head(make: Callable[[FitOptions], Any]) -> Fitter:
     def fit(X: Data, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
         from sklearn.multiclass import OneVsRestClassifier
 
-        from pipeline.evaluation.splits import fold_numbers
-
-        labels, proof = y.shape[1], proof_rows(X)
-
-        def folds() -> NDArray[np.int64]:
-            return fold_numbers(y, options.folds, seed=options.seed, groups=groups, stratify=False)
-
-        def possible(some: NDArray[Any]) -> bool:
-            return bool((some.any(axis=0) & ~some.all(axis=0)).all())
-
-        return fit_estimator(
-            OneVsRestClassifier(make(options)),
-            X,
-            y.astype(np.int64),
-            groups,
-            options,
-            lambda fitted: model_of(fitted, proof, "sigmoid", labels),
-            folds,
-            possible,
-        )
+        kind = Kind("sigmoid", y.shape[1], None, two_sided)
+        return fit_estimator(OneVsRestClassifier(make(options)), X, y.astype(np.int64), groups, options, kind)
 
     return fit
+
+
+def two_sided(labels: NDArray[Any]) -> bool:
+    """Whether every label (N, L) is there in some row and not in another."""
+    has = labels > 0
+    return bool((has.any(axis=0) & ~has.all(axis=0)).all())
 
 
 def number_head(make: Callable[[FitOptions], Any]) -> Fitter:
     """Make a fitter of numbers out of a scikit-learn regressor."""
 
     def fit(X: Data, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
-        proof = proof_rows(X)
-        return fit_estimator(
-            make(options), X, y, groups, options, lambda fitted: model_of(fitted, proof, "identity", 1)
-        )
+        return fit_estimator(make(options), X, y, groups, options, Kind("identity", 1))
 
     return fit
 
 
+@dataclass(frozen=True)
+class Kind:
+    """What an estimator is fitted to: the link of its scores, and which rows can be fitted again."""
+
+    link: str
+    outputs: int
+    arrays: Callable[[Any], HeadModel] | None = None
+    possible: Callable[[NDArray[Any]], bool] = lambda y: len(y) > 1
+    stratify: bool = False
+
+
 def fit_estimator(
-    estimator: Any,
-    X: Data,
-    y: NDArray[Any],
-    groups: NDArray[Any] | None,
-    options: FitOptions,
-    taken: Callable[[Any], HeadModel],
-    folds: Callable[[], NDArray[np.int64]] | None = None,
-    possible: Callable[[NDArray[Any]], bool] = lambda y: len(y) > 1,
+    estimator: Any, X: Data, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions, kind: Kind
 ) -> FittedHead:
-    """Fit on all rows and, where probabilities are to be calibrated, on the rows outside each fold."""
+    """Fit on all rows and, where probabilities are to be calibrated, on the rows outside each fold.
+
+    A head that chooses its settings brings scores from inside its own folds (``oof_scores_``); behind a scaler, which
+    must not see the rows held out either, it is fitted again in each fold with these settings.
+    """
     from sklearn.base import clone
 
+    rows = check_rows(X)
     said: list[str] = []
     with _heard(said), explained(estimator):
         fitted = _fit_with_groups(clone(estimator), X, y, groups)
-        model = taken(fitted)
-        scores = None
-        # Shares of neighbours are probabilities already; no temperature applies to them.
-        if folds is not None and options.calibrate and model.link != "shares":
-            fold = folds()
-            scores = np.empty((len(X), model.outputs))
-            for number in np.unique(fold):
-                held_out = fold == number
-                part = _fit_with_groups(
-                    clone(estimator), X[~held_out], y[~held_out], None if groups is None else groups[~held_out]
-                )
-                scores[held_out] = scores_of(part, X[held_out], model.link, model.outputs)
+        last = _last_step(fitted)
+        method = scoring_method(fitted, rows, kind.link, kind.outputs)
 
-    def refit(rows: Data, target: NDArray[Any]) -> HeadModel | None:
-        if not possible(target):
+        def model_from(trained: Any) -> HeadModel:
+            if kind.arrays is not None:
+                return kind.arrays(trained)
+            return model_of(trained, rows, kind.link, kind.outputs, method)
+
+        model = model_from(fitted)
+        expected = scores_of(fitted, rows, kind.link, kind.outputs, method)
+        log_probabilities = gives_log_probabilities(fitted, method, expected, rows, kind.link)
+        pinned = _pinned(fitted)
+        scores = None
+        if options.calibrate and kind.link != "identity":
+            scores = getattr(fitted, "oof_scores_", None)
+            if scores is None:
+                fold = fold_numbers(y, options.folds, seed=options.seed, groups=groups, stratify=kind.stratify)
+                scores = np.full((len(X), kind.outputs), np.nan)
+                for number in range(int(fold.max()) + 1):
+                    out = fold == number
+                    if not out.any() or not kind.possible(y[~out]):
+                        continue
+                    part = _fit_with_groups(clone(pinned), X[~out], y[~out], None if groups is None else groups[~out])
+                    scores[out] = scores_of(part, X[out], kind.link, kind.outputs, method)
+    if method == "predict" and kind.link == "softmax":
+        said.append(
+            "the estimator has no scores that agree with its predictions: its probabilities say no more than these"
+        )
+
+    def refit(again: Data, target: NDArray[Any]) -> HeadModel | None:
+        if not kind.possible(target):
             return None
         with _heard([]), explained(estimator):
-            return taken(clone(estimator).fit(rows, target))
+            return model_from(clone(pinned).fit(again, target))
 
-    last = _last_step(fitted)
     return FittedHead(
         fitted,
         model,
         oof_scores=scores,
-        chosen={"alpha": float(last.alpha_)} if np.ndim(getattr(last, "alpha_", [])) == 0 else {},
+        log_probabilities=log_probabilities,
+        chosen=_chosen(last) | ({"scores": method} if model.kind == "estimator" else {}),
         sweep=list(getattr(last, "sweep_", [])),
         warnings=said,
         refit=refit,
     )
 
 
+def _chosen(head: Any) -> dict[str, Any]:
+    """Return the settings that a head has chosen by itself."""
+    if hasattr(head, "chosen_"):
+        return dict(head.chosen_)
+    return {"alpha": float(head.alpha_)} if np.ndim(getattr(head, "alpha_", [])) == 0 else {}
+
+
+def _pinned(fitted: Any) -> Any:
+    """Return an unfitted copy whose settings are those that were chosen."""
+    from sklearn.base import clone
+    from sklearn.pipeline import Pipeline
+
+    if isinstance(fitted, Pipeline):
+        return Pipeline([(name, _pinned(step)) for name, step in fitted.steps])
+    return fitted.at_chosen() if hasattr(fitted, "at_chosen") else clone(fitted)
+
+
 def _fit_with_groups(estimator: Any, X: Data, y: NDArray[Any], groups: NDArray[Any] | None) -> Any:
-    """Fit; a head that chooses something by leaving rows out is told which belong together."""
-    from pipeline.heads.ridge import RidgeHead, RidgeRegressionHead
+    """Fit; a head that chooses something by leaving rows out learns which belong together."""
+    from sklearn.utils.validation import has_fit_parameter
 
     last = _last_step(estimator)
-    if groups is None or not isinstance(last, (RidgeHead, RidgeRegressionHead)):
+    if groups is None or not (type(last).__module__.startswith("pipeline.") and has_fit_parameter(last, "groups")):
         return estimator.fit(X, y)
     name = "groups" if last is estimator else f"{estimator.steps[-1][0]}__groups"
     return estimator.fit(X, y, **{name: groups})

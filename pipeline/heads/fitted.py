@@ -52,7 +52,9 @@ class FittedHead:
     model : HeadModel
         Scores and predictions; of kind ``"estimator"`` where only the estimator can give them.
     oof_scores : ndarray of shape (N, K) or None
-        Scores of every training row from a fit that did not see it.
+        Scores of every training row from a fit that did not see it; NaN for rows that no fold held out.
+    log_probabilities : bool
+        Whether scores are log-probabilities up to a constant of each row, and not margins without a scale.
     chosen : dict
         Hyper-parameters that were chosen.
     sweep : list of dict
@@ -66,6 +68,7 @@ class FittedHead:
     estimator: Any
     model: HeadModel
     oof_scores: NDArray[np.float64] | None = None
+    log_probabilities: bool = True
     chosen: dict[str, Any] = field(default_factory=dict)
     sweep: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)

@@ -43,6 +43,10 @@ _FINE_TOL = 1e-3
 """Relative gap of the folds around it: enough for held-out scores, at half the passes."""
 
 
+_CLEAR_RISE = 0.005
+"""Rise of the held-out log loss, as a share of that of guessing, that is no noise."""
+
+
 class LinearClassifier(ClassHead):
     """What the logistic heads share: validation, and prediction from ``coef_`` and ``intercept_``."""
 
@@ -413,8 +417,8 @@ def _joined(points: list[PathPoint]) -> HeldOut:
 def _has_fallen(walked: list[list[PathPoint]]) -> bool:
     """Say whether the best C lies behind.
 
-    So it is when both scores are worse, accuracy by a standard error or twice in a row; and when, on a plateau
-    (separable classes), log loss has risen twice while accuracy gained less than a standard error.
+    So it is when at the last two values the log loss has clearly risen above its least, and accuracy is no better than
+    before. Where the classes are not yet told apart both only waver, by far less than ``_CLEAR_RISE``.
     """
     complete = min(len(points) for points in walked)
     if complete < 3:
@@ -422,13 +426,9 @@ def _has_fallen(walked: list[list[PathPoint]]) -> bool:
     tried = [_joined([points[i] for points in walked]) for i in range(complete)]
     accuracy = [each.accuracy for each in tried]
     loss = [float(each.guarded_losses().mean()) for each in tried]
-    best = max(accuracy)
-    error = (best * (1 - best) / len(tried[0].hits)) ** 0.5  # binomial
-    last = (complete - 2, complete - 1)
-    risen = [loss[i] > min(loss[:i]) for i in last]
-    worse = [accuracy[i] < max(accuracy[:i]) and rose for i, rose in zip(last, risen, strict=True)]
-    plateau = all(risen) and best <= max(accuracy[: complete - 2]) + error
-    return plateau or (worse[1] and (worse[0] or accuracy[-1] < best - error))
+    rise = _CLEAR_RISE * math.log(len(walked[0][0].intercept))
+    least = min(loss[:-2])
+    return min(loss[-2:]) > least + rise and max(accuracy[-2:]) <= max(accuracy[:-2])
 
 
 def _is_standard(scaling: str) -> bool:

@@ -10,15 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.heads.estimators import (
-    REFIT_TOL,
-    explained,
-    fit_estimator,
-    logistic_sweep,
-    model_of,
-    proof_rows,
-    scaled,
-)
+from pipeline.heads.estimators import REFIT_TOL, Kind, explained, fit_estimator, logistic_sweep, scaled, two_sided
 from pipeline.heads.fitted import FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
 
@@ -64,12 +56,19 @@ def fit_labels_logistic(
         )
 
     failed = sum(not sweep.converged_ for sweep in sweeps)
+    warnings = []
+    if failed:
+        passes = 4 * sweeps[0].max_passes
+        warnings.append(
+            f"the fits of {failed} of {len(sweeps)} labels did not converge: "
+            f"go on longer with --set max_passes={passes}"
+        )
     return FittedHead(
         _one_versus_rest(sweeps, y),
         model,
         oof_scores=np.stack([sweep.oof_scores_[:, 1] - sweep.oof_scores_[:, 0] for sweep in sweeps], axis=1),
         chosen={"C": [sweep.C_ for sweep in sweeps], "folds": options.folds},
-        warnings=[f"the fits of {failed} of {len(sweeps)} labels did not converge: raise max_passes"] if failed else [],
+        warnings=warnings,
         refit=refit,
     )
 
@@ -78,23 +77,16 @@ def fit_labels_ridge(
     X: NDArray[np.float32], y: NDArray[np.bool_], groups: NDArray[Any] | None, options: FitOptions
 ) -> FittedHead:
     """Fit least squares on ±1 for all labels at once; the temperature turns its scores into probabilities."""
-    from pipeline.evaluation.splits import fold_numbers
     from pipeline.heads.ridge import RidgeRegressionHead
 
     without_weights(options, "multilabel ridge")
-    proof = proof_rows(X)
-
-    def folds() -> NDArray[np.int64]:
-        return fold_numbers(y, options.folds, seed=options.seed, groups=groups, stratify=False)
-
     fitted = fit_estimator(
         scaled(with_params(RidgeRegressionHead(), options.params, "the ridge head"), options),
         X,
         _signs(y),
         groups,
         options,
-        lambda estimator: model_of(estimator, proof, "sigmoid", y.shape[1]),
-        folds,
+        Kind("sigmoid", y.shape[1]),
     )
     fit_again = fitted.refit
     assert fit_again is not None
@@ -107,11 +99,6 @@ def fit_labels_ridge(
 
 def _signs(labels: NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.where(labels, 1.0, -1.0)
-
-
-def two_sided(labels: NDArray[np.bool_]) -> bool:
-    """Whether every label is there in some row and not in another."""
-    return bool((labels.any(axis=0) & ~labels.all(axis=0)).all())
 
 
 def _sigmoids(heads: Sequence[Any]) -> HeadModel:

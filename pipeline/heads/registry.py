@@ -20,6 +20,7 @@ from pipeline.heads.estimators import (
     logistic_sweep,
     number_head,
     scaled,
+    two_columns,
 )
 from pipeline.heads.fitted import FitOptions, FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
@@ -36,11 +37,9 @@ _SWEEP_FROM = 4
 """Fewer values than this are the user's own short list, and its ends need no warning."""
 
 
-def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Turn scikit-learn's one row for two classes into two rows with the same softmax."""
-    if len(coef) == 1:
-        return np.concatenate([np.zeros_like(coef), coef]), np.concatenate([np.zeros_like(intercept), intercept])
-    return coef, intercept
+def _more(passes: int) -> int:
+    """Return how many passes to try next."""
+    return 4 * passes
 
 
 def fit_logistic(
@@ -57,13 +56,21 @@ def fit_logistic(
     if failed:
         warnings.append(
             f"{len(failed)} of {len(estimator.sweep_)} values of C did not reach the tolerance "
-            f"(from {min(failed):g} to {max(failed):g}): raise max_passes"
+            f"(from {min(failed):g} to {max(failed):g}) and were not chosen: to go on longer with them, "
+            f"--set max_passes={_more(estimator.max_passes)}"
         )
     if not estimator.converged_:
-        warnings.append(f"the fit at the chosen C = {estimator.C_:g} did not converge: raise max_passes")
+        warnings.append(
+            f"the fit at C = {estimator.C_:g} did not converge: go on longer with "
+            f"--set max_passes={_more(estimator.max_passes)}, or regularise more with --C {estimator.C_ / 10:g}"
+        )
     values = [entry["C"] for entry in estimator.sweep_]
     if len(values) > _SWEEP_FROM and estimator.C_ in (values[0], values[-1]):
-        warnings.append(f"the best C = {estimator.C_:g} lies at the end of the values tried: widen the sweep")
+        beyond = [estimator.C_ * 10.0 ** (e if values[-1] == estimator.C_ else -e) for e in (0, 1, 2)]
+        warnings.append(
+            f"the best C = {estimator.C_:g} lies at the end of the values tried: to look further, "
+            f"{' '.join(f'--C {c:g}' for c in sorted(beyond))}"
+        )
 
     def refit(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> HeadModel | None:
         if len(np.unique(labels)) < len(estimator.classes_):

@@ -313,6 +313,13 @@ def _strict_json(text: str) -> Any:
     return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
 
 
+def _method_of_old(estimator: Any) -> str:
+    """Return the method whose scores runs were fitted on before they named it."""
+    from pipeline.heads.estimators import METHODS
+
+    return next((method for method in METHODS if hasattr(estimator, method)), METHODS[-1])
+
+
 def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     if not trust:
         raise HeadError(
@@ -333,7 +340,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             LINKS_OF[facts["task"]][0],
             len(names),
             float(facts["temperature"]),
-            notes={"estimator": estimator},
+            notes={"estimator": estimator, "method": facts["chosen"].get("scores") or _method_of_old(estimator)},
         )
         cache = facts["cache"]
         return LoadedHead(

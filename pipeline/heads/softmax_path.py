@@ -11,7 +11,8 @@ so one matrix product serves all of them, and no lane waits for another. What ma
   is exact for every C.
 
 Two measures of how far a point is from the optimum are reported. ``gap_bound`` is a certificate: by Fenchel-Young, the
-duality gap at a point whose intercept gradient is zero is ``½‖∇_W‖²``. It is loose where C is large. ``gap_estimate``
+duality gap at a point whose intercept gradient is zero is ``½‖∇_W‖²``; what the intercepts can still gain is added. It
+is loose where C is large. ``gap_estimate``
 is half the squared Newton decrement ``½ gᵀH⁻¹g`` under the preconditioner, times a safety factor that grows with the
 passes spent on one C; the stopping rule takes the smaller one.
 
@@ -120,7 +121,7 @@ class PathPoint:
     gap_estimate : float
         Estimate of ``(objective − optimum) / optimum``, on the safe side.
     gap_bound : float
-        Proven upper bound of the same, up to the intercepts' own gradient.
+        Upper bound of the same, proven but for the part of the intercepts, which is an estimate.
     converged : bool
         Whether the smaller of the two reached the tolerance.
     passes : int
@@ -622,9 +623,11 @@ class SoftmaxPath:
             preconditioner = self._preconditioner(lane, here)
             objective = here.objective(lane.c)
             safety = min(_SAFETY + _SAFETY_PER_PASS * (lane.passes - 1), _MOST_SAFETY)
-            decrement = float((gradient * preconditioner.solve(gradient[None], lane.c)[0]).sum())
-            estimate = safety * 0.5 * decrement / objective
-            bound = 0.5 * float(gradient[:, :-1].square().sum()) / objective
+            decrements = gradient * preconditioner.solve(gradient[None], lane.c)[0]
+            estimate = safety * 0.5 * float(decrements.sum()) / objective
+            # The bound holds for intercepts at their own optimum: how far these are from it is estimated.
+            of_intercepts = safety * float(decrements[:, -1].sum())
+            bound = 0.5 * (float(gradient[:, :-1].square().sum()) + of_intercepts) / objective
             solved = min(estimate, bound) <= tol
             if not (solved or given_up):
                 break

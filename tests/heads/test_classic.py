@@ -6,7 +6,7 @@ from sklearn.neighbors import KNeighborsClassifier, NearestCentroid
 
 from pipeline.errors import HeadError
 from pipeline.heads import CentroidHead, KnnHead
-from pipeline.heads.estimators import scores_of
+from pipeline.heads.estimators import scores_of, scoring_method
 from pipeline.heads.fitted import FitOptions
 from pipeline.heads.registry import HEADS, STREAMED, find_head
 from tests.heads.standin import blobs
@@ -30,7 +30,9 @@ def test_the_saved_arrays_predict_what_the_estimator_does(name: str, n_classes: 
     np.testing.assert_array_equal(fitted.model.predict_proba(new).argmax(1), fitted.estimator.predict(new))
     if name != "knn":
         scores = fitted.model.scores(new)
-        theirs = scores_of(fitted.estimator, new, "softmax", n_classes)
+        theirs = scores_of(
+            fitted.estimator, new, "softmax", n_classes, scoring_method(fitted.estimator, X, "softmax", n_classes)
+        )
         np.testing.assert_allclose(
             fitted.model.predict_proba(new) if name == "mlp" else np.diff(scores, axis=1),
             np.exp(theirs) if name == "mlp" else np.diff(theirs, axis=1),
