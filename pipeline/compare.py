@@ -15,6 +15,7 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.evaluation import bootstrap
+from pipeline.evaluation.shares import effective_rows, share_interval
 
 if TYPE_CHECKING:
     import os
@@ -97,7 +98,7 @@ def compare_runs(
     for run, other in zip(runs[1:], others, strict=True):
         _check_same_rows(runs[0], run, first, other)
     keys = sorted(first)
-    cost = [_cost(tasks[0], [(table[key].label, table[key].predicted) for key in keys]) for table in (first, *others)]
+    cost = [_cost(tasks[0], [table[key] for key in keys]) for table in (first, *others)]
     # A figure that falls as rows get better is a mean cost; one that rises counts the rows without cost.
     scored = cost if tasks[0] == "regression" else [1 - c for c in cost]
 
@@ -110,6 +111,8 @@ def compare_runs(
     intervals = bootstrap.bootstrap_intervals(
         measure, len(keys), seed=seed, replicates=replicates, groups=groups or None
     )
+    if tasks[0] != "regression":
+        intervals |= _of_shares(scored, intervals, groups or None)
     out = []
     for i, run in enumerate(runs):
         only_first, only_this = int((cost[0] < cost[i]).sum()), int((cost[i] < cost[0]).sum())
@@ -139,23 +142,56 @@ def _task(run: Path) -> str:
     return str(task)
 
 
-def _cost(task: str, rows: list[tuple[str, str]]) -> NDArray[np.float64]:
-    """Return what each row's prediction is off: 0 or 1, or the absolute error of a number."""
+def _of_shares(
+    scored: list[NDArray[np.float64]], intervals: dict[str, bootstrap.Interval], groups: list[str] | None
+) -> dict[str, bootstrap.Interval]:
+    """Return the intervals of shares of right rows, and of differences in which the bootstrap found no spread.
+
+    Where two runs are right on the same rows, a difference is bounded as Bonett and Price do ("Adjusted Wald confidence
+    interval for a difference of binomial proportions based on paired data", J. Educ. Behav. Stat. 37, 2012): one more
+    row each way.
+    """
+    rows = len(scored[0]) if groups is None else len(set(groups))
+    out = {}
+    for i, right in enumerate(scored):
+        share = float(right.mean())
+        out[f"figure {i}"] = bootstrap.Interval(share, *share_interval(share, effective_rows(right, groups)))
+        difference = intervals[f"difference {i}"]
+        if i and difference.is_point:
+            both = 1.0 / (rows + 2)
+            half = 1.96 * (2 * both / (rows + 2)) ** 0.5
+            ends = max(difference.value - half, -1.0), min(difference.value + half, 1.0)
+            out[f"difference {i}"] = bootstrap.Interval(difference.value, *ends)
+    return out
+
+
+def _cost(task: str, rows: list[Prediction]) -> NDArray[np.float64]:
+    """Return what each row's prediction is off: from 0 to 1, or the absolute error of a number."""
     if task != "regression":
-        return np.asarray([label != predicted for label, predicted in rows], dtype=np.float64)
+        return np.asarray([1.0 - row.hit for row in rows], dtype=np.float64)
     try:
-        numbers = np.asarray(rows, dtype=np.float64)
+        numbers = np.asarray([(row.label, row.predicted) for row in rows], dtype=np.float64)
     except ValueError as error:
         raise HeadError(f"expected numbers in the predictions of a regression ({error}): fit the head again") from None
     return np.abs(numbers[:, 1] - numbers[:, 0])
 
 
 class Prediction(NamedTuple):
-    """A row of ``predictions.csv``: what it is, what it was taken for, and what it belongs together with."""
+    """A row of ``predictions.csv``: label, prediction, group, and how right it is."""
 
     label: str
     predicted: str
     group: str | None
+    hit: float
+
+    @classmethod
+    def of(cls, row: dict[str, str]) -> Prediction:
+        """Take a line of the table; classes that tie for the largest probability are right in equal parts."""
+        hit = float(row["label"] == row["predicted"])
+        most = row.get(f"p_{row['predicted']}")
+        if most is not None and row.get(f"p_{row['label']}") == most:
+            hit = 1.0 / sum(value == most for name, value in row.items() if name.startswith("p_"))
+        return cls(row["label"], row["predicted"], row.get("group"), hit)
 
 
 def predictions_of(run: Path, split: str) -> dict[str, Prediction]:
@@ -169,11 +205,7 @@ def predictions_of(run: Path, split: str) -> dict[str, Prediction]:
     file = run / "predictions.csv"
     try:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
-            table = {
-                row["key"]: Prediction(row["label"], row["predicted"], row.get("group"))
-                for row in csv.DictReader(lines)
-                if row["split"] == split
-            }
+            table = {row["key"]: Prediction.of(row) for row in csv.DictReader(lines) if row["split"] == split}
     except (OSError, KeyError, csv.Error) as error:
         raise HeadError(
             f"cannot read the predictions of {run} ({error}): give folders that pipeline fit-head wrote"

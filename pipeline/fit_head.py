@@ -284,8 +284,28 @@ def _check_names(settings: FitSettings) -> None:
             f"--C, --sweep and --scoring are about the logistic head, found {named}: leave them out, or set its own "
             "with --set NAME=VALUE"
         )
+    _check_numbers(settings)
     if settings.group_duplicates is not None and not 0 < settings.group_duplicates <= 1:
         raise HeadError(f"expected a cosine in (0, 1] for --group-duplicates, got {settings.group_duplicates:g}")
+
+
+def _check_numbers(settings: FitSettings) -> None:
+    """Refuse settings that no generator, fold or share can have."""
+    for what, value, fits, expected in (
+        ("the seed", settings.seed, 0 <= settings.seed < 2**32, "a whole number from 0 to 4294967295"),
+        ("the number of folds", settings.folds, settings.folds >= 2, "at least 2"),
+        ("the number of resamples", settings.replicates, settings.replicates >= 1, "at least 1"),
+        ("the share held out", settings.test_share, 0 < settings.test_share < 1, "a number between 0 and 1"),
+        ("C", settings.Cs, _are_strengths(settings.Cs), "positive numbers"),
+    ):
+        if not fits:
+            raise HeadError(f"expected {expected} for {what}, got {value}: give another")
+
+
+def _are_strengths(values: object) -> bool:
+    if isinstance(values, str):
+        return True
+    return isinstance(values, tuple) and len(values) > 0 and all(0 < c < float("inf") for c in values)
 
 
 def _sweeps(settings: FitSettings) -> bool:

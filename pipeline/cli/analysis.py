@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import cli, run_options, say
+from pipeline.cli.base import SEED, cli, run_options, say
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to look at.")
 _output = click.option("-o", "--output", metavar="OUT.csv", help="Write the table there.  [default: standard output]")
 _page = click.option("--page", metavar="OUT.html", help="Write a page with the images too.")
-_seed = click.option("--seed", default=0, show_default=True, help="The same seed gives the same answer.")
+_seed = click.option("--seed", default=0, show_default=True, type=SEED, help="The same seed gives the same answer.")
 
 
 def _give(table: Any, output: str | None) -> None:

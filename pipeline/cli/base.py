@@ -22,9 +22,11 @@ if TYPE_CHECKING:
 EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
 LOG_EVERY_S = 30.0
+SEED = click.IntRange(0, 2**32 - 1)
+"""What every generator of random numbers takes."""
 
 
-class _Stopped(Exception):
+class _Stopped(BaseException):
     """A signal asked for the end, and everything finished so far is safe."""
 
     def __init__(self, signum: int) -> None:
@@ -37,7 +39,8 @@ class _Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _terminable():
+                return super().invoke(ctx)
         except PipelineError as error:
             say(f"error: {error}")
             ctx.exit(EXIT_ERROR)
@@ -49,6 +52,23 @@ class _Commands(click.Group):
             # The reader of our output (head, a pager) has had enough.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Let SIGTERM end a command as Ctrl-C does, so that it clears away what it has begun."""
+
+    def handle(signum: int, frame: FrameType | None) -> None:
+        raise _Stopped(signum)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def say(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.base import ProgressLine, cli, say, stop_on_signal
+from pipeline.cli.base import SEED, ProgressLine, cli, say, stop_on_signal
 
 
 class _Rate(click.ParamType[Any]):
@@ -69,7 +69,7 @@ class _Rate(click.ParamType[Any]):
 @click.option(
     "--start", default="fitted", show_default=True, type=click.Choice(["fitted", "random"]), help="Of the head."
 )
-@click.option("--seed", default=0, show_default=True)
+@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option(
     "--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
     help="Of training; auto: bfloat16 where the device computes in it.",

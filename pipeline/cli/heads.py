@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say, stop_on_signal
+from pipeline.cli.base import EXIT_SOME_FAILED, SEED, ProgressLine, cli, run_options, say, stop_on_signal
 
 if TYPE_CHECKING:
     from pipeline.embed import RunSettings
@@ -69,7 +69,7 @@ if TYPE_CHECKING:
 )
 @click.option("--test-share", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
               help="Held out where the cache has no split column.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Of hold-out, folds and bootstrap.")
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Of hold-out, folds and bootstrap.")
 @click.option(
     "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="For the sweep."
 )

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.evaluation.shares import share_interval
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -23,11 +25,16 @@ _LEAST_REPLICATES = 200
 
 @dataclass(frozen=True)
 class Interval:
-    """A figure with its percentile bootstrap interval."""
+    """A figure with its interval."""
 
     value: float
     low: float
     high: float
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the bootstrap found no spread at all, which says more than a handful of rows can."""
+        return self.low == self.high
 
     def as_dict(self) -> dict[str, float]:
         """Return the three numbers by name."""
@@ -85,6 +92,7 @@ def bootstrap_intervals(
     replicates: int = 1000,
     level: float = 0.95,
     groups: ArrayLike | None = None,
+    shares: Mapping[str, float] | None = None,
 ) -> dict[str, Interval]:
     """Turn a function of row weights into figures with percentile bootstrap intervals.
 
@@ -96,6 +104,9 @@ def bootstrap_intervals(
         N.
     seed, replicates, level, groups
         As in ``classification_metrics``.
+    shares : mapping of str to float, optional
+        Figures that are shares, in [0, 1], with the independent rows behind each: where every resample gives the same
+        value, as when all rows are right, the interval is `share_interval`'s.
     """
     value = measure(np.ones(n_rows))
     count = replicates_for(n_rows, replicates)
@@ -107,4 +118,7 @@ def bootstrap_intervals(
         values = np.asarray([d[name] for d in drawn])
         low, high = np.nanpercentile(values, tails) if np.isfinite(values).any() else (np.nan, np.nan)
         out[name] = Interval(float(at), float(low), float(high))
+    for name, rows in (shares or {}).items():
+        if out[name].is_point:
+            out[name] = Interval(out[name].value, *share_interval(out[name].value, rows, level))
     return out

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals
 from pipeline.evaluation.calibration import expected_calibration_error
 from pipeline.evaluation.choice import hits
+from pipeline.evaluation.shares import effective_rows, mean_of_classes, share_interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -87,7 +88,10 @@ def classification_metrics(
     level: float = 0.95,
     groups: ArrayLike | None = None,
 ) -> dict[str, Interval]:
-    """Measure class probabilities, every figure with a percentile bootstrap interval.
+    """Measure class probabilities, every figure with its interval.
+
+    That of the accuracy is `pipeline.evaluation.shares.share_interval`'s; the others are percentile bootstrap
+    intervals, but for shares where every resample gives the same value.
 
     Parameters
     ----------
@@ -120,7 +124,23 @@ def classification_metrics(
     def measure(weight: Floats) -> dict[str, float]:
         return _classification(measured, n_classes, weight)
 
-    return bootstrap_intervals(measure, n_rows, seed=seed, replicates=replicates, level=level, groups=groups)
+    by_class = mean_of_classes(_units_by_class(truth, n_classes, groups))
+    figures = bootstrap_intervals(
+        measure, n_rows, seed=seed, replicates=replicates, level=level, groups=groups,
+        shares={"balanced_accuracy": by_class, "macro_f1": by_class},
+    )  # fmt: skip
+    accuracy = figures["accuracy"].value
+    ends = share_interval(accuracy, effective_rows(measured.hit, groups), level)
+    return figures | {"accuracy": Interval(accuracy, *ends)}
+
+
+def _units_by_class(y: Ints, n_classes: int, groups: ArrayLike | None) -> Ints:
+    """Count the rows, or groups, of each class."""
+    if groups is None:
+        return np.bincount(y, minlength=n_classes)
+    number = np.unique(np.asarray(groups), return_inverse=True)[1].ravel()
+    pairs = np.unique(np.stack([y, number]), axis=1)
+    return np.bincount(pairs[0], minlength=n_classes)
 
 
 def confusion_matrix(y: NDArray[np.integer], predicted: NDArray[np.integer], n_classes: int) -> Ints:

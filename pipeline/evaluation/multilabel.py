@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, replicates_for
+from pipeline.evaluation.shares import effective_rows, mean_of_classes, share_interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -68,7 +69,10 @@ def multilabel_metrics(
     level: float = 0.95,
     groups: ArrayLike | None = None,
 ) -> tuple[dict[str, Interval], list[Interval]]:
-    """Measure predicted label sets, every figure with a percentile bootstrap interval.
+    """Measure predicted label sets, every figure with its interval.
+
+    That of the subset accuracy is `pipeline.evaluation.shares.share_interval`'s; the others are percentile bootstrap
+    intervals, unless every resample gives the same value.
 
     Parameters
     ----------
@@ -77,7 +81,7 @@ def multilabel_metrics(
     probabilities : ndarray of shape (N, L)
         One for each label by itself.
     seed, replicates, level, groups
-        As in `pipeline.classification.classification_metrics`; fewer replicates are drawn for many labels.
+        As in `pipeline.evaluation.classification.classification_metrics`; fewer replicates are drawn for many labels.
 
     Returns
     -------
@@ -106,6 +110,8 @@ def multilabel_metrics(
         }
         return figures | {f"label {k}": float(value) for k, value in enumerate(each)}
 
+    having = truth.sum(axis=0)
+    by_label = mean_of_classes(having)
     found = bootstrap_intervals(
         measure,
         n_rows,
@@ -113,7 +119,11 @@ def multilabel_metrics(
         replicates=replicates_for(n_rows * n_labels, replicates),
         level=level,
         groups=groups,
+        shares={"mean_average_precision": by_label, "macro_f1": by_label, "micro_f1": float(having.sum())}
+        | {f"label {k}": float(count) for k, count in enumerate(having)},
     )
+    share = found["subset_accuracy"].value
+    found["subset_accuracy"] = Interval(share, *share_interval(share, effective_rows(whole, groups), level))
     return {name: figure for name, figure in found.items() if not name.startswith("label ")}, [
         found[f"label {k}"] for k in range(n_labels)
     ]

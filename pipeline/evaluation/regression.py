@@ -64,7 +64,7 @@ def regression_metrics(
     truth, predicted : ndarray of shape (N,)
         Numbers.
     seed, replicates, level, groups
-        As in `pipeline.classification.classification_metrics`.
+        As in `pipeline.evaluation.classification.classification_metrics`.
 
     Returns
     -------

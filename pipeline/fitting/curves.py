@@ -55,8 +55,10 @@ class _Measured:
             scores = [task.score_of(self.y, predictions[draw], weight) for draw in draws]
             return {task.score: float(np.average(scores, weights=times))}
 
+        rows = len(self.y) if self._groups is None else len(np.unique(self._groups))
+        shares = {task.score: float(rows)} if task.score_is_share else {}
         figures = bootstrap.bootstrap_intervals(
-            score, len(self.y), seed=settings.seed, replicates=count, groups=self._groups
+            score, len(self.y), seed=settings.seed, replicates=count, groups=self._groups, shares=shares
         )
         return {task.score: figures[task.score].as_dict()}
 

@@ -24,7 +24,8 @@ SEPARATORS = ("|", ";")
 """What stands between the labels of a set; the first that occurs in the column is taken."""
 
 _MANY_VALUES = 20
-_EMPTY = ("", "nan", "None")
+_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown", "-", "--", "?", ".", "#n/a"})
+"""What programs and people write into a column of numbers where there is none, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
     name = settings.target or LABELS
     if name in cache.columns:
         values = np.asarray(cache.columns[name])
-        texts, codes = np.unique(values.astype(str), return_inverse=True)
+        texts, codes = np.unique(_as_texts(values), return_inverse=True)
         codes = codes.ravel().astype(np.int64)
     elif name == LABELS:
         values = None
@@ -84,11 +85,50 @@ def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
         return _numbers(name, values, texts, codes)
     known = codes >= 0
     if values is not None:  # a class folder may well be called None
-        empty = np.isin(texts, ("nan", "") if values.dtype.kind == "f" else ("",))
-        known &= ~empty[codes]
+        known &= ~_empty(name, values, texts, codes, note)[codes]
     if task == "multilabel":
         return _label_sets(name, values, texts, codes, known)
     return Target("classification", name, np.where(known, codes, -1), known, tuple(texts.tolist()))
+
+
+def _as_texts(values: NDArray[Any]) -> NDArray[np.str_]:
+    """Return class names; whole numbers are written as such, also where an empty cell made a column of floats of them."""
+    if values.dtype.kind == "f":
+        finite = values[np.isfinite(values)]
+        if len(finite) and (finite == np.round(finite)).all() and np.abs(finite).max() < 2**53:
+            texts = np.full(len(values), "nan", dtype="<U20")
+            texts[np.isfinite(values)] = finite.astype(np.int64).astype(str)
+            return texts
+    return np.asarray(values.astype(str))
+
+
+def _empty(
+    name: str,
+    values: NDArray[Any],
+    texts: NDArray[np.str_],
+    codes: NDArray[np.int64],
+    note: Callable[[str], None],
+) -> NDArray[np.bool_]:
+    """Tell which texts are no value: empty cells, and words for "missing" in a column that else holds numbers."""
+    if values.dtype.kind == "f":
+        return np.isin(texts, ("nan", ""))
+    empty = np.asarray(texts == "")
+    missing = np.asarray([text.strip().lower() in _MISSING for text in texts.tolist()], dtype=np.bool_)
+    others = texts[~missing].tolist()
+    if (missing & ~empty).any() and others and all(_is_number(text) for text in others):
+        words = texts[missing & ~empty].tolist()
+        rows = int(np.isin(codes, np.flatnonzero(missing & ~empty)).sum())
+        note(f"column {name!r} holds numbers, so {rows} rows that say {' or '.join(map(repr, words))} have no value")
+        return missing
+    return empty
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _likely_task(
@@ -119,7 +159,7 @@ def _numbers(name: str, values: NDArray[Any] | None, texts: NDArray[np.str_], co
         numbers[-1] = np.nan
         for i, text in enumerate(texts.tolist()):
             try:
-                numbers[i] = np.nan if text in _EMPTY else float(text)
+                numbers[i] = np.nan if text.strip().lower() in _MISSING else float(text)
             except ValueError:
                 raise HeadError(
                     f"expected numbers in {name!r} for the task regression, found {text!r}: name another column with "

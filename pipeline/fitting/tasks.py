@@ -32,9 +32,12 @@ class Task(ABC):
     ----------
     score : str
         The figure that curves show.
+    score_is_share : bool
+        Whether it lies in [0, 1] as the share of right rows does.
     """
 
     score: ClassVar[str]
+    score_is_share: ClassVar[bool] = True
 
     def temperature(self, fitted: FittedHead, y: NDArray[Any], settings: FitSettings) -> float:
         """Return what scores are divided by: from out-of-fold scores, or as the head found it itself."""
@@ -145,6 +148,7 @@ class Regression(Task):
     """A number."""
 
     score = "r2"
+    score_is_share = False
 
     def measure(self, y: NDArray[Any], predictions: Floats, names: tuple[str, ...], **bootstrap: Any) -> dict[str, Any]:
         """Return R² and its kin."""
