@@ -84,7 +84,8 @@ def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
     if task == "regression":
         return _numbers(name, values, texts, codes)
     known = codes >= 0
-    if values is not None:  # a class folder may well be called None
+    # Columns, and labels of a table; a class folder may well be called None.
+    if values is not None or getattr(cache, "source", {}).get("kind") not in (None, "folder"):
         known &= ~_empty(name, values, texts, codes, note)[codes]
     if task == "multilabel":
         return _label_sets(name, values, texts, codes, known)
@@ -92,7 +93,7 @@ def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
 
 
 def _as_texts(values: NDArray[Any]) -> NDArray[np.str_]:
-    """Return class names; whole numbers are written as such, also where an empty cell made a column of floats of them."""
+    """Return class names; whole numbers are written as such, also where an empty cell made floats of them."""
     if values.dtype.kind == "f":
         finite = values[np.isfinite(values)]
         if len(finite) and (finite == np.round(finite)).all() and np.abs(finite).max() < 2**53:
@@ -104,13 +105,13 @@ def _as_texts(values: NDArray[Any]) -> NDArray[np.str_]:
 
 def _empty(
     name: str,
-    values: NDArray[Any],
+    values: NDArray[Any] | None,
     texts: NDArray[np.str_],
     codes: NDArray[np.int64],
     note: Callable[[str], None],
 ) -> NDArray[np.bool_]:
     """Tell which texts are no value: empty cells, and words for "missing" in a column that else holds numbers."""
-    if values.dtype.kind == "f":
+    if values is not None and values.dtype.kind == "f":
         return np.isin(texts, ("nan", ""))
     empty = np.asarray(texts == "")
     missing = np.asarray([text.strip().lower() in _MISSING for text in texts.tolist()], dtype=np.bool_)

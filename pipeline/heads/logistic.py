@@ -10,6 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+from sklearn.base import clone
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
@@ -18,7 +19,7 @@ from pipeline.evaluation.choice import HeldOut, choose
 from pipeline.evaluation.splits import fold_count, fold_numbers
 from pipeline.heads.model import linear_scores
 from pipeline.heads.softmax_path import ALL_ROWS, PathPoint, SoftmaxPath
-from pipeline.heads.validation import ClassHead
+from pipeline.heads.validation import ClassHead, check_setting, is_count, is_positive
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,6 +35,11 @@ COARSE_SWEEP: tuple[float, ...] = FULL_SWEEP[::4]
 _APPROACH = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of C that a single fit walks up: as many passes as a cold start takes where C is small, far fewer where it
 is large."""
+
+_ALL_CLASSES, _LEAST_CLASSES, _CHOICE_WORK = 256, 64, 1e9
+"""Up to so many classes C is always chosen on all. Of more, as many are drawn (at least so many) as keep one pass of all
+folds to so many multiplications: which C is best hardly depends on how many classes there are, and the work grows with
+their square."""
 
 _FINE_STEPS = 2
 _COARSE_TOL = 1e-2
@@ -86,6 +92,11 @@ class LinearClassifier(ClassHead):
         return np.asarray(self.classes_[index])
 
 
+def _check_solver(tol: object, max_passes: object) -> None:
+    check_setting(is_positive(tol), "tol", "a positive number", tol)
+    check_setting(is_count(max_passes), "max_passes", "a whole number of at least 1", max_passes)
+
+
 def _solver_c(c: float, n_classes: int) -> float:
     """Turn scikit-learn's C into the solver's.
 
@@ -93,6 +104,19 @@ def _solver_c(c: float, n_classes: int) -> float:
     ``½‖w/2‖² + ½‖−w/2‖²``, so the loss must weigh half as much.
     """
     return c / 2 if n_classes == 2 else c
+
+
+def _approach(c: float, n_classes: int) -> list[float]:
+    return [_solver_c(share * c, n_classes) for share in _APPROACH]
+
+
+def _few_classes(codes: NDArray[np.int64], factor: int, n_classes: int, seed: int) -> NDArray[np.int64]:
+    """Return the classes on which C is chosen: all, or as many of very many as keep a pass quick."""
+    if n_classes <= _ALL_CLASSES or n_classes * len(codes) * factor <= _CHOICE_WORK:
+        return np.arange(n_classes)
+    count = int((_CHOICE_WORK / (len(codes) / n_classes * factor)) ** 0.5)
+    chosen = np.random.default_rng(seed).permutation(n_classes)[: max(count, _LEAST_CLASSES)]
+    return np.sort(chosen)
 
 
 class LogisticHead(LinearClassifier):
@@ -166,6 +190,8 @@ class LogisticHead(LinearClassifier):
         ValueError
             scikit-learn's own, for shapes, NaN and the like; also for a single class.
         """
+        _check_solver(self.tol, self.max_passes)
+        check_setting(is_positive(self.C), "C", "a positive number", self.C)
         data, codes = self._validate(X, y)
         k = len(self.classes_)
         path = SoftmaxPath(
@@ -176,8 +202,7 @@ class LogisticHead(LinearClassifier):
             standardise=_is_standard(self.scaling),
             device=self.device,
         )
-        values = [_solver_c(share * self.C, k) for share in _APPROACH]
-        (points,) = path.solve([(ALL_ROWS, values)], tol=self.tol, max_passes=self.max_passes)
+        (points,) = path.solve([(ALL_ROWS, _approach(self.C, k))], tol=self.tol, max_passes=self.max_passes)
         point = points[-1]
         self._take(point.coef, point.intercept)
         self.objective_ = point.objective * (2 if k == 2 else 1)
@@ -214,6 +239,9 @@ class LogisticSweep(LinearClassifier):
     ----------
     C_ : float
         The value chosen.
+    chosen_on_ : int
+        Number of classes that C was chosen on: all of them, or some hundred of very many. Then only the rows of one
+        fold have out-of-fold scores.
     sweep_ : list of dict
         For every value of C: ``C``, ``accuracy`` and ``log_loss`` (means over held-out rows), ``accuracy_folds``,
         ``log_loss_folds``, ``converged``, ``gap_estimate``, ``gradient_norm``, ``passes`` (the worst over folds).
@@ -267,6 +295,7 @@ class LogisticSweep(LinearClassifier):
         ValueError
             scikit-learn's own; for a single class; where every class has a single row or group.
         """
+        self._check_settings()
         data, codes = self._validate(X, y)
         k = len(self.classes_)
         self.n_folds_ = fold_count(codes, self.cv, groups)
@@ -282,16 +311,25 @@ class LogisticSweep(LinearClassifier):
             standardise=_is_standard(self.scaling),
             device=self.device,
         )
-        self._group_of_held_out = _in_order_of_folds(self.fold_, self.n_folds_, groups)
-        tried = self._walk(path, k)
-        chosen = self._best(tried)
-        self.C_ = chosen
-        self.sweep_ = [self._summary(c, tried[c]) for c in sorted(tried)]
-        at_chosen = tried[chosen]
+        few = _few_classes(codes, data.shape[1] * self.n_folds_, k, self.random_state)
+        self.chosen_on_ = len(few)
+        if len(few) == k:
+            self._group_of_held_out = _in_order_of_folds(self.fold_, self.n_folds_, groups)
+            tried = self._walk(path, k)
+            self.C_ = self._best(tried)
+            self.sweep_ = [self._summary(c, tried[c]) for c in sorted(tried)]
+            at_chosen, start = tried[self.C_], _expected_on_all_rows(tried, self.C_, self.n_folds_)
+        else:
+            rows = np.isin(codes, few)
+            part = clone(self).fit(data[rows], codes[rows], None if groups is None else np.asarray(groups)[rows])
+            self.C_, self.sweep_ = part.C_, part.sweep_
+            # All classes are held out once, for scores that a temperature can be found on.
+            (points,) = path.solve([(0, _approach(self.C_, k))], tol=_FINE_TOL, max_passes=self.max_passes)
+            at_chosen, start = points[-1:], points[-1]
         self.oof_scores_ = self._out_of_fold(data, at_chosen)
         ((point,),) = path.solve(
-            [(ALL_ROWS, [_solver_c(chosen, k)])],
-            starts=[_expected_on_all_rows(tried, chosen, self.n_folds_)],
+            [(ALL_ROWS, [_solver_c(self.C_, k)])],
+            starts=[start],
             tol=self.tol,
             max_passes=self.max_passes,
         )
@@ -302,6 +340,14 @@ class LogisticSweep(LinearClassifier):
         self.converged_ = point.converged
         self.n_iter_ = point.passes
         return self
+
+    def _check_settings(self) -> None:
+        _check_solver(self.tol, self.max_passes)
+        named = isinstance(self.Cs, str)
+        possible = self.Cs in ("auto", "full") if named else len(self.Cs) > 0 and all(map(is_positive, self.Cs))
+        check_setting(possible, "Cs", '"auto", "full" or positive numbers', self.Cs)
+        check_setting(is_count(self.cv, 2), "cv", "a whole number of at least 2", self.cv)
+        check_setting(self.scoring in ("accuracy", "log_loss"), "scoring", '"accuracy" or "log_loss"', self.scoring)
 
     def at_chosen(self, tol: float) -> LogisticHead:
         """Return a head at the chosen C, of the same settings, to be fitted to other rows."""

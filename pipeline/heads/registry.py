@@ -52,6 +52,11 @@ def fit_logistic(
     estimator.set_params(progress=None)
     coef, intercept = two_columns(estimator.coef_, estimator.intercept_)
     warnings = []
+    if estimator.chosen_on_ < len(estimator.classes_):
+        warnings.append(
+            f"C was chosen on {estimator.chosen_on_} of the {len(estimator.classes_)} classes, since all would take "
+            "long: name it with --C to fit all classes at one value"
+        )
     failed = [entry["C"] for entry in estimator.sweep_ if not entry["converged"]]
     if failed:
         warnings.append(

@@ -98,8 +98,9 @@ _DOUBLE_VALUES = 4_000_000
 optimum lies beyond float32's rounding, are then solved too."""
 
 _MOST_CLASS_DIRECTIONS = 256
+_ROWS_OF_MANY_CLASSES = 2048
 """With more classes each class is a direction of its own: their Hessian is then nearly diagonal, and its eigenvectors
-would cost more than all passes."""
+would cost more than all passes. The features' share of the curvature is the same for all of them, from so many rows."""
 
 
 @dataclass(frozen=True)
@@ -663,19 +664,26 @@ class SoftmaxPath:
         import torch
 
         rows, weight = self._sample_rows, self._sample_weight
+        many = self.n_classes > _MOST_CLASS_DIRECTIONS
+        if many:
+            every = -(-len(rows) // _ROWS_OF_MANY_CLASSES)
+            rows, weight = rows[::every], weight[::every] * every
         p = torch.softmax(rows @ theta[:, :-1].T.to(self._dtype) + theta[:, -1].to(self._dtype), dim=1)
         class_basis = None
-        if self.n_classes <= _MOST_CLASS_DIRECTIONS:
+        curvature = torch.empty(self.n_classes, self.width + 1, dtype=torch.float64, device=self.device)
+        if not many:
             weighted = p * weight[:, None]
             classes = torch.diag(weighted.sum(0)) - weighted.T @ p
             _, class_basis = torch.linalg.eigh(classes.double())
             u = class_basis.to(self._dtype)
             # u_kᵀ (diag(p) − ppᵀ) u_k of every row: how uncertain the row is along class direction k.
             uncertainty = (weighted @ u.square() - weight[:, None] * (p @ u).square()).clamp_min_(0.0)
+            curvature[:, :-1] = uncertainty.T @ self._sample_squares
         else:
             uncertainty = (p - p.square()).mul_(weight[:, None])
-        curvature = torch.empty(self.n_classes, self.width + 1, dtype=torch.float64, device=self.device)
-        curvature[:, :-1] = uncertainty.T @ self._sample_squares
+            of_rows = uncertainty.sum(1)
+            spread = of_rows @ rows.square() / of_rows.sum().clamp_min(1e-30)
+            curvature[:, :-1] = uncertainty.sum(0)[:, None] * spread
         # The shared direction of the intercepts has no curvature at all, and no gradient either.
         least = 1e-3 * self._total_weight / self.n_classes
         curvature[:, -1] = uncertainty.sum(0).clamp_min(least)

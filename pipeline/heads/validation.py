@@ -13,6 +13,30 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 
+def check_setting(fits: bool, name: str, expected: str, value: object) -> None:
+    """Refuse a setting that cannot be.
+
+    Raises
+    ------
+    ValueError
+        Where ``fits`` is false, with what was expected and what was found.
+    """
+    if not fits:
+        raise ValueError(f"expected {expected} for {name}, got {value!r}")
+
+
+def is_count(value: object, least: int = 1) -> bool:
+    """Whether a value is a whole number of at least ``least``."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool) and bool(value >= least)
+
+
+def is_positive(value: object) -> bool:
+    """Whether a value is a finite number above 0."""
+    return (
+        isinstance(value, (int, float, np.number)) and not isinstance(value, bool) and bool(0 < float(value) < np.inf)
+    )
+
+
 class ClassHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier of two or more classes on float32 features."""
 
