@@ -37,9 +37,9 @@ _APPROACH = (0.01, 0.03, 0.1, 0.3, 1.0)
 is large."""
 
 _ALL_CLASSES, _LEAST_CLASSES, _CHOICE_WORK = 256, 64, 1e9
-"""Up to so many classes C is always chosen on all. Of more, as many are drawn (at least so many) as keep one pass of all
-folds to so many multiplications: which C is best hardly depends on how many classes there are, and the work grows with
-their square."""
+"""Up to so many classes C is always chosen on all. Of more, as many are drawn (at least so many) as keep one pass of
+all folds to so many multiplications: which C is best hardly depends on how many classes there are, and the work grows
+with their square."""
 
 _FINE_STEPS = 2
 _COARSE_TOL = 1e-2

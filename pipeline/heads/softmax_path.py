@@ -93,6 +93,10 @@ _EXTRAPOLATE = 3
 _PAIR_BYTES = 1 << 30
 """Curvature pairs of all lanes together take at most this."""
 
+_LEAST_PAIRS, _QUICK_BYTES = 8, 32 << 20
+"""Steps of one lane that take more bytes than this cost more, being read on each pass, than the passes they save; so many
+are kept all the same."""
+
 _DOUBLE_VALUES = 4_000_000
 """Up to this many feature values everything is computed in float64: it costs little there, and large values of C, whose
 optimum lies beyond float32's rounding, are then solved too."""
@@ -183,9 +187,9 @@ class _Pairs:
 
     def turn(self, rotation: torch.Tensor) -> None:
         """Express all pairs in another feature basis, which leaves their inner products as they are."""
-        for number in range(self._begin, self._end):
-            for vectors in (self._s, self._y):
-                vectors[number] = _turned(vectors[number], rotation)
+        kept = slice(self._begin, self._end)
+        for vectors in (self._s, self._y) if self._end else ():
+            vectors[kept, :, :-1] = vectors[kept, :, :-1] @ rotation
         self._served = None
 
     def solve(self, gradient: torch.Tensor, c: float, preconditioner: _Preconditioner) -> torch.Tensor:
@@ -535,8 +539,9 @@ class SoftmaxPath:
         list of list of PathPoint
             For each lane, one point for each of its values of C (fewer where ``stop`` ended the walk).
         """
-        size = 48 * self.n_classes * (self.width + 1) * len(lanes)
-        memory = max(3, min(self.memory, _PAIR_BYTES // size))
+        size = 8 * self.n_classes * (self.width + 1)
+        few, most = max(_LEAST_PAIRS, _QUICK_BYTES // size), max(3, _PAIR_BYTES // (6 * size * len(lanes)))
+        memory = min(self.memory, few, most)
         states = []
         for number, (fold, values) in enumerate(lanes):
             if list(values) != sorted(values) or not values or min(values) <= 0:
