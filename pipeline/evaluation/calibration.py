@@ -76,7 +76,9 @@ PRIOR_WIDTH = 0.5
 """Standard deviation of log T around 0 that is expected of scores that are log-probabilities already."""
 
 
-def fit_temperature(scores: Floats, y: NDArray[np.integer], *, log_probabilities: bool = True) -> float:
+def fit_temperature(
+    scores: Floats, y: NDArray[np.integer], *, log_probabilities: bool = True, copies: Floats | None = None
+) -> float:
     """Find the temperature T that minimises the log loss of ``softmax(scores / T)``, held back where rows are few.
 
     Parameters
@@ -88,6 +90,8 @@ def fit_temperature(scores: Floats, y: NDArray[np.integer], *, log_probabilities
     log_probabilities : bool
         Whether the scores come from a head that models probabilities. Then T is expected near 1, with a standard
         deviation of log T of ``PRIOR_WIDTH``. Margins and distances have no scale of their own, and T is free.
+    copies : ndarray of shape (N, K), optional
+        How many classes share each score, where one column stands for many; ``y`` then counts columns.
 
     Returns
     -------
@@ -115,12 +119,12 @@ def fit_temperature(scores: Floats, y: NDArray[np.integer], *, log_probabilities
 
     if not len(y):
         return 1.0
-    at_truth, mean = scores[np.arange(len(y)), y], scores.mean(axis=1)
+    at_truth, mean = scores[np.arange(len(y)), y], np.average(scores, axis=1, weights=copies)
     width = PRIOR_WIDTH if log_probabilities else np.inf
 
     def loss(log_t: float) -> float:
         t = np.exp(log_t)
-        total = logsumexp(scores / t, axis=1)
+        total = logsumexp(scores / t, axis=1, b=copies)
         unseen = UNSEEN_ROWS * (total - mean / t).mean()
         return float((total - at_truth / t).sum() + unseen + 0.5 * (log_t / width) ** 2)
 

@@ -9,7 +9,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pipeline.heads.classic import CentroidHead, KnnHead
+    from pipeline.heads.classic import CentroidHead
+    from pipeline.heads.knn import KnnHead
     from pipeline.heads.linear import LinearHead
     from pipeline.heads.logistic import LogisticHead, LogisticSweep
     from pipeline.heads.ridge import RidgeHead, RidgeRegressionHead
@@ -30,7 +31,7 @@ __all__ = [
 
 _HOMES = {
     "CentroidHead": "pipeline.heads.classic",
-    "KnnHead": "pipeline.heads.classic",
+    "KnnHead": "pipeline.heads.knn",
     "RidgeHead": "pipeline.heads.ridge",
     "RidgeRegressionHead": "pipeline.heads.ridge",
     "LinearHead": "pipeline.heads.linear",

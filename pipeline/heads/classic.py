@@ -1,4 +1,4 @@
-"""Two small heads that scikit-learn does not serve: nearest class mean as a linear head, k-NN in plain products.
+"""Nearest class mean as a linear head.
 
 Axes: N rows, D features, K classes.
 """
@@ -8,10 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.heads.knn import KnnHead as KnnHead  # head.joblib files of earlier versions name it here
 from pipeline.heads.model import linear_scores
 from pipeline.heads.validation import ClassHead
 
@@ -71,52 +70,3 @@ class CentroidHead(LinearClassHead):
         self.coef_ = 2 * self.centroids_
         self.intercept_ = -(self.centroids_**2).sum(axis=1)
         return self
-
-
-class KnnHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """k nearest neighbours by cosine, in plain numpy: one matrix product a block.
-
-    Parameters
-    ----------
-    n_neighbors : int
-        k; at most as many as there are rows.
-
-    Attributes
-    ----------
-    neighbours_ : ndarray of shape (N, D), float32
-        Training rows at unit length.
-    """
-
-    def __init__(self, *, n_neighbors: int = 15) -> None:
-        self.n_neighbors = n_neighbors
-
-    def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
-        """Keep the rows at unit length.
-
-        Parameters
-        ----------
-        X : array-like of shape (N, D)
-            Features.
-        y : array-like of shape (N,)
-            Classes.
-        """
-        data, target = validate_data(self, X, y, dtype=np.float32, order="C")
-        check_classification_targets(target)
-        self.classes_, codes = np.unique(target, return_inverse=True)
-        norm = np.linalg.norm(data, axis=1, keepdims=True)
-        self.neighbours_ = data / np.where(norm > 0, norm, 1.0)
-        self.codes_ = codes.astype(np.int64)
-        return self
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the classes' shares among the neighbours."""
-        from pipeline.heads.registry import knn_model
-
-        check_is_fitted(self)
-        data = np.asarray(validate_data(self, X, dtype=np.float32, reset=False))
-        return knn_model(self).scores(data)
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the class with the most neighbours."""
-        best = self.predict_proba(X).argmax(axis=1)
-        return np.asarray(self.classes_[best])

@@ -14,6 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.calibration import softmax
+from pipeline.heads.neighbours import (
+    METRICS,
+    WEIGHTS,
+    Space,
+    count_votes,
+    log_shares,
+    search,
+    unit_rows,
+    vote_weights,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,9 +37,12 @@ _BLOCK_ROWS = 4096
 ARRAYS: dict[str, tuple[str, ...]] = {
     "linear": ("coef", "intercept"),
     "mlp": ("mean", "scale", "weight_0", "bias_0", "weight_1", "bias_1"),
-    "knn": ("neighbours", "classes", "n_neighbors"),
+    "knn": ("neighbours", "classes", "n_neighbors", "center", "scale", "metric", "weighting", "smoothing"),
 }
 """The arrays of every kind of head."""
+
+SHARES_ARRAYS = ("neighbours", "classes", "n_neighbors")
+"""The arrays of a k-NN head whose link is ``"shares"``: uniform votes by cosine, as earlier versions wrote it."""
 
 LINKS_OF: dict[str, tuple[str, ...]] = {
     "classification": ("softmax", "shares"),
@@ -38,6 +51,11 @@ LINKS_OF: dict[str, tuple[str, ...]] = {
 }
 """How each task turns scores into predictions: class probabilities or shares of neighbours, one probability a label,
 numbers."""
+
+
+def arrays_of(kind: str, link: str) -> tuple[str, ...]:
+    """Return the names of the arrays of a head of this kind and link."""
+    return SHARES_ARRAYS if link == "shares" else ARRAYS[kind]
 
 
 def linear_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64]:
@@ -88,7 +106,9 @@ def expected_shapes(kind: str, width: int, outputs: int, arrays: Mapping[str, Ar
             "bias_1": (outputs,),
         }
     kept = int(arrays["classes"].size)
-    return {"neighbours": (kept, width), "classes": (kept,), "n_neighbors": (1,)}
+    settings = dict.fromkeys(("n_neighbors", "metric", "weighting", "smoothing"), (1,))
+    shapes = {"neighbours": (kept, width), "classes": (kept,), "center": (width,), "scale": (width,)} | settings
+    return {name: shape for name, shape in shapes.items() if name in arrays}
 
 
 @dataclass(frozen=True)
@@ -98,9 +118,9 @@ class HeadModel:
     Attributes
     ----------
     kind : str
-        ``"linear"``, ``"mlp"`` (one hidden layer, ReLU) or ``"knn"`` (cosine, unit rows); ``"estimator"`` is not saved.
+        ``"linear"``, ``"mlp"`` (one hidden layer, ReLU) or ``"knn"``; ``"estimator"`` is not saved.
     arrays : mapping of str to ndarray
-        As ``ARRAYS`` lists them.
+        As `arrays_of` lists them.
     link : str
         One of those in ``LINKS_OF``.
     outputs : int
@@ -127,6 +147,8 @@ class HeadModel:
         a = self.arrays
         if self.kind == "linear":
             return linear_scores(X, a["coef"], a["intercept"])
+        if self.kind == "knn" and self.link != "shares":
+            return self._neighbour_votes(X)
         out = np.empty((len(X), self.outputs))
         for start in range(0, len(X), _BLOCK_ROWS):
             rows = slice(start, start + _BLOCK_ROWS)
@@ -139,6 +161,22 @@ class HeadModel:
         hidden = (block - a["mean"]) / a["scale"] @ a["weight_0"] + a["bias_0"]
         np.maximum(hidden, 0.0, out=hidden)
         return np.asarray(hidden @ a["weight_1"] + a["bias_1"])
+
+    def _neighbour_votes(self, X: Array) -> NDArray[np.float64]:
+        """Return log shares (N, K) of weighted votes."""
+        a = self.arrays
+        space, metric = Space(a["center"], a["scale"]), METRICS[int(a["metric"][0])]
+        count, weights = int(a["n_neighbors"][0]), WEIGHTS[int(a["weighting"][0])]
+        out = np.empty((len(X), self.outputs))
+        for start in range(0, len(X), _BLOCK_ROWS):
+            block = space.place(X[start : start + _BLOCK_ROWS])
+            if metric == "cosine":
+                block = unit_rows(block)
+            for rows, _, distance, near in search(block, a["neighbours"], count, (metric,)):
+                votes = count_votes(vote_weights(distance, weights), a["classes"][near], self.outputs)
+                first = start + rows.start
+                out[first : first + len(votes)] = log_shares(votes, self.outputs, float(a["smoothing"][0]))
+        return out
 
     def _neighbour_shares(self, block: NDArray[np.float32]) -> Array:
         a = self.arrays

@@ -150,13 +150,7 @@ def fit_linear(
 
 def knn_model(estimator: Any) -> HeadModel:
     """Take the arrays of a `KnnHead`."""
-    count = min(estimator.n_neighbors, len(estimator.codes_))
-    arrays = {
-        "neighbours": estimator.neighbours_,
-        "classes": estimator.codes_,
-        "n_neighbors": np.asarray([count], dtype=np.int64),
-    }
-    return HeadModel("knn", arrays, "shares", len(estimator.classes_))
+    return estimator.model()  # type: ignore[no-any-return]
 
 
 def mlp_model(pipeline: Any) -> HeadModel:
@@ -206,12 +200,13 @@ def _svm(options: FitOptions) -> Any:
 
 
 def _knn(options: FitOptions) -> Any:
-    from pipeline.heads.classic import KnnHead
+    from pipeline.heads.knn import KnnHead
 
     without_weights(options, "knn")
     if options.scaling != "none":
-        raise HeadError("the knn head compares directions, so it takes no --scaling: leave it out")
-    return with_params(KnnHead(), options.params, "the knn head")
+        raise HeadError("the knn head chooses its own scaling, so it takes no --scaling: use --set scaling=standard")
+    head = KnnHead(cv=options.folds, scoring=options.scoring, random_state=options.seed)
+    return with_params(head, options.params, "the knn head")
 
 
 def _centroid(options: FitOptions) -> Any:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import HeadError
-from pipeline.heads.model import ARRAYS, LINKS_OF, HeadModel, expected_shapes
+from pipeline.heads.model import ARRAYS, LINKS_OF, HeadModel, arrays_of, expected_shapes
+from pipeline.heads.neighbours import METRICS, WEIGHTS
 
 if TYPE_CHECKING:
     import os
@@ -145,7 +146,8 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
         "fingerprint": head.fingerprint,
         "spec": head.spec,
     }
-    arrays = {name: np.ascontiguousarray(head.model.arrays[name]) for name in ARRAYS[head.model.kind]}
+    names = arrays_of(head.model.kind, head.model.link)
+    arrays = {name: np.ascontiguousarray(head.model.arrays[name]) for name in names}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
     Path(path).write_bytes(save(arrays, metadata={"head": text}))
 
@@ -271,10 +273,12 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         raise HeadError(
             f"the link {link!r} does not fit the task {facts['task']!r}: use a newer version of this program"
         )
-    if (kind == "knn") != (link == "shares"):
+    if link not in ("softmax", "shares") if kind == "knn" else link == "shares":
         raise HeadError(f"a {kind} head has no link {link!r}")
-    if set(arrays) != set(ARRAYS[kind]):
-        raise HeadError(f"expected arrays {', '.join(ARRAYS[kind])}, found {', '.join(sorted(arrays)) or 'none'}")
+    if set(arrays) != set(arrays_of(kind, link)):
+        raise HeadError(
+            f"expected arrays {', '.join(arrays_of(kind, link))}, found {', '.join(sorted(arrays)) or 'none'}"
+        )
     if facts["task"] == "regression" and len(names) != 1:
         raise HeadError(f"expected one column of numbers, found {len(names)}")
     model = HeadModel(kind, arrays, link, len(names), float(temperature))
@@ -286,14 +290,30 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         if not np.isfinite(arrays[name]).all():
             raise HeadError(f"{name} holds values that are not finite")
     if kind == "knn":
-        classes, count = arrays["classes"], arrays["n_neighbors"]
-        if classes.dtype.kind != "i" or classes.min(initial=0) < 0 or classes.max(initial=0) >= len(names):
-            raise HeadError("a neighbour's class is none of the class names")
-        if count.dtype.kind != "i" or not 1 <= int(count[0]) <= len(classes):
-            raise HeadError("expected between one neighbour and as many as there are rows")
+        _check_neighbours(arrays, len(names))
     return LoadedHead(
         replace(model), tuple(names), facts["layer"], spec, facts["fingerprint"], facts["head"], facts["task"]
     )
+
+
+def _check_neighbours(arrays: dict[str, NDArray[Any]], n_classes: int) -> None:
+    """Check the ranges of a k-NN head's arrays."""
+    classes, count = arrays["classes"], arrays["n_neighbors"]
+    if classes.dtype.kind != "i" or classes.min(initial=0) < 0 or classes.max(initial=0) >= n_classes:
+        raise HeadError("a neighbour's class is none of the class names")
+    if count.dtype.kind != "i" or not 1 <= int(count[0]) <= len(classes):
+        raise HeadError("expected between one neighbour and as many as there are rows")
+    if "metric" not in arrays:  # written by an earlier version
+        return
+    for name, known in (("metric", METRICS), ("weighting", WEIGHTS)):
+        value = arrays[name]
+        if value.dtype.kind != "i" or not 0 <= int(value[0]) < len(known):
+            raise HeadError(f"expected {name} from 0 to {len(known) - 1}, found {value[0]}")
+    for name in ("neighbours", "center", "scale", "smoothing"):
+        if arrays[name].dtype.kind != "f":
+            raise HeadError(f"expected {name} as real numbers, found {arrays[name].dtype}")
+    if not (arrays["scale"] > 0).all() or not arrays["smoothing"][0] > 0:
+        raise HeadError("expected scale and smoothing above 0")
 
 
 def _strict_json(text: str) -> Any:
