@@ -94,7 +94,7 @@ _PAIR_BYTES = 1 << 30
 """Curvature pairs of all lanes together take at most this."""
 
 _LEAST_PAIRS, _QUICK_BYTES = 8, 32 << 20
-"""Steps of one lane that take more bytes than this cost more, being read on each pass, than the passes they save; so many
+"""Steps of one lane that take more bytes than this cost more, read on each pass, than the passes they save; so many
 are kept all the same."""
 
 _DOUBLE_VALUES = 4_000_000
