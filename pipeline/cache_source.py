@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SourceError
 from pipeline.sources import Source, images_of
-from pipeline.sources.base import ItemTable, Reader
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
+    from pipeline.core.items import Reader
 
 
 class CacheSource(Source):
@@ -29,7 +29,7 @@ class CacheSource(Source):
 
     def __init__(self, cache: Cache) -> None:
         self.location = str(cache.path)
-        self.items = ItemTable(**{name: getattr(cache.items, name) for name in ItemTable.__dataclass_fields__})
+        self.items = cache.items
         self._reader, self._locator = images_of(cache.source, cache.items.keys)
 
     def locator(self, i: int) -> Any:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from pipeline.core.items import HASH_BYTES, content_hash
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -13,14 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
-    from pipeline.sources.base import Reader
-
-HASH_BYTES = 16
-
-
-def content_hash(data: bytes) -> bytes:
-    """Return the 16-byte BLAKE2b of an image's bytes."""
-    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+    from pipeline.core.items import Reader
 
 
 def hash_items(

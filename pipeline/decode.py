@@ -8,12 +8,12 @@ from __future__ import annotations
 import io
 import warnings
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from pipeline.core.items import Status
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -56,22 +56,6 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class Status(IntEnum):
-    """What became of an item; the values are the cache's `/status`."""
-
-    TODO = 0
-    DONE = 1
-    UNREADABLE = 2
-    NOT_AN_IMAGE = 3
-    CORRUPT = 4
-    TOO_LARGE = 5
-    UNSUPPORTED = 6
-    DECODER_CRASHED = 7
-    TIMED_OUT = 8
-    OUT_OF_MEMORY = 9
-    NOT_FINITE = 10
 
 
 class DecodeError(Exception):

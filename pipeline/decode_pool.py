@@ -22,8 +22,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.content import HASH_BYTES
-from pipeline.decode import DecodePolicy, Status
+from pipeline.core.items import HASH_BYTES, Status
 from pipeline.decode_worker import (
     IDLE,
     NOBODY,
@@ -45,8 +44,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.core.items import Reader
+    from pipeline.decode import DecodePolicy
     from pipeline.preprocess import Preprocess
-    from pipeline.sources.base import Reader
 
 TASKS_PER_WORKER = 2
 CRASHES_TO_BLAME = 2

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.content import HASH_BYTES, content_hash
-from pipeline.decode import GPU, GPU_BYTES, DecodeError, DecodePolicy, Status, decode_image, is_plain_jpeg
+from pipeline.core.items import HASH_BYTES, Status, content_hash
+from pipeline.decode import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
 from pipeline.read_ahead import ReadAhead
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.core.items import Reader
     from pipeline.preprocess import Preprocess
-    from pipeline.sources.base import Reader
 
 TASK_IMAGES = 8
 NOBODY, IDLE = -1, 0

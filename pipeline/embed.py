@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode import GPU, PILLOW, DecodePolicy, Status
+from pipeline.core.items import Status
+from pipeline.decode import GPU, PILLOW, DecodePolicy
 from pipeline.decode_pool import TASKS_PER_WORKER, Batch, DecodePool, Limits
 from pipeline.decode_worker import TASK_IMAGES, Outcome
 from pipeline.errors import EngineError
@@ -28,9 +29,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
+    from pipeline.core.items import Reader
     from pipeline.engines import Embeddings, Engine
     from pipeline.preprocess import Preprocess
-    from pipeline.sources import Reader, Source
+    from pipeline.sources import Source
 
 AUTO = "auto"
 CHECK_IMAGES = 16

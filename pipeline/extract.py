@@ -21,28 +21,20 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache import (
-    Cache,
-    CacheWriter,
-    Items,
-    ShardRecord,
-    check_same_numbers,
-    fingerprint,
-    open_cache,
-    write_lock,
-)
+from pipeline.cache import Cache, CacheWriter, ShardRecord, check_same_numbers, fingerprint, open_cache, write_lock
 from pipeline.cache.background import BackgroundWriter
 from pipeline.cache.format import canonical_json
 from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
-from pipeline.decode import GPU, PILLOW, DecodePolicy, Status
+from pipeline.core.items import ItemTable, Status
+from pipeline.decode import GPU, PILLOW, DecodePolicy
 from pipeline.embed import AUTO, RunSettings, spec_of_decode
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.executor import Executor, LocalExecutor
 from pipeline.readout import ReadOut, read_out
-from pipeline.scale.shards import Shard, ShardSource, as_items
+from pipeline.scale.shards import Shard, ShardSource
 from pipeline.sources import Source, open_source, public
 
 if TYPE_CHECKING:
@@ -214,7 +206,7 @@ def _extract_locked(
     say: Say,
     progress: Progress,
 ) -> Summary:
-    items = as_items(source.items)
+    items = source.items
     old = open_cache(path) if path.exists() else None
     target, changes = path, dict[str, int]()
     if old is None:
@@ -280,7 +272,7 @@ class _StopRequested(Exception):
 def _target(
     path: Path,
     old: Cache,
-    items: Items,
+    items: ItemTable,
     source: Source,
     spec: dict[str, Any],
     settings: ExtractSettings,

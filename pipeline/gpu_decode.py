@@ -30,9 +30,9 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.core.items import Reader
     from pipeline.decode_pool import Batch
     from pipeline.preprocess import Preprocess
-    from pipeline.sources.base import Reader
 
 RESAMPLING = ("bilinear", "bicubic")
 """Which PyTorch resizes with antialiasing, as Pillow does."""

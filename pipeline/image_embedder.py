@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from pipeline.content import HASH_BYTES, hash_items
-from pipeline.decode import DecodeError, DecodePolicy, Status, upright_rgb
+from pipeline.content import hash_items
+from pipeline.core.items import HASH_BYTES, Status
+from pipeline.decode import DecodeError, DecodePolicy, upright_rgb
 from pipeline.embed import (
     CHECK_IMAGES,
     RunSettings,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.cache import Cache
+    from pipeline.core.items import Reader
     from pipeline.engines import Engine
-    from pipeline.sources.base import Reader
 
 PENULTIMATE = "penultimate"
 

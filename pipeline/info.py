@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.cache import open_cache
-from pipeline.decode import Status
+from pipeline.core.items import Status
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:

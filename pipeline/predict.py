@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.decode import Status
+from pipeline.core.items import Status
 from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import PipelineError
 from pipeline.evaluate_labels import THRESHOLD, joined

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.sources.base import Reader
+    from pipeline.core.items import Reader
 
 SLOW_READ_S = 0.002
 """Mean time of a task's reads from which on the next task's are done ahead; below, threads cost what they bring."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from pipeline.cache import open_cache
 from pipeline.cache.reader import ArraysWhenAsked
-from pipeline.decode import Status
+from pipeline.core.items import ALL, DONE, FAILED, TODO, Status
 from pipeline.errors import PipelineError, SourceError, near_names
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.dataset import EmbeddingDataset
 
 PENULTIMATE = "penultimate"
-DONE, FAILED, TODO, ALL = "done", "failed", "todo", "all"
 KEY = "key"
 TAKEN = (KEY, "label", "embedding")
 """Names that tables made of a selection use themselves."""
@@ -154,7 +153,7 @@ class Selection:
 
     @property
     def status(self) -> NDArray[np.uint8]:
-        """(n,) outcomes; see `pipeline.decode.Status`."""
+        """(n,) outcomes; see `pipeline.core.items.Status`."""
         return self.cache.status[self._span]
 
     @property

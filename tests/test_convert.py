@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 import pipeline
-from pipeline.cache import CacheWriter, Items
+from pipeline.cache import CacheWriter
+from pipeline.core.items import ItemTable
 from pipeline.errors import PipelineError
 from pipeline.export import export
 from tests.cache import synthetic
@@ -81,7 +82,7 @@ def test_a_missing_extra_is_named(selection: Selection, monkeypatch: pytest.Monk
 
 def test_names_that_are_not_utf8_and_rows_without_label(tmp_path: Path) -> None:
     items = synthetic.make_items(["café.png", "b.png"], labels=["ant", "bee"])
-    items = Items(
+    items = ItemTable(
         np.array(["café.png".encode(), b"\xff.png"]), np.array([1, -1], np.int32), items.label_names,
         items.sizes, items.mtimes_ns, {"note": np.array(["", "\udcfe"])},
     )  # fmt: skip

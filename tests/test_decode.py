@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from pipeline.decode import SNIFF_BYTES, DecodeError, DecodePolicy, Status, decode, decode_image, is_image
+from pipeline.core.items import Status
+from pipeline.decode import SNIFF_BYTES, DecodeError, DecodePolicy, decode, decode_image, is_image
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipeline.decode import DecodePolicy, Status
+from pipeline.core.items import Status
+from pipeline.decode import DecodePolicy
 from pipeline.decode_pool import DecodePool, Limits
 from pipeline.errors import PipelineError
 from pipeline.preprocess import Preprocess

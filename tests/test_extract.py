@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from pipeline import open_cache
-from pipeline.decode import DecodePolicy, Status
+from pipeline.core.items import Status
+from pipeline.decode import DecodePolicy
 from pipeline.embed import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract

@@ -19,7 +19,7 @@ from pipeline.cache import write_lock
 from pipeline.cache.publish import unfinished_path
 from pipeline.cache.verify import verify
 from pipeline.content import hash_images_of
-from pipeline.decode import Status
+from pipeline.core.items import Status
 from pipeline.embed import RunSettings
 from pipeline.errors import LockedError, PipelineError
 from pipeline.extract import ExtractSettings, Summary, extract

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import pipeline
-from pipeline.cache import CacheWriter, Items, open_cache
+from pipeline.cache import CacheWriter, open_cache
+from pipeline.core.items import ItemTable
 from pipeline.errors import CacheError, PipelineError, SourceError
 from pipeline.selection import BLOCK_BYTES, Selection, Unmatched
 from tests.cache import synthetic
@@ -28,7 +29,7 @@ def make_mixed(path: Path) -> Path:
     """Lay out 30 rows of three classes and two splits; every seventh failed, the last two are to do."""
     items = synthetic.make_items(COUNT, labels=[("ant", "bee", "cat")[i % 3] for i in range(COUNT)])
     split = np.array(["train", "train", "test"] * (COUNT // 3))
-    items = Items(**{**{n: getattr(items, n) for n in Items.__dataclass_fields__},
+    items = ItemTable(**{**{n: getattr(items, n) for n in ItemTable.__dataclass_fields__},
                      "columns": {**items.columns, "split": split, "sharp": np.arange(COUNT) % 2 == 0}})  # fmt: skip
     synthetic.make_cache(path, items, synthetic.make_spec(5, layers=(3,)))
     writer = CacheWriter(path)

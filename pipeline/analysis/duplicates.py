@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.core.items import not_finite_error
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -221,9 +222,7 @@ def _unit_rows(embeddings: NDArray[np.floating], index: Ints) -> Floats:
     block = np.asarray(embeddings[index], dtype=np.float32)
     finite = np.isfinite(block).all(axis=1)
     if not finite.all():
-        raise PipelineError(
-            f"row {index[~finite][0]} of the cache holds values that are not finite: extract it again, in float32"
-        )
+        raise not_finite_error(PipelineError, index[~finite][0])
     norm = np.linalg.norm(block, axis=1, keepdims=True)
     return np.asarray(block / np.where(norm > 0, norm, 1.0))
 

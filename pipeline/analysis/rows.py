@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.items import Status, not_finite_error
 from pipeline.errors import AnalysisError, first_line, near_names
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_DONE = 1
 _CHECK_ROWS = 4096
 
 
@@ -50,7 +50,7 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
     AnalysisError
         Fewer rows than that, or a value that is not finite.
     """
-    rows = np.flatnonzero(np.asarray(cache.status) == _DONE)
+    rows = np.flatnonzero(np.asarray(cache.status) == Status.DONE)
     if len(rows) < least:
         raise AnalysisError(
             f"expected at least {least} rows that are done in {cache.path}, found {len(rows)}: "
@@ -60,9 +60,7 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
         some = rows[start : start + _CHECK_ROWS]
         finite = np.isfinite(take(embeddings, some)).all(axis=1)
         if not finite.all():
-            raise AnalysisError(
-                f"row {some[~finite][0]} of {cache.path} holds values that are not finite: extract it again, in float32"
-            )
+            raise not_finite_error(AnalysisError, some[~finite][0], cache.path)
     return rows
 
 

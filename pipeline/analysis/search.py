@@ -183,7 +183,8 @@ def embed_images(
 
 def _files(paths: Sequence[str]) -> Any:
     """Return a source of these files, in this order; the same file may come twice."""
-    from pipeline.sources import FileReader, ItemTable, Source
+    from pipeline.core.items import ItemTable
+    from pipeline.sources import FileReader, Source
 
     class Files(Source):
         kind = "files"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pipeline.cache.format import Items
 from pipeline.cache.lock import write_lock
 from pipeline.cache.reader import Cache
 from pipeline.cache.several import SeveralCaches, open_cache
@@ -13,7 +12,6 @@ from pipeline.cache.writer import CacheWriter
 __all__ = [
     "Cache",
     "CacheWriter",
-    "Items",
     "SeveralCaches",
     "ShardRecord",
     "check_same_numbers",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.cache.format import ledger_crcs, row_crcs
-from pipeline.cache.writer import TODO, CacheWriter
+from pipeline.core.items import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.cache.reader import Cache
+    from pipeline.cache.writer import CacheWriter
 
 CHUNK_BYTES = 16 << 20
 
@@ -58,7 +59,7 @@ def copy_rows(
         check()
         new, old = known[part], origin[known[part]]
         statuses = np.asarray(source.status[old])
-        new, old, statuses = (column[statuses != TODO] for column in (new, old, statuses))
+        new, old, statuses = (column[statuses != Status.TODO] for column in (new, old, statuses))
         outputs = {name: np.asarray(rows[old]) for name, rows in layers.items()}
         hashes, crcs = np.asarray(source.content_hash[old]), row_crcs(old, list(outputs.values()))
         whole = (crcs == source.crc32[old]) & (ledger_crcs(old, statuses, crcs, hashes) == source.ledger_crc32[old])

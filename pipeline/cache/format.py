@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
-from pipeline.content import HASH_BYTES
+from pipeline.core.items import HASH_BYTES
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import DTypeLike, NDArray
+
+    from pipeline.core.items import ItemTable
 
 FORMAT = "embedding-pipeline"
 FORMAT_VERSION = 1
@@ -74,21 +76,6 @@ class Extent:
         return self.shape[0] * self.row_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Items:
-    """The item list of a cache, as `pipeline.sources.ItemTable` has it: row i of each array belongs to row i."""
-
-    keys: NDArray[np.bytes_]
-    labels: NDArray[np.int32]
-    label_names: tuple[str, ...]
-    sizes: NDArray[np.int64]
-    mtimes_ns: NDArray[np.int64]
-    columns: Mapping[str, NDArray[Any]]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
 def canonical_json(data: Any) -> str:
     """Return JSON in one spelling: sorted names, no spaces, ASCII."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
@@ -96,7 +83,7 @@ def canonical_json(data: Any) -> str:
 
 def create(
     path: Path,
-    items: Items,
+    items: ItemTable,
     *,
     widths: Mapping[str, int],
     dtype: DTypeLike,
@@ -108,7 +95,7 @@ def create(
     ----------
     path : Path
         Must not exist; the caller renames it into place.
-    items : Items
+    items : ItemTable
         What the rows will be of.
     widths : mapping of str to int
         Embedding width of each layer; the first is the one that goes to `/embeddings`.
@@ -196,7 +183,7 @@ class _Target:
 
 def _lay_out_hdf5(
     target: _Target,
-    items: Items,
+    items: ItemTable,
     widths: Mapping[str, int],
     kind: np.dtype[Any],
     attributes: Mapping[str, str | int],

@@ -11,13 +11,14 @@ import numpy as np
 
 from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.format import Items, canonical_json
+from pipeline.cache.format import canonical_json
 from pipeline.cache.lock import write_lock
 from pipeline.cache.publish import lay_out
 from pipeline.cache.reader import Cache
-from pipeline.cache.several import check_all_same_numbers, common_source, joined_items
+from pipeline.cache.several import check_all_same_numbers, common_source
 from pipeline.cache.shard import in_order, items_sha256
-from pipeline.cache.writer import DONE, TODO, CacheWriter
+from pipeline.cache.writer import CacheWriter
+from pipeline.core.items import ItemTable, Status
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def merge(
     for cache in caches[1:]:
         if cache.versions != first.versions:
             say(f"warning: {cache.path} and {first.path} were made with different versions: see pipeline info")
-    items = joined_items([cache.items for cache in caches])
+    items = ItemTable.concat([cache.items for cache in caches])
     if shards:
         _check_is_the_list(items, first)
         taken = np.arange(len(items))
@@ -121,7 +122,7 @@ def merge(
     with write_lock(output):
         lay_out(
             output,
-            items if shards else _take(items, taken),
+            items if shards else items.take(taken),
             widths={name: rows.shape[1] for name, rows in first.layers.items()},
             dtype=first.dtype,
             attributes={
@@ -139,12 +140,12 @@ def merge(
     return Merged(
         rows=len(taken),
         duplicates=len(items) - len(taken),
-        to_do=int((result == TODO).sum()),
-        failed=int((result > DONE).sum()),
+        to_do=int((result == Status.TODO).sum()),
+        failed=int((result > Status.DONE).sum()),
     )
 
 
-def _check_is_the_list(items: Items, shard: Cache) -> None:
+def _check_is_the_list(items: ItemTable, shard: Cache) -> None:
     """Refuse shards that were labelled with a list which they are not, whatever they say of themselves."""
     if shard.shard is not None and items_sha256(items) != shard.shard.items_sha256:
         raise CacheError(
@@ -153,20 +154,20 @@ def _check_is_the_list(items: Items, shard: Cache) -> None:
         )
 
 
-def _choose(items: Items, caches: Sequence[Cache], on_duplicate: OnDuplicate) -> NDArray[np.int64]:
+def _choose(items: ItemTable, caches: Sequence[Cache], on_duplicate: OnDuplicate) -> NDArray[np.int64]:
     """Return which rows to take, one for each key, in the order in which keys first appear."""
     owner = np.repeat(np.arange(len(caches), dtype=np.int32), [len(cache) for cache in caches])
     status = np.concatenate([cache.status for cache in caches])
     hashes = np.concatenate([cache.content_hash for cache in caches])
     _, key = np.unique(items.keys, return_inverse=True)
-    rank = np.select([status == DONE, status > DONE], [0, 1], 2)
+    rank = np.select([status == Status.DONE, status > Status.DONE], [0, 1], 2)
     age = np.arange(len(items)) if on_duplicate != "last" else -np.arange(len(items))
     order = np.lexsort((age, rank, key))
     best = np.ones(len(order), dtype=np.bool_)
     best[1:] = key[order[1:]] != key[order[:-1]]
     if on_duplicate == "refuse":
         one, other = order[:-1][~best[1:]], order[1:][~best[1:]]
-        both = (status[one] == DONE) & (status[other] == DONE)
+        both = (status[one] == Status.DONE) & (status[other] == Status.DONE)
         reasons = {
             "content": both & np.any(hashes[one] != hashes[other], axis=1),
             "label": np.not_equal(items.labels[one], items.labels[other]),
@@ -185,17 +186,6 @@ def _choose(items: Items, caches: Sequence[Cache], on_duplicate: OnDuplicate) ->
     winner[key[order[best]]] = order[best]
     _, appearance = np.unique(key, return_index=True)
     return winner[np.argsort(appearance)]
-
-
-def _take(items: Items, rows: NDArray[np.int64]) -> Items:
-    return Items(
-        keys=items.keys[rows],
-        labels=items.labels[rows],
-        label_names=items.label_names,
-        sizes=items.sizes[rows],
-        mtimes_ns=items.mtimes_ns[rows],
-        columns={name: column[rows] for name, column in items.columns.items()},
-    )
 
 
 def _key(cache: Cache, row: int) -> str:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike
 
-    from pipeline.cache.format import Items
+    from pipeline.core.items import ItemTable
 
 
 UNFINISHED = ".new"
@@ -48,7 +48,7 @@ def publish(finished: Path, path: Path) -> None:
 
 def lay_out(
     path: Path,
-    items: Items,
+    items: ItemTable,
     *,
     widths: Mapping[str, int],
     dtype: DTypeLike,

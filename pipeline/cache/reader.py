@@ -14,14 +14,16 @@ import numpy as np
 
 from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
-from pipeline.cache.format import Extent, Items
 from pipeline.cache.shard import ShardRecord
+from pipeline.core.items import ItemTable
 from pipeline.errors import CacheError, SourceError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
+
+    from pipeline.cache.format import Extent
 
 
 class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
@@ -154,7 +156,7 @@ class Cache:
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
-        """(N,) map: 0 to do, 1 done, 2 and up failed (see `pipeline.decode.Status`)."""
+        """(N,) map: 0 to do, 1 done, 2 and up failed (see `pipeline.core.items.Status`)."""
         return self._map(fmt.STATUS)
 
     @cached_property
@@ -173,9 +175,9 @@ class Cache:
         return self._map(fmt.CONTENT_HASH)
 
     @cached_property
-    def items(self) -> Items:
+    def items(self) -> ItemTable:
         """The item list, its keys as bytes."""
-        return Items(
+        return ItemTable(
             keys=self._map(fmt.KEYS),
             labels=self._map(fmt.LABELS),
             label_names=tuple(texts(self._map(fmt.LABEL_NAMES)).tolist()),

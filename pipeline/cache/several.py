@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import format as fmt
-from pipeline.cache.format import Extent, Items
+from pipeline.cache.format import Extent
 from pipeline.cache.reader import Cache
 from pipeline.cache.shard import in_order
 from pipeline.cache.spec import check_same_numbers
+from pipeline.core.items import ItemTable
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -113,9 +114,9 @@ class SeveralCaches(Cache):
         return sum(part.nbytes for part in self.parts)
 
     @cached_property
-    def items(self) -> Items:
+    def items(self) -> ItemTable:
         """The item lists one after the other, with label names and columns united."""
-        return joined_items([part.items for part in self.parts])
+        return ItemTable.concat([part.items for part in self.parts])
 
     def column(self, name: str, rows: slice | NDArray[np.int64] = slice(None)) -> NDArray[Any]:
         """Return a further column, or some rows of it."""
@@ -274,40 +275,6 @@ def common_source(caches: Sequence[Cache]) -> dict[str, str]:
     joined = {"kind": "merge", "location": _listed([str(cache.path) for cache in caches])}
     root = roots.pop()
     return joined if roots or root is None else {**joined, "root": root}
-
-
-def joined_items(parts: Sequence[Items]) -> Items:
-    """Return the item lists one after the other, with label names and columns united."""
-    names = tuple(sorted({name for part in parts for name in part.label_names}))
-    index = {name: i for i, name in enumerate(names)}
-    labels = [
-        np.array([*(index[name] for name in part.label_names), -1], dtype=np.int32)[part.labels] for part in parts
-    ]
-    columns = dict.fromkeys(name for part in parts for name in part.columns)
-    return Items(
-        keys=np.concatenate([part.keys for part in parts]),
-        labels=np.concatenate(labels),
-        label_names=names,
-        sizes=np.concatenate([part.sizes for part in parts]),
-        mtimes_ns=np.concatenate([part.mtimes_ns for part in parts]),
-        columns={
-            name: _joined_column([part.columns.get(name) for part in parts], list(map(len, parts))) for name in columns
-        },
-    )
-
-
-def _joined_column(parts: Sequence[NDArray[Any] | None], lengths: Sequence[int]) -> NDArray[Any]:
-    """Join a column that some parts may lack: missing numbers become NaN, missing text empty."""
-    kinds = {part.dtype.kind for part in parts if part is not None}
-    if len(kinds) > 1 and kinds & {"U", "S"}:
-        parts = [None if part is None else part.astype(np.str_) for part in parts]
-        kinds = {"U"}
-    if any(part is None for part in parts) and kinds != {"U"}:
-        parts = [None if part is None else part.astype(np.float64) for part in parts]
-    missing: Any = "" if kinds == {"U"} else np.nan
-    return np.concatenate(
-        [np.full(length, missing) if part is None else part for part, length in zip(parts, lengths, strict=True)]
-    )
 
 
 def _listed(names: Sequence[str]) -> str:

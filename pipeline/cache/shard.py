@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.cache.format import Items
     from pipeline.cache.reader import Cache
+    from pipeline.core.items import ItemTable
 
 HASHED_AT_ONCE = 1 << 16
 
@@ -33,7 +33,7 @@ class ShardRecord:
     number, count : int
         Part ``number`` of ``count``, from 1.
     total : int
-        Items of the whole list.
+        ItemTable of the whole list.
     items_sha256 : str
         Of the whole list, see `items_sha256`.
     """
@@ -74,7 +74,7 @@ class ShardRecord:
         return record
 
 
-def items_sha256(items: Items) -> str:
+def items_sha256(items: ItemTable) -> str:
     """Return the SHA-256 of an item list: keys, sizes, labels and columns.
 
     Times are left out: a copy of the archive on another node has others.

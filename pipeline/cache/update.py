@@ -18,14 +18,14 @@ from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.publish import lay_out, remove, unfinished_path
 from pipeline.cache.reader import Cache
-from pipeline.cache.writer import TODO, CacheWriter
-from pipeline.content import HASH_BYTES
+from pipeline.cache.writer import CacheWriter
+from pipeline.core.items import HASH_BYTES, Status
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.cache.format import Items
+    from pipeline.core.items import ItemTable
 
 HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """(n,) rows of the new list → (n, 16) content hashes, zeros where an image cannot be read."""
@@ -59,8 +59,8 @@ class Plan:
 
 
 def plan_update(
-    old: Items,
-    new: Items,
+    old: ItemTable,
+    new: ItemTable,
     content_hash: NDArray[np.uint8],
     hash_items: HashItems,
     *,
@@ -73,7 +73,7 @@ def plan_update(
 
     Parameters
     ----------
-    old, new : Items
+    old, new : ItemTable
         Before and now.
     content_hash : (N_old, 16) uint8
         Of the old items; zeros where unknown.
@@ -136,7 +136,7 @@ def match(old: NDArray[np.bytes_], new: NDArray[np.bytes_]) -> NDArray[np.int64]
     return np.where(old[rows] == new, rows, -1)
 
 
-def same_items(old: Items, new: Items) -> bool:
+def same_items(old: ItemTable, new: ItemTable) -> bool:
     """Tell whether two item lists are the same in every column."""
     return (
         len(old) == len(new)
@@ -151,7 +151,7 @@ def same_items(old: Items, new: Items) -> bool:
 
 def open_successor(
     path: Path,
-    items: Items,
+    items: ItemTable,
     hash_items: HashItems,
     *,
     dtype: str,
@@ -168,7 +168,7 @@ def open_successor(
     ----------
     path : Path
         The cache, whose fingerprint is known to be right. Hold its write lock.
-    items : Items
+    items : ItemTable
         What it is to hold.
     hash_items : callable
         See `plan_update`.
@@ -197,7 +197,7 @@ def open_successor(
     if same:
         remove(unfinished)  # the archive changed back before an update was through
         return path, None, 0
-    if not plan.unchanged + plan.changed + plan.renamed and (old.status != TODO).any():
+    if not plan.unchanged + plan.changed + plan.renamed and (old.status != Status.TODO).any():
         raise CacheError(
             f"expected images of {path} in the source, found none of its {len(old)}: name another output, or "
             "remove it first"
@@ -220,7 +220,7 @@ def open_successor(
             taken = np.zeros(len(items), dtype=np.bool_)
             for cache, its in sources:
                 done = (its.origin >= 0) & ~taken
-                done[done] = cache.status[its.origin[done]] != TODO
+                done[done] = cache.status[its.origin[done]] != Status.TODO
                 damaged.append(copy_rows(cache, writer, np.where(done, its.origin, -1), check=check))
                 taken |= done
         finally:
@@ -231,7 +231,7 @@ def open_successor(
     return unfinished, plan, sum(map(len, damaged))
 
 
-def _keep_reasons(path: Path, old: Cache, items: Items, origin: NDArray[np.int64]) -> None:
+def _keep_reasons(path: Path, old: Cache, items: ItemTable, origin: NDArray[np.int64]) -> None:
     """Give the failures of renamed images their line under the new key."""
     reasons = old.reasons()
     rows = np.flatnonzero(np.isin(origin, list(reasons))) if reasons else ()
@@ -266,7 +266,7 @@ def _same_content(found: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray
     return same
 
 
-def _label_texts(items: Items) -> NDArray[np.str_]:
+def _label_texts(items: ItemTable) -> NDArray[np.str_]:
     """Return the label names, with the one for no label at the end, where index -1 finds it."""
     return np.array([*items.label_names, "\0none"])
 

@@ -24,8 +24,7 @@ from pipeline.cache.probe import Layout, probe
 from pipeline.cache.reader import Cache
 from pipeline.cache.shard import ShardRecord
 from pipeline.cache.spec import fingerprint
-from pipeline.cache.writer import DONE, TODO
-from pipeline.content import HASH_BYTES
+from pipeline.core.items import HASH_BYTES, Status
 from pipeline.errors import CacheError
 
 NAMED = 5
@@ -233,15 +232,15 @@ def _check_rows(
     stored, ledger, hashes = read(fmt.CRC, rows), read(fmt.LEDGER_CRC, rows), read(fmt.CONTENT_HASH, rows)
     layers = [read(name, rows) for name in read.layers]
     whole = row_crcs(rows, layers) == stored
-    ended = status != TODO
-    vouched = ledger_crcs(rows, np.where(ended, status, DONE).astype(np.uint8), stored, hashes) == ledger
+    ended = status != Status.TODO
+    vouched = ledger_crcs(rows, np.where(ended, status, Status.DONE).astype(np.uint8), stored, hashes) == ledger
     finite = np.all([np.isfinite(layer).all(axis=1) for layer in layers], axis=0)
     labels = read(fmt.LABELS, rows)
     wrong = {
         "its status, checksum or content hash is damaged": ended & ~vouched,
         "its embedding is damaged": ended & vouched & ~whole,
         "its status is none there is": ended & vouched & ~np.isin(status, list(legal)),
-        "its embedding is not finite": (status == DONE) & vouched & whole & ~finite,
+        "its embedding is not finite": (status == Status.DONE) & vouched & whole & ~finite,
         "its label has no name": (labels < -1) | (labels >= read.classes),
     }
     if any(rows_wrong.any() for rows_wrong in wrong.values()):
@@ -249,15 +248,15 @@ def _check_rows(
         unmoved = read(fmt.STATUS, rows) == status
         for what, rows_wrong in wrong.items():
             damage.add_rows(what, rows[rows_wrong & unmoved], read)
-    findings.done += int((status == DONE).sum())
-    findings.failed += int((status > DONE).sum())
+    findings.done += int((status == Status.DONE).sum())
+    findings.failed += int((status > Status.DONE).sum())
     findings.to_do += int((~ended).sum())
     findings.uncommitted += int((~ended & whole & vouched).sum())
 
 
 def _check_images(cache: Cache, hash_images: HashImages, findings: Findings, progress: Progress) -> None:
     hashes_of = hash_images(cache)
-    done = np.flatnonzero(cache.status == DONE)
+    done = np.flatnonzero(cache.status == Status.DONE)
     for start in range(0, len(done), IMAGES_AT_ONCE):
         rows = done[start : start + IMAGES_AT_ONCE]
         found = hashes_of(rows)

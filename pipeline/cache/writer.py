@@ -23,7 +23,7 @@ from pipeline.cache.format import (
     read_extents,
     row_crcs,
 )
-from pipeline.content import HASH_BYTES
+from pipeline.core.items import HASH_BYTES, Status
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-TODO, DONE = 0, 1
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
@@ -93,7 +92,7 @@ class CacheWriter:
             What to record; done where left out.
         """
         self._write_rows(
-            rows, outputs, hashes, np.full(len(rows), DONE, dtype=np.uint8) if statuses is None else statuses
+            rows, outputs, hashes, np.full(len(rows), Status.DONE, dtype=np.uint8) if statuses is None else statuses
         )
 
     def fail(self, row: int, status: int, content_hash: bytes = bytes(HASH_BYTES)) -> None:

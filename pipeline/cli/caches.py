@@ -51,7 +51,7 @@ def verify(cache: str, images: bool) -> None:
     """
     from pipeline.cache.verify import verify as verify_cache
     from pipeline.content import hash_images_of
-    from pipeline.decode import Status
+    from pipeline.core.items import Status
 
     progress = ProgressLine("verify")
     try:

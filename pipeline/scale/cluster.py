@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.content import HASH_BYTES
+from pipeline.core.items import HASH_BYTES, Reader
 from pipeline.decode import GPU
 from pipeline.decode_worker import Outcome
 from pipeline.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
 from pipeline.errors import EngineError, PipelineError, first_line
 from pipeline.executor import Executor
-from pipeline.sources import Reader, Source
+from pipeline.sources import Source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence

@@ -6,15 +6,15 @@ import os
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cache import Items, ShardRecord
+from pipeline.cache import ShardRecord
 from pipeline.cache.shard import items_sha256
 from pipeline.errors import PipelineError, SourceError
-from pipeline.sources import ItemTable, Source
+from pipeline.sources import Source
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from pipeline.sources import Reader
+    from pipeline.core.items import Reader
 
 SLURM = "slurm"
 PLACEHOLDER = "{shard}"
@@ -91,17 +91,10 @@ class ShardSource(Source):
             )
         items = whole.items
         self.whole, self.kind, self.location, self.skipped = whole, whole.kind, whole.location, whole.skipped
-        self.record = ShardRecord(shard.number, shard.count, len(items), items_sha256(as_items(items)))
+        self.record = ShardRecord(shard.number, shard.count, len(items), items_sha256(items))
         rows = self.record.rows
         self._first = rows.start
-        self.items = ItemTable(
-            keys=items.keys[rows],
-            labels=items.labels[rows],
-            label_names=items.label_names,
-            sizes=items.sizes[rows],
-            mtimes_ns=items.mtimes_ns[rows],
-            columns={name: column[rows] for name, column in items.columns.items()},
-        )
+        self.items = items.take(rows)
 
     def locator(self, i: int) -> Any:
         """Return the locator of item ``i`` of the part."""
@@ -114,11 +107,6 @@ class ShardSource(Source):
     def describe(self) -> dict[str, str]:
         """Return where the images are, as the whole source does."""
         return self.whole.describe()
-
-
-def as_items(table: ItemTable) -> Items:
-    """Return a source's item list as the cache's."""
-    return Items(**{name: getattr(table, name) for name in Items.__dataclass_fields__})
 
 
 def _of_slurm(environ: Mapping[str, str]) -> Shard:

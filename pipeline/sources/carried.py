@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.sources.base import Reader, Source
+from pipeline.sources.base import Source
 
 if TYPE_CHECKING:
-    from pipeline.sources.base import ItemTable
+    from pipeline.core.items import ItemTable, Reader
 
 
 class CarriedSource(Source):

@@ -9,19 +9,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Reader, Skipped
 from pipeline.decode import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
-from pipeline.sources.base import (
-    FileReader,
-    ItemTable,
-    Reader,
-    Skipped,
-    Source,
-    in_threads,
-    key_array,
-    labels_from_folders,
-    unchanged_since,
-)
+from pipeline.sources.base import FileReader, Source, in_threads, key_array, labels_from_folders, unchanged_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Reader
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import MAX_MEMBER_BYTES, ItemTable, Reader, Source, encode_labels, key_array
+from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, key_array
 from pipeline.sources.members import shard_names
 from pipeline.sources.store import LocalStore
 from pipeline.sources.urls import public

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Skipped
 from pipeline.errors import SourceError
-from pipeline.sources.base import ItemTable, Skipped, encode_labels, public_names
+from pipeline.sources.base import encode_labels, public_names
 from pipeline.sources.table import cell_texts, column_values, read_table, without_long_texts
 from pipeline.sources.urls import public
 

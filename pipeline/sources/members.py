@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Skipped
 from pipeline.decode import is_image
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import (
     MAX_MEMBER_BYTES,
-    ItemTable,
-    Skipped,
     Source,
     encode_labels,
     in_threads,

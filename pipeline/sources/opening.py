@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.decode import is_image
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import FileReader, Reader, Source, in_threads
+from pipeline.sources.base import FileReader, Source, in_threads
 from pipeline.sources.carried import CarriedSource
 from pipeline.sources.files import FilesSource
 from pipeline.sources.folder import FolderSource
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.core.items import Reader
     from pipeline.sources.base import Known
 
 HEAD_BYTES = 512

@@ -9,18 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Reader, Skipped
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import (
-    FileReader,
-    ItemTable,
-    Reader,
-    Skipped,
-    Source,
-    encode_labels,
-    in_threads,
-    key_array,
-    public_names,
-)
+from pipeline.sources.base import FileReader, Source, encode_labels, in_threads, key_array, public_names
 from pipeline.sources.files import relative
 from pipeline.sources.store import IN_PROCESS, open_store
 from pipeline.sources.urls import is_url, public

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.decode import SNIFF_BYTES
-from pipeline.sources.base import MAX_MEMBER_BYTES, Reader
+from pipeline.sources.base import MAX_MEMBER_BYTES
 from pipeline.sources.members import (
     CUT_OFF,
     MAX_SIDECAR_BYTES,
@@ -24,6 +24,7 @@ from pipeline.sources.members import (
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from pipeline.core.items import Reader
     from pipeline.sources.store import File, Store
 
 

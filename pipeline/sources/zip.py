@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.decode import SNIFF_BYTES
-from pipeline.sources.base import MAX_MEMBER_BYTES, Reader, named_like_an_image
+from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
 from pipeline.sources.members import (
     ENCRYPTED,
     IMAGE,
@@ -27,6 +27,7 @@ from pipeline.sources.members import (
 from pipeline.sources.store import LocalStore
 
 if TYPE_CHECKING:
+    from pipeline.core.items import Reader
     from pipeline.sources.store import File, Store
 
 SIGNATURE = b"PK\x03\x04"

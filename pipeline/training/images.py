@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline.cache_source import CacheSource
-from pipeline.decode import Status
+from pipeline.core.items import Status
 from pipeline.embed import open_pool
 from pipeline.errors import SourceError
 from pipeline.processors import processor_count

@@ -14,7 +14,7 @@ from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache import format as fmt
 from pipeline.cache.probe import probe
 from pipeline.cache.verify import verify
-from pipeline.decode import Status
+from pipeline.core.items import Status
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.content import content_hash
-from pipeline.decode import DecodePolicy, Status
+from pipeline.core.items import Status, content_hash
+from pipeline.decode import DecodePolicy
 from pipeline.decode_pool import DecodePool, Limits
 from pipeline.decode_worker import prepare
 from pipeline.preprocess import Preprocess

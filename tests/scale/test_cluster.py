@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import open_cache
 from pipeline.cache.verify import verify
-from pipeline.decode import Status
+from pipeline.core.items import Status
 from pipeline.embed import RunSettings
 from pipeline.errors import EngineError
 from pipeline.extract import ExtractSettings, extract

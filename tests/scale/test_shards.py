@@ -15,11 +15,12 @@ from pipeline import open_cache
 from pipeline.cache.merge import merge
 from pipeline.cache.shard import ShardRecord
 from pipeline.cache.verify import verify
+from pipeline.core.items import ItemTable, Reader
 from pipeline.embed import RunSettings
 from pipeline.errors import CacheError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, Summary, extract
-from pipeline.scale.shards import Shard, ShardSource, as_items
-from pipeline.sources import ItemTable, Reader, Source, open_source
+from pipeline.scale.shards import Shard, ShardSource
+from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -215,7 +216,7 @@ def test_the_hash_of_a_list_does_not_depend_on_how_wide_its_arrays_are(archive: 
 
     from pipeline.cache.shard import items_sha256
 
-    items = as_items(open_source(str(archive)).items)
+    items = open_source(str(archive)).items
     wide = replace(items, keys=items.keys.astype("S200"), mtimes_ns=items.mtimes_ns + 1)
     assert items_sha256(wide) == items_sha256(items)
     for other in (

@@ -12,7 +12,7 @@ import pytest
 from pipeline import open_cache
 from pipeline.cache.verify import verify
 from pipeline.content import hash_images_of
-from pipeline.decode import Status
+from pipeline.core.items import Status
 from pipeline.embed import RunSettings
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
