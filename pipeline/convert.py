@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache.format import canonical_json
 from pipeline.core.items import DONE, Status
+from pipeline.core.spec import PENULTIMATE, canonical_json
 from pipeline.errors import PipelineError
-from pipeline.selection import PENULTIMATE
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, SequentialSampler
 
-from pipeline.selection import PENULTIMATE
+from pipeline.core.spec import PENULTIMATE
 
 if TYPE_CHECKING:
     from pipeline.selection import Selection

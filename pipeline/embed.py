@@ -420,8 +420,8 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     FingerprintError
         What was built is not what the spec says; the message names the fields.
     """
-    from pipeline.backbones import DEFAULT_BACKBONE, FINE_TUNED, PENULTIMATE, load_backbone
-    from pipeline.cache.spec import check_same_numbers
+    from pipeline.backbones import DEFAULT_BACKBONE, FINE_TUNED, load_backbone
+    from pipeline.core.spec import PENULTIMATE, check_same_numbers
     from pipeline.errors import BackboneError
 
     name = spec["weights"]["name"]

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import PipelineError, first_line
-from pipeline.selection import PENULTIMATE, open_selection
+from pipeline.selection import open_selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable

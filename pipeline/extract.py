@@ -21,26 +21,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache import Cache, CacheWriter, ShardRecord, check_same_numbers, fingerprint, open_cache, write_lock
+from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
 from pipeline.cache.background import BackgroundWriter
-from pipeline.cache.format import canonical_json
+from pipeline.cache.format import file_attributes
 from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
 from pipeline.content import hash_items
 from pipeline.core.items import ItemTable, Status
+from pipeline.core.spec import check_same_numbers
 from pipeline.decode import GPU, PILLOW, DecodePolicy
 from pipeline.embed import AUTO, RunSettings, spec_of_decode
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.executor import Executor, LocalExecutor
 from pipeline.readout import ReadOut, read_out
-from pipeline.scale.shards import Shard, ShardSource
 from pipeline.sources import Source, open_source, public
+from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
+    from pipeline.core.shards import Shard, ShardRecord
     from pipeline.engines import Embeddings
     from pipeline.executor import Finished
 
@@ -71,7 +73,7 @@ class ExtractSettings:
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
     shard : Shard or None
-        Only this part of the source; see `pipeline.scale.shards`.
+        Only this part of the source; see `pipeline.core.shards`.
     """
 
     backbone: str | None = None
@@ -360,15 +362,9 @@ def _check_output(path: Path) -> None:
 def _attributes(
     spec: dict[str, Any], versions: Mapping[str, str], self_check: Mapping[str, Any], source: Source
 ) -> dict[str, str]:
-    record = _record(source)
-    return {
-        "spec": canonical_json(spec),
-        "fingerprint": fingerprint(spec),
-        "versions": canonical_json(versions),
-        "self_check": canonical_json(self_check),
-        "source": canonical_json(source.describe()),
-        **({} if record is None else {"shard": record.to_json()}),
-    }
+    return file_attributes(
+        spec, versions=versions, self_check=self_check, source=source.describe(), shard=_record(source)
+    )
 
 
 def _record(source: Source) -> ShardRecord | None:

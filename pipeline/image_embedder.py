@@ -15,6 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 
 from pipeline.content import hash_items
 from pipeline.core.items import HASH_BYTES, Status
+from pipeline.core.spec import PENULTIMATE
 from pipeline.decode import DecodeError, DecodePolicy, upright_rgb
 from pipeline.embed import (
     CHECK_IMAGES,
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.core.items import Reader
     from pipeline.engines import Engine
-
-PENULTIMATE = "penultimate"
 
 
 class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.cache import open_cache
 from pipeline.cache.reader import ArraysWhenAsked
 from pipeline.core.items import ALL, DONE, FAILED, TODO, Status
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import PipelineError, SourceError, near_names
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.dataset import EmbeddingDataset
 
-PENULTIMATE = "penultimate"
 KEY = "key"
 TAKEN = (KEY, "label", "embedding")
 """Names that tables made of a selection use themselves."""

@@ -19,13 +19,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.backbones import load_backbone
-from pipeline.cache import CacheWriter, ShardRecord, fingerprint
-from pipeline.cache.format import canonical_json
+from pipeline.cache import CacheWriter
 from pipeline.cache.merge import merge
 from pipeline.cache.publish import lay_out
-from pipeline.cache.shard import items_sha256
 from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable
+from pipeline.core.shards import ShardRecord, items_sha256
+from pipeline.core.spec import canonical_json, fingerprint
 from pipeline.decode import DecodePolicy
 from pipeline.decode_worker import prepare
 from pipeline.embed import RunSettings, choose_engine

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import CacheWriter, fingerprint, open_cache
-from pipeline.cache.format import canonical_json
+from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.merge import merge
 from pipeline.cache.publish import lay_out, publish
-from pipeline.cache.shard import ShardRecord, items_sha256
 from pipeline.cache.update import open_successor
 from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable
+from pipeline.core.shards import ShardRecord, items_sha256
+from pipeline.core.spec import canonical_json, fingerprint
 
 BATCH = 4096
 CHANGED = 1000

@@ -14,9 +14,9 @@ from PIL import Image
 
 from pipeline import gpu_decode, open_cache
 from pipeline.backbones import load_backbone
-from pipeline.cache import fingerprint
 from pipeline.cli import cli
 from pipeline.core.items import Status
+from pipeline.core.spec import fingerprint
 from pipeline.decode import GPU, GPU_BYTES, DecodePolicy, is_plain_jpeg
 from pipeline.decode_pool import DecodePool
 from pipeline.decode_worker import prepare

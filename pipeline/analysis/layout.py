@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.analysis.rows import frame, label_texts, layer_of, take, usable_rows
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ def map_cache(
     cache: Any,
     method: Method = "umap",
     *,
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     n_neighbors: int = 15,
     min_dist: float = 0.1,
     n_epochs: int | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import Status, not_finite_error
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError, first_line, near_names
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def layer_of(cache: Any, name: str) -> NDArray[Any]:
     AnalysisError
         The cache has no such layer.
     """
-    if name == "penultimate":
+    if name == PENULTIMATE:
         return cache.embeddings  # type: ignore[no-any-return]
     if name not in cache.layers:
         raise AnalysisError(f"{cache.path} has no layer {name!r}: {near_names(name, ['penultimate', *cache.layers])}")

@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.analysis.neighbours import nearest
 from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ def search(
     queries: Sequence[str],
     *,
     k: int = 10,
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     approximate: bool = False,
     weights: str | None = None,
     run: RunSettings | None = None,
@@ -140,7 +141,7 @@ def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDA
 def embed_images(
     cache: Any,
     paths: Sequence[str],
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     *,
     weights: str | None = None,
     run: RunSettings | None = None,

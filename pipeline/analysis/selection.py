@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.analysis.layout import principal_components
 from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def select(
     k: int = 100,
     method: Method = "typicality",
     *,
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     among_all: bool = False,
     seed: int = 0,
 ) -> Selection:

@@ -14,6 +14,7 @@ from pipeline.analysis.duplicates import exact_pairs, groups_of, near_pairs
 from pipeline.analysis.layout import principal_components
 from pipeline.analysis.pictures import pixel_similarity, small_copies
 from pipeline.analysis.rows import frame, label_texts, layer_of, unit, usable_rows
+from pipeline.core.spec import PENULTIMATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,7 +67,7 @@ def find_duplicates(
     cache: Any,
     *,
     threshold: float | None = None,
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     look: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Duplicates:

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
     from pipeline.preprocess import Preprocess
 
-PENULTIMATE = "penultimate"
 POOLINGS = ("avg", "max", "gem", "cls", "flatten")
 GEM_FLOOR = 1e-6
 

@@ -5,17 +5,12 @@ from __future__ import annotations
 from pipeline.cache.lock import write_lock
 from pipeline.cache.reader import Cache
 from pipeline.cache.several import SeveralCaches, open_cache
-from pipeline.cache.shard import ShardRecord
-from pipeline.cache.spec import check_same_numbers, fingerprint
 from pipeline.cache.writer import CacheWriter
 
 __all__ = [
     "Cache",
     "CacheWriter",
     "SeveralCaches",
-    "ShardRecord",
-    "check_same_numbers",
-    "fingerprint",
     "open_cache",
     "write_lock",
 ]

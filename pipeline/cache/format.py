@@ -7,7 +7,6 @@ HDF5's own structures cannot be caught half written, and any reader can open the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
 from pipeline.core.items import HASH_BYTES
+from pipeline.core.spec import FORMAT, canonical_json, fingerprint
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from numpy.typing import DTypeLike, NDArray
 
     from pipeline.core.items import ItemTable
+    from pipeline.core.shards import ShardRecord
 
-FORMAT = "embedding-pipeline"
 FORMAT_VERSION = 1
 ALIGNMENT = 4096
 MAX_ROW_BYTES = 1 << 28
@@ -74,11 +74,6 @@ class Extent:
     def nbytes(self) -> int:
         """Bytes of all rows."""
         return self.shape[0] * self.row_bytes
-
-
-def canonical_json(data: Any) -> str:
-    """Return JSON in one spelling: sorted names, no spaces, ASCII."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def create(
@@ -279,6 +274,52 @@ def not_a_cache(path: Path, error: Exception | str) -> CacheError:
     """Return the error for a file that is something else."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return CacheError(f"expected a cache at {path}, found something else ({reason}): check the path")
+
+
+def check_format(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Refuse a file of another kind, or of a version of the format that this program does not know.
+
+    Raises
+    ------
+    CacheError
+        Names the version that was expected, and the one found.
+    """
+    if attributes.get("format") != FORMAT:
+        raise not_a_cache(path, "an HDF5 file of another kind")
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise CacheError(
+            f"expected format version {FORMAT_VERSION} in {path}, found {attributes.get('format_version')}: use "
+            "the version of this program that wrote it, or a newer one"
+        )
+
+
+def file_attributes(
+    spec: Mapping[str, Any],
+    *,
+    versions: Mapping[str, str],
+    self_check: Mapping[str, Any],
+    source: Mapping[str, str],
+    shard: ShardRecord | None = None,
+) -> dict[str, str]:
+    """Return the attributes of a cache file, for `create`.
+
+    Parameters
+    ----------
+    spec : mapping
+        All that produced the numbers.
+    versions, self_check, source : mapping
+        See `docs/format.md`.
+    shard : ShardRecord, optional
+        Which part of an item list the file holds.
+    """
+    attributes = {
+        "spec": canonical_json(spec),
+        "fingerprint": fingerprint(spec),
+        "versions": canonical_json(versions),
+        "self_check": canonical_json(self_check),
+        "source": canonical_json(source),
+    }
+    return attributes if shard is None else {**attributes, "shard": shard.to_json()}
 
 
 def is_mutable(name: str) -> bool:

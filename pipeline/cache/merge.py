@@ -11,14 +11,15 @@ import numpy as np
 
 from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.format import canonical_json
+from pipeline.cache.format import file_attributes
 from pipeline.cache.lock import write_lock
 from pipeline.cache.publish import lay_out
 from pipeline.cache.reader import Cache
 from pipeline.cache.several import check_all_same_numbers, common_source
-from pipeline.cache.shard import in_order, items_sha256
+from pipeline.cache.shard import in_order
 from pipeline.cache.writer import CacheWriter
 from pipeline.core.items import ItemTable, Status
+from pipeline.core.shards import items_sha256
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -125,13 +126,9 @@ def merge(
             items if shards else items.take(taken),
             widths={name: rows.shape[1] for name, rows in first.layers.items()},
             dtype=first.dtype,
-            attributes={
-                "spec": canonical_json(first.spec),
-                "fingerprint": first.fingerprint,
-                "versions": canonical_json(first.versions),
-                "self_check": canonical_json(first.self_check),
-                "source": canonical_json(common_source(caches)),
-            },
+            attributes=file_attributes(
+                first.spec, versions=first.versions, self_check=first.self_check, source=common_source(caches)
+            ),
             fill=fill,
         )
         for cache in caches:

@@ -14,8 +14,9 @@ import numpy as np
 
 from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
-from pipeline.cache.shard import ShardRecord
 from pipeline.core.items import ItemTable
+from pipeline.core.shards import ShardRecord
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import CacheError, SourceError
 
 if TYPE_CHECKING:
@@ -94,13 +95,7 @@ class Cache:
                 attributes = {name: _plain(value) for name, value in file.attrs.items()}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise fmt.not_a_cache(self.path, error) from None
-        if attributes.get("format") != fmt.FORMAT:
-            raise fmt.not_a_cache(self.path, "an HDF5 file of another kind")
-        if attributes.get("format_version") != fmt.FORMAT_VERSION:
-            raise CacheError(
-                f"expected format version {fmt.FORMAT_VERSION} in {self.path}, found "
-                f"{attributes.get('format_version')}: use the version of this program that wrote it, or a newer one"
-            )
+        fmt.check_format(self.path, attributes)
         self._extents = fmt.read_extents(self.path)
         try:
             self.fingerprint = str(attributes["fingerprint"])
@@ -152,7 +147,7 @@ class Cache:
         """(N, D) map of every layer by name, ``penultimate`` first."""
         prefix = fmt.LAYERS + "/"
         others = {name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)}
-        return {"penultimate": self.embeddings, **others}
+        return {PENULTIMATE: self.embeddings, **others}
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:

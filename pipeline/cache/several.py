@@ -15,8 +15,8 @@ from pipeline.cache import format as fmt
 from pipeline.cache.format import Extent
 from pipeline.cache.reader import Cache
 from pipeline.cache.shard import in_order
-from pipeline.cache.spec import check_same_numbers
 from pipeline.core.items import ItemTable
+from pipeline.core.spec import check_same_numbers
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:

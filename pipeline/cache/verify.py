@@ -22,9 +22,9 @@ from pipeline.cache.copy import chunks
 from pipeline.cache.format import Extent, ledger_crcs, row_crcs
 from pipeline.cache.probe import Layout, probe
 from pipeline.cache.reader import Cache
-from pipeline.cache.shard import ShardRecord
-from pipeline.cache.spec import fingerprint
 from pipeline.core.items import HASH_BYTES, Status
+from pipeline.core.shards import ShardRecord
+from pipeline.core.spec import fingerprint
 from pipeline.errors import CacheError
 
 NAMED = 5
@@ -134,13 +134,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 def _check_structure(path: Path, layout: Layout) -> dict[str, Extent]:
     """Refuse a file whose datasets are not those of a cache, or overlap."""
     attributes, extents = layout.attributes, layout.extents
-    if attributes.get("format") != fmt.FORMAT:
-        raise fmt.not_a_cache(path, "an HDF5 file of another kind")
-    if attributes.get("format_version") != fmt.FORMAT_VERSION:
-        raise CacheError(
-            f"expected format version {fmt.FORMAT_VERSION} in {path}, found {attributes.get('format_version')}: use "
-            "the version of this program that wrote it, or a newer one"
-        )
+    fmt.check_format(path, attributes)
     damage = _Damage(path)
     rows = extents[fmt.STATUS].shape[:1] if fmt.STATUS in extents else ()
     for name, (shape, kinds) in _expected(attributes, rows, damage).items():

@@ -24,6 +24,7 @@ from pipeline.cache.format import (
     row_crcs,
 )
 from pipeline.core.items import HASH_BYTES, Status
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ class CacheWriter:
         self.path = path
         extents = read_extents(path)
         self._row_extents = {
-            "penultimate": extents[EMBEDDINGS],
+            PENULTIMATE: extents[EMBEDDINGS],
             **{name.removeprefix(LAYERS + "/"): e for name, e in extents.items() if name.startswith(LAYERS + "/")},
         }
         self._status, self._crc = extents[STATUS], extents[CRC]

@@ -93,10 +93,10 @@ def extract(
 
     Stop it at any time: the same command goes on where it stopped.
     """
+    from pipeline.core.shards import Shard
     from pipeline.decode import GPU, PILLOW, DecodePolicy
     from pipeline.extract import ExtractSettings
     from pipeline.extract import extract as extract_images
-    from pipeline.scale.shards import Shard
 
     part = Shard.parse(shard) if shard else None
     output = part.name(output) if part else output

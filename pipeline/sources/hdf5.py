@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import ItemTable, Reader
+from pipeline.core.spec import FORMAT
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, key_array
 from pipeline.sources.members import shard_names
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from pipeline.sources.store import File, Store
 
-CACHE_FORMAT = b"embedding-pipeline"
 CHUNK_CACHE = 64 << 20
 """Bytes of unpacked chunks that a worker keeps: a chunk may hold many images."""
 NAMES = {
@@ -178,7 +178,7 @@ class _Part:
 def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
     try:
         with _open(store, file.path) as opened:
-            if opened.attrs.get("format") == CACHE_FORMAT:
+            if opened.attrs.get("format") == FORMAT.encode():
                 raise SourceError(
                     f"expected images in {public(location)}, found a cache of embeddings: name what it was made from"
                 )

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache import CacheWriter, fingerprint, open_cache
-from pipeline.cache.format import canonical_json
+from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.publish import lay_out
 from pipeline.core.items import ItemTable
+from pipeline.core.spec import canonical_json, fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from pipeline import open_cache
 from pipeline.cache.merge import merge
-from pipeline.cache.shard import ShardRecord
 from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable, Reader
+from pipeline.core.shards import Shard, ShardRecord
 from pipeline.embed import RunSettings
 from pipeline.errors import CacheError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, Summary, extract
-from pipeline.scale.shards import Shard, ShardSource
 from pipeline.sources import Source, open_source
+from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -214,7 +214,7 @@ def test_every_shard_checks_the_precision_on_the_same_images(archive: Path, tmp_
 def test_the_hash_of_a_list_does_not_depend_on_how_wide_its_arrays_are(archive: Path) -> None:
     from dataclasses import replace
 
-    from pipeline.cache.shard import items_sha256
+    from pipeline.core.shards import items_sha256
 
     items = open_source(str(archive)).items
     wide = replace(items, keys=items.keys.astype("S200"), mtimes_ns=items.mtimes_ns + 1)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.cache.spec import DESCRIPTIVE, check_same_numbers, fingerprint
+from pipeline.core.spec import DESCRIPTIVE, check_same_numbers, fingerprint
 from pipeline.errors import FingerprintError
 
 SPEC: dict[str, Any] = {

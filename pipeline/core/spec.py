@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.cache.format import canonical_json
 from pipeline.errors import FingerprintError
 
+FORMAT = "embedding-pipeline"
+"""The attribute ``format`` of a cache file."""
+PENULTIMATE = "penultimate"
+"""The layer that every backbone has: its output before the classifier."""
 # Where weights came from and what an engine is called do not change a number; the tensors' hash and the precision do.
 DESCRIPTIVE = frozenset({"weights.name", "weights.origin"})
+
+
+def canonical_json(data: Any) -> str:
+    """Return JSON in one spelling: sorted names, no spaces, ASCII."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def fingerprint(spec: Mapping[str, Any]) -> str:
