@@ -27,7 +27,6 @@ from pipeline.cache.format import file_attributes
 from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
-from pipeline.content import hash_items
 from pipeline.core.items import ItemTable, Status
 from pipeline.core.spec import check_same_numbers
 from pipeline.decode import GPU, PILLOW, DecodePolicy
@@ -290,7 +289,7 @@ def _target(
     target, plan, damaged = open_successor(
         path,
         items,
-        hash_items(source.reader(), source.locator, check=check),
+        source.content_hashes(check=check),
         dtype=settings.dtype,
         # Most rows stay those of the old file: so do the versions that made them.
         attributes=_attributes(spec, old.versions, old.self_check, source),

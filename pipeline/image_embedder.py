@@ -13,7 +13,6 @@ import numpy as np
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
-from pipeline.content import hash_items
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
 from pipeline.decode import DecodeError, DecodePolicy, upright_rgb
@@ -28,16 +27,15 @@ from pipeline.embed import (
     worker_count,
 )
 from pipeline.errors import PipelineError, near_names
-from pipeline.sources.base import FileReader, Source
+from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
     from pipeline.cache import Cache
-    from pipeline.core.items import Reader
     from pipeline.engines import Engine
 
 
@@ -211,7 +209,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     def _embed_paths(self, paths: list[Any], cache: Cache | None) -> Iterator[tuple[int, NDArray[Any] | str]]:
         """Yield (position, row or reason): read and decoded by worker processes, as ``pipeline extract`` does."""
         network, settings = self._network(cache), self._settings(cache)
-        source = _Paths([os.path.abspath(os.fsencode(path)) for path in paths])
+        source = ListedSource.of_files([os.path.abspath(os.fsencode(path)) for path in paths])
         settings = replace(settings, workers=min(worker_count(settings), len(paths)))
         with network.lock:
             engine = network.open_engine(lambda: choose_engine(source, network.backbone, network.decode, settings)[0])
@@ -306,27 +304,6 @@ def _network(
         return made
 
 
-class _Paths(Source):
-    """Image files by path."""
-
-    kind = "paths"
-    location = "memory"
-
-    def __init__(self, paths: Sequence[bytes]) -> None:
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def locator(self, i: int) -> bytes:
-        """Return the path."""
-        return self._paths[i]
-
-    def reader(self) -> Reader:
-        """Return a reader of files anywhere."""
-        return FileReader(b"")
-
-
 def _listed(X: Any) -> list[Any]:
     """Return the images as a list, whatever holds them."""
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
@@ -366,7 +343,7 @@ def _rows_of(cache: Cache, paths: dict[int, bytes]) -> dict[int, int]:
     found = _by_key(cache, paths)
     others = [i for i in paths if i not in found]
     if others:
-        hashes = hash_items(FileReader(b""), lambda i: paths[others[i]])(np.arange(len(others), dtype=np.int64))
+        hashes = ListedSource.of_files([paths[i] for i in others]).content_hashes()(np.arange(len(others)))
         wanted = hashes.reshape(-1).view(f"S{HASH_BYTES}")
         known = np.ascontiguousarray(cache.content_hash).reshape(-1).view(f"S{HASH_BYTES}")
         rows = np.flatnonzero(np.isin(known, wanted) & (cache.status == Status.DONE))

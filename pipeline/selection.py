@@ -16,6 +16,7 @@ from pipeline.cache.reader import ArraysWhenAsked
 from pipeline.core.items import ALL, DONE, FAILED, TODO, Status
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import PipelineError, SourceError, near_names
+from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -163,7 +164,7 @@ class Selection:
 
     def image_bytes(self, position: int) -> bytes | None:
         """Return the bytes of an image file, or None where it is gone or the source is none of files."""
-        return self.cache.image_bytes(int(self.rows[position]))
+        return image_bytes(self.cache, int(self.rows[position]))
 
     def select(
         self,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.rows import printable, write_beside
+from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
     import os
@@ -155,7 +156,7 @@ class _Pictures:
         from pipeline.report.parts import thumbnail
 
         if row not in self._made and not self.full(1):
-            self._made[row] = thumbnail(self._cache.image_bytes(row), _SIDE, 75)
+            self._made[row] = thumbnail(image_bytes(self._cache, row), _SIDE, 75)
         name = printable([key])[0]
         return {
             "image": self._made.get(row),
@@ -232,7 +233,7 @@ def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_ON_A_MAP])
     tiles, pictured = [], []
     for point in chosen.tolist():
-        data = cache.image_bytes(int(rows[point]))
+        data = image_bytes(cache, int(rows[point]))
         if data is None:
             continue
         try:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.processors import processor_count
+from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def small_copies(cache: Any, rows: Ints) -> tuple[NDArray[np.uint8], NDArray[np.
 
     def fill(start: int) -> None:
         for n in range(start, min(start + 256, len(rows))):
-            copy = _small_copy(cache.image_bytes(int(rows[n])))
+            copy = _small_copy(image_bytes(cache, int(rows[n])))
             if copy is not None:
                 copies[n], there[n] = copy, True
 

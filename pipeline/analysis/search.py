@@ -13,6 +13,7 @@ from pipeline.analysis.neighbours import nearest
 from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
+from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -160,7 +161,7 @@ def embed_images(
     """
     from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 
-    source = _files(paths)
+    source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
     settings = run or RunSettings()
     if settings.precision == AUTO:
         settings = settings.of_cache(cache.spec["precision"])
@@ -180,30 +181,6 @@ def embed_images(
     if len(bad):
         raise AnalysisError(f"cannot search for {paths[bad[0]]}: the network gave a value that is not finite")
     return out
-
-
-def _files(paths: Sequence[str]) -> Any:
-    """Return a source of these files, in this order; the same file may come twice."""
-    from pipeline.core.items import ItemTable
-    from pipeline.sources import FileReader, Source
-
-    class Files(Source):
-        kind = "files"
-        location = "the command line"
-
-        def __init__(self) -> None:
-            count = len(paths)
-            unknown = np.full(count, -1, np.int64)
-            keys = np.array([str(n).encode() for n in range(count)], dtype=np.bytes_)
-            self.items = ItemTable(keys, unknown.astype(np.int32), (), unknown, unknown)
-
-        def locator(self, i: int) -> bytes:
-            return os.fsencode(Path(paths[i]).absolute())
-
-        def reader(self) -> FileReader:
-            return FileReader(b"/")
-
-    return Files()
 
 
 def _nearest_by_graph(

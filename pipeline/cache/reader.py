@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +16,7 @@ from pipeline.cache.failures import read_reasons
 from pipeline.core.items import ItemTable
 from pipeline.core.shards import ShardRecord
 from pipeline.core.spec import PENULTIMATE
-from pipeline.errors import CacheError, SourceError
+from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -53,9 +52,6 @@ class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
         return f"<arrays, each read when asked for: {', '.join(self._made) or 'none'}>"
 
 
-_OPENING = threading.RLock()
-
-
 class Cache:
     """A cache of embeddings, open for reading; also while it is being written.
 
@@ -82,6 +78,9 @@ class Cache:
     -----
     Row arrays are maps of the file, not HDF5 reads: HDF5 would buffer rows of a file that is still growing.
     """
+
+    image_reader: Callable[[int], bytes] | None = None
+    """Row → bytes, once `pipeline.sources.reopen.image_bytes` has opened the source."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -226,28 +225,9 @@ class Cache:
         failed = np.flatnonzero(self.status > 1).tolist() if by_key else []
         return {row: by_key[key] for row in failed if (key := os.fsdecode(bytes(keys[row]))) in by_key}
 
-    def image_bytes(self, row: int) -> bytes | None:
-        """Return the bytes of a row's image as it is now, or None where it or its source is gone."""
-        try:
-            with _OPENING:  # threads that ask at once must not each open the source
-                read = self._read_image
-            return read(row)
-        except (OSError, SourceError):
-            return None
-
-    @cached_property
-    def _read_image(self) -> Callable[[int], bytes]:
-        from pipeline.sources import image_reader
-
-        try:
-            return image_reader(self.source, self.items.keys)
-        except SourceError as error:
-            gone = error
-
-        def none(row: int) -> bytes:  # so that a source that is gone is looked for once
-            raise gone
-
-        return none
+    def part_of(self, row: int) -> tuple[Cache, int]:
+        """Return the cache that holds a row's image, and the row's number there: of a single file, itself."""
+        return self, row
 
     @property
     def nbytes(self) -> int:

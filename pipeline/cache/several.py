@@ -130,12 +130,12 @@ class SeveralCaches(Cache):
             for row, reason in part.reasons().items()
         }
 
-    def image_bytes(self, row: int) -> bytes | None:
-        """Return the bytes of a row's image; see `Cache.image_bytes`."""
+    def part_of(self, row: int) -> tuple[Cache, int]:
+        """Return the cache that holds a row's image, and the row's number there: itself where all have one source."""
         if all(part.source == self.source for part in self.parts):
-            return super().image_bytes(row)  # one source for all, opened once
+            return self, row
         part = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return self.parts[part].image_bytes(row - int(self.starts[part]))
+        return self.parts[part], row - int(self.starts[part])
 
     def _map(self, name: str) -> Any:
         maps = [part._map(name) for part in self.parts]

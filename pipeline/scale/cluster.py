@@ -26,7 +26,7 @@ from pipeline.decode_worker import Outcome
 from pipeline.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
 from pipeline.errors import EngineError, PipelineError, first_line
 from pipeline.executor import Executor
-from pipeline.sources import Source
+from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from pipeline.embed import RunSettings
     from pipeline.engines import Embeddings
     from pipeline.executor import Finished
+    from pipeline.sources import Source
 
 CHUNK_IMAGES = 256
 """Rows that an actor is given at once, at least: what is computed again when it is lost."""
@@ -105,7 +106,7 @@ class RayExecutor(Executor):
                 run = replace(run, device="cpu")  # which alone has it
             room = _room(self._ray, run.device)
             run = replace(run, workers=run.workers or room.cpus)
-            sample = _Sample(sampled, sample_rows(among))
+            sample = ListedSource.sample(sampled, sample_rows(among))
             say(f"cluster: up to {self._actors or room.actors} engines, {room}")
             chosen = self._choose(sample, backbone, decode, run, room, stop)
         except BaseException:
@@ -259,22 +260,6 @@ class _Chosen:
 class _Result:
     rows: NDArray[np.int64]
     outcomes: list[Outcome]
-
-
-class _Sample(Source):
-    """Some items of a source, without its list: what travels to the node that checks the precision."""
-
-    def __init__(self, source: Source, rows: NDArray[np.int64]) -> None:
-        self._reader, self._locators = source.reader(), [source.locator(row) for row in rows.tolist()]
-
-    def __len__(self) -> int:
-        return len(self._locators)
-
-    def locator(self, i: int) -> Any:
-        return self._locators[i]
-
-    def reader(self) -> Reader:
-        return self._reader
 
 
 # --- on the cluster ------------------------------------------------------------------------------------------

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pipeline.sources.base import FileReader, Source
 from pipeline.sources.folder import FolderSource
-from pipeline.sources.opening import image_reader, images_of, open_source
+from pipeline.sources.opening import open_source
+from pipeline.sources.reopen import reopen_source
 from pipeline.sources.table import TableSource
 from pipeline.sources.urls import public
 
@@ -13,8 +14,7 @@ __all__ = [
     "FolderSource",
     "Source",
     "TableSource",
-    "image_reader",
-    "images_of",
     "open_source",
     "public",
+    "reopen_source",
 ]

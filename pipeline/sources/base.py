@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pipeline.core.items import Item
+from pipeline.core.items import HASH_BYTES, Item, content_hash
 from pipeline.errors import SourceError
 from pipeline.sources.urls import public
 
@@ -102,11 +102,38 @@ class Source(ABC):
     def reader(self) -> Reader:
         """Return the picklable callable that turns a locator into bytes."""
 
+    def content_hashes(
+        self, *, check: Callable[[], None] = lambda: None
+    ) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
+        """Return a function that hashes images by row: (n,) int64 → (n, 16) uint8, zeros where one cannot be read.
+
+        Parameters
+        ----------
+        check : callable
+            Called before each image; may raise to stop.
+        """
+        reader = self.reader()
+
+        def hash_row(row: int) -> bytes:
+            check()
+            try:
+                return content_hash(reader(self.locator(row)))
+            except (OSError, SourceError):
+                return bytes(HASH_BYTES)
+
+        def hash_rows(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+            hashes = np.zeros((len(rows), HASH_BYTES), dtype=np.uint8)
+            for i, found in enumerate(in_threads(hash_row, rows.tolist())):
+                hashes[i] = np.frombuffer(found, np.uint8)
+            return hashes
+
+        return hash_rows
+
     def describe(self) -> dict[str, str]:
         """Return where the images are, for the cache, without credentials.
 
         ``location`` is for people; ``root``, the folder that keys are relative to, or else ``address`` is for
-        `pipeline.sources.image_reader`.
+        `pipeline.sources.reopen_source`.
         """
         described = {"kind": self.kind, "location": public(self.location)}
         return {**described, "address": self.address} if self.address else described

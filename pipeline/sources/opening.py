@@ -7,11 +7,9 @@ import posixpath
 import re
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from pipeline.decode import is_image
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import FileReader, Source, in_threads
+from pipeline.sources.base import Source, in_threads
 from pipeline.sources.carried import CarriedSource
 from pipeline.sources.files import FilesSource
 from pipeline.sources.folder import FolderSource
@@ -19,17 +17,12 @@ from pipeline.sources.hdf5 import Hdf5Source
 from pipeline.sources.labels import with_labels
 from pipeline.sources.parquet import ParquetSource, image_columns
 from pipeline.sources.store import IN_PROCESS, File, LocalStore, RemoteStore, Store, open_store
-from pipeline.sources.table import PARQUET_MAGIC, PathReader, TableSource
+from pipeline.sources.table import PARQUET_MAGIC, TableSource
 from pipeline.sources.tar import TarSource
 from pipeline.sources.urls import public
 from pipeline.sources.zip import ZipSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
-    from pipeline.core.items import Reader
     from pipeline.sources.base import Known
 
 HEAD_BYTES = 512
@@ -77,55 +70,6 @@ def open_source(
         source.items, without = with_labels(source.items, labels)
         source.skipped = [*without, *source.skipped] if without else source.skipped
     return source
-
-
-def image_reader(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> Callable[[int], bytes]:
-    """Return what reads the images of a cache, as they are now, by row; see `images_of`."""
-    read, locator = images_of(described, keys)
-    return lambda row: read(locator(row))
-
-
-def images_of(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> tuple[Reader, Callable[[int], Any]]:
-    """Return the reader of the images of a cache, as they are now, and from row to its locator.
-
-    Parameters
-    ----------
-    described : mapping
-        What `Source.describe` gave.
-    keys : (N,) bytes
-        Of the cache.
-
-    Returns
-    -------
-    reader : Reader
-    locator : callable
-        Row → what the reader takes; raises `FileNotFoundError` where the archive holds no such image any more, as the
-        reader does where a file is gone.
-
-    Raises
-    ------
-    SourceError
-        The source cannot be opened any more.
-    """
-    if "root" in described:
-        root = os.fsencode(described["root"])
-        reader = PathReader(root) if described["kind"] == "table" else FileReader(root)
-        return reader, lambda row: bytes(keys[row])
-    if "address" not in described:
-        raise SourceError(
-            f"expected a source that can be opened again, found {described['location']}: extract it again"
-        )
-    source = open_source(described["address"])
-    order = np.argsort(source.items.keys, kind="stable")
-    ordered = source.items.keys[order]
-
-    def locator(row: int) -> Any:
-        place = int(np.searchsorted(ordered, keys[row]))
-        if place == len(ordered) or ordered[place] != keys[row]:
-            raise FileNotFoundError(f"no {os.fsdecode(bytes(keys[row]))} in {source.location}")
-        return source.locator(int(order[place]))
-
-    return source.reader(), locator
 
 
 def expand_braces(pattern: str) -> list[str]:

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.cache_source import CacheSource
 from pipeline.core.items import Status
 from pipeline.embed import open_pool
 from pipeline.errors import SourceError
 from pipeline.processors import processor_count
+from pipeline.sources.reopen import reopen_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -56,7 +56,7 @@ class CachedImages:
         workers: int = 0,
         device: str = "auto",
     ) -> None:
-        self.source = CacheSource(cache)
+        self.source = reopen_source(cache.source, cache.items)
         self._cache, self._decode, self._preprocess = cache, decode, preprocess
         self._batch_size, self._workers, self._device = batch_size, workers or processor_count(), device
 

@@ -47,6 +47,17 @@ class StandIn:
         """Return the keys of some rows."""
         return np.asarray(self.keys[rows])
 
+    def part_of(self, row: int) -> tuple[StandIn, int]:
+        """Return itself."""
+        return self, row
+
+    def image_reader(self, row: int) -> bytes:
+        """Return the bytes of an image."""
+        data = self.image_bytes(row)
+        if data is None:
+            raise FileNotFoundError(row)
+        return data
+
     def image_bytes(self, row: int) -> bytes | None:
         """Return nothing: there are no images."""
         return None

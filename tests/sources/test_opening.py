@@ -20,6 +20,7 @@ from pipeline.errors import SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import hdf5, open_source, parquet, public, store
 from pipeline.sources.opening import expand_braces
+from pipeline.sources.reopen import image_bytes
 from scripts.source_variants import make_encoded_hdf5, make_folder, make_parquet, make_tars, make_zip
 from scripts.trivial_network import trivial_network
 from tests.faulty_reader import picture
@@ -352,7 +353,7 @@ def test_a_signed_url_is_read_and_its_signature_is_kept_nowhere(
     with pytest.raises(SourceError) as caught:
         open_source(f"{server}?Signature=wr0ng")
     assert "wr0ng" not in str(caught.value)
-    assert open_cache(tmp_path / "c.h5").image_bytes(0) is None  # 403 without its signature
+    assert image_bytes(open_cache(tmp_path / "c.h5"), 0) is None  # 403 without its signature
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) >= 3
     assert not any(b"s3cr3t" in data for data in kept)
