@@ -5,7 +5,6 @@ PyTorch's part is `pipeline.dataset`.
 
 from __future__ import annotations
 
-import os
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +12,11 @@ import numpy as np
 
 from pipeline.core.items import DONE, Status
 from pipeline.core.spec import PENULTIMATE, canonical_json
+from pipeline.core.text import free_name, valid_text
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterator
+    from collections.abc import Iterator
 
     import anndata
     import pandas as pd
@@ -135,22 +135,6 @@ def to_anndata(selection: Selection, layer: str = PENULTIMATE) -> anndata.AnnDat
     )
 
 
-def valid_text(texts: NDArray[np.str_] | tuple[str, ...]) -> list[str]:
-    r"""Return text that any library takes: bytes of a name that are not UTF-8 are shown as ``\xff``.
-
-    Examples
-    --------
-    >>> valid_text(("café.png", "\udcff.png"))
-    ['café.png', '\\xff.png']
-    """
-    found: list[str] = texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
-    return [text if _is_valid(text) else os.fsencode(text).decode("utf-8", "backslashreplace") for text in found]
-
-
-def _is_valid(text: str) -> bool:
-    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)
-
-
 def _facts(selection: Selection) -> dict[str, Any]:
     """Return what is known of each row beside its key and embedding: label, status where it matters, columns."""
     import pandas as pd
@@ -172,16 +156,3 @@ def _named(selection: Selection) -> Iterator[tuple[str, NDArray[Any]]]:
     for name, text in zip(names, shown, strict=True):
         is_own = text in OWN_NAMES or re.fullmatch("e[0-9]+", text) is not None
         yield free_name(text, {*shown, *OWN_NAMES}) if is_own else text, selection.columns[name]
-
-
-def free_name(name: str, taken: Container[str]) -> str:
-    """Return a column's name, with ``column_`` before it as often as it is taken.
-
-    Examples
-    --------
-    >>> free_name("age", {"label"}), free_name("label", {"label"})
-    ('age', 'column_label')
-    """
-    while name in taken:
-        name = f"column_{name}"
-    return name

@@ -19,10 +19,10 @@ import time
 from collections import deque
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, Pipe, wait
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.items import HASH_BYTES, Status
+from pipeline.core.system import child_environment
 from pipeline.decode_worker import (
     IDLE,
     NOBODY,
@@ -316,13 +316,11 @@ class DecodePool:
 
     def _start(self, number: int) -> None:
         ours, theirs = Pipe()
-        package_root = str(Path(__file__).parent.parent)
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH", "")]))
         process = subprocess.Popen(
             [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(self._memory_fd)],
             pass_fds=(theirs.fileno(), self._memory_fd),
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path, "OPENBLAS_NUM_THREADS": "1"},
+            env={**child_environment(), "OPENBLAS_NUM_THREADS": "1"},
         )
         theirs.close()
         reader, policy, preprocess, images, workers = self._setup

@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.items import HASH_BYTES, Status, content_hash
+from pipeline.core.system import limit_memory
 from pipeline.decode import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
 from pipeline.read_ahead import ReadAhead
 
@@ -173,18 +174,6 @@ def _work(
     return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read, left)
 
 
-def _limit_memory(limit: int) -> None:
-    """Bound the address space, so that a bomb ends in MemoryError here instead of the kernel killing the run."""
-    if not limit:
-        return
-    with contextlib.suppress(ImportError, OSError, ValueError):  # not everywhere; then there is no limit
-        import resource
-        from pathlib import Path
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * mmap.PAGESIZE + limit,) * 2)
-
-
 def main(connection_fd: int, memory_fd: int) -> None:
     """Serve tasks until the connection closes."""
     # Signals to the whole group are for the main process, which then ends its workers.
@@ -197,7 +186,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
     Image.init()
     line = board[setup.number]
     ahead = ReadAhead(setup.reader, line[READING], NOBODY)
-    _limit_memory(setup.memory_limit)
+    limit_memory(setup.memory_limit)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     connection.send(None)  # ready

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import Status
+from pipeline.core.system import processor_count
 from pipeline.decode import GPU, PILLOW, DecodePolicy
 from pipeline.decode_pool import TASKS_PER_WORKER, Batch, DecodePool, Limits
 from pipeline.decode_worker import TASK_IMAGES, Outcome
 from pipeline.errors import EngineError
-from pipeline.processors import processor_count
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping

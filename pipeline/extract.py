@@ -9,13 +9,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +27,7 @@ from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
 from pipeline.core.items import ItemTable, Status
 from pipeline.core.spec import check_same_numbers
+from pipeline.core.system import versions_of
 from pipeline.decode import GPU, PILLOW, DecodePolicy
 from pipeline.embed import AUTO, RunSettings, spec_of_decode
 from pipeline.errors import CacheError, FingerprintError, PipelineError
@@ -46,6 +45,8 @@ if TYPE_CHECKING:
     from pipeline.executor import Finished
 
 DTYPES = ("float32", "float16")
+VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
+"""Distributions whose version a cache records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -466,14 +467,8 @@ def _write(batch: Finished, outputs: Embeddings, source: Source, writer: Backgro
 
 
 def _versions(executor: Executor) -> dict[str, str]:
-    names = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
-    found = {"python": platform.python_version(), "engine": executor.name, "device": executor.device}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    found = dict.fromkeys(("python", "engine", "device", *VERSIONS), "not installed")
+    return found | versions_of(VERSIONS) | {"engine": executor.name, "device": executor.device}
 
 
 def _warn_of_versions(then: Mapping[str, str], now: Mapping[str, str], path: Path, say: Say) -> None:

@@ -53,7 +53,7 @@ def decode_device(device: str) -> torch.device:
     EngineError
         It is no CUDA device.
     """
-    from pipeline.engines.torch import pick_devices
+    from pipeline.core.devices import pick_devices
 
     first = pick_devices(device)[0]
     if first.type != "cuda":

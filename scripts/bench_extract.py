@@ -40,11 +40,11 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import Backbone, load_backbone
+from pipeline.core.system import processor_count
 from pipeline.decode import DecodePolicy
 from pipeline.decode_pool import DecodePool
 from pipeline.embed import RunSettings, choose_engine
 from pipeline.extract import ExtractSettings, extract
-from pipeline.processors import processor_count
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:

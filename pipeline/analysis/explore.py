@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.rows import write_table
-from pipeline.convert import free_name
+from pipeline.core.text import free_name
 from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.rows import printable, write_beside
+from pipeline.analysis.rows import write_beside
+from pipeline.core.text import valid_text
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -
             pictures.append(
                 page.item(by_key[line.key], line.key, [*facts, ("cosine", f"{line.cosine:.4f}")], line.label)
             )
-        groups.append({"title": printable([query])[0], "pictures": pictures})
+        groups.append({"title": valid_text([query])[0], "pictures": pictures})
     layer = f"{len(groups)} queries to {Path(cache.path).name}, by the cosine of their embeddings, nearest first."
     _write_gallery(path, f"Search in {Path(cache.path).name}", layer, groups, page, whole_groups=True)
 
@@ -87,7 +88,11 @@ def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelChec
             break
         facts = [("given", line.given), ("suggested", line.suggested), ("quality", f"{line.quality:.2g}")]
         item = page.item(row, line.key, facts, f"{line.given} {line.suggested}")
-        item["sort"] = {"rank": rank, "given": printable([line.given])[0], "suggested": printable([line.suggested])[0]}
+        item["sort"] = {
+            "rank": rank,
+            "given": valid_text([line.given])[0],
+            "suggested": valid_text([line.suggested])[0],
+        }
         pictures.append(item)
     lead = (
         f"{issues} of {len(found.table)} labels look wrong; heads that have not seen a row agree with its label in "
@@ -119,8 +124,8 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Layout) -> N
         "x": _packed(found.table["x"], "<f4"),
         "y": _packed(found.table["y"], "<f4"),
         "label": _packed(label.ravel(), "<i4"),
-        "names": printable(names),
-        "keys": printable(found.table["key"]),
+        "names": valid_text(names),
+        "keys": valid_text(found.table["key"]),
         "sprite": sprite,
         "pictured": _packed(pictured, "<i4"),
         "columns": columns,
@@ -157,12 +162,12 @@ class _Pictures:
 
         if row not in self._made and not self.full(1):
             self._made[row] = thumbnail(image_bytes(self._cache, row), _SIDE, 75)
-        name = printable([key])[0]
+        name = valid_text([key])[0]
         return {
             "image": self._made.get(row),
             "key": name,
-            "facts": [(what, printable([value])[0]) for what, value in facts],
-            "text": f"{name} {printable([label])[0]}".lower(),
+            "facts": [(what, valid_text([value])[0]) for what, value in facts],
+            "text": f"{name} {valid_text([label])[0]}".lower(),
             "sort": {},
             "asked": asked,
         }
@@ -172,7 +177,7 @@ def _outside(query: str) -> list[dict[str, Any]]:
     """Return the picture of a query that is a file."""
     from pipeline.report.parts import thumbnail
 
-    name = printable([query])[0]
+    name = valid_text([query])[0]
     try:
         image = thumbnail(Path(query).read_bytes(), _SIDE, 75)
     except OSError:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.processors import processor_count
+from pipeline.core.system import processor_count
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pipeline.core.items import Status, not_finite_error
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.text import valid_text
 from pipeline.errors import AnalysisError, first_line, near_names
 
 if TYPE_CHECKING:
@@ -108,17 +109,12 @@ def write_table(table: Any, path: str | os.PathLike[str]) -> None:
     def write(unfinished: Path) -> None:
         if Path(path).suffix.lower() == ".parquet":
             texts = [name for name in table.columns if table[name].dtype == object]
-            table.assign(**{name: printable(table[name]) for name in texts}).to_parquet(unfinished, index=False)
+            table.assign(**{name: valid_text(table[name]) for name in texts}).to_parquet(unfinished, index=False)
         else:
             with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
                 table.to_csv(file, index=False, lineterminator="\n")
 
     write_beside(path, write)
-
-
-def printable(texts: Any) -> list[str]:
-    """Return texts that any UTF-8 file takes: bytes of a file name that are none are spelt out."""
-    return [str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for text in texts]
 
 
 def write_beside(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:

@@ -6,9 +6,7 @@ costs a child.
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -20,6 +18,7 @@ import numpy as np
 
 from pipeline.cache import format as fmt
 from pipeline.cache.format import Extent
+from pipeline.core.system import child_environment, limit_memory
 from pipeline.errors import CacheError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -73,16 +72,12 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
         raise CacheError(f"cannot read {path}: {error.strerror}: mend its permissions") from None
     if head != SIGNATURE:
         raise fmt.not_a_cache(path, "no HDF5 file")
-    package_root = str(Path(__file__).parent.parent.parent)
     child = subprocess.Popen(
         [sys.executable, "-P", "-c", CHILD, str(path.absolute())],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env={
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")])),
-        },
+        env=child_environment(),
     )
     with child:
         assert child.stdout is not None
@@ -120,7 +115,7 @@ def main(path: str) -> None:
     """Be the child: parse, and print what there is as JSON."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
-    _limit_memory(int(sys.stdin.readline()))
+    limit_memory(int(sys.stdin.readline()))
     try:
         extents = fmt.read_extents(Path(path))
         with fmt.open_hdf5(Path(path)) as file:
@@ -146,14 +141,6 @@ def _dtype(name: str) -> np.dtype[Any]:
     if name not in _DTYPES and not (name.startswith("|S") and name[2:].isdecimal()):
         raise ValueError(f"data of type {name}")
     return np.dtype(name)
-
-
-def _limit_memory(limit: int) -> None:
-    with contextlib.suppress(ImportError, OSError, ValueError):  # not everywhere; the time limit is
-        import resource
-
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit,) * 2)
 
 
 def _damaged(path: Path, what: str) -> CacheError:

@@ -22,6 +22,7 @@ from pipeline.cache.copy import chunks
 from pipeline.cache.format import Extent, ledger_crcs, row_crcs
 from pipeline.cache.probe import Layout, probe
 from pipeline.cache.reader import Cache
+from pipeline.core.files import file_identity
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.shards import ShardRecord
 from pipeline.core.spec import fingerprint
@@ -125,10 +126,9 @@ def _verify(path: Path, legal_status: frozenset[int], hash_images: HashImages | 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        info = path.stat()
+        return file_identity(path.stat())
     except OSError:
         return None
-    return info.st_dev, info.st_ino
 
 
 def _check_structure(path: Path, layout: Layout) -> dict[str, Extent]:

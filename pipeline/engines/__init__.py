@@ -47,8 +47,9 @@ def open_engine(
     EngineError
         The device or the precision is not to be had here.
     """
+    from pipeline.core.devices import pick_devices
     from pipeline.engines.multi import MultiEngine
-    from pipeline.engines.torch import TorchEngine, default_batch, pick_devices
+    from pipeline.engines.torch import TorchEngine, default_batch
 
     if precision == "mixed" and device == "auto":
         device = "cpu"  # which alone has it, also beside a GPU

@@ -12,13 +12,15 @@ import os
 import tempfile
 import zipfile
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.system import cache_folder
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -33,8 +35,7 @@ OF = "of"
 
 def index_folder() -> Path:
     """Return where indexes are kept."""
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    return Path(base) / "embedding-pipeline" / "indexes"
+    return cache_folder() / "indexes"
 
 
 def kept_index(kind: str, store: Store, file: File, make: Callable[[], Columns]) -> Columns:

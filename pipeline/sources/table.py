@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import ItemTable, Reader, Skipped
+from pipeline.core.text import SET_SEPARATOR
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import FileReader, Source, encode_labels, in_threads, key_array, public_names
 from pipeline.sources.files import relative
@@ -231,7 +232,7 @@ def cell_texts(series: pd.Series[Any]) -> list[str | None]:
 def _text(value: Any) -> str:
     """Write a cell as text; a list of Parquet as a label set, which is a lone bar where it is empty."""
     if isinstance(value, (list, tuple, np.ndarray)):
-        return "|".join(map(str, value)) or "|"
+        return SET_SEPARATOR.join(map(str, value)) or SET_SEPARATOR
     return str(value)
 
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from pipeline.core.items import Status
+from pipeline.core.system import processor_count
 from pipeline.embed import open_pool
 from pipeline.errors import SourceError
-from pipeline.processors import processor_count
 from pipeline.sources.reopen import reopen_source
 
 if TYPE_CHECKING:

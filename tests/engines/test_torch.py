@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.backbones import Backbone, load_backbone
+from pipeline.core.devices import device_precisions, pick_devices
 from pipeline.engines import open_engine, precisions
 from pipeline.engines.multi import MultiEngine
 from pipeline.engines.replay import WARM_UP_PASSES, recorded
 from pipeline.engines.selfcheck import least_cosine
-from pipeline.engines.torch import TorchEngine, _parts, default_batch, device_precisions, pick_devices
+from pipeline.engines.torch import TorchEngine, _parts, default_batch
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
