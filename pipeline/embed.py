@@ -18,9 +18,9 @@ import numpy as np
 
 from pipeline.core.items import Status
 from pipeline.core.system import processor_count
-from pipeline.decode import GPU, PILLOW, DecodePolicy
-from pipeline.decode_pool import TASKS_PER_WORKER, Batch, DecodePool, Limits
-from pipeline.decode_worker import TASK_IMAGES, Outcome
+from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
+from pipeline.decoding.pool import TASKS_PER_WORKER, Batch, DecodePool, Limits
+from pipeline.decoding.worker import TASK_IMAGES, Outcome
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.core.items import Reader
+    from pipeline.decoding.preprocess import Preprocess
     from pipeline.engines import Embeddings, Engine
-    from pipeline.preprocess import Preprocess
     from pipeline.sources import Source
 
 AUTO = "auto"
@@ -359,7 +359,7 @@ def open_pool(
     Parameters
     ----------
     reader, decode, preprocess, **sizes
-        See `pipeline.decode_pool.DecodePool`.
+        See `pipeline.decoding.pool.DecodePool`.
     device : str
         See `pipeline.engines.open_engine`.
 
@@ -370,7 +370,7 @@ def open_pool(
     """
     if decode.jpeg_decoder != GPU:
         return DecodePool(reader, decode, preprocess, **sizes)
-    from pipeline.gpu_decode import GpuDecodePool, decode_device
+    from pipeline.decoding.gpu import GpuDecodePool, decode_device
 
     return GpuDecodePool(reader, decode, preprocess, device=decode_device(device), **sizes)
 

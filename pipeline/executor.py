@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
-    from pipeline.decode import DecodePolicy
-    from pipeline.decode_worker import Outcome
+    from pipeline.decoding.image import DecodePolicy
+    from pipeline.decoding.worker import Outcome
     from pipeline.embed import RunSettings
     from pipeline.engines import Embeddings
     from pipeline.sources import Source

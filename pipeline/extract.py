@@ -28,7 +28,7 @@ from pipeline.cache.update import open_successor
 from pipeline.core.items import ItemTable, Status
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
-from pipeline.decode import GPU, PILLOW, DecodePolicy
+from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embed import AUTO, RunSettings, spec_of_decode
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.executor import Executor, LocalExecutor

@@ -15,7 +15,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
-from pipeline.decode import DecodeError, DecodePolicy, upright_rgb
+from pipeline.decoding.image import DecodeError, DecodePolicy, upright_rgb
 from pipeline.embed import (
     CHECK_IMAGES,
     RunSettings,

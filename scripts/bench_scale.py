@@ -26,8 +26,8 @@ from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable
 from pipeline.core.shards import ShardRecord, items_sha256
 from pipeline.core.spec import canonical_json, fingerprint
-from pipeline.decode import DecodePolicy
-from pipeline.decode_worker import prepare
+from pipeline.decoding.image import DecodePolicy
+from pipeline.decoding.worker import prepare
 from pipeline.embed import RunSettings, choose_engine
 from pipeline.sources import open_source
 

@@ -13,8 +13,8 @@ from unittest import mock
 
 import numpy as np
 
+from pipeline.decoding.preprocess import Preprocess
 from pipeline.engines.base import Engine
-from pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

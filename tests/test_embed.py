@@ -13,7 +13,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
 from pipeline.backbones import Backbone, load_backbone
-from pipeline.decode import DecodePolicy
+from pipeline.decoding.image import DecodePolicy
 from pipeline.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import BackboneError, EngineError, FingerprintError

@@ -10,7 +10,7 @@ from PIL import Image
 
 from pipeline import open_cache
 from pipeline.core.items import Status
-from pipeline.decode import DecodePolicy
+from pipeline.decoding.image import DecodePolicy
 from pipeline.embed import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract

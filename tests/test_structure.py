@@ -84,7 +84,7 @@ def test_only_the_command_line_prints() -> None:
         "import pipeline.cache.verify",
         "import pipeline.cli",
         "from pipeline.heads import load_head",
-        "import pipeline.decode_worker",
+        "import pipeline.decoding.worker",
     ],
 )
 def test_torch_is_not_imported_where_it_is_not_needed(code: str) -> None:

@@ -233,7 +233,7 @@ def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]
     """Return one sheet of small pictures, which points they belong to, and how many stand in a row."""
     from PIL import Image, ImageOps
 
-    from pipeline.decode import DecodeError, DecodePolicy, decode_image
+    from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_ON_A_MAP])
     tiles, pictured = [], []

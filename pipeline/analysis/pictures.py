@@ -75,7 +75,7 @@ def small_copies(cache: Any, rows: Ints) -> tuple[NDArray[np.uint8], NDArray[np.
 def _small_copy(data: bytes | None) -> NDArray[np.uint8] | None:
     from PIL import Image
 
-    from pipeline.decode import DecodeError, DecodePolicy, decode_image
+    from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 
     if data is None:
         return None

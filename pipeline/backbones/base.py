@@ -17,7 +17,7 @@ from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
-    from pipeline.preprocess import Preprocess
+    from pipeline.decoding.preprocess import Preprocess
 
 POOLINGS = ("avg", "max", "gem", "cls", "flatten")
 GEM_FLOOR = 1e-6

@@ -162,7 +162,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         time_limit: float,
         **others: Any,
     ) -> None:
-        from pipeline.decode_pool import Limits
+        from pipeline.decoding.pool import Limits
         from pipeline.embed import RunSettings
 
         limits = Limits(seconds=time_limit)

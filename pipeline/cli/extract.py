@@ -94,7 +94,7 @@ def extract(
     Stop it at any time: the same command goes on where it stopped.
     """
     from pipeline.core.shards import Shard
-    from pipeline.decode import GPU, PILLOW, DecodePolicy
+    from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
     from pipeline.extract import ExtractSettings
     from pipeline.extract import extract as extract_images
 

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import HASH_BYTES, Reader
-from pipeline.decode import GPU
-from pipeline.decode_worker import Outcome
+from pipeline.decoding.image import GPU
+from pipeline.decoding.worker import Outcome
 from pipeline.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
 from pipeline.errors import EngineError, PipelineError, first_line
 from pipeline.executor import Executor
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
-    from pipeline.decode import DecodePolicy
+    from pipeline.decoding.image import DecodePolicy
     from pipeline.embed import RunSettings
     from pipeline.engines import Embeddings
     from pipeline.executor import Finished

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.items import ItemTable, Reader, Skipped
-from pipeline.decode import SNIFF_BYTES, is_image
+from pipeline.decoding.image import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
 from pipeline.sources.base import (
     MAX_FILE_BYTES,

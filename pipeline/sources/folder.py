@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.core.files import file_identity
 from pipeline.core.items import ItemTable, Reader, Skipped
-from pipeline.decode import SNIFF_BYTES, is_image
+from pipeline.decoding.image import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
 from pipeline.sources.base import FileReader, Source, in_threads, key_array, labels_from_folders, unchanged_since
 

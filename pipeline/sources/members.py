@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import numpy as np
 
 from pipeline.core.items import ItemTable, Skipped
-from pipeline.decode import is_image
+from pipeline.decoding.image import is_image
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import (
     MAX_MEMBER_BYTES,

@@ -7,7 +7,7 @@ import posixpath
 import re
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decode import is_image
+from pipeline.decoding.image import is_image
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import Source, in_threads
 from pipeline.sources.carried import CarriedSource

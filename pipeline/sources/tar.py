@@ -8,7 +8,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decode import SNIFF_BYTES
+from pipeline.decoding.image import SNIFF_BYTES
 from pipeline.sources.base import MAX_MEMBER_BYTES
 from pipeline.sources.members import (
     CUT_OFF,

@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decode import SNIFF_BYTES
+from pipeline.decoding.image import SNIFF_BYTES
 from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
 from pipeline.sources.members import (
     ENCRYPTED,

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.cache import Cache
-    from pipeline.decode import DecodePolicy
-    from pipeline.decode_pool import Batch
-    from pipeline.preprocess import Preprocess
+    from pipeline.decoding.image import DecodePolicy
+    from pipeline.decoding.pool import Batch
+    from pipeline.decoding.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "standard", "strong")
 

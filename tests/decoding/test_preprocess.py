@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
-from pipeline.preprocess import Preprocess
+from pipeline.decoding.preprocess import Preprocess
 
 HALF = (0.5, 0.5, 0.5)
 

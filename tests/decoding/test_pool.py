@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from pipeline.core.items import Status
-from pipeline.decode import DecodePolicy
-from pipeline.decode_pool import DecodePool, Limits
+from pipeline.decoding.image import DecodePolicy
+from pipeline.decoding.pool import DecodePool, Limits
+from pipeline.decoding.preprocess import Preprocess
 from pipeline.errors import PipelineError
-from pipeline.preprocess import Preprocess
 from tests.faulty_reader import FaultyReader
 
 PREPROCESS = Preprocess((32,), (32, 32), "bilinear", (0.5,) * 3, (0.5,) * 3)
@@ -135,20 +135,21 @@ def test_workers_killed_from_outside_cost_no_image(tmp_path: Path) -> None:
 def test_workers_that_never_live_long_are_an_error_and_no_endless_loop(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline import decode_pool
+    from pipeline.decoding import pool as pool_module
 
-    monkeypatch.setattr(decode_pool, "DEATHS_IN_VAIN", 3)
-    dies = "import pipeline.decode_worker as w, os; w._work = lambda *a: os._exit(9); " + decode_pool.WORKER
-    monkeypatch.setattr(decode_pool, "WORKER", dies)
-    monkeypatch.setattr(decode_pool, "CRASHES_TO_BLAME", 100)
+    monkeypatch.setattr(pool_module, "DEATHS_IN_VAIN", 3)
+    dies = "import pipeline.decoding.worker as w, os; w._work = lambda *a: os._exit(9); " + pool_module.WORKER
+    monkeypatch.setattr(pool_module, "WORKER", dies)
+    monkeypatch.setattr(pool_module, "CRASHES_TO_BLAME", 100)
     with pytest.raises(PipelineError, match="3 ended one after the other"):
         run(pool_of(tmp_path / "log"), mostly_good({}))
 
 
 def test_workers_that_do_not_start_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import decode_pool
 
-    monkeypatch.setattr(decode_pool, "WORKER", "import sys; sys.exit(3)")
+    from pipeline.decoding import pool as pool_module
+
+    monkeypatch.setattr(pool_module, "WORKER", "import sys; sys.exit(3)")
     with pytest.raises(PipelineError, match="exit code 3"):
         run(pool_of(tmp_path / "log"), mostly_good({}))
 
@@ -172,7 +173,7 @@ def test_orphans_of_a_killed_run_end_by_themselves(tmp_path: Path) -> None:
     code = f"""
 import numpy as np
 from pathlib import Path
-from tests.test_decode_pool import *
+from tests.decoding.test_pool import *
 pool = pool_of(Path({str(tmp_path / "log")!r}), workers=1, limits=Limits(seconds=1.0))
 print(pool._workers[0].process.pid, flush=True)
 list(pool.batches(np.arange(1), ["hang"].__getitem__))

@@ -1,6 +1,6 @@
 """Bytes → uint8 RGB: one stated policy for orientation, transparency, depth, animation and size.
 
-Needs Pillow and NumPy only: decode workers import this module and `pipeline.preprocess`, and start quickly.
+Needs Pillow and NumPy only: decode workers import this module and `pipeline.decoding.preprocess`, and start quickly.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class DecodePolicy:
         least twice the size they are then resized to.
     jpeg_decoder : str
         ``"pillow"``, or ``"gpu"``: the JPEGs that `is_plain_jpeg` knows are decoded and prepared on a CUDA device
-        (`pipeline.gpu_decode`), and all other images as ever.
+        (`pipeline.decoding.gpu`), and all other images as ever.
     formats : tuple of str
         Pillow's names of the formats that are decoded at all.
     """
@@ -151,7 +151,7 @@ def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uin
 
 
 def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None = None) -> Image.Image:
-    """Decode to an upright RGB Pillow image; the form that `pipeline.preprocess` continues from.
+    """Decode to an upright RGB Pillow image; the form that `pipeline.decoding.preprocess` continues from.
 
     Parameters
     ----------

@@ -19,8 +19,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.decode import PILLOW, DecodePolicy
-from pipeline.decode_pool import DecodePool
+from pipeline.decoding.image import PILLOW, DecodePolicy
+from pipeline.decoding.pool import DecodePool
 from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.core.items import Reader
-    from pipeline.decode_pool import Batch
-    from pipeline.preprocess import Preprocess
+    from pipeline.decoding.pool import Batch
+    from pipeline.decoding.preprocess import Preprocess
 
 RESAMPLING = ("bilinear", "bicubic")
 """Which PyTorch resizes with antialiasing, as Pillow does."""
 AT_ONCE = 32
-"""JPEGs a call decodes: what is on the device at full size is bounded by it, and by `pipeline.decode.GPU_PIXELS`."""
+"""JPEGs a call decodes: what is on the device at full size is bounded by it, and by `GPU_PIXELS`."""
 
 
 def decode_device(device: str) -> torch.device:
@@ -65,7 +65,7 @@ def decode_device(device: str) -> torch.device:
 
 
 class GpuDecodePool(DecodePool):
-    """A decode pool whose plain JPEGs are decoded and prepared on a device; see `pipeline.decode.is_plain_jpeg`.
+    """A decode pool whose plain JPEGs are decoded and prepared on a device; see `is_plain_jpeg`.
 
     What the device refuses goes to decode workers after all, so that a damaged file has the outcome it always has, in
     a process of its own.
@@ -73,7 +73,7 @@ class GpuDecodePool(DecodePool):
     Parameters
     ----------
     reader, policy, preprocess, batch_size, workers, slots, limits
-        See `pipeline.decode_pool.DecodePool`.
+        See `pipeline.decoding.pool.DecodePool`.
     device : torch.device
         Where to decode.
 

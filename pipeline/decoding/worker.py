@@ -1,6 +1,6 @@
 """A decode worker: reads, hashes, decodes and prepares images into shared memory.
 
-`pipeline.decode_pool` starts it: a process of its own, so that a decoder that crashes, hangs or eats memory costs one
+`pipeline.decoding.pool` starts it: a process of its own, so that a decoder that crashes, hangs or eats memory costs one
 image, not the run.
 """
 
@@ -21,8 +21,8 @@ from PIL import Image
 
 from pipeline.core.items import HASH_BYTES, Status, content_hash
 from pipeline.core.system import limit_memory
-from pipeline.decode import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
-from pipeline.read_ahead import ReadAhead
+from pipeline.decoding.image import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
+from pipeline.decoding.prefetch import ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.core.items import Reader
-    from pipeline.preprocess import Preprocess
+    from pipeline.decoding.preprocess import Preprocess
 
 TASK_IMAGES = 8
 NOBODY, IDLE = -1, 0

@@ -12,27 +12,28 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 
-from pipeline import gpu_decode, open_cache
+from pipeline import open_cache
 from pipeline.backbones import load_backbone
 from pipeline.cli import cli
 from pipeline.core.items import Status
 from pipeline.core.spec import fingerprint
-from pipeline.decode import GPU, GPU_BYTES, DecodePolicy, is_plain_jpeg
-from pipeline.decode_pool import DecodePool
-from pipeline.decode_worker import prepare
+from pipeline.decoding import gpu
+from pipeline.decoding.gpu import GpuDecodePool, prepare_jpegs
+from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, is_plain_jpeg
+from pipeline.decoding.pool import DecodePool
+from pipeline.decoding.preprocess import Preprocess
+from pipeline.decoding.worker import prepare
 from pipeline.embed import RunSettings, decode_of_spec
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import EngineError, FingerprintError, PipelineError
 from pipeline.extract import ExtractSettings, extract, make_spec
-from pipeline.gpu_decode import GpuDecodePool, prepare_jpegs
-from pipeline.preprocess import Preprocess
 from pipeline.scale.cluster import RayExecutor
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.decode_pool import Batch
+    from pipeline.decoding.pool import Batch
 
 CPU = torch.device("cpu")
 ON_GPU = DecodePolicy(jpeg_decoder=GPU)
@@ -64,7 +65,7 @@ def preprocess(**others: Any) -> Preprocess:
 
 @pytest.fixture
 def device_is_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gpu_decode, "decode_device", lambda device: CPU)
+    monkeypatch.setattr(gpu, "decode_device", lambda device: CPU)
 
 
 @pytest.fixture(scope="module")
@@ -218,8 +219,8 @@ def test_a_device_that_gives_other_pixels_is_left_out(
 ) -> None:
     retry = replace(SETTINGS, retry_failed=True)
     extract(str(mixed_folder), tmp_path / "sound.h5", SETTINGS)
-    whole = gpu_decode.prepared
-    monkeypatch.setattr(gpu_decode, "prepared", lambda image, how: 255 - whole(image, how))
+    whole = gpu.prepared
+    monkeypatch.setattr(gpu, "prepared", lambda image, how: 255 - whole(image, how))
     said: list[str] = []
     path = tmp_path / "c.h5"
     extract(str(mixed_folder), path, SETTINGS, say=said.append)
@@ -264,7 +265,7 @@ def test_a_device_that_decodes_nothing_is_an_error(mixed_folder: Path, monkeypat
     def missing(encoded: Any, device: Any) -> Any:
         raise RuntimeError("not compiled with nvJPEG support")
 
-    monkeypatch.setattr(gpu_decode, "_decoded", missing)
+    monkeypatch.setattr(gpu, "_decoded", missing)
     source = open_source(str(mixed_folder))
     with pytest.raises(EngineError, match=r"it cannot \(not compiled with nvJPEG support\): leave it out"):
         GpuDecodePool(source.reader(), ON_GPU, preprocess(), device=CPU, batch_size=2, workers=1)

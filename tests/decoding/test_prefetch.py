@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline import read_ahead
-from pipeline.read_ahead import AHEAD_BYTES, SLOW_READ_S, ReadAhead
+from pipeline.decoding import prefetch
+from pipeline.decoding.prefetch import AHEAD_BYTES, SLOW_READ_S, ReadAhead
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -136,7 +136,7 @@ def test_what_is_held_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> No
         time.sleep(SLOW_READ_S * 2)
         return bytes(1000)
 
-    monkeypatch.setattr(read_ahead, "AHEAD_BYTES", 3000)
+    monkeypatch.setattr(prefetch, "AHEAD_BYTES", 3000)
     assert AHEAD_BYTES > 3000
     ahead, _ = ahead_of(reader)
     for _ in range(3):

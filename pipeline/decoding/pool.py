@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.system import child_environment
-from pipeline.decode_worker import (
+from pipeline.decoding.worker import (
     IDLE,
     NOBODY,
     READING,
@@ -45,8 +45,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.core.items import Reader
-    from pipeline.decode import DecodePolicy
-    from pipeline.preprocess import Preprocess
+    from pipeline.decoding.image import DecodePolicy
+    from pipeline.decoding.preprocess import Preprocess
 
 TASKS_PER_WORKER = 2
 CRASHES_TO_BLAME = 2
@@ -57,7 +57,7 @@ DEATHS_IN_VAIN = 20
 """Workers that may die one after the other with nothing done between: then it is the machine, not an image."""
 CHECK_EVERY_S = 0.25
 # Not ``-m``: its classes would be those of ``__main__``, and could not be sent back.
-WORKER = "import sys; from pipeline.decode_worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
+WORKER = "import sys; from pipeline.decoding.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
 
 
 @dataclass(frozen=True, slots=True)

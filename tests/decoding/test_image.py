@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.core.items import Status
-from pipeline.decode import SNIFF_BYTES, DecodeError, DecodePolicy, decode, decode_image, is_image
+from pipeline.decoding.image import SNIFF_BYTES, DecodeError, DecodePolicy, decode, decode_image, is_image
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
