@@ -48,7 +48,7 @@ def open_engine(
         The device or the precision is not to be had here.
     """
     from pipeline.core.devices import pick_devices
-    from pipeline.engines.multi import MultiEngine
+    from pipeline.engines.multi_device import MultiEngine
     from pipeline.engines.torch import TorchEngine, default_batch
 
     if precision == "mixed" and device == "auto":

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.core.devices import describe_device, device_precisions
 from pipeline.engines.base import Embeddings, Engine
-from pipeline.engines.fold import folded
-from pipeline.engines.replay import recorded
+from pipeline.engines.cuda_graph import recorded
+from pipeline.engines.fold_batchnorm import folded
 from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ import numpy as np
 from pipeline.core.items import ItemTable, Reader
 from pipeline.core.spec import FORMAT
 from pipeline.errors import SourceError, first_line
+from pipeline.sources.archive import shard_names
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, key_array
-from pipeline.sources.members import shard_names
 from pipeline.sources.store import LocalStore
 from pipeline.sources.urls import public
 

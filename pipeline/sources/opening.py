@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline.decoding.image import is_image
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import Source, in_threads
-from pipeline.sources.carried import CarriedSource
 from pipeline.sources.files import FilesSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.hdf5 import Hdf5Source
-from pipeline.sources.labels import with_labels
+from pipeline.sources.in_process import CarriedSource
+from pipeline.sources.label_table import with_labels
 from pipeline.sources.parquet import ParquetSource, image_columns
 from pipeline.sources.store import IN_PROCESS, File, LocalStore, RemoteStore, Store, open_store
 from pipeline.sources.table import PARQUET_MAGIC, TableSource

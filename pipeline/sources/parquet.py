@@ -15,8 +15,8 @@ import numpy as np
 
 from pipeline.core.items import ItemTable, Reader, Skipped
 from pipeline.errors import SourceError, first_line
+from pipeline.sources.archive import shard_names
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, in_threads, key_array
-from pipeline.sources.members import shard_names
 from pipeline.sources.store import LocalStore
 from pipeline.sources.table import cell_texts, column_values, without_long_texts
 from pipeline.sources.urls import public

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.decoding.image import SNIFF_BYTES
-from pipeline.sources.base import MAX_MEMBER_BYTES
-from pipeline.sources.members import (
+from pipeline.sources.archive import (
     CUT_OFF,
     MAX_SIDECAR_BYTES,
     NOT_A_FILE,
@@ -20,6 +19,7 @@ from pipeline.sources.members import (
     is_sidecar,
     judge,
 )
+from pipeline.sources.base import MAX_MEMBER_BYTES
 
 if TYPE_CHECKING:
     from typing import BinaryIO

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.decoding.image import SNIFF_BYTES
-from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
-from pipeline.sources.members import (
+from pipeline.sources.archive import (
     ENCRYPTED,
     IMAGE,
     MAX_SIDECAR_BYTES,
@@ -24,6 +23,7 @@ from pipeline.sources.members import (
     is_sidecar,
     judge,
 )
+from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
 from pipeline.sources.store import LocalStore
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.core.devices import device_precisions, pick_devices
 from pipeline.engines import open_engine, precisions
-from pipeline.engines.multi import MultiEngine
-from pipeline.engines.replay import WARM_UP_PASSES, recorded
+from pipeline.engines.cuda_graph import WARM_UP_PASSES, recorded
+from pipeline.engines.multi_device import MultiEngine
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.engines.torch import TorchEngine, _parts, default_batch
 from pipeline.errors import EngineError

@@ -153,7 +153,7 @@ def test_an_image_lost_from_memory_fails_in_its_row(places: dict[str, str], tmp_
 
 
 def test_indexes_are_kept_for_archives(places: dict[str, str]) -> None:
-    from pipeline.sources.index import index_folder
+    from pipeline.sources.archive_index import index_folder
 
     open_source(places["tar shards"])
     assert len(list(index_folder().iterdir())) >= 4

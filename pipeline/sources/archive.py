@@ -19,6 +19,7 @@ import numpy as np
 from pipeline.core.items import ItemTable, Skipped
 from pipeline.decoding.image import is_image
 from pipeline.errors import SourceError, first_line
+from pipeline.sources.archive_index import kept_index
 from pipeline.sources.base import (
     MAX_MEMBER_BYTES,
     Source,
@@ -28,13 +29,12 @@ from pipeline.sources.base import (
     labels_from_folders,
     public_names,
 )
-from pipeline.sources.index import kept_index
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.sources.index import Columns
+    from pipeline.sources.archive_index import Columns
     from pipeline.sources.store import File, Store
 
 MAX_NAME_BYTES = 1024

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.sources import open_source, tar
-from pipeline.sources.index import index_folder
+from pipeline.sources.archive_index import index_folder
 from scripts.source_variants import make_tars
 from tests.faulty_reader import picture
 

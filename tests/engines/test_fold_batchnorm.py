@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Body, assemble
-from pipeline.engines.fold import folded
+from pipeline.engines.fold_batchnorm import folded
 from pipeline.engines.selfcheck import least_cosine, reference
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import SourceError
-from pipeline.sources import members as members_module
+from pipeline.sources import archive as members_module
 from pipeline.sources import open_source
 from scripts.source_variants import add_to_tar
 from tests.faulty_reader import picture
