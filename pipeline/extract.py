@@ -29,10 +29,10 @@ from pipeline.core.items import ItemTable, Status
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
-from pipeline.embed import AUTO, RunSettings, spec_of_decode
+from pipeline.embedding.bottleneck import ReadOut, read_out
+from pipeline.embedding.embed import AUTO, RunSettings, spec_of_decode
+from pipeline.embedding.executor import Executor, LocalExecutor
 from pipeline.errors import CacheError, FingerprintError, PipelineError
-from pipeline.executor import Executor, LocalExecutor
-from pipeline.readout import ReadOut, read_out
 from pipeline.sources import Source, open_source, public
 from pipeline.sources.shard import ShardSource
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.core.shards import Shard, ShardRecord
+    from pipeline.embedding.executor import Finished
     from pipeline.engines import Embeddings
-    from pipeline.executor import Finished
 
 DTYPES = ("float32", "float16")
 VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")

@@ -28,7 +28,7 @@ from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
 from pipeline.compare import Comparison, compare_runs, predictions_of
 from pipeline.core.spec import fingerprint
-from pipeline.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.embedding.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import HeadError, PipelineError
 from pipeline.extract import ExtractSettings, make_spec
 from pipeline.fitting.rows import Rows, select_rows

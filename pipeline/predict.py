@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import Status
-from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.embedding.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.errors import PipelineError
 from pipeline.evaluate_labels import THRESHOLD, joined
 from pipeline.heads import load_head

@@ -43,7 +43,7 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.core.system import processor_count
 from pipeline.decoding.image import DecodePolicy
 from pipeline.decoding.pool import DecodePool
-from pipeline.embed import RunSettings, choose_engine
+from pipeline.embedding.embed import RunSettings, choose_engine
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
 

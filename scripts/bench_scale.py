@@ -28,7 +28,7 @@ from pipeline.core.shards import ShardRecord, items_sha256
 from pipeline.core.spec import canonical_json, fingerprint
 from pipeline.decoding.image import DecodePolicy
 from pipeline.decoding.worker import prepare
-from pipeline.embed import RunSettings, choose_engine
+from pipeline.embedding.embed import RunSettings, choose_engine
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:

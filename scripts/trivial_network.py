@@ -75,6 +75,8 @@ def trivial_network(size: int = 32, batch_size: int = 64) -> Iterator[None]:
     """Let `pipeline.extract.extract` run this instead of a real network; the command line offers no such thing."""
     with (
         mock.patch("pipeline.backbones.load_backbone", return_value=TrivialBackbone(size)),
-        mock.patch("pipeline.executor.choose_engine", return_value=(TrivialEngine(batch_size), {"images": 0})),
+        mock.patch(
+            "pipeline.embedding.executor.choose_engine", return_value=(TrivialEngine(batch_size), {"images": 0})
+        ),
     ):
         yield

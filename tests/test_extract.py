@@ -11,7 +11,7 @@ from PIL import Image
 from pipeline import open_cache
 from pipeline.core.items import Status
 from pipeline.decoding.image import DecodePolicy
-from pipeline.embed import RunSettings
+from pipeline.embedding.embed import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.info import describe, describe_failures

@@ -9,7 +9,7 @@ import click
 from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say, stop_on_signal
 
 if TYPE_CHECKING:
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.embed import RunSettings
     from pipeline.extract import Summary
 
 
@@ -118,7 +118,7 @@ def extract(
     )
     executor = None
     if ray_address is not None:
-        from pipeline.scale.cluster import RayExecutor
+        from pipeline.embedding.ray import RayExecutor
 
         executor = RayExecutor(ray_address or None, actors=ray_actors or 0)
     progress = ProgressLine("extract")

@@ -23,11 +23,11 @@ from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, is_plain_jpeg
 from pipeline.decoding.pool import DecodePool
 from pipeline.decoding.preprocess import Preprocess
 from pipeline.decoding.worker import prepare
-from pipeline.embed import RunSettings, decode_of_spec
+from pipeline.embedding.embed import RunSettings, decode_of_spec
+from pipeline.embedding.ray import RayExecutor
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import EngineError, FingerprintError, PipelineError
 from pipeline.extract import ExtractSettings, extract, make_spec
-from pipeline.scale.cluster import RayExecutor
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from timm.data.transforms_factory import create_transform
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.decoding.image import DecodePolicy
-from pipeline.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.embedding.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import BackboneError, EngineError, FingerprintError
 from pipeline.extract import ExtractSettings, make_spec

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.readout import ADVICE, read_out
+from pipeline.embedding.bottleneck import ADVICE, read_out
 
 
 @pytest.mark.parametrize(

@@ -17,11 +17,11 @@ import pytest
 from pipeline import open_cache
 from pipeline.cache.verify import verify
 from pipeline.core.items import Status
-from pipeline.embed import RunSettings
+from pipeline.embedding import ray as ray_module
+from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.ray import RayExecutor
 from pipeline.errors import EngineError
 from pipeline.extract import ExtractSettings, extract
-from pipeline.scale import cluster
-from pipeline.scale.cluster import RayExecutor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,12 +74,12 @@ def plain(archive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def nodes(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Any, list[Any]]]:
     """Yield a cluster of a head that lends nothing and two nodes, and these two."""
-    for name, value in cluster.QUIET.items():
+    for name, value in ray_module.QUIET.items():
         monkeypatch.setenv(name, value)
     ray: Any = pytest.importorskip("ray", reason="needs the extra 'ray'")
     Cluster: Any = pytest.importorskip("ray.cluster_utils").Cluster
-    monkeypatch.setattr(cluster, "CHUNK_IMAGES", 16)
-    monkeypatch.setattr(cluster, "CHUNK_BATCHES", 1)
+    monkeypatch.setattr(ray_module, "CHUNK_IMAGES", 16)
+    monkeypatch.setattr(ray_module, "CHUNK_BATCHES", 1)
     made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     try:
         both = [made.add_node(num_cpus=1, include_dashboard=False) for _ in range(2)]

@@ -16,7 +16,7 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
 from pipeline.decoding.image import DecodeError, DecodePolicy, upright_rgb
-from pipeline.embed import (
+from pipeline.embedding.embed import (
     CHECK_IMAGES,
     RunSettings,
     backbone_of_spec,

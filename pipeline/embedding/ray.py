@@ -23,9 +23,9 @@ import numpy as np
 from pipeline.core.items import HASH_BYTES, Reader
 from pipeline.decoding.image import GPU
 from pipeline.decoding.worker import Outcome
-from pipeline.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
+from pipeline.embedding.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
+from pipeline.embedding.executor import Executor
 from pipeline.errors import EngineError, PipelineError, first_line
-from pipeline.executor import Executor
 from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.decoding.image import DecodePolicy
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.embed import RunSettings
+    from pipeline.embedding.executor import Finished
     from pipeline.engines import Embeddings
-    from pipeline.executor import Finished
     from pipeline.sources import Source
 
 CHUNK_IMAGES = 256

@@ -1,4 +1,4 @@
-"""Where images become embeddings: on this machine, or on many (`pipeline.scale.cluster`).
+"""Where images become embeddings: on this machine, or on many (`pipeline.embedding.ray`).
 
 An executor is opened on a sample of the images, which decides engine and precision once, and is then given rows.
 Planning and writing are not its business: `pipeline.extract` does them.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.embed import choose_decode, choose_engine, embed, worker_count
+from pipeline.embedding.embed import choose_decode, choose_engine, embed, worker_count
 
 if TYPE_CHECKING:
     import threading
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pipeline.backbones import Backbone
     from pipeline.decoding.image import DecodePolicy
     from pipeline.decoding.worker import Outcome
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.embed import RunSettings
     from pipeline.engines import Embeddings
     from pipeline.sources import Source
 
@@ -73,14 +73,14 @@ class Executor(ABC):
         Raises
         ------
         EngineError
-            See `pipeline.embed.choose_engine` and `choose_decode`; nothing is left open.
+            See `pipeline.embedding.embed.choose_engine` and `choose_decode`; nothing is left open.
         """
 
     @abstractmethod
     def embed(
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
     ) -> Iterator[tuple[Finished, Embeddings]]:
-        """Yield rows with their outcomes and embeddings, in any order; see `pipeline.embed.embed`."""
+        """Yield rows with their outcomes and embeddings, in any order; see `pipeline.embedding.embed.embed`."""
 
     @abstractmethod
     def close(self) -> None:

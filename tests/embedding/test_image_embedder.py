@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 
 import pipeline
 from pipeline import ImageEmbedder
-from pipeline.embed import RunSettings
+from pipeline.embedding.embed import RunSettings
 from pipeline.errors import PipelineError
 from pipeline.extract import ExtractSettings, extract
 
@@ -57,7 +57,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*args: Any) -> None:
         raise AssertionError("the network was opened")
 
-    monkeypatch.setattr("pipeline.image_embedder._network", refuse)
+    monkeypatch.setattr("pipeline.embedding.image_embedder._network", refuse)
 
 
 @pytest.mark.usefixtures("no_network")
