@@ -79,7 +79,7 @@ def test_only_the_command_line_prints() -> None:
         "import pipeline",
         "from pipeline import open_cache",
         "import pipeline; pipeline.open",
-        "import pipeline.export",
+        "import pipeline.selection.export",
         "import pipeline.info",
         "import pipeline.cache.verify",
         "import pipeline.cli",

@@ -129,7 +129,7 @@ def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: 
         worst = export_onnx(cache, output)
         say(f"{output} written; its probabilities lie within {worst:.1g} of PyTorch's")
         return
-    from pipeline.export import export as export_rows
+    from pipeline.selection.export import export as export_rows
 
     progress = ProgressLine("export", unit="rows")
     try:

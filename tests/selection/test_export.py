@@ -15,14 +15,14 @@ from click.testing import CliRunner
 import pipeline
 from pipeline.cli import cli
 from pipeline.errors import PipelineError
-from pipeline.export import KINDS, export
+from pipeline.selection.export import KINDS, export
 from tests.cache import synthetic
-from tests.test_selection import make_mixed
+from tests.selection.test_selection import make_mixed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.selection import Selection
+    from pipeline.selection.selection import Selection
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def blocks_of_seven(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.selection.BLOCK_BYTES", 7 * 5 * 4)
+    monkeypatch.setattr("pipeline.selection.selection.BLOCK_BYTES", 7 * 5 * 4)
 
 
 def texts(selection: Selection) -> list[str]:
@@ -106,7 +106,7 @@ def test_nothing_is_half_written(path: Path, tmp_path: Path, monkeypatch: pytest
     def fill_up(*args: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("pipeline.export.np.lib.format.write_array_header_1_0", fill_up)
+    monkeypatch.setattr("pipeline.selection.export.np.lib.format.write_array_header_1_0", fill_up)
     with pytest.raises(PipelineError, match="No space left on device: free space"):
         export(path, tmp_path / "a.npy", "npy")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.npy", b"old")]

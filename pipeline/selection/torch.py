@@ -11,7 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from pipeline.core.spec import PENULTIMATE
 
 if TYPE_CHECKING:
-    from pipeline.selection import Selection
+    from pipeline.selection.selection import Selection
 
 
 class EmbeddingDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):

@@ -1,7 +1,7 @@
 """Rows of a cache as analyses want them: the done ones, chosen by split or label, joined with a table.
 
 `pipeline.open` is where other people's scripts begin. A selection has the properties of a cache, and becomes what other
-libraries take (`pipeline.convert`). Imports neither torch nor pandas before they are needed.
+libraries take (`pipeline.selection.convert`). Imports neither torch nor pandas before they are needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from pipeline.cache import Cache
-    from pipeline.dataset import EmbeddingDataset
+    from pipeline.selection.torch import EmbeddingDataset
 
 KEY = "key"
 TAKEN = (KEY, "label", "embedding")
@@ -327,26 +327,26 @@ class Selection:
         return int(self.cache.layers[_known([layer], self.layers, "layer")[0]].shape[1])
 
     def to_pandas(self, layer: str | None = PENULTIMATE) -> pd.DataFrame:
-        """Return a table indexed by key: ``label``, the columns, ``e0`` … ; see `pipeline.convert.to_pandas`."""
-        from pipeline.convert import to_pandas
+        """Return a table indexed by key: ``label``, the columns, ``e0`` … ; see `convert.to_pandas`."""
+        from pipeline.selection.convert import to_pandas
 
         return to_pandas(self, layer)
 
     def to_arrow(self, layer: str | None = PENULTIMATE) -> pa.Table:
-        """Return a table of ``key``, ``label``, the columns, ``embedding``; see `pipeline.convert.to_arrow`."""
-        from pipeline.convert import to_arrow
+        """Return a table of ``key``, ``label``, the columns, ``embedding``; see `convert.to_arrow`."""
+        from pipeline.selection.convert import to_arrow
 
         return to_arrow(self, layer)
 
     def to_anndata(self, layer: str = PENULTIMATE) -> anndata.AnnData:
-        """Return an annotated matrix, as scanpy takes it; see `pipeline.convert.to_anndata`."""
-        from pipeline.convert import to_anndata
+        """Return an annotated matrix, as scanpy takes it; see `convert.to_anndata`."""
+        from pipeline.selection.convert import to_anndata
 
         return to_anndata(self, layer)
 
     def to_torch(self, layer: str = PENULTIMATE) -> EmbeddingDataset:
-        """Return a PyTorch data set of (embedding, label); see `pipeline.dataset.EmbeddingDataset`."""
-        from pipeline.dataset import EmbeddingDataset
+        """Return a PyTorch data set of (embedding, label); see `EmbeddingDataset`."""
+        from pipeline.selection.torch import EmbeddingDataset
 
         return EmbeddingDataset(self, layer)
 

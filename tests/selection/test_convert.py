@@ -18,14 +18,14 @@ import pipeline
 from pipeline.cache import CacheWriter
 from pipeline.core.items import ItemTable
 from pipeline.errors import PipelineError
-from pipeline.export import export
+from pipeline.selection.export import export
 from tests.cache import synthetic
-from tests.test_selection import make_mixed
+from tests.selection.test_selection import make_mixed
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.selection import Selection
+    from pipeline.selection.selection import Selection
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ import pipeline
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.core.items import ItemTable
 from pipeline.errors import CacheError, PipelineError, SourceError
-from pipeline.selection import BLOCK_BYTES, Selection, Unmatched
+from pipeline.selection.selection import BLOCK_BYTES, Selection, Unmatched
 from tests.cache import synthetic
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def test_join_refuses_what_would_be_wrong(path: Path, tmp_path: Path) -> None:
 def test_blocks_are_the_selection_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     selection = pipeline.open(path)
     assert len(list(selection.blocks())) == 1
-    monkeypatch.setattr("pipeline.selection.BLOCK_BYTES", 7 * selection.width * 4)
+    monkeypatch.setattr("pipeline.selection.selection.BLOCK_BYTES", 7 * selection.width * 4)
     pieces = list(selection.blocks())
     assert [len(piece) for piece in pieces] == [7, 7, 7, 3]
     np.testing.assert_array_equal(np.concatenate([piece.embeddings for piece in pieces]), selection.embeddings)

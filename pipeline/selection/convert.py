@@ -1,6 +1,6 @@
 """A selection of a cache as what other libraries take: pandas, Arrow, AnnData; each is imported when asked for.
 
-PyTorch's part is `pipeline.dataset`.
+PyTorch's part is `pipeline.selection.torch`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from numpy.typing import NDArray
 
-    from pipeline.selection import Selection
+    from pipeline.selection.selection import Selection
 
 OWN_NAMES = ("key", "label", "status", "embedding")
 """What tables call what a cache itself knows, beside ``e0``, ``e1``, …; a column called so becomes ``column_NAME``."""

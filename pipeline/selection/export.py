@@ -12,14 +12,14 @@ import numpy as np
 
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import PipelineError, first_line
-from pipeline.selection import open_selection
+from pipeline.selection.selection import open_selection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     import pyarrow as pa
 
-    from pipeline.selection import Selection
+    from pipeline.selection.selection import Selection
 
 KINDS = ("parquet", "npy", "csv", "h5ad")
 
