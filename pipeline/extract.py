@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
-from pipeline.cache.background import BackgroundWriter
+from pipeline.cache.background_writer import BackgroundWriter
 from pipeline.cache.format import file_attributes
-from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
+from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_successor
 from pipeline.core.items import ItemTable, Status

@@ -21,7 +21,7 @@ import numpy as np
 from pipeline.backbones import load_backbone
 from pipeline.cache import CacheWriter
 from pipeline.cache.merge import merge
-from pipeline.cache.publish import lay_out
+from pipeline.cache.replace import lay_out
 from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable
 from pipeline.core.shards import ShardRecord, items_sha256

@@ -17,7 +17,7 @@ import numpy as np
 
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.merge import merge
-from pipeline.cache.publish import lay_out, publish
+from pipeline.cache.replace import lay_out, publish
 from pipeline.cache.update import open_successor
 from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable

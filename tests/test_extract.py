@@ -9,12 +9,12 @@ import pytest
 from PIL import Image
 
 from pipeline import open_cache
+from pipeline.cache.info import describe, describe_failures
 from pipeline.core.items import Status
 from pipeline.decoding.image import DecodePolicy
 from pipeline.embedding.embed import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract
-from pipeline.info import describe, describe_failures
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:

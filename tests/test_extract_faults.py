@@ -16,7 +16,7 @@ import pytest
 
 from pipeline import open_cache
 from pipeline.cache import write_lock
-from pipeline.cache.publish import unfinished_path
+from pipeline.cache.replace import unfinished_path
 from pipeline.cache.verify import verify
 from pipeline.core.items import Status
 from pipeline.embedding.embed import RunSettings

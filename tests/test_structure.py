@@ -64,8 +64,8 @@ def test_parts_do_not_import_stages_or_the_command_line() -> None:
 def test_only_the_command_line_prints() -> None:
     for file in FILES:
         if (
-            file.parent.name == "cli" or file.name == "probe.py"
-        ):  # the probe is a process of its own that answers on standard output
+            file.parent.name == "cli" or file.name == "sandbox.py"
+        ):  # the sandbox is a process of its own that answers on standard output
             continue
         calls = [
             n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
@@ -80,7 +80,7 @@ def test_only_the_command_line_prints() -> None:
         "from pipeline import open_cache",
         "import pipeline; pipeline.open",
         "import pipeline.selection.export",
-        "import pipeline.info",
+        "import pipeline.cache.info",
         "import pipeline.cache.verify",
         "import pipeline.cli",
         "from pipeline.heads import load_head",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from pipeline.cache.concat import SeveralCaches, open_cache
 from pipeline.cache.lock import write_lock
 from pipeline.cache.reader import Cache
-from pipeline.cache.several import SeveralCaches, open_cache
 from pipeline.cache.writer import CacheWriter
 
 __all__ = [

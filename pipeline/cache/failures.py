@@ -9,7 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cache.publish import UNFINISHED
+from pipeline.cache.replace import UNFINISHED
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:

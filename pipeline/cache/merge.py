@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pipeline.cache.concat import check_all_same_numbers, common_source
 from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.format import file_attributes
 from pipeline.cache.lock import write_lock
-from pipeline.cache.publish import lay_out
 from pipeline.cache.reader import Cache
-from pipeline.cache.several import check_all_same_numbers, common_source
+from pipeline.cache.replace import lay_out
 from pipeline.cache.shard import in_order
 from pipeline.cache.writer import CacheWriter
 from pipeline.core.items import ItemTable, Status

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from pipeline.cache.copy import copy_rows
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.publish import lay_out, remove, unfinished_path
 from pipeline.cache.reader import Cache
+from pipeline.cache.replace import lay_out, remove, unfinished_path
 from pipeline.cache.writer import CacheWriter
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.errors import CacheError
@@ -162,7 +162,7 @@ def open_successor(
     """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
 
     The new file holds every row of the old one that still stands, and those of an update that was interrupted. It takes
-    the old one's place only when `pipeline.cache.publish.publish` is called; readers see the old file until then.
+    the old one's place only when `pipeline.cache.replace.publish` is called; readers see the old file until then.
 
     Parameters
     ----------

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from pipeline.cache import format as fmt
 from pipeline.cache.copy import chunks
 from pipeline.cache.format import Extent, ledger_crcs, row_crcs
-from pipeline.cache.probe import Layout, probe
 from pipeline.cache.reader import Cache
+from pipeline.cache.sandbox import Layout, probe
 from pipeline.core.files import file_identity
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.shards import ShardRecord

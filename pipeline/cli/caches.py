@@ -15,7 +15,7 @@ from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, say
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(cache: str, failed: bool, as_json: bool) -> None:
     """Show what is in a cache and what made it."""
-    from pipeline.info import describe, describe_failures
+    from pipeline.cache.info import describe, describe_failures
 
     if failed:
         for key, reason in describe_failures(cache):

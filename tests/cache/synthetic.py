@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import CacheWriter, open_cache
-from pipeline.cache.publish import lay_out
+from pipeline.cache.replace import lay_out
 from pipeline.core.items import ItemTable
 from pipeline.core.spec import canonical_json, fingerprint
 

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import CacheWriter, open_cache
-from pipeline.cache.publish import publish, unfinished_path
+from pipeline.cache.replace import publish, unfinished_path
 from pipeline.cache.update import match, open_successor, plan_update
 from pipeline.cache.verify import verify
 from pipeline.core.items import HASH_BYTES, ItemTable

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache import format as fmt
-from pipeline.cache.probe import probe
+from pipeline.cache.sandbox import probe
 from pipeline.cache.verify import verify
 from pipeline.core.items import Status
 from pipeline.errors import CacheError
@@ -269,7 +269,7 @@ def test_a_file_that_is_too_much_for_hdf5_costs_a_child(
     code = f"import os, time\nfrom pipeline.cache import format\nformat.read_extents = lambda path: {bad}\n"
     (tmp_path / "misbehave.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    from pipeline.cache import probe as module
+    from pipeline.cache import sandbox as module
 
     monkeypatch.setattr(module, "CHILD", "import misbehave; " + module.CHILD)
     with pytest.raises(CacheError, match=said):

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache import CacheWriter, open_cache
-from pipeline.cache.publish import publish
+from pipeline.cache.replace import publish
 from pipeline.cache.update import open_successor
 from pipeline.errors import PipelineError
 from tests.cache import synthetic

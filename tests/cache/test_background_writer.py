@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from pipeline.cache import CacheWriter, open_cache
-from pipeline.cache import background as module
-from pipeline.cache.background import BackgroundWriter
+from pipeline.cache import background_writer as module
+from pipeline.cache.background_writer import BackgroundWriter
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 

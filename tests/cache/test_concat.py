@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache import CacheWriter, SeveralCaches, open_cache
+from pipeline.cache.concat import ConcatenatedRows
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.several import ConcatenatedRows
+from pipeline.cache.info import describe_failures
 from pipeline.errors import CacheError, FingerprintError
-from pipeline.info import describe_failures
 from pipeline.sources.reopen import image_bytes
 from tests.cache import synthetic
 

@@ -26,7 +26,7 @@ SECONDS = 5.0
 START_SECONDS = 60.0
 MEMORY = 1 << 30
 READY = b"ready\n"
-CHILD = "import sys; from pipeline.cache.probe import main; main(sys.argv[1])"
+CHILD = "import sys; from pipeline.cache.sandbox import main; main(sys.argv[1])"
 _DTYPES = frozenset({"|u1", "|i1", "<i4", "<i8", "<u4", "<f2", "<f4", "<f8"})
 
 
