@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.neighbours import nearest
+from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError

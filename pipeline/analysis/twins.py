@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.duplicates import exact_pairs, groups_of, near_pairs
-from pipeline.analysis.layout import principal_components
-from pipeline.analysis.pictures import pixel_similarity, small_copies
+from pipeline.analysis.pixels import pixel_similarity, small_copies
+from pipeline.analysis.projection import principal_components
 from pipeline.analysis.rows import frame, label_texts, layer_of, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
+from pipeline.evaluation.near_duplicates import exact_pairs, groups_of, near_pairs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -96,7 +96,7 @@ def find_duplicates(
     -----
     Equal content hashes are exact duplicates. Near ones are looked for in two steps. Pairs whose whitened
     embeddings (the 256 largest principal components, each scaled to variance 1) have a cosine of 0.45 are candidates:
-    whitening takes away what all the images have in common. Then `pipeline.analysis.pictures.pixel_similarity` lays
+    whitening takes away what all the images have in common. Then `pipeline.analysis.pixels.pixel_similarity` lays
     small copies of the two over one another. Without pixels things photographed alike cannot be told from copies;
     docs/analysis.md has the figures.
     """

@@ -143,7 +143,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _cosine(text: str | None) -> float | None:
-    from pipeline.analysis.duplicates import DEFAULT_THRESHOLD
+    from pipeline.evaluation.near_duplicates import DEFAULT_THRESHOLD
 
     if text in (None, "default"):
         return None if text is None else DEFAULT_THRESHOLD

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from pipeline.analysis import twins
-from pipeline.analysis.pictures import MOST_DIFFERENCE, pixel_similarity, small_copies
+from pipeline.analysis.pixels import MOST_DIFFERENCE, pixel_similarity, small_copies
 from pipeline.analysis.twins import find_duplicates
 from tests.analysis.archive import Archive, archive, png
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.analysis import similarity
-from pipeline.analysis.similarity import compare_caches, linear_cka
+from pipeline.analysis import compare_caches as module
+from pipeline.analysis.compare_caches import compare_caches, linear_cka
 from pipeline.errors import AnalysisError
 from tests.analysis.archive import archive
 
@@ -13,7 +13,7 @@ def test_cka_is_that_of_the_paper_and_knows_rotations(monkeypatch: pytest.Monkey
     rng = np.random.default_rng(0)
     X, Y = rng.normal(size=(90, 8)).astype(np.float32) + 3, rng.normal(size=(120, 5)).astype(np.float32)
     rows, others = np.arange(5, 85), rng.permutation(120)[:80]
-    monkeypatch.setattr(similarity, "_BLOCK", 32)
+    monkeypatch.setattr(module, "_BLOCK", 32)
     x, y = X[rows] - X[rows].mean(0), Y[others] - Y[others].mean(0)
     kernel, other = x @ x.T, y @ y.T  # the definition: alignment of the two Gram matrices
     expected = (kernel * other).sum() / np.sqrt((kernel**2).sum() * (other**2).sum())

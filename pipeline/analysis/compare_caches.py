@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.neighbours import nearest
+from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import frame, layer_of, take, usable_rows
 from pipeline.errors import AnalysisError
 

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.analysis import duplicates
-from pipeline.analysis.duplicates import duplicate_groups, exact_pairs, groups_of, near_pairs
 from pipeline.errors import PipelineError
+from pipeline.evaluation import near_duplicates
+from pipeline.evaluation.near_duplicates import duplicate_groups, exact_pairs, groups_of, near_pairs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -46,9 +46,9 @@ def test_the_pairs_are_those_of_the_whole_product(
     X[rng.permutation(n)[: len(twins)]] = X[twins]
     X[rng.integers(0, n)] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_REDUCED", reduced)
-        patch.setattr(duplicates, "_BLOCK_ROWS", block)
-        patch.setattr(duplicates, "_DENSE_SHARE", dense)
+        patch.setattr(near_duplicates, "_REDUCED", reduced)
+        patch.setattr(near_duplicates, "_BLOCK_ROWS", block)
+        patch.setattr(near_duplicates, "_DENSE_SHARE", dense)
         i, j, cosine = near_pairs(X, threshold)
     found = set(zip(i.tolist(), j.tolist(), strict=True))
     assert len(found) == len(i)
@@ -112,14 +112,14 @@ def test_groups_join_equal_bytes_and_near_embeddings() -> None:
 
 
 def test_a_thousand_blank_images_do_not_keep_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_BLOCK_ROWS", 64)
+    monkeypatch.setattr(near_duplicates, "_BLOCK_ROWS", 64)
     seen: list[int] = []
 
     def counted(n: int, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.int64]:
         seen.append(len(i))
         return groups_of(n, i, j)
 
-    monkeypatch.setattr(duplicates, "groups_of", counted)
+    monkeypatch.setattr(near_duplicates, "groups_of", counted)
     X = np.ones((1000, 8), np.float32) + np.random.default_rng(0).normal(scale=1e-3, size=(1000, 8)).astype(np.float32)
     assert (duplicate_groups(X, hashes([str(n) for n in range(1000)])) == 0).all()
     assert max(seen) < 10_000

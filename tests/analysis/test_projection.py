@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
-from pipeline.analysis.layout import map_cache, principal_components
+from pipeline.analysis.projection import map_cache, principal_components
 from pipeline.errors import AnalysisError
 from tests.analysis.archive import archive
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.analysis import neighbours
-from pipeline.analysis.neighbours import nearest
+from pipeline.analysis import nearest as module
+from pipeline.analysis.nearest import nearest
 
 
 def by_hand(X: Any, queries: Any, k: int, rows: Any, skip: Any) -> tuple[Any, Any]:
@@ -49,10 +49,10 @@ def test_it_is_what_comparing_every_pair_gives(
     own = rng.integers(0, n, asked)
     skip = np.where(rng.random(asked) < 0.5, own, -1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(neighbours, "_ROWS", block)
-        patch.setattr(neighbours, "_QUERIES", 1 + block % 4)
-        patch.setattr(neighbours, "_MANY", many)
-        patch.setattr(neighbours, "_PAIR_VALUES", 1 + block)
+        patch.setattr(module, "_ROWS", block)
+        patch.setattr(module, "_QUERIES", 1 + block % 4)
+        patch.setattr(module, "_MANY", many)
+        patch.setattr(module, "_PAIR_VALUES", 1 + block)
         found, cosine = nearest(X, X[own], k, rows=rows, skip=skip)
     expected, values = by_hand(X, X[own], k, rows, skip)
     assert np.array_equal(found, expected)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.analysis.labels import LabelCheck
-    from pipeline.analysis.layout import Layout
+    from pipeline.analysis.projection import Layout
     from pipeline.analysis.search import Search
     from pipeline.analysis.twins import Duplicates
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from pipeline.analysis.explore import atlas_command, check_atlas, write_atlas_table
-from pipeline.analysis.layout import map_cache
+from pipeline.analysis.atlas import atlas_command, check_atlas, write_atlas_table
+from pipeline.analysis.projection import map_cache
 from pipeline.errors import AnalysisError
 from tests.analysis.archive import archive
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.analysis.layout import principal_components
+from pipeline.analysis.projection import principal_components
 from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from pipeline.analysis.layout import Layout
+    from pipeline.analysis.projection import Layout
 
 
 def check_atlas() -> None:

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline.analysis import pages
 from pipeline.analysis.labels import LabelCheck
-from pipeline.analysis.layout import map_cache
+from pipeline.analysis.projection import map_cache
 from pipeline.analysis.rows import frame
 from pipeline.analysis.search import search
 from pipeline.analysis.twins import find_duplicates
+from pipeline.report import galleries
 from tests.analysis.archive import Archive, archive
 from tests.browser import opened
 
@@ -48,10 +48,12 @@ def doubtful(cache: Archive) -> LabelCheck:
 
 
 WRITERS: dict[str, Callable[[Path, Archive], None]] = {
-    "search": lambda path, cache: pages.write_search_page(path, cache, search(cache, ["0.png", cache.keys[7]], k=6)),
-    "duplicates": lambda path, cache: pages.write_duplicates_page(path, cache, find_duplicates(cache)),
-    "labels": lambda path, cache: pages.write_labels_page(path, cache, doubtful(cache)),
-    "map": lambda path, cache: pages.write_map_page(path, cache, map_cache(cache, "pca")),
+    "search": lambda path, cache: galleries.write_search_page(
+        path, cache, search(cache, ["0.png", cache.keys[7]], k=6)
+    ),
+    "duplicates": lambda path, cache: galleries.write_duplicates_page(path, cache, find_duplicates(cache)),
+    "labels": lambda path, cache: galleries.write_labels_page(path, cache, doubtful(cache)),
+    "map": lambda path, cache: galleries.write_map_page(path, cache, map_cache(cache, "pca")),
 }
 
 
@@ -77,8 +79,8 @@ def test_a_page_needs_nothing_else_and_escapes_names(name: str, written: dict[st
 
 
 def test_a_page_is_bounded(cache: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pages, "MOST_PICTURES", 9)
-    pages.write_labels_page(tmp_path / "labels.html", cache, doubtful(cache))
+    monkeypatch.setattr(galleries, "MOST_PICTURES", 9)
+    galleries.write_labels_page(tmp_path / "labels.html", cache, doubtful(cache))
     page = (tmp_path / "labels.html").read_text()
     assert page.count("<figure") == 9
     assert "the 9 most doubtful" in page

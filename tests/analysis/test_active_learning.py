@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pipeline.analysis.selection import select
+from pipeline.analysis.active_learning import select
 from pipeline.errors import AnalysisError
 from tests.analysis.archive import archive
 

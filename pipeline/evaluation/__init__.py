@@ -1,0 +1,1 @@
+"""How good predictions and embeddings are: pure functions on arrays."""
