@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline import open_cache
-from pipeline.analysis.twins import find_duplicates
+from pipeline.analysis.duplicates import find_duplicates
 from pipeline.sources.reopen import image_bytes
 
 KINDS = ("resized", "recompressed", "cropped")

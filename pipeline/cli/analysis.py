@@ -98,7 +98,7 @@ def duplicates(
     cache: str, threshold: float | None, no_images: bool, layer: str, output: str | None, page: str | None
 ) -> None:
     """Find images of CACHE that show the same picture: copied, resized, recompressed or slightly cropped."""
-    from pipeline.analysis.twins import find_duplicates
+    from pipeline.analysis.duplicates import find_duplicates
     from pipeline.cache import open_cache
 
     opened = open_cache(cache)

@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.analysis.duplicates import Duplicates
     from pipeline.analysis.labels import LabelCheck
     from pipeline.analysis.projection import Layout
     from pipeline.analysis.search import Search
-    from pipeline.analysis.twins import Duplicates
 
 MOST_PICTURES = 1000
 """Pictures on a page: about 4 MB."""
@@ -135,7 +135,7 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Layout) -> N
     if found.method != "pca":
         lead += " Neighbours mean something; distances between groups, and their sizes, do not."
     page = (
-        templates(Path(__file__).parent)
+        templates()
         .get_template("map.html.j2")
         .render(
             title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points), plotly_js=get_plotlyjs()
@@ -203,7 +203,7 @@ def _write_gallery(
     notes = list(notes or [])
     if page.full(1):
         notes.append(f"The page holds {MOST_PICTURES} pictures and no more.")
-    template = templates(Path(__file__).parent).get_template("gallery.html.j2")
+    template = templates().get_template("gallery.html.j2")
     _write_page(
         path,
         template.render(

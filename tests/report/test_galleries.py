@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
+from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.labels import LabelCheck
 from pipeline.analysis.projection import map_cache
 from pipeline.analysis.rows import frame
 from pipeline.analysis.search import search
-from pipeline.analysis.twins import find_duplicates
 from pipeline.report import galleries
 from tests.analysis.archive import Archive, archive
 from tests.browser import opened

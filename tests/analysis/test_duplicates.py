@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.analysis import twins
+from pipeline.analysis import duplicates
+from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.pixels import MOST_DIFFERENCE, pixel_similarity, small_copies
-from pipeline.analysis.twins import find_duplicates
 from tests.analysis.archive import Archive, archive, png
 
 if TYPE_CHECKING:
@@ -84,18 +84,18 @@ def test_candidates_of_a_large_cache_come_from_whitened_embeddings(monkeypatch: 
     rng = np.random.default_rng(0)
     X = (rng.normal(size=(300, 40)) * np.linspace(5, 0.5, 40) + 30).astype(np.float32)
     X[7] = X[200] + 0.01 * rng.normal(size=40)
-    monkeypatch.setattr(twins, "_ALL_PAIRS_ROWS", 10)
-    monkeypatch.setattr(twins, "_BLOCK", 64)
-    i, j = twins._candidates(X, np.arange(300))
+    monkeypatch.setattr(duplicates, "_ALL_PAIRS_ROWS", 10)
+    monkeypatch.setattr(duplicates, "_BLOCK", 64)
+    i, j = duplicates._candidates(X, np.arange(300))
     centred = X - X.mean(0)
     vectors = np.linalg.svd(centred, full_matrices=False)[2]
     white = centred @ vectors.T
     white /= white.std(0)
     white /= np.linalg.norm(white, axis=1, keepdims=True)
-    expected = np.argwhere(np.triu(white @ white.T >= twins._CANDIDATE_COSINE, 1))
+    expected = np.argwhere(np.triu(white @ white.T >= duplicates._CANDIDATE_COSINE, 1))
     found = sorted(zip(i.tolist(), j.tolist(), strict=True))
     assert (7, 200) in found
-    borderline = np.abs(np.array([white[a] @ white[b] for a, b in found]) - twins._CANDIDATE_COSINE) < 1e-3
+    borderline = np.abs(np.array([white[a] @ white[b] for a, b in found]) - duplicates._CANDIDATE_COSINE) < 1e-3
     assert {tuple(pair) for pair in expected.tolist()} ^ set(found) <= {
         pair for pair, near in zip(found, borderline, strict=True) if near
     }
