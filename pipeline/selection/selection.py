@@ -6,31 +6,40 @@ libraries take (`pipeline.selection.convert`). Imports neither torch nor pandas 
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pipeline.cache import open_cache
 from pipeline.cache.reader import ArraysWhenAsked
+from pipeline.core.callbacks import Say, ignore
 from pipeline.core.items import ALL, DONE, FAILED, TODO, Status
 from pipeline.core.spec import PENULTIMATE
-from pipeline.errors import PipelineError, SourceError, near_names
+from pipeline.errors import PipelineError, near_names
+from pipeline.selection.convert import Convertible
+from pipeline.selection.join import (
+    KEY,
+    aligned_columns,
+    as_frame,
+    check_names_free,
+    choose_columns,
+    key_column,
+    match_rows,
+)
 from pipeline.sources.reopen import image_bytes
+from pipeline.sources.table import MAX_TEXT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    import os
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import anndata
     import pandas as pd
     import pyarrow as pa
     from numpy.typing import ArrayLike, NDArray
 
     from pipeline.cache import Cache
-    from pipeline.selection.torch import EmbeddingDataset
 
-KEY = "key"
 TAKEN = (KEY, "label", "embedding")
 """Names that tables made of a selection use themselves."""
 BLOCK_BYTES = 64 << 20
@@ -43,7 +52,7 @@ class Unmatched(NamedTuple):
     lines: int
 
 
-class Selection:
+class Selection(Convertible):
     """Some rows of a cache, in an order; made by `pipeline.open` and by its own methods, each of which gives a new one.
 
     Parameters
@@ -113,16 +122,6 @@ class Selection:
         return self.cache.path
 
     @property
-    def spec(self) -> dict[str, Any]:
-        """All that produced the numbers."""
-        return self.cache.spec
-
-    @property
-    def fingerprint(self) -> str:
-        """SHA-256 of what in ``spec`` changes numbers."""
-        return self.cache.fingerprint
-
-    @property
     def width(self) -> int:
         """Embedding width D of the penultimate layer."""
         return self.cache.width
@@ -146,11 +145,6 @@ class Selection:
     def labels(self) -> NDArray[np.int32]:
         """(n,) index into ``label_names``; -1 for none."""
         return self.cache.labels[self._span]
-
-    @property
-    def label_names(self) -> tuple[str, ...]:
-        """Class names of the whole cache, so that a label means the same in every selection."""
-        return self.cache.label_names
 
     @property
     def status(self) -> NDArray[np.uint8]:
@@ -219,7 +213,7 @@ class Selection:
         on: str = KEY,
         *,
         columns: Sequence[str] | None = None,
-        say: Callable[[str], None] = lambda text: None,
+        say: Say = ignore,
     ) -> Selection:
         """Add a table's columns, matched by key; every row stays, with missing values where the table has no line.
 
@@ -246,67 +240,21 @@ class Selection:
             The table has no such column, holds a key twice, a name that is taken, no key of any row, or long texts in a
             column that was asked for.
         """
-        import pandas as pd
-
-        from pipeline.sources.table import MAX_TEXT, TEXT_COLUMNS, column_values, read_table, without_long_texts
-
-        if isinstance(table, (str, os.PathLike)):
-            frame = read_table(os.fspath(table), text=(on, *TEXT_COLUMNS))
-        else:
-            frame = table if isinstance(table, pd.DataFrame) else table.to_pandas()
-        frame = frame.reset_index() if on not in frame.columns and frame.index.name == on else frame
-        if on not in frame.columns:
-            raise SourceError(
-                f"expected a column {on!r} in the table to join, found {', '.join(map(repr, frame.columns))}: "
-                "name the column that holds the keys with on=, or rename it"
-            )
-        if on != KEY and on not in self.columns:
-            frame, on = frame.rename(columns={on: KEY}), KEY
+        frame, on = key_column(as_frame(table, on), on, self.columns)
         if columns is not None:
-            absent = [name for name in columns if name not in frame.columns]
-            if absent:
-                known = near_names(absent[0], map(str, frame.columns))
-                raise SourceError(f"the table to join has no column {absent[0]!r}: {known}")
-            frame = frame[[on, *columns]]
-        taken = {*TAKEN, *self.columns} & set(map(str, frame.columns)) - {on}
-        if taken:
-            raise SourceError(
-                f"the table to join has {min(taken)!r}, which is taken: rename it, or name others with columns="
-            )
-        lines = pd.Index(frame[on])
-        if lines.has_duplicates:
-            twice = lines[lines.duplicated()]
-            raise SourceError(
-                f"expected every {on} once in the table to join, found {twice[0]!r} more than once "
-                f"({twice.nunique()} such): remove the duplicates"
-            )
-        everywhere = np.arange(len(self._candidates))
-        own = self.cache.keys_of(_span(self._candidates)) if on == KEY else self._values(on, everywhere)
-        line_of = lines.get_indexer(pd.Index(own.tolist()))
-        if not (line_of >= 0).any():
-            raise SourceError(
-                f"no {on} of the table to join is one of {self.path}, where they look like {str(own[0])!r} and in the "
-                f"table like {str(lines[0])!r}: mend the column"
-                if len(own) and len(lines)
-                else "expected rows on both sides of a join, found none"
-            )
-        aligned, long = without_long_texts(frame.set_index(on))
-        if long and columns is not None:
-            raise SourceError(
-                f"expected texts of {MAX_TEXT} characters at most, found longer ones in {long[0].key!r} of the table "
-                "to join: shorten them, or name others with columns="
-            )
-        if long:
-            say(f"left out: {', '.join(skip.key for skip in long)} (texts above {MAX_TEXT} characters)")
-        aligned = aligned.reindex(own.tolist())
-        joined = self._narrowed(everywhere, of_candidates=True)
-        joined._joined |= {str(name): column_values(aligned[name], text=name == "split") for name in aligned.columns}
+            frame = choose_columns(frame, on, columns)
+        check_names_free(frame, on, {*TAKEN, *self.columns})
+        match = match_rows(frame, on, self._candidate_values(on), self.path)
+        values, left_out = aligned_columns(match, asked=columns is not None)
+        joined = self._narrowed(np.arange(len(self._candidates)), of_candidates=True)
+        joined._joined |= values
         joined._choose(self.wanted_status)
-        found = line_of if self._shown is None else line_of[self._shown]
-        joined.unmatched = Unmatched(int((found < 0).sum()), len(lines) - len(np.unique(line_of[line_of >= 0])))
+        joined.unmatched = Unmatched(*match.unmatched(self._shown))
+        if left_out:
+            say(f"left out: {', '.join(left_out)} (texts above {MAX_TEXT} characters)")
         say(
             f"{joined.unmatched.rows} of {len(self)} rows have no line in the table, {joined.unmatched.lines} of its "
-            f"{len(lines)} lines no row"
+            f"{len(match.lines)} lines no row"
         )
         return joined
 
@@ -326,30 +274,6 @@ class Selection:
         """
         return int(self.cache.layers[_known([layer], self.layers, "layer")[0]].shape[1])
 
-    def to_pandas(self, layer: str | None = PENULTIMATE) -> pd.DataFrame:
-        """Return a table indexed by key: ``label``, the columns, ``e0`` … ; see `convert.to_pandas`."""
-        from pipeline.selection.convert import to_pandas
-
-        return to_pandas(self, layer)
-
-    def to_arrow(self, layer: str | None = PENULTIMATE) -> pa.Table:
-        """Return a table of ``key``, ``label``, the columns, ``embedding``; see `convert.to_arrow`."""
-        from pipeline.selection.convert import to_arrow
-
-        return to_arrow(self, layer)
-
-    def to_anndata(self, layer: str = PENULTIMATE) -> anndata.AnnData:
-        """Return an annotated matrix, as scanpy takes it; see `convert.to_anndata`."""
-        from pipeline.selection.convert import to_anndata
-
-        return to_anndata(self, layer)
-
-    def to_torch(self, layer: str = PENULTIMATE) -> EmbeddingDataset:
-        """Return a PyTorch data set of (embedding, label); see `EmbeddingDataset`."""
-        from pipeline.selection.torch import EmbeddingDataset
-
-        return EmbeddingDataset(self, layer)
-
     def _layer(self, name: str) -> NDArray[Any]:
         return self.cache.layers[name][self._span]
 
@@ -357,6 +281,12 @@ class Selection:
         if name not in self._joined:
             return self.cache.column(name, self._span)
         return self._joined[name] if self._shown is None else self._joined[name][self._shown]
+
+    def _candidate_values(self, on: str) -> NDArray[Any]:
+        """Return the keys, or a column, of all candidates."""
+        if on == KEY:
+            return self.cache.keys_of(_span(self._candidates))
+        return self._values(on, np.arange(len(self._candidates)))
 
     def _values(self, name: str, positions: NDArray[np.int64]) -> NDArray[Any]:
         """Return a column at positions among the candidates."""

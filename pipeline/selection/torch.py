@@ -11,7 +11,9 @@ from torch.utils.data import BatchSampler, DataLoader, Dataset, RandomSampler, S
 from pipeline.core.spec import PENULTIMATE
 
 if TYPE_CHECKING:
-    from pipeline.selection.selection import Selection
+    from numpy.typing import NDArray
+
+    from pipeline.cache import Cache
 
 
 class EmbeddingDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
@@ -23,26 +25,27 @@ class EmbeddingDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
 
     Parameters
     ----------
-    selection : Selection
+    cache : Cache
+    rows : (n,) int64
+        Which rows of the cache, in this order.
+    labels : (n,) int
+        Their labels.
     layer : str
-        Whose embeddings.
+        Whose embeddings; the cache has it.
 
     Attributes
     ----------
     labels : (n,) int64
     label_names : tuple of str
-
-    Raises
-    ------
-    PipelineError
-        The cache has no such layer.
     """
 
-    def __init__(self, selection: Selection, layer: str = PENULTIMATE) -> None:
-        self.width = selection.layer_width(layer)
-        self.labels = selection.labels.astype(np.int64)
-        self.label_names = selection.label_names
-        self._cache, self._layer, self._rows = selection.cache, layer, selection.rows
+    def __init__(
+        self, cache: Cache, rows: NDArray[np.int64], labels: NDArray[np.integer[Any]], layer: str = PENULTIMATE
+    ) -> None:
+        self.width = int(cache.layers[layer].shape[1])
+        self.labels = labels.astype(np.int64)
+        self.label_names = cache.label_names
+        self._cache, self._layer, self._rows = cache, layer, rows
 
     def __len__(self) -> int:
         return len(self._rows)
