@@ -30,8 +30,9 @@ from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.bottleneck import ReadOut, read_out
-from pipeline.embedding.embed import AUTO, RunSettings, spec_of_decode
 from pipeline.embedding.executor import Executor, LocalExecutor
+from pipeline.embedding.from_spec import make_spec
+from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.sources import Source, open_source, public
 from pipeline.sources.shard import ShardSource
@@ -219,7 +220,7 @@ def _extract_locked(
         if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
             settings = replace(settings, decode=replace(settings.decode, jpeg_decoder=PILLOW))
             say(f"decoding on the CPU, as {path} was begun: decoding on the GPU had failed its check")
-        spec = make_spec(backbone, settings, settings.run.precision)
+        spec = make_spec(backbone, settings.decode, dtype=settings.dtype, precision=settings.run.precision)
         check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
         check_same_shard(path, old.shard, _record(source))
         settings = replace(settings, run=settings.run.of_cache(old.spec["precision"]))
@@ -240,7 +241,7 @@ def _extract_locked(
             if old is None:
                 if stop.is_set():  # perhaps before the check was through: the next run measures, nothing has begun
                     return Summary(total=len(items), stopped=True)
-                spec = make_spec(backbone, replace(settings, decode=executor.decode), executor.precision)
+                spec = make_spec(backbone, executor.decode, dtype=settings.dtype, precision=executor.precision)
                 lay_out(
                     path,
                     items,
@@ -332,12 +333,6 @@ def failure_limit(text: str | None, total: int) -> float:
     if not number.isdecimal() or (percent and int(number) > 100):
         raise PipelineError(f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: mend it")
     return total * int(number) / 100 if percent else float(number)
-
-
-def make_spec(backbone: Backbone, settings: ExtractSettings, precision: str) -> dict[str, Any]:
-    """Return all that produces a cache's numbers, as JSON-like data."""
-    decode = spec_of_decode(settings.decode)
-    return {**backbone.to_spec(), "decode": decode, "dtype": settings.dtype, "precision": precision}
 
 
 def _gave_up_the_gpu(cache: Cache) -> bool:

@@ -28,9 +28,11 @@ from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
 from pipeline.compare import Comparison, compare_runs, predictions_of
 from pipeline.core.spec import fingerprint
-from pipeline.embedding.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.embed import embed
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec, make_spec
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
-from pipeline.extract import ExtractSettings, make_spec
 from pipeline.fitting.rows import Rows, select_rows
 from pipeline.fitting.run_folder import (
     RUN_FILE,
@@ -398,7 +400,7 @@ def _measure(
         return model.scores(X[np.searchsorted(wanted, rows.index[at])])
 
     model = replace(model, temperature=evaluate.fit_temperature(scores(val), rows.y[val]))
-    spec = make_spec(tuned, ExtractSettings(decode=decode, dtype=dtype), engine.precision)
+    spec = make_spec(tuned, decode, dtype=dtype, precision=engine.precision)
     tuned_head = replace(head, model=model, spec=spec, fingerprint=fingerprint(spec), head=FINE_TUNED)
     fitted = FittedHead(estimator=None, model=model)
     measured = FitSettings(seed=settings.train.seed, replicates=settings.replicates)

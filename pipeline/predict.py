@@ -12,7 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import Status
-from pipeline.embedding.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.embed import embed
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
+from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import PipelineError
 from pipeline.evaluate_labels import THRESHOLD, joined
 from pipeline.heads import load_head

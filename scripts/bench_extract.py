@@ -43,7 +43,8 @@ from pipeline.backbones import Backbone, load_backbone
 from pipeline.core.system import processor_count
 from pipeline.decoding.image import DecodePolicy
 from pipeline.decoding.pool import DecodePool
-from pipeline.embedding.embed import RunSettings, choose_engine
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
 

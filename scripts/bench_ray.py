@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import open_cache
-from pipeline.embedding.embed import RunSettings
 from pipeline.embedding.executor import Executor, LocalExecutor
 from pipeline.embedding.ray import RayExecutor
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 
 

@@ -28,7 +28,8 @@ from pipeline.core.shards import ShardRecord, items_sha256
 from pipeline.core.spec import canonical_json, fingerprint
 from pipeline.decoding.image import DecodePolicy
 from pipeline.decoding.worker import prepare
-from pipeline.embedding.embed import RunSettings, choose_engine
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.settings import RunSettings
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from pipeline import open_cache
 from pipeline.cache.info import describe, describe_failures
 from pipeline.core.items import Status
 from pipeline.decoding.image import DecodePolicy
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources.reopen import image_bytes

@@ -19,7 +19,7 @@ from pipeline.cache import write_lock
 from pipeline.cache.replace import unfinished_path
 from pipeline.cache.verify import verify
 from pipeline.core.items import Status
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import LockedError, PipelineError
 from pipeline.extract import ExtractSettings, Summary, extract
 from pipeline.sources.reopen import reopen_source

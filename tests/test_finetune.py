@@ -17,7 +17,7 @@ import pytest
 
 from pipeline.cache import open_cache
 from pipeline.compare import compare_runs
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune

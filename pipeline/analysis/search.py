@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.embedding.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
 
 _RECALL_QUERIES = 100
 _HNSW_LINKS = 32
@@ -159,7 +159,10 @@ def embed_images(
     AnalysisError
         An image cannot be read; the message says which and why.
     """
-    from pipeline.embedding.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+    from pipeline.embedding.choose import choose_engine
+    from pipeline.embedding.embed import embed
+    from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
+    from pipeline.embedding.settings import AUTO, RunSettings
 
     source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
     settings = run or RunSettings()

@@ -15,7 +15,7 @@ from pipeline.cli.base import cli, run_options, say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.embedding.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
 
 _layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to look at.")
 _output = click.option("-o", "--output", metavar="OUT.csv", help="Write the table there.  [default: standard output]")

@@ -163,7 +163,7 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         **others: Any,
     ) -> None:
         from pipeline.decoding.pool import Limits
-        from pipeline.embedding.embed import RunSettings
+        from pipeline.embedding.settings import RunSettings
 
         limits = Limits(seconds=time_limit)
         command(*args, run=RunSettings(engine, device, precision, batch_size, workers or 0, limits), **others)

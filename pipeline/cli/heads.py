@@ -9,7 +9,7 @@ import click
 from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say, stop_on_signal
 
 if TYPE_CHECKING:
-    from pipeline.embedding.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
 
 
 @cli.command("fit-head")

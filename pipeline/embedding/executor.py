@@ -9,7 +9,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pipeline.embedding.embed import choose_decode, choose_engine, embed, worker_count
+from pipeline.embedding.choose import choose_decode, choose_engine
+from pipeline.embedding.embed import embed
+from pipeline.embedding.pool import worker_count
 
 if TYPE_CHECKING:
     import threading
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from pipeline.backbones import Backbone
     from pipeline.decoding.image import DecodePolicy
     from pipeline.decoding.worker import Outcome
-    from pipeline.embedding.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
     from pipeline.engines import Embeddings
     from pipeline.sources import Source
 
@@ -73,7 +75,7 @@ class Executor(ABC):
         Raises
         ------
         EngineError
-            See `pipeline.embedding.embed.choose_engine` and `choose_decode`; nothing is left open.
+            See `pipeline.embedding.choose.choose_engine` and `choose_decode`; nothing is left open.
         """
 
     @abstractmethod

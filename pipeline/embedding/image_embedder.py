@@ -16,16 +16,11 @@ from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, Transfo
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
 from pipeline.decoding.image import DecodeError, DecodePolicy, upright_rgb
-from pipeline.embedding.embed import (
-    CHECK_IMAGES,
-    RunSettings,
-    backbone_of_spec,
-    choose_engine,
-    decode_of_spec,
-    embed,
-    engine_for,
-    worker_count,
-)
+from pipeline.embedding.choose import CHECK_IMAGES, choose_engine, engine_for
+from pipeline.embedding.embed import embed
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
+from pipeline.embedding.pool import worker_count
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError, near_names
 from pipeline.sources.listed import ListedSource
 

@@ -23,8 +23,10 @@ import numpy as np
 from pipeline.core.items import HASH_BYTES, Reader
 from pipeline.decoding.image import GPU
 from pipeline.decoding.worker import Outcome
-from pipeline.embedding.embed import STOP_CHECK_S, STOP_WITHIN_S, choose_engine, embed_through, pool_for, sample_rows
+from pipeline.embedding.choose import choose_engine, sample_rows
+from pipeline.embedding.embed import STOP_CHECK_S, STOP_WITHIN_S, embed_through
 from pipeline.embedding.executor import Executor
+from pipeline.embedding.pool import pool_for
 from pipeline.errors import EngineError, PipelineError, first_line
 from pipeline.sources.listed import ListedSource
 
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.decoding.image import DecodePolicy
-    from pipeline.embedding.embed import RunSettings
     from pipeline.embedding.executor import Finished
+    from pipeline.embedding.settings import RunSettings
     from pipeline.engines import Embeddings
     from pipeline.sources import Source
 

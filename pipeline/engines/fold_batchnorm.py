@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from pipeline.engines.agreement import LEAST_COSINE
+
 if TYPE_CHECKING:
     from pipeline.backbones.base import Backbone, EmbeddingNetwork
 
 CHECK_IMAGES = 2
-LEAST_COSINE = 0.99999
 
 
 def folded(backbone: Backbone) -> EmbeddingNetwork:
@@ -48,7 +49,9 @@ def folded(backbone: Backbone) -> EmbeddingNetwork:
     shape = (CHECK_IMAGES, *backbone.preprocess.shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     with torch.inference_mode():
-        agree = all(_cosine(a, b) >= LEAST_COSINE for a, b in zip(plain(images), changed(images), strict=True))
+        agree = all(
+            _cosine(a, b) >= LEAST_COSINE["float32"] for a, b in zip(plain(images), changed(images), strict=True)
+        )
     return changed if agree else plain
 
 

@@ -12,7 +12,7 @@ import torch
 
 from pipeline.core.items import Status
 from pipeline.core.system import processor_count
-from pipeline.embedding.embed import open_pool
+from pipeline.embedding.pool import open_pool
 from pipeline.errors import SourceError
 from pipeline.sources.reopen import reopen_source
 

@@ -70,7 +70,7 @@ def export_onnx(run_dir: str | os.PathLike[str], output: str | os.PathLike[str])
             f"exporting to ONNX needs the package {error.name}: pip install 'embedding-pipeline[finetune]'"
         ) from None
     from pipeline.backbones.finetuned import weights_of_run
-    from pipeline.embedding.embed import backbone_of_spec
+    from pipeline.embedding.from_spec import backbone_of_spec
     from pipeline.heads import load_head
 
     head = load_head(run_dir)

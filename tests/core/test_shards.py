@@ -16,7 +16,7 @@ from pipeline.cache.merge import merge
 from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable, Reader
 from pipeline.core.shards import Shard, ShardRecord
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, Summary, extract
 from pipeline.sources import Source, open_source

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import open_cache
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm_extract.sbatch"

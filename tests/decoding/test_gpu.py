@@ -23,11 +23,12 @@ from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, is_plain_jpeg
 from pipeline.decoding.pool import DecodePool
 from pipeline.decoding.preprocess import Preprocess
 from pipeline.decoding.worker import prepare
-from pipeline.embedding.embed import RunSettings, decode_of_spec
+from pipeline.embedding.from_spec import decode_of_spec, make_spec
 from pipeline.embedding.ray import RayExecutor
+from pipeline.embedding.settings import RunSettings
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import EngineError, FingerprintError, PipelineError
-from pipeline.extract import ExtractSettings, extract, make_spec
+from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def test_a_mixed_batch_has_the_outcomes_it_always_has(mixed_folder: Path) -> Non
 
 def test_the_spec_names_the_gpu_and_stays_as_it_was_without() -> None:
     backbone = load_backbone("torchvision/squeezenet1_1", "random")
-    before, after = (make_spec(backbone, ExtractSettings(decode=d), "float32") for d in (DecodePolicy(), ON_GPU))
+    before, after = (make_spec(backbone, d, dtype="float32", precision="float32") for d in (DecodePolicy(), ON_GPU))
     assert set(before["decode"]) == {
         "orientation", "background", "depth", "frame", "max_pixels", "jpeg_scale", "formats"
     }  # fmt: skip

@@ -14,10 +14,12 @@ from timm.data.transforms_factory import create_transform
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.decoding.image import DecodePolicy
-from pipeline.embedding.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.embed import embed
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec, make_spec
+from pipeline.embedding.settings import RunSettings
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import BackboneError, EngineError, FingerprintError
-from pipeline.extract import ExtractSettings, make_spec
 from pipeline.sources import Source, open_source
 
 if TYPE_CHECKING:
@@ -145,12 +147,12 @@ def test_without_a_sample_nothing_but_float32_is_taken(backbone: Backbone, tmp_p
 
 
 def test_a_spec_gives_its_backbone_back(backbone: Backbone) -> None:
-    settings = ExtractSettings(layers=("blocks.2:max",))
-    layered = load_backbone(layers=settings.layers)
-    spec = make_spec(layered, settings, "float32")
+    decode = DecodePolicy()
+    layered = load_backbone(layers=("blocks.2:max",))
+    spec = make_spec(layered, decode, dtype="float32", precision="float32")
     again = backbone_of_spec(spec)
     assert again.to_spec() == layered.to_spec()
-    assert decode_of_spec(spec) == settings.decode
+    assert decode_of_spec(spec) == decode
     with pytest.raises(FingerprintError, match=r"weights\.sha256"):
         backbone_of_spec({**spec, "weights": {**spec["weights"], "sha256": "0" * 64}})
     with pytest.raises(BackboneError, match="pass it with --weights"):
@@ -159,5 +161,5 @@ def test_a_spec_gives_its_backbone_back(backbone: Backbone) -> None:
 
 def test_random_weights_come_back_from_a_spec() -> None:
     small = load_backbone("torchvision/squeezenet1_1", "random")
-    spec = make_spec(small, ExtractSettings(), "float32")
+    spec = make_spec(small, DecodePolicy(), dtype="float32", precision="float32")
     assert backbone_of_spec(spec).weights == small.weights

@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 
 import pipeline
 from pipeline import ImageEmbedder
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
 from pipeline.extract import ExtractSettings, extract
 

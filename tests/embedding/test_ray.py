@@ -18,8 +18,8 @@ from pipeline import open_cache
 from pipeline.cache.verify import verify
 from pipeline.core.items import Status
 from pipeline.embedding import ray as ray_module
-from pipeline.embedding.embed import RunSettings
 from pipeline.embedding.ray import RayExecutor
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import EngineError
 from pipeline.extract import ExtractSettings, extract
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 
 from pipeline import open_cache
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import hdf5, open_source, parquet, public, store

@@ -12,7 +12,7 @@ import pytest
 from pipeline import open_cache
 from pipeline.cache.verify import verify
 from pipeline.core.items import Status
-from pipeline.embedding.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
 from pipeline.sources.reopen import image_bytes, reopen_source

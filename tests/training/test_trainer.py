@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.embedding.embed import backbone_of_spec, decode_of_spec
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.errors import EngineError, PipelineError, SourceError
 from pipeline.heads import load_head
 from pipeline.training import trainer
