@@ -159,30 +159,21 @@ def embed_images(
     AnalysisError
         An image cannot be read; the message says which and why.
     """
-    from pipeline.embedding.choose import choose_engine
-    from pipeline.embedding.embed import embed
-    from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
-    from pipeline.embedding.settings import AUTO, RunSettings
+    from pipeline.embedding.embedder import Embedder  # imports torch: only for queries that are files
+    from pipeline.embedding.settings import RunSettings  # with it
 
     source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
-    settings = run or RunSettings()
-    if settings.precision == AUTO:
-        settings = settings.of_cache(cache.spec["precision"])
-    backbone, decode = backbone_of_spec(cache.spec, weights), decode_of_spec(cache.spec)
-    engine, _ = choose_engine(source, backbone, decode, settings, say=say)
+    embedder = Embedder.of_spec(cache.spec, layer, run or RunSettings(), weights=weights)
+    embedder.open_for(source, say=say)
     out = np.zeros((len(paths), cache.layers[layer].shape[1]), np.float32)
     try:
-        for batch, outputs in embed(source, np.arange(len(source)), backbone, engine, decode, settings):
-            for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
-                if outcome.reason:
-                    raise AnalysisError(f"cannot search for {paths[row]}: {outcome.reason}: give another image")
-            with np.errstate(over="ignore"):
-                out[batch.rows] = outputs[layer][: len(batch.rows)].astype(cache.dtype)
+        for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source))):
+            for row, reason in zip(batch.rows.tolist(), reasons, strict=True):
+                if reason:
+                    raise AnalysisError(f"cannot search for {paths[row]}: {reason}: give another image")
+            out[batch.rows] = embeddings
     finally:
-        engine.close()
-    bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
-    if len(bad):
-        raise AnalysisError(f"cannot search for {paths[bad[0]]}: the network gave a value that is not finite")
+        embedder.close()
     return out
 
 

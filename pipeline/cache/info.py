@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.cache import open_cache
+from pipeline.cache.concat import open_cache
 from pipeline.core.items import Status
 
 

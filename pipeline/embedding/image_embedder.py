@@ -6,32 +6,31 @@ import os
 import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
 
+from pipeline.backbones import DEFAULT_BACKBONE, load_backbone
+from pipeline.cache import open_cache
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
 from pipeline.decoding.image import DecodeError, DecodePolicy, upright_rgb
-from pipeline.embedding.choose import CHECK_IMAGES, choose_engine, engine_for
-from pipeline.embedding.embed import embed
-from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
+from pipeline.embedding.choose import CHECK_IMAGES, engine_for
+from pipeline.embedding.embedder import Embedder, reasons_of
 from pipeline.embedding.pool import worker_count
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError, near_names
 from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
-    from pipeline.backbones import Backbone
     from pipeline.cache import Cache
-    from pipeline.engines import Engine
 
 
 class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -176,8 +175,6 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         return tags
 
     def _open_cache(self) -> Cache | None:
-        from pipeline.cache import open_cache
-
         if self.on_error not in ("raise", "nan"):
             raise PipelineError(f"expected on_error 'raise' or 'nan', found {self.on_error!r}: choose one of them")
         if self.cache is None:
@@ -198,7 +195,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         settings = RunSettings(self.engine, self.device, self.precision or "float32", self.batch_size, self.workers)
         return settings if cache is None else settings.of_cache(cache.spec["precision"])
 
-    def _network(self, cache: Cache | None = None) -> _Network:
+    def _network(self, cache: Cache | None = None) -> Embedder:
         return _network(self.backbone, self.weights, self.layer, self._settings(cache), cache)
 
     def _embed_paths(self, paths: list[Any], cache: Cache | None) -> Iterator[tuple[int, NDArray[Any] | str]]:
@@ -207,12 +204,10 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         source = ListedSource.of_files([os.path.abspath(os.fsencode(path)) for path in paths])
         settings = replace(settings, workers=min(worker_count(settings), len(paths)))
         with network.lock:
-            engine = network.open_engine(lambda: choose_engine(source, network.backbone, network.decode, settings)[0])
-            rows = np.arange(len(paths), dtype=np.int64)
-            for batch, outputs in embed(source, rows, network.backbone, engine, network.decode, settings):
-                found = network.rounded(outputs[network.layer][: len(batch.rows)])
-                for row, outcome, embedding in zip(batch.rows.tolist(), batch.outcomes, found, strict=True):
-                    yield row, _row_or_reason(embedding, outcome.reason if outcome.status != Status.DONE else "")
+            network.open_for(source, settings=settings)
+            for batch, found, reasons in network.embed(source, np.arange(len(paths)), settings=settings):
+                for row, reason, embedding in zip(batch.rows.tolist(), reasons, found, strict=True):
+                    yield row, reason or embedding
 
     def _embed_images(self, images: list[Any], cache: Cache | None) -> Iterator[tuple[int, NDArray[Any] | str]]:
         """Yield (position, row or reason) of images in memory, which threads of this process prepare."""
@@ -243,40 +238,17 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                 while under_way and (len(under_way) >= engine.in_flight or start + size >= len(images)):
                     first_row, reasons, future = under_way.popleft()
                     found = network.rounded(future.result()[network.layer][: len(reasons)])
-                    for i, (reason, embedding) in enumerate(zip(reasons, found, strict=True)):
-                        yield first_row + i, _row_or_reason(embedding, reason)
+                    for i, (reason, embedding) in enumerate(zip(reasons_of(found, reasons), found, strict=True)):
+                        yield first_row + i, reason or embedding
 
 
-@dataclass
-class _Network:
-    """A backbone with what belongs to its numbers, and its engine once it is open."""
-
-    backbone: Backbone
-    decode: DecodePolicy
-    layer: str
-    dtype: str
-    lock: threading.RLock
-    engine: Engine | None = None
-
-    def open_engine(self, choose: Callable[[], Engine]) -> Engine:
-        """Return the engine, chosen and checked the first time."""
-        if self.engine is None:
-            self.engine = choose()
-        return self.engine
-
-    def rounded(self, embeddings: NDArray[Any]) -> NDArray[np.float32]:
-        """Round to what the cache's type holds: a float16 cache is part of the numbers."""
-        with np.errstate(over="ignore"):
-            return embeddings.astype(self.dtype, copy=False).astype(np.float32, copy=False)
-
-
-_kept: tuple[Any, _Network] | None = None
+_kept: tuple[Any, Embedder] | None = None
 _keeping = threading.Lock()
 
 
 def _network(
     backbone: str | None, weights: str | None, layer: str, settings: RunSettings, cache: Cache | None
-) -> _Network:
+) -> Embedder:
     """Return the network with these numbers; the one used last is kept open, with its threads and device memory."""
     global _kept
     wanted = (backbone, weights, layer, settings, None if cache is None else cache.fingerprint, os.getpid())
@@ -284,17 +256,13 @@ def _network(
         if _kept is not None and _kept[0] == wanted:
             return _kept[1]
         if cache is None:
-            from pipeline.backbones import DEFAULT_BACKBONE, load_backbone
-
             built = load_backbone(backbone or DEFAULT_BACKBONE, weights, (layer,))
-            made = _Network(built, DecodePolicy(), _full_name(layer), "float32", threading.RLock())
+            made = Embedder(built, DecodePolicy(), _full_name(layer), "float32", settings)
         else:
-            built = backbone_of_spec(cache.spec, weights)
-            made = _Network(built, decode_of_spec(cache.spec), layer, cache.spec["dtype"], threading.RLock())
-        if _kept is not None and _kept[1].engine is not None and _kept[0][-1] == os.getpid():
+            made = Embedder.of_spec(cache.spec, layer, settings, weights=weights)
+        if _kept is not None and _kept[0][-1] == os.getpid():
             with _kept[1].lock:
-                _kept[1].engine.close()
-                _kept[1].engine = None
+                _kept[1].close()
         _kept = wanted, made
         return made
 
@@ -370,12 +338,6 @@ def _by_key(cache: Cache, paths: dict[int, bytes]) -> dict[int, int]:
         if (info.st_size, info.st_mtime_ns) == (int(items.sizes[row]), int(items.mtimes_ns[row])):
             found[i] = row
     return found
-
-
-def _row_or_reason(embedding: NDArray[Any], reason: str) -> NDArray[Any] | str:
-    if reason or np.isfinite(embedding).all():
-        return reason or embedding
-    return "the network gave a value that is not finite"
 
 
 def _full_name(layer: str) -> str:
