@@ -24,12 +24,12 @@ from pipeline.cache.background_writer import BackgroundWriter
 from pipeline.cache.format import file_attributes
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
-from pipeline.cache.update import open_successor
+from pipeline.cache.update import open_update
 from pipeline.core.items import ItemTable, Status
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
-from pipeline.embedding.bottleneck import ReadOut, read_out
+from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
 from pipeline.embedding.executor import Executor, LocalExecutor
 from pipeline.embedding.from_spec import make_spec
 from pipeline.embedding.settings import AUTO, RunSettings
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.core.shards import Shard, ShardRecord
-    from pipeline.embedding.executor import Finished
+    from pipeline.embedding.executor import EmbeddedRows
     from pipeline.engines import Embeddings
 
 DTYPES = ("float32", "float16")
@@ -110,7 +110,7 @@ class Summary:
         The run was asked to stop before the end.
     engine : str
         What ran the network.
-    read_out : ReadOut or None
+    bottleneck : Bottleneck or None
         Where the time went; None where nothing was computed.
     seconds : mapping of str to float
         Wall time of the whole and of the loop, worker time of reading and decoding, time the loop waited.
@@ -126,7 +126,7 @@ class Summary:
     skipped_examples: list[str] = field(default_factory=list)
     stopped: bool = False
     engine: str = ""
-    read_out: ReadOut | None = None
+    bottleneck: Bottleneck | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -186,7 +186,7 @@ def extract(
     summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
     summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
     summary.seconds["total"] = time.perf_counter() - started
-    if summary.read_out is not None:
+    if summary.bottleneck is not None:
         _write_run(path, summary, settings)
     return summary
 
@@ -221,7 +221,7 @@ def _extract_locked(
             settings = replace(settings, decode=replace(settings.decode, jpeg_decoder=PILLOW))
             say(f"decoding on the CPU, as {path} was begun: decoding on the GPU had failed its check")
         spec = make_spec(backbone, settings.decode, dtype=settings.dtype, precision=settings.run.precision)
-        check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
+        check_same_numbers(old.spec, spec, where=str(path), hint="use the same settings, or another output")
         check_same_shard(path, old.shard, _record(source))
         settings = replace(settings, run=settings.run.of_cache(old.spec["precision"]))
         try:
@@ -288,7 +288,7 @@ def _target(
         if stop.is_set():
             raise _StopRequested
 
-    target, plan, damaged = open_successor(
+    target, plan, damaged = open_update(
         path,
         items,
         source.content_hashes(check=check),
@@ -331,7 +331,9 @@ def failure_limit(text: str | None, total: int) -> float:
         return math.inf
     number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
     if not number.isdecimal() or (percent and int(number) > 100):
-        raise PipelineError(f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: mend it")
+        raise PipelineError(
+            f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: correct it"
+        )
     return total * int(number) / 100 if percent else float(number)
 
 
@@ -400,7 +402,7 @@ def _fill(
     if failed > limit:
         raise PipelineError(
             f"{failed} of {total} images failed, more than --max-failures {settings.max_failures}: look at what "
-            f"'pipeline info --failed {target}' lists, mend it, and run again with --retry-failed; what was computed "
+            f"'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what was computed "
             "is kept"
         )
     seconds["write"], seconds["loop"] = writer.seconds, time.perf_counter() - started
@@ -409,7 +411,7 @@ def _fill(
         computed=computed,
         stopped=stop.is_set(),
         seconds=dict(seconds),
-        read_out=read_out(seconds, workers=executor.workers),
+        bottleneck=find_bottleneck(seconds, workers=executor.workers),
     )
 
 
@@ -440,7 +442,7 @@ def _summarise(path: Path, already: int) -> Summary:
     )
 
 
-def _write(batch: Finished, outputs: Embeddings, source: Source, writer: BackgroundWriter, dtype: str) -> int:
+def _write(batch: EmbeddedRows, outputs: Embeddings, source: Source, writer: BackgroundWriter, dtype: str) -> int:
     """Hand a batch to the writer; return how many images came through."""
     with np.errstate(over="ignore"):  # what the file's type cannot hold is not finite, and fails below
         outputs = {name: rows.astype(dtype, copy=False) for name, rows in outputs.items()}

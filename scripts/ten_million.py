@@ -18,7 +18,7 @@ import numpy as np
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.merge import merge
 from pipeline.cache.replace import lay_out, publish
-from pipeline.cache.update import open_successor
+from pipeline.cache.update import open_update
 from pipeline.cache.verify import verify
 from pipeline.core.items import ItemTable
 from pipeline.core.shards import ShardRecord, items_sha256
@@ -64,7 +64,7 @@ def attributes_of(width: int) -> dict[str, str]:
 
 def update(path: Path, rows: int, width: int) -> None:
     """Follow an archive that lost its first images and gained as many others."""
-    target, plan, _ = open_successor(
+    target, plan, _ = open_update(
         path,
         items_of(rows, CHANGED),
         lambda asked: np.ones((len(asked), 16), dtype=np.uint8),

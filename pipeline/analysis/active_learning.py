@@ -30,7 +30,7 @@ _REDUCED = 64
 
 
 @dataclass(frozen=True)
-class Selection:
+class LabelSuggestions:
     """What to label next.
 
     Attributes
@@ -57,7 +57,7 @@ def select(
     layer: str = PENULTIMATE,
     among_all: bool = False,
     seed: int = 0,
-) -> Selection:
+) -> LabelSuggestions:
     """Choose ``k`` images to label next.
 
     Parameters
@@ -105,7 +105,7 @@ def select(
         "label": label_texts(cache, chosen),
         "score": score.round(6),
     }
-    return Selection(frame(table), chosen, candidates)
+    return LabelSuggestions(frame(table), chosen, candidates)
 
 
 def _k_centre(

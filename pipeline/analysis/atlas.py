@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
-    from pipeline.analysis.projection import Layout
+    from pipeline.analysis.projection import Projection
 
 
 def check_atlas() -> None:
@@ -35,7 +35,7 @@ def check_atlas() -> None:
         )
 
 
-def write_atlas_table(path: str | os.PathLike[str], cache: Any, found: Layout) -> None:
+def write_atlas_table(path: str | os.PathLike[str], cache: Any, found: Projection) -> None:
     """Write a map with all columns of its cache, and the paths of the images, as Parquet.
 
     Raises

@@ -68,7 +68,7 @@ def find_duplicates(
     *,
     threshold: float | None = None,
     layer: str = PENULTIMATE,
-    look: bool = True,
+    use_pixels: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> Duplicates:
     """Find images that show the same picture, and group them.
@@ -82,7 +82,7 @@ def find_duplicates(
         where pixels are not looked at, the cosine of their embeddings, by default 0.98.
     layer : str
         Which layer.
-    look : bool
+    use_pixels : bool
         Whether near pairs are judged by the source images, where these are there.
     say : callable
         Takes lines for the user.
@@ -103,19 +103,21 @@ def find_duplicates(
     embeddings = layer_of(cache, layer)
     rows = usable_rows(cache, embeddings)
     first, twin = exact_pairs(np.asarray(cache.content_hash)[rows])
-    # Of images with the same bytes one speaks for all.
-    speakers = np.setdiff1d(np.arange(len(rows)), twin)
+    # Byte-identical images share one embedding: compare one representative of each.
+    representatives = np.setdiff1d(np.arange(len(rows)), twin)
     copies, there = (
-        small_copies(cache, rows[speakers]) if look else (np.zeros((0, 1, 1), np.uint8), np.zeros(1, np.bool_))
+        small_copies(cache, rows[representatives])
+        if use_pixels
+        else (np.zeros((0, 1, 1), np.uint8), np.zeros(1, np.bool_))
     )
     by_pixels = bool(there.any())
-    if look and not by_pixels:
+    if use_pixels and not by_pixels:
         say(
             "the source images cannot be read: near duplicates are judged by embeddings alone, "
             "which also pair look-alikes"
         )
     if by_pixels:
-        seen = speakers[there]
+        seen = representatives[there]
         i, j = _candidates(embeddings, rows[seen])
         bar = PIXEL_THRESHOLD if threshold is None else threshold
         similarity = pixel_similarity(copies[there], i, j, bar)
@@ -123,7 +125,7 @@ def find_duplicates(
         i, j, similarity = seen[i[near]], seen[j[near]], similarity[near]
     else:
         at, other, similarity = near_pairs(
-            embeddings, COSINE_THRESHOLD if threshold is None else threshold, rows=rows[speakers]
+            embeddings, COSINE_THRESHOLD if threshold is None else threshold, rows=rows[representatives]
         )
         i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
     table, lines = _grouped(cache, rows, (first, twin), (i, j, similarity))

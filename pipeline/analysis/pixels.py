@@ -122,7 +122,7 @@ def pixel_similarity(copies: NDArray[np.uint8], i: Ints, j: Ints, least: float) 
 
     def compare(start: int) -> None:
         part = slice(start, start + _CHUNK)
-        alive, outer, crop, boxes = _sift(*tangents, i[part], j[part])
+        alive, outer, crop, boxes = _screen_pairs(*tangents, i[part], j[part])
         rough, boxes = _align(half[outer], half[crop], boxes, _COARSE, 2)
         good = rough >= min(_COARSE_LEAST, least)
         alive, outer, crop, boxes = alive[good], outer[good], crop[good], boxes[good]
@@ -136,7 +136,9 @@ def pixel_similarity(copies: NDArray[np.uint8], i: Ints, j: Ints, least: float) 
     return out
 
 
-def _sift(bases: Floats, triangles: Floats, pictures: Floats, i: Ints, j: Ints) -> tuple[Ints, Ints, Ints, Floats]:
+def _screen_pairs(
+    bases: Floats, triangles: Floats, pictures: Floats, i: Ints, j: Ints
+) -> tuple[Ints, Ints, Ints, Floats]:
     """Return the pairs worth aligning, which row is the whole picture and which the crop, and a first box."""
     part = np.matmul(bases[i], pictures[j][:, :, None])[:, :, 0]
     alive = np.flatnonzero(np.einsum("pk,pk->p", part, part) >= _TANGENT_LEAST**2)

@@ -30,7 +30,7 @@ _MANY_ROWS = 20_000
 
 
 @dataclass(frozen=True)
-class Layout:
+class Projection:
     """A map.
 
     Attributes
@@ -57,7 +57,7 @@ def map_cache(
     n_epochs: int | None = None,
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
-) -> Layout:
+) -> Projection:
     """Give every image that is done a place in the plane.
 
     Parameters
@@ -97,7 +97,7 @@ def map_cache(
             say(f"t-SNE of {len(rows)} rows takes scikit-learn many minutes; --method umap is several times quicker")
         places = _by_tsne(components, seed)
     table = {"key": cache.keys[rows], "label": label_texts(cache, rows), "x": places[:, 0], "y": places[:, 1]}
-    return Layout(frame(table), rows, method)
+    return Projection(frame(table), rows, method)
 
 
 def principal_components(embeddings: NDArray[Any], rows: NDArray[np.int64], count: int) -> Floats:

@@ -291,7 +291,9 @@ def _parse_layer(name: str) -> Layer:
     node, _, pooling = name.partition(":")
     pooling = pooling or "avg"
     if pooling not in POOLINGS:
-        raise BackboneError(f"expected a pooling of {', '.join(POOLINGS)}, found {pooling!r} in {name!r}: mend --layer")
+        raise BackboneError(
+            f"expected a pooling of {', '.join(POOLINGS)}, found {pooling!r} in {name!r}: correct --layer"
+        )
     return Layer(f"{node}:{pooling}", node, pooling, 0)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.cache.concat import SeveralCaches, open_cache
+from pipeline.cache.concat import ConcatCache, open_cache
 from pipeline.cache.lock import write_lock
 from pipeline.cache.reader import Cache
 from pipeline.cache.writer import CacheWriter
@@ -10,7 +10,7 @@ from pipeline.cache.writer import CacheWriter
 __all__ = [
     "Cache",
     "CacheWriter",
-    "SeveralCaches",
+    "ConcatCache",
     "open_cache",
     "write_lock",
 ]

@@ -38,7 +38,7 @@ def open_cache(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     Returns
     -------
     Cache
-        A `SeveralCaches` where there are several files.
+        A `ConcatCache` where there are several files.
 
     Raises
     ------
@@ -49,17 +49,17 @@ def open_cache(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
         several = [Path(one) for one in path]
         if not several:
             raise CacheError("expected a cache, found an empty list: name at least one file")
-        return Cache(several[0]) if len(several) == 1 else SeveralCaches([Cache(one) for one in several])
+        return Cache(several[0]) if len(several) == 1 else ConcatCache([Cache(one) for one in several])
     if MAGIC.isdisjoint(os.fspath(path)) or Path(path).exists():
         return Cache(path)
     # Path.glob takes no absolute pattern.
     found = sorted(glob.glob(os.fspath(path), recursive=True))  # noqa: PTH207
     if not found:
         raise CacheError(f"expected caches at {path}, found nothing that fits: check the pattern")
-    return Cache(found[0]) if len(found) == 1 else SeveralCaches([Cache(one) for one in found], name=os.fspath(path))
+    return Cache(found[0]) if len(found) == 1 else ConcatCache([Cache(one) for one in found], name=os.fspath(path))
 
 
-class SeveralCaches(Cache):
+class ConcatCache(Cache):
     """Caches of the same numbers, one after the other: those of a job array in the order of the whole list.
 
     Embeddings and layers are `ConcatenatedRows`, which read from the files what is asked for; what is small (status,
@@ -106,7 +106,7 @@ class SeveralCaches(Cache):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the parts, each of which knows how: this object's own arrays are put together again."""
-        return SeveralCaches, (list(self.parts), str(self.path))
+        return ConcatCache, (list(self.parts), str(self.path))
 
     @property
     def nbytes(self) -> int:
@@ -261,7 +261,7 @@ def check_all_same_numbers(caches: Sequence[Cache]) -> None:
     first = caches[0]
     for cache in caches[1:]:
         check_same_numbers(
-            cache.spec, first.spec, where=str(cache.path), way_out=f"extract both as {first.path} was, then try again"
+            cache.spec, first.spec, where=str(cache.path), hint=f"extract both as {first.path} was, then try again"
         )
 
 

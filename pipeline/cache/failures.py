@@ -49,7 +49,7 @@ def append_reasons(cache: Path, reasons: Iterable[tuple[str, str]]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise CacheError(
-            f"writing {path} failed ({error.strerror}): what was committed before is safe; mend the disk, then run "
+            f"writing {path} failed ({error.strerror}): what was committed before is safe; repair the disk, then run "
             "the same command again"
         ) from None
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.cache.format import Extent
 
 
-class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
+class LazyArrays(Mapping[str, "NDArray[Any]"]):
     """Arrays by name, each made when first asked for, and kept."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], NDArray[Any]]) -> None:
@@ -177,7 +177,7 @@ class Cache:
             label_names=tuple(texts(self._map(fmt.LABEL_NAMES)).tolist()),
             sizes=self._map(fmt.SIZES),
             mtimes_ns=self._map(fmt.MTIMES),
-            columns=ArraysWhenAsked(
+            columns=LazyArrays(
                 (
                     fmt.original_column_name(name.removeprefix(fmt.COLUMNS + "/"))
                     for name in self._extents
@@ -219,7 +219,7 @@ class Cache:
         return values.view(np.bool_) if values.dtype == np.uint8 else values
 
     def reasons(self) -> dict[int, str]:
-        """Return why rows failed, by row, from the file beside the cache; rows since mended are left out."""
+        """Return why rows failed, by row, from the file beside the cache; rows since fixed are left out."""
         by_key = read_reasons(self.path)
         keys = self.items.keys
         failed = np.flatnonzero(self.status > 1).tolist() if by_key else []

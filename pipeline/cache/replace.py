@@ -41,7 +41,7 @@ def publish(finished: Path, path: Path) -> None:
         _sync(path.parent, os.O_RDONLY)
     except OSError as error:
         raise CacheError(
-            f"cannot put the finished file in the place of {path} ({error.strerror}): mend the disk, then run "
+            f"cannot put the finished file in the place of {path} ({error.strerror}): repair the disk, then run "
             "the same command again"
         ) from None
 
@@ -93,7 +93,7 @@ def remove(path: Path) -> None:
     try:
         path.unlink(missing_ok=True)
     except OSError as error:
-        raise CacheError(f"cannot remove {path} ({error.strerror}): mend the disk, or remove it") from None
+        raise CacheError(f"cannot remove {path} ({error.strerror}): repair the disk, or remove it") from None
 
 
 def _sync(path: Path, flags: int) -> None:

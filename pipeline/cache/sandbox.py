@@ -69,7 +69,7 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
         with path.open("rb") as raw:
             head = raw.read(len(SIGNATURE))
     except OSError as error:
-        raise CacheError(f"cannot read {path}: {error.strerror}: mend its permissions") from None
+        raise CacheError(f"cannot read {path}: {error.strerror}: change its permissions") from None
     if head != SIGNATURE:
         raise fmt.not_a_cache(path, "no HDF5 file")
     child = subprocess.Popen(

@@ -1,6 +1,6 @@
 """Keeping up with a changing archive: which rows of a cache still hold for a new item list.
 
-`plan_update` decides, and touches no file but to hash images it must look at; `open_successor` makes the file to fill.
+`plan_update` decides, and touches no file but to hash images it must look at; `open_update` makes the file to fill.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class UpdatePlan:
     """Which old row each item of a new list may take over, and what that makes of the archive.
 
     Attributes
@@ -65,7 +65,7 @@ def plan_update(
     hash_items: HashItems,
     *,
     check_content: bool = False,
-) -> Plan:
+) -> UpdatePlan:
     """Compare two item lists.
 
     Same key, size and modification time: the same image. Same key and size, another time: the contents are compared.
@@ -84,7 +84,7 @@ def plan_update(
 
     Returns
     -------
-    Plan
+    UpdatePlan
     """
     found = match(old.keys, new.keys)
     known = np.any(content_hash, axis=1)
@@ -107,7 +107,7 @@ def plan_update(
     moved = match(_as_keys(content_hash[movable]), _as_keys(hash_items(candidates)))
     origin[candidates[moved >= 0]] = movable[moved[moved >= 0]]
     renamed = len(np.unique(moved[moved >= 0]))
-    return Plan(
+    return UpdatePlan(
         origin,
         unchanged=unchanged,
         changed=len(here) - unchanged,
@@ -149,7 +149,7 @@ def same_items(old: ItemTable, new: ItemTable) -> bool:
     )
 
 
-def open_successor(
+def open_update(
     path: Path,
     items: ItemTable,
     hash_items: HashItems,
@@ -158,7 +158,7 @@ def open_successor(
     attributes: Mapping[str, str | int],
     check_content: bool = False,
     check: Callable[[], None] = lambda: None,
-) -> tuple[Path, Plan | None, int]:
+) -> tuple[Path, UpdatePlan | None, int]:
     """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
 
     The new file holds every row of the old one that still stands, and those of an update that was interrupted. It takes
@@ -181,7 +181,7 @@ def open_successor(
 
     Returns
     -------
-    (Path, Plan or None, int)
+    (Path, UpdatePlan or None, int)
         The file to fill; what changed, None where nothing did; how many old rows were damaged and are computed anew.
 
     Raises

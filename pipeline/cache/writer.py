@@ -64,7 +64,7 @@ class CacheWriter:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise CacheError(
-                f"cannot write {path} ({error.strerror}): mend its permissions, or choose another output"
+                f"cannot write {path} ({error.strerror}): change its permissions, or choose another output"
             ) from None
 
     @property
@@ -186,7 +186,7 @@ class CacheWriter:
     def _give_up(self, doing: str, error: OSError) -> None:
         self._abandon()
         raise CacheError(
-            f"{doing} {self.path} failed ({error.strerror}): what was committed before is safe; mend the disk, then "
+            f"{doing} {self.path} failed ({error.strerror}): what was committed before is safe; repair the disk, then "
             "run the same command again"
         ) from None
 

@@ -103,7 +103,7 @@ def duplicates(
 
     opened = open_cache(cache)
     started = time.perf_counter()
-    found = find_duplicates(opened, threshold=threshold, layer=layer, look=not no_images, say=say)
+    found = find_duplicates(opened, threshold=threshold, layer=layer, use_pixels=not no_images, say=say)
     _give(found.table, output)
     groups = int(found.table["group"].max()) if len(found.table) else 0
     say(

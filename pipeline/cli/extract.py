@@ -143,8 +143,8 @@ def _say_summary(summary: Summary, output: str) -> None:
         f"{output}: {summary.already + summary.computed} of {summary.total} images done ({summary.computed} now, "
         f"{summary.failed} failed) in {seconds['total']:.1f} s, {rate:.0f} images/s, on {summary.engine}"
     )
-    if summary.read_out is not None:
-        say(f"time: {summary.read_out}")
+    if summary.bottleneck is not None:
+        say(f"time: {summary.bottleneck}")
     if summary.changes:
         say("archive: " + ", ".join(f"{count} {what}" for what, count in summary.changes.items() if count))
     if summary.failures:

@@ -37,7 +37,7 @@ def pick_devices(device: str) -> tuple[torch.device, ...]:
         return tuple(torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count()))
     devices = tuple(_device(name.strip()) for name in device.split(","))
     if len(devices) > 1 and ({d.type for d in devices} != {"cuda"} or len(set(devices)) < len(devices)):
-        raise EngineError(f"expected different GPUs such as cuda:0,cuda:1, found {device!r}: mend --device")
+        raise EngineError(f"expected different GPUs such as cuda:0,cuda:1, found {device!r}: correct --device")
     return devices
 
 
@@ -48,7 +48,7 @@ def _device(name: str) -> torch.device:
         wanted = torch.device("cuda:0" if name in ("cuda", "cuda:all") else name)
     except RuntimeError:
         raise EngineError(
-            f"expected a device such as cpu, cuda, cuda:1, cuda:all or mps, found {name!r}: mend --device"
+            f"expected a device such as cpu, cuda, cuda:1, cuda:all or mps, found {name!r}: correct --device"
         ) from None
     there = {
         "cpu": True,

@@ -51,7 +51,7 @@ class Shard:
         number, slash, count = text.partition("/")
         if not (slash and number.isdecimal() and count.isdecimal() and 1 <= int(number) <= int(count)):
             raise PipelineError(
-                f"expected --shard I/N with I from 1 to N, such as 3/8, or slurm, found {text!r}: mend it"
+                f"expected --shard I/N with I from 1 to N, such as 3/8, or slurm, found {text!r}: correct it"
             )
         return cls(int(number), int(count))
 

@@ -40,7 +40,7 @@ def fingerprint(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json(_numeric(spec)).encode()).hexdigest()
 
 
-def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str, way_out: str) -> None:
+def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str, hint: str) -> None:
     """Refuse two specs of different fingerprints.
 
     Raises
@@ -55,7 +55,7 @@ def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, w
     differences = "; ".join(
         f"{name} is {_short(have.get(name))} there and {_short(want.get(name))} here" for name in fields
     )
-    raise FingerprintError(f"{where} holds other numbers: {differences}: {way_out}")
+    raise FingerprintError(f"{where} holds other numbers: {differences}: {hint}")
 
 
 def _numeric(spec: Mapping[str, Any]) -> dict[str, Any]:

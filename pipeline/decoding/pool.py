@@ -1,7 +1,7 @@
 """Reading and decoding beside the forward pass: worker processes fill a ring of batches in shared memory.
 
 Memory is bounded by the ring, whatever the number of images. Batches come out in order. A worker that dies or hangs is
-replaced, and the image it was on is found by the board, a line of shared memory per worker.
+replaced, and the image it was on is found in the worker status, a line of shared memory per worker.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.system import child_environment
 from pipeline.decoding.worker import (
     IDLE,
-    NOBODY,
+    NO_ROW,
     READING,
     ROW,
     SINCE,
@@ -53,7 +53,7 @@ CRASHES_TO_BLAME = 2
 """A worker may be killed from outside; the image it was on is blamed when it happens to it twice."""
 KILLS_TO_BLAME = 3
 """The same for SIGKILL and SIGTERM, which no decoder sends itself."""
-DEATHS_IN_VAIN = 20
+MAX_DEATHS_WITHOUT_PROGRESS = 20
 """Workers that may die one after the other with nothing done between: then it is the machine, not an image."""
 CHECK_EVERY_S = 0.25
 # Not ``-m``: its classes would be those of ``__main__``, and could not be sent back.
@@ -151,7 +151,7 @@ class DecodePool:
         self._limits = limits
         self._memory_fd = _shared_memory_file(shared_bytes(self._shape, workers, policy))
         self._memory = mmap.mmap(self._memory_fd, 0)
-        self._board, self._images, self._encoded = views(self._memory, self._shape, workers, policy)
+        self._worker_status, self._images, self._encoded = views(self._memory, self._shape, workers, policy)
         for number in range(workers):
             self._clear_line(number)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
@@ -164,7 +164,7 @@ class DecodePool:
         self._thread: threading.Thread | None = None
         self._workers: dict[int, _Worker] = {}
         self.replaced = 0
-        self._in_vain = 0
+        self._deaths_without_progress = 0
         for number in range(workers):
             self._start(number)
 
@@ -252,13 +252,13 @@ class DecodePool:
                 try:
                     outcomes = worker.connection.recv()
                 except (EOFError, OSError):
-                    self._bury(worker, filling, pending, crashes)
+                    self._replace_dead_worker(worker, filling, pending, crashes)
                     continue
                 if outcomes is None:
                     worker.ready = True
                 else:
                     filling[worker.tasks.popleft().slot].outcomes.update((o.position, o) for o in outcomes)
-                    self._in_vain = 0
+                    self._deaths_without_progress = 0
             self._end_hung_workers(filling, pending)
             emitted += self._emit(filling, emitted)
         self._ready.put(None)
@@ -311,8 +311,8 @@ class DecodePool:
     # ---- workers ----
 
     def _clear_line(self, number: int) -> None:
-        self._board[number] = NOBODY
-        self._board[number, SINCE] = IDLE
+        self._worker_status[number] = NO_ROW
+        self._worker_status[number, SINCE] = IDLE
 
     def _start(self, number: int) -> None:
         ours, theirs = Pipe()
@@ -348,41 +348,42 @@ class DecodePool:
         except OSError:
             return  # it died: the pump will find its connection closed, and give the task to another
 
-    def _bury(
+    def _replace_dead_worker(
         self, worker: _Worker, filling: dict[int, _Filling], pending: deque[Task], crashes: dict[int, int]
     ) -> None:
-        """Replace a worker that died, and find the image it died of."""
+        """Replace a dead worker and record which image it was decoding."""
         _end(worker)
         if not worker.ready and worker.process.returncode >= 0:
             raise PipelineError(
                 f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it "
                 "said stands above; check that the installation is whole"
             )
-        line = self._board[worker.number]
-        suspects = {int(row) for row in (line[ROW], *line[READING])} - {NOBODY}
+        line = self._worker_status[worker.number]
+        in_progress = {int(row) for row in (line[ROW], *line[READING])} - {NO_ROW}
         how, strikes = _manner_of_death(worker.process.returncode)
-        blamed: dict[int, Outcome | None] = dict.fromkeys(suspects)
-        if len(suspects) == 1:  # of several, none is known to be the one; each is tried alone
-            (row,) = suspects
+        blamed: dict[int, Outcome | None] = dict.fromkeys(in_progress)
+        if len(in_progress) == 1:  # with several candidates the cause is unknown: retry each image alone
+            (row,) = in_progress
             crashes[row] = crashes.get(row, 0) + 1
             if crashes[row] >= strikes:
                 blamed[row] = _failed(Status.DECODER_CRASHED, how)
-        self._in_vain = 0 if any(blamed.values()) else self._in_vain + 1
-        if self._in_vain >= DEATHS_IN_VAIN:
+        self._deaths_without_progress = 0 if any(blamed.values()) else self._deaths_without_progress + 1
+        if self._deaths_without_progress >= MAX_DEATHS_WITHOUT_PROGRESS:
             raise PipelineError(
-                f"expected decode workers to live, but {self._in_vain} ended one after the other with no image done "
-                f"({how}): check the memory of the machine, or use fewer --workers; everything before is committed"
+                f"expected decode workers to live, but {self._deaths_without_progress} ended one after the other "
+                f"with no image done ({how}): check the memory of the machine, or use fewer --workers; "
+                "everything before is committed"
             )
         self._replace(worker, blamed, filling, pending)
 
     def _end_hung_workers(self, filling: dict[int, _Filling], pending: deque[Task]) -> None:
         now = time.monotonic_ns()
         for worker in list(self._workers.values()):
-            since = int(self._board[worker.number, SINCE])
-            row = int(self._board[worker.number, ROW])
+            since = int(self._worker_status[worker.number, SINCE])
+            row = int(self._worker_status[worker.number, ROW])
             if since == IDLE or (now - since) < self._limits.seconds * 1e9:
                 continue
-            if int(self._board[worker.number, SINCE]) != since:
+            if int(self._worker_status[worker.number, SINCE]) != since:
                 continue  # it went on between the two looks: the row is not the one that took long
             _end(worker)
             reason = f"took longer than {self._limits.seconds:g} s"
@@ -391,26 +392,26 @@ class DecodePool:
     def _replace(
         self,
         worker: _Worker,
-        suspects: dict[int, Outcome | None],
+        in_progress: dict[int, Outcome | None],
         filling: dict[int, _Filling],
         pending: deque[Task],
     ) -> None:
         """Start a new worker; its predecessor's tasks go back to the queue, each suspect alone or not at all.
 
-        ``suspects`` are the rows it was on or read ahead, with the outcome of those that are to blame.
+        ``in_progress`` are the rows it was on or read ahead, with the outcome of those that are to blame.
         """
         for task in worker.tasks:
-            innocent = []
+            requeue = []
             for item in task.items:
                 position, row, _ = item
-                if row not in suspects:
-                    innocent.append(item)
-                elif (outcome := suspects[row]) is not None:
+                if row not in in_progress:
+                    requeue.append(item)
+                elif (outcome := in_progress[row]) is not None:
                     filling[task.slot].outcomes[position] = replace(outcome, position=position)
                 else:  # nothing is read ahead beside it: should it happen again, it was this one
                     pending.append(Task(task.slot, (item,)))
-            if innocent:
-                pending.append(Task(task.slot, tuple(innocent)))
+            if requeue:
+                pending.append(Task(task.slot, tuple(requeue)))
         self.replaced += 1
         self._clear_line(worker.number)
         self._start(worker.number)

@@ -24,7 +24,7 @@ AHEAD_BYTES = 64 << 20
 """What may be held ahead of decoding, taking every image for as large as the largest so far."""
 
 
-class ReadAhead:
+class Prefetcher:
     """The bytes of one task after the other, image by image, in order.
 
     Parameters
@@ -33,14 +33,14 @@ class ReadAhead:
     reading : (n,) int64
         Where it is noted which rows the threads are on, so that one that ends the process can be found; n is how many
         images a task may have, and how many threads there are.
-    nobody : int
+    no_row : int
         What stands there for none.
     """
 
-    def __init__(self, reader: Reader, reading: NDArray[Any], nobody: int) -> None:
+    def __init__(self, reader: Reader, reading: NDArray[Any], no_row: int) -> None:
         self._reader = reader
         self._reading = reading
-        self._nobody = nobody
+        self._no_row = no_row
         self._items: Sequence[tuple[int, int, Any]] = ()
         self._ahead: dict[int, Future[bytes]] = {}
         self._turn = self._unread = 0
@@ -97,4 +97,4 @@ class ReadAhead:
             return self._reader(self._items[turn][2])
         finally:
             self._seconds.append(time.perf_counter() - started)
-            self._reading[turn] = self._nobody
+            self._reading[turn] = self._no_row

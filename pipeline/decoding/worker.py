@@ -22,7 +22,7 @@ from PIL import Image
 from pipeline.core.items import HASH_BYTES, Status, content_hash
 from pipeline.core.system import limit_memory
 from pipeline.decoding.image import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
-from pipeline.decoding.prefetch import ReadAhead
+from pipeline.decoding.prefetch import Prefetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,9 +33,9 @@ if TYPE_CHECKING:
     from pipeline.decoding.preprocess import Preprocess
 
 TASK_IMAGES = 8
-NOBODY, IDLE = -1, 0
+NO_ROW, IDLE = -1, 0
 ROW, SINCE, READING = 0, 1, slice(2, 2 + TASK_IMAGES)
-"""Columns of the board: the row a worker is on, since when in monotonic nanoseconds, and the rows it reads ahead."""
+"""Columns of the worker status: the row in progress, its start in monotonic nanoseconds, the rows read ahead."""
 ORPHAN_AFTER = 2
 """A worker on one image for this many time limits has lost the process that should have ended it."""
 
@@ -50,9 +50,9 @@ class Setup:
     policy : DecodePolicy
     preprocess : Preprocess
     images : (int, int, int, int, int)
-        Shape (slots, B, H, W, 3) of the shared images, which follow the board in memory; see `views`.
+        Shape (slots, B, H, W, 3) of the shared images, which follow the worker status in memory; see `views`.
     workers, number : int
-        How many workers share the board, and which line is this one's.
+        How many workers share the worker status, and which line is this one's.
     memory_limit : int
         Bytes this process may take beyond what it holds when it is ready; 0 for no limit.
     seconds : float
@@ -104,8 +104,8 @@ class Outcome:
     encoded: int = 0
 
 
-def board_bytes(workers: int) -> int:
-    """Size of the board: a line of int64 per worker; rounded up to a page."""
+def worker_status_bytes(workers: int) -> int:
+    """Size of the worker status: a line of int64 per worker; rounded up to a page."""
     return -(-workers * READING.stop * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
 
 
@@ -115,7 +115,7 @@ def _encoded_shape(images: tuple[int, ...], policy: DecodePolicy) -> tuple[int, 
 
 def shared_bytes(images: tuple[int, ...], workers: int, policy: DecodePolicy) -> int:
     """Size of the memory that `views` divides; what is never written in it takes no room."""
-    return board_bytes(workers) + math.prod(images) + math.prod(_encoded_shape(images, policy))
+    return worker_status_bytes(workers) + math.prod(images) + math.prod(_encoded_shape(images, policy))
 
 
 def views(
@@ -125,15 +125,19 @@ def views(
 
     Returns
     -------
-    board : (workers, columns) int64
+    worker_status : (workers, columns) int64
     images : (slots, B, H, W, 3) uint8
     encoded : (slots, B, E) uint8
         JPEGs for the GPU; E is 0 where there is none to decode them.
     """
-    first = board_bytes(workers)
-    board = np.ndarray((workers, READING.stop), np.int64, memory)
+    first = worker_status_bytes(workers)
+    worker_status = np.ndarray((workers, READING.stop), np.int64, memory)
     images = np.ndarray(setup_images, np.uint8, memory, first)
-    return board, images, np.ndarray(_encoded_shape(setup_images, policy), np.uint8, memory, first + images.size)
+    return (
+        worker_status,
+        images,
+        np.ndarray(_encoded_shape(setup_images, policy), np.uint8, memory, first + images.size),
+    )
 
 
 def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArray[np.uint8]:
@@ -181,11 +185,11 @@ def main(connection_fd: int, memory_fd: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     connection = Connection(connection_fd)
     setup: Setup = connection.recv()
-    board, images, encoded = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers, setup.policy)
+    worker_status, images, encoded = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers, setup.policy)
     Image.MAX_IMAGE_PIXELS = None  # the policy's own limit is checked instead
     Image.init()
-    line = board[setup.number]
-    ahead = ReadAhead(setup.reader, line[READING], NOBODY)
+    line = worker_status[setup.number]
+    ahead = Prefetcher(setup.reader, line[READING], NO_ROW)
     limit_memory(setup.memory_limit)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
@@ -206,7 +210,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
                     outcome = _work(setup, position, ahead.take_again, *place)
                 outcomes.append(outcome)
             line[SINCE] = IDLE
-            line[ROW] = NOBODY
+            line[ROW] = NO_ROW
             _alarm(0)
             connection.send(outcomes)
 

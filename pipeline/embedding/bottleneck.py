@@ -13,7 +13,7 @@ LIMIT_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class ReadOut:
+class Bottleneck:
     """Shares of the loop's wall time.
 
     Attributes
@@ -45,7 +45,7 @@ ADVICE = {
 }
 
 
-def read_out(seconds: Mapping[str, float], *, workers: int) -> ReadOut:
+def find_bottleneck(seconds: Mapping[str, float], *, workers: int) -> Bottleneck:
     """Sum up the times that `pipeline.extract` measured.
 
     Parameters
@@ -59,7 +59,7 @@ def read_out(seconds: Mapping[str, float], *, workers: int) -> ReadOut:
     Examples
     --------
     >>> times = {"loop": 10, "wait for forward": 9, "wait for decode": 1, "read": 0.2, "decode": 4, "write": 0.1}
-    >>> read_out(times, workers=2).limit
+    >>> find_bottleneck(times, workers=2).limit
     'network'
     """
     loop = max(seconds.get("loop", 0.0), 1e-9)
@@ -79,4 +79,4 @@ def read_out(seconds: Mapping[str, float], *, workers: int) -> ReadOut:
         limit = "storage" if shares["read"] > shares["decode"] else "decoding"
     else:
         limit = "nothing in particular"
-    return ReadOut(shares, limit, ADVICE[limit])
+    return Bottleneck(shares, limit, ADVICE[limit])

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pipeline.sources import Source
 
 
-class Finished(Protocol):
+class EmbeddedRows(Protocol):
     """Rows that are through, and what became of each."""
 
     rows: NDArray[np.int64]
@@ -81,7 +81,7 @@ class Executor(ABC):
     @abstractmethod
     def embed(
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
-    ) -> Iterator[tuple[Finished, Embeddings]]:
+    ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
         """Yield rows with their outcomes and embeddings, in any order; see `pipeline.embedding.embed.embed`."""
 
     @abstractmethod
@@ -113,7 +113,7 @@ class LocalExecutor(Executor):
 
     def embed(
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
-    ) -> Iterator[tuple[Finished, Embeddings]]:
+    ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
         """Yield rows in order; see `Executor.embed`."""
         backbone, decode, run = self._settings
         return embed(source, rows, backbone, self._engine, decode, run, stop=stop, seconds=seconds)

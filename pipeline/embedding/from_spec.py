@@ -53,7 +53,7 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
         wanted,
         backbone.to_spec(),
         where="the spec",
-        way_out="pass --weights FILE with the weights it was made with",
+        hint="pass --weights FILE with the weights it was made with",
     )
     return backbone
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones import Backbone
     from pipeline.decoding.image import DecodePolicy
-    from pipeline.embedding.executor import Finished
+    from pipeline.embedding.executor import EmbeddedRows
     from pipeline.embedding.settings import RunSettings
     from pipeline.engines import Embeddings
     from pipeline.sources import Source
@@ -106,7 +106,7 @@ class RayExecutor(Executor):
         try:
             if run.precision == "mixed" and run.device == "auto":
                 run = replace(run, device="cpu")  # which alone has it
-            room = _room(self._ray, run.device)
+            room = _actor_resources(self._ray, run.device)
             run = replace(run, workers=run.workers or room.cpus)
             sample = ListedSource.sample(sampled, sample_rows(among))
             say(f"cluster: up to {self._actors or room.actors} engines, {room}")
@@ -115,7 +115,7 @@ class RayExecutor(Executor):
             self.close()
             raise
         self._setup = _Setup(sampled.reader(), backbone, decode, replace(run, **chosen.settings), room.cpus)
-        self._room, self._batch_size = room, chosen.settings["batch_size"]
+        self._actor_resources, self._batch_size = room, chosen.settings["batch_size"]
         self.name, self.device, self.precision = chosen.name, chosen.device, chosen.settings["precision"]
         self.workers = run.workers * (self._actors or room.actors)
         for text in chosen.said:
@@ -124,7 +124,7 @@ class RayExecutor(Executor):
 
     def embed(
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
-    ) -> Iterator[tuple[Finished, Embeddings]]:
+    ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
         """Yield chunks of rows as they come back; see `Executor.embed`.
 
         Raises
@@ -133,7 +133,7 @@ class RayExecutor(Executor):
             An actor could not start, or the cluster is gone.
         """
         data = self._ray.data
-        actors = self._actors or self._room.actors
+        actors = self._actors or self._actor_resources.actors
         at_once = self._batch_size * -(-max(CHUNK_IMAGES, CHUNK_BATCHES * self._batch_size) // self._batch_size)
         if stop.is_set() or not len(rows):
             return
@@ -144,8 +144,8 @@ class RayExecutor(Executor):
             batch_format="numpy",
             compute=data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
             fn_constructor_args=(self._ray.put(self._setup),),
-            num_cpus=self._room.cpus,
-            num_gpus=self._room.gpus,
+            num_cpus=self._actor_resources.cpus,
+            num_gpus=self._actor_resources.gpus,
         )
         for result in self._until_stopped(results, stop):
             seconds["read"] += float(result["read_s"].sum())
@@ -208,7 +208,7 @@ class RayExecutor(Executor):
         backbone: Backbone,
         decode: DecodePolicy,
         run: RunSettings,
-        room: _Room,
+        room: ActorResources,
         stop: threading.Event,
     ) -> _Chosen:
         ray = self._ray
@@ -225,7 +225,7 @@ class RayExecutor(Executor):
 
 
 @dataclass(frozen=True, slots=True)
-class _Room:
+class ActorResources:
     """What an actor takes, and how many there is room for."""
 
     cpus: int
@@ -399,7 +399,7 @@ def _check_address(address: str) -> None:
         ) from None
 
 
-def _room(ray: Any, device: str) -> _Room:
+def _actor_resources(ray: Any, device: str) -> ActorResources:
     """Return what an actor takes on this cluster, and how many fit.
 
     Raises
@@ -410,13 +410,13 @@ def _room(ray: Any, device: str) -> _Room:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
     if sum(gpus) and device != "cpu":
-        return _Room(max(1, min(c // g for c, g in zip(cpus, gpus, strict=True) if g)), 1, sum(gpus))
+        return ActorResources(max(1, min(c // g for c, g in zip(cpus, gpus, strict=True) if g)), 1, sum(gpus))
     if device.startswith("cuda"):
         raise EngineError(f"there is no GPU on the {len(nodes)} nodes of the cluster: use --device cpu")
     if not any(cpus):
         raise EngineError("no node of the cluster has a processor to lend: start nodes with --num-cpus above 0")
     each = min(count for count in cpus if count)
-    return _Room(each, 0, sum(count // each for count in cpus))
+    return ActorResources(each, 0, sum(count // each for count in cpus))
 
 
 def _tables(source: Source, rows: NDArray[np.int64], at_once: int) -> list[Any]:

@@ -18,7 +18,7 @@ WARM_UP_PASSES = 2
 """Before recording: libraries choose kernels and allocate their workspaces then, which a recording must not see."""
 
 
-def recorded(
+def capture_graph(
     network: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, stream: torch.cuda.Stream
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
     """Return a function that does what ``network`` does, for batches of this shape.

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 CHECK_IMAGES = 2
 
 
-def folded(backbone: Backbone) -> EmbeddingNetwork:
+def fold_batchnorm(backbone: Backbone) -> EmbeddingNetwork:
     """Return a copy of a backbone's network with the batch normalisations folded that can be.
 
     The graph of operations is only looked at, to find normalisations that are all that a convolution feeds; the
@@ -44,7 +44,7 @@ def folded(backbone: Backbone) -> EmbeddingNetwork:
         return plain
     changed = copy.deepcopy(plain)
     for conv, norm in pairs:
-        _exchange(changed.body, conv, norm)
+        _replace_modules(changed.body, conv, norm)
     generator = torch.Generator().manual_seed(0)
     shape = (CHECK_IMAGES, *backbone.preprocess.shape)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -100,7 +100,7 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     return norm.running_mean is not None and norm.running_var is not None and not watched
 
 
-def _exchange(body: nn.Module, conv_name: str, norm_name: str) -> None:
+def _replace_modules(body: nn.Module, conv_name: str, norm_name: str) -> None:
     conv, norm = body.get_submodule(conv_name), body.get_submodule(norm_name)
     assert isinstance(conv, nn.Conv2d)
     assert isinstance(norm, nn.BatchNorm2d)

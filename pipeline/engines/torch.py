@@ -13,8 +13,8 @@ from torch import Tensor
 
 from pipeline.core.devices import describe_device, device_precisions
 from pipeline.engines.base import Embeddings, Engine
-from pipeline.engines.cuda_graph import recorded
-from pipeline.engines.fold_batchnorm import folded
+from pipeline.engines.cuda_graph import capture_graph
+from pipeline.engines.fold_batchnorm import fold_batchnorm
 from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class TorchEngine(Engine):
         self._streams: Any = torch.cuda if on_cuda else torch.cpu  # those of torch.cpu do nothing, at once
         self.in_flight = CUDA_SLOTS if on_cuda else SLOTS
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
-        network = folded(backbone)
+        network = fold_batchnorm(backbone)
         try:
             network.to(device)
             network.compute_dtype = _DTYPES[precision]
@@ -171,7 +171,7 @@ class TorchEngine(Engine):
         if self._device.type != "cuda":
             return self._network(images)
         if self._replay is None:
-            self._replay = recorded(self._network, images, self._computing)
+            self._replay = capture_graph(self._network, images, self._computing)
         return self._replay(images)
 
     # ---- the collecting thread: waits for the device, in the order of the batches ----

@@ -166,10 +166,10 @@ def duplicate_groups(
     """
     index = np.arange(len(embeddings)) if rows is None else np.asarray(rows, dtype=np.int64)
     first, twin = exact_pairs(content_hash[index])
-    # Copies with the same bytes have the same embedding: one of them speaks for all.
-    speakers = np.setdiff1d(np.arange(len(index)), twin)
+    # Byte-identical images share one embedding: compare one representative of each.
+    representatives = np.setdiff1d(np.arange(len(index)), twin)
     i, j = first, twin
-    for near_i, near_j, _ in _near_blocks(embeddings, threshold, index[speakers]):
+    for near_i, near_j, _ in _near_blocks(embeddings, threshold, index[representatives]):
         # A star for each group found so far, so that memory stays O(N) however many pairs there are.
         i = np.concatenate([i, np.searchsorted(index, near_i)])
         j = np.concatenate([j, np.searchsorted(index, near_j)])

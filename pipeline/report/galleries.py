@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from pipeline.analysis.duplicates import Duplicates
     from pipeline.analysis.labels import LabelCheck
-    from pipeline.analysis.projection import Layout
+    from pipeline.analysis.projection import Projection
     from pipeline.analysis.search import Search
 
 MOST_PICTURES = 1000
@@ -112,7 +112,7 @@ def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelChec
     )
 
 
-def write_map_page(path: str | os.PathLike[str], cache: Any, found: Layout) -> None:
+def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) -> None:
     """Write a page with the map: to zoom, point at and filter; 100 000 points stay smooth."""
     from plotly.offline import get_plotlyjs
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from pipeline.cache import open_cache
-from pipeline.cache.reader import ArraysWhenAsked
+from pipeline.cache.reader import LazyArrays
 from pipeline.core.callbacks import Say, ignore
 from pipeline.core.items import ALL, DONE, FAILED, TODO, Status
 from pipeline.core.spec import PENULTIMATE
@@ -93,8 +93,8 @@ class Selection(Convertible):
         self._shown = None if fitting.all() else np.flatnonzero(fitting)
         self.rows = self._candidates if self._shown is None else self._candidates[self._shown]
         self._span = _span(self.rows)
-        self.layers: Mapping[str, NDArray[Any]] = ArraysWhenAsked(self.cache.layers, self._layer)
-        self.columns: Mapping[str, NDArray[Any]] = ArraysWhenAsked([*self.cache.columns, *self._joined], self._column)
+        self.layers: Mapping[str, NDArray[Any]] = LazyArrays(self.cache.layers, self._layer)
+        self.columns: Mapping[str, NDArray[Any]] = LazyArrays([*self.cache.columns, *self._joined], self._column)
 
     def __len__(self) -> int:
         return len(self.rows)

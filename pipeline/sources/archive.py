@@ -19,7 +19,7 @@ import numpy as np
 from pipeline.core.items import ItemTable, Skipped
 from pipeline.decoding.image import is_image
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.archive_index import kept_index
+from pipeline.sources.archive_index import cached_index
 from pipeline.sources.base import (
     MAX_MEMBER_BYTES,
     Source,
@@ -42,7 +42,7 @@ MAX_SIDECAR_BYTES = 1 << 16
 MAX_TEXT = 256
 """A longer label, split or group is none: columns are of fixed length."""
 SIDECARS = (b".cls", b".json")
-"""Members that tell the label of the images whose name they share up to the first dot (WebDataset)."""
+"""Members that hold the label of the images whose name they share up to the first dot (WebDataset)."""
 
 IMAGE = 0
 REASONS = (
@@ -73,7 +73,7 @@ class Listing:
         self._numbers = {name: array("q") for name in numbers}
         self._names: list[bytes] = []
         self._reasons = array("B")
-        self._told: dict[bytes, dict[str, str]] = {}
+        self._sidecar_labels: dict[bytes, dict[str, str]] = {}
 
     def add(self, name: bytes, reason: int = IMAGE, **numbers: int) -> None:
         """Add a member, or say why it is none."""
@@ -87,21 +87,21 @@ class Listing:
         for column, values in self._numbers.items():
             values.append(numbers.get(column, -1))
 
-    def tell(self, name: bytes, data: bytes) -> None:
+    def add_sidecar(self, name: bytes, data: bytes) -> None:
         """Take a label from the bytes of a ``.cls`` or ``.json`` member; one that holds none is no image either."""
         sample = _sample(_normal(name))
-        before = self._told.get(sample, {})
+        before = self._sidecar_labels.get(sample, {})
         if name.lower().endswith(b".cls"):
-            told, merged = (found := _cls(data)), before | found
+            sidecar_labels, merged = (found := _cls(data)), before | found
         else:
-            told, merged = (found := _json(data)), found | before
-        if told:
-            self._told[sample] = merged
+            sidecar_labels, merged = (found := _json(data)), found | before
+        if sidecar_labels:
+            self._sidecar_labels[sample] = merged
         else:
             self.add(name, NOT_AN_IMAGE)
 
     def columns(self) -> Columns:
-        """Return all as arrays of equal length: ``name``, ``reason``, the numbers, and what was told."""
+        """Return all as arrays of equal length: ``name``, ``reason``, the numbers, and what sidecars say."""
         names = np.array(self._names, dtype=np.bytes_) if self._names else np.zeros(0, "S1")
         reasons = np.array(self._reasons, dtype=np.uint8)
         images = np.flatnonzero(reasons == IMAGE)
@@ -111,8 +111,10 @@ class Listing:
         reasons[images[earlier]] = SUPERSEDED  # what unpacking would leave is the last
         columns: Columns = {"name": names, "reason": reasons}
         columns |= {name: np.array(values, dtype=np.int64) for name, values in self._numbers.items()}
-        for what in ("label", "split", "group") if self._told else ():
-            codes, texts = encode_labels([self._told.get(_sample(name), {}).get(what) for name in self._names])
+        for what in ("label", "split", "group") if self._sidecar_labels else ():
+            codes, texts = encode_labels(
+                [self._sidecar_labels.get(_sample(name), {}).get(what) for name in self._names]
+            )
             if texts:
                 columns[what] = codes
                 columns[f"{what}_names"] = np.array([text.encode() for text in texts], dtype=np.bytes_)
@@ -125,7 +127,7 @@ def is_sidecar(name: bytes) -> bool:
     return b"." + base.partition(b".")[2] in SIDECARS and not base.startswith(b".")
 
 
-def judge(head: bytes) -> int:
+def reason_for(head: bytes) -> int:
     """Return `IMAGE` for what begins like one, the reason otherwise."""
     return IMAGE if is_image(head) else NOT_AN_IMAGE
 
@@ -196,13 +198,13 @@ class ArchiveSource(Source):
     def __init__(self, location: str, store: Store, files: Sequence[File]) -> None:
         self.location = location
         indexes = list(
-            in_threads(lambda file: kept_index(self.kind, store, file, lambda: self._index(store, file)), files)
+            in_threads(lambda file: cached_index(self.kind, store, file, lambda: self._index(store, file)), files)
         )
         self._store, self._files = store, tuple(files)
         wanted = [np.flatnonzero(index["reason"] == IMAGE) for index in indexes]
         names = [index["name"][rows] for index, rows in zip(indexes, wanted, strict=True)]
-        prefixes = shard_names([file.path for file in files])
-        self.skipped = LeftOut(prefixes, indexes)
+        prefixes = key_prefixes([file.path for file in files])
+        self.skipped = SkippedMembers(prefixes, indexes)
         counts = [len(rows) for rows in wanted]
         if not sum(counts):
             raise SourceError(_nothing_found(location, self.skipped))
@@ -214,13 +216,13 @@ class ArchiveSource(Source):
                 for index, rows in zip(indexes, wanted, strict=True)
             ]
         )
-        told = {
+        sidecar_labels = {
             what: [text for index, rows in zip(indexes, wanted, strict=True) for text in _texts(index, what, rows)]
             for what in ("label", "split", "group")
             if any(what in index for index in indexes)
         }
-        if "label" in told:
-            labels, label_names = encode_labels([text or None for text in told.pop("label")])
+        if "label" in sidecar_labels:
+            labels, label_names = encode_labels([text or None for text in sidecar_labels.pop("label")])
             columns: dict[str, NDArray[Any]] = {}
         else:
             labels, label_names, columns = labels_from_folders(np.concatenate(names))
@@ -230,11 +232,11 @@ class ArchiveSource(Source):
             label_names=label_names,
             sizes=self._numbers[:, self.numbers.index("size")].copy(),
             mtimes_ns=np.array([file.stamp for file in files], dtype=np.int64)[self._file],
-            columns={**columns, **{what: np.array(texts) for what, texts in told.items()}},
+            columns={**columns, **{what: np.array(texts) for what, texts in sidecar_labels.items()}},
         )
 
     def _index(self, store: Store, file: File) -> Columns:
-        return kept_index(self.kind, store, file, lambda: self._new_index(store, file))
+        return cached_index(self.kind, store, file, lambda: self._new_index(store, file))
 
     def _new_index(self, store: Store, file: File) -> Columns:
         listing = Listing(self.numbers)
@@ -255,7 +257,7 @@ class ArchiveSource(Source):
         return (int(self._file[i]), *self._numbers[i].tolist())
 
 
-class LeftOut(Sequence[Skipped]):
+class SkippedMembers(Sequence[Skipped]):
     """Members that are no items, made into objects only when they are looked at."""
 
     def __init__(self, prefixes: Sequence[bytes], indexes: Sequence[Columns]) -> None:
@@ -284,7 +286,7 @@ class LeftOut(Sequence[Skipped]):
         return Skipped(os.fsdecode(prefix + bytes(names[at])), REASONS[int(reasons[at])])
 
 
-def shard_names(paths: Sequence[str]) -> list[bytes]:
+def key_prefixes(paths: Sequence[str]) -> list[bytes]:
     """Return what goes before the members' names, so that keys of several archives differ; no credentials of URLs.
 
     Raises
@@ -294,7 +296,7 @@ def shard_names(paths: Sequence[str]) -> list[bytes]:
 
     Examples
     --------
-    >>> shard_names(["/data/a.tar"]), shard_names(["/data/x/a.tar", "/data/y/a.tar"])
+    >>> key_prefixes(["/data/a.tar"]), key_prefixes(["/data/x/a.tar", "/data/y/a.tar"])
     ([b''], [b'x/a.tar/', b'y/a.tar/'])
     """
     if len(paths) == 1:
@@ -305,7 +307,7 @@ def shard_names(paths: Sequence[str]) -> list[bytes]:
 
 
 def _texts(index: Columns, what: str, rows: NDArray[np.int64]) -> list[str]:
-    """Return what was told of some members, empty where nothing was."""
+    """Return what sidecars say of some members, empty where nothing was."""
     if what not in index:
         return [""] * len(rows)
     names = [*(name.decode("utf-8", "replace") for name in index[f"{what}_names"].tolist()), ""]

@@ -38,7 +38,7 @@ def index_folder() -> Path:
     return cache_folder() / "indexes"
 
 
-def kept_index(kind: str, store: Store, file: File, make: Callable[[], Columns]) -> Columns:
+def cached_index(kind: str, store: Store, file: File, make: Callable[[], Columns]) -> Columns:
     """Return the index of an archive: the one kept, or a new one, which is then kept.
 
     Parameters

@@ -72,7 +72,7 @@ class FilesSource(Source):
         if not images:
             some = ", ".join(skip.key for skip in self.skipped[:3]) or "nothing"
             raise SourceError(
-                f"expected images at {public(location)}, found {some}: name the folder that holds them, or mend the "
+                f"expected images at {public(location)}, found {some}: name the folder that holds them, or correct the "
                 "pattern"
             )
         keys = [key for key, _ in images]

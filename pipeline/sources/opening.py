@@ -104,7 +104,7 @@ def expand_braces(pattern: str) -> list[str]:
             parts.append([text])
         if count > MOST_FILES:
             raise SourceError(
-                f"expected {MOST_FILES} files at most, found {public(pattern)} to stand for {count}: mend the braces"
+                f"expected {MOST_FILES} files at most, found {public(pattern)} to stand for {count}: correct the braces"
             )
     expanded = [""]
     for choices in parts:
@@ -173,7 +173,7 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
         if not any(sign in pattern for sign in magic):
             found.append(pattern)
         elif not (matches := store.glob(pattern)):
-            raise SourceError(f"expected files that match {public(pattern)}, found none: mend the pattern")
+            raise SourceError(f"expected files that match {public(pattern)}, found none: correct the pattern")
         else:
             found += matches
     if isinstance(store, RemoteStore) and len(found) == 1 and found[0] == path and store.is_folder(path):

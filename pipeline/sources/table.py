@@ -133,7 +133,7 @@ class TableSource(Source):
             first = os.fsdecode(paths[missing[0]])
             raise SourceError(
                 f"row {missing[0] + 1} of {public(self.location)} names {first}, which does not exist "
-                f"({len(missing)} such rows): mend the paths, or pass --allow-missing to make them failed rows"
+                f"({len(missing)} such rows): correct the paths, or pass --allow-missing to make them failed rows"
             )
         found = np.maximum(found, -1)
         return found[:, 0].copy(), found[:, 1].copy()

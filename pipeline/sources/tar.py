@@ -17,7 +17,7 @@ from pipeline.sources.archive import (
     ArchiveSource,
     Listing,
     is_sidecar,
-    judge,
+    reason_for,
 )
 from pipeline.sources.base import MAX_MEMBER_BYTES
 
@@ -106,7 +106,7 @@ def _add(raw: BinaryIO, member: tarfile.TarInfo, listing: Listing) -> None:
     else:
         raw.seek(member.offset_data)
         if member.size <= MAX_SIDECAR_BYTES and is_sidecar(name):
-            listing.tell(name, raw.read(member.size))
+            listing.add_sidecar(name, raw.read(member.size))
         else:
             head = raw.read(min(SNIFF_BYTES, member.size))
-            listing.add(name, judge(head), offset=member.offset_data, size=member.size)
+            listing.add(name, reason_for(head), offset=member.offset_data, size=member.size)

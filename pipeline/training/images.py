@@ -90,17 +90,15 @@ def check_unchanged(cache: Cache, batch: Batch) -> None:
     SourceError
         One is gone, unreadable, or has other content.
     """
-    way_out = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
+    hint = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
     for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
         same = outcome.status == Status.DONE and outcome.content_hash == cache.content_hash[row].tobytes()
         if same:
             continue
         key = cache.keys_of(np.array([row]))[0]
         if outcome.status != Status.DONE:
-            raise SourceError(
-                f"expected the image {key} of {cache.path}, found it unusable ({outcome.reason}): {way_out}"
-            )
-        raise SourceError(f"the image {key} has other content than when {cache.path} was made: {way_out}")
+            raise SourceError(f"expected the image {key} of {cache.path}, found it unusable ({outcome.reason}): {hint}")
+        raise SourceError(f"the image {key} has other content than when {cache.path} was made: {hint}")
 
 
 def augmentation(name: str, size: tuple[int, int]) -> Callable[[NDArray[np.uint8]], Tensor]:

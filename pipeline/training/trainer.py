@@ -624,7 +624,7 @@ def make_accelerator(settings: TrainSettings) -> Any:
             "fine-tuning needs the package accelerate: pip install 'embedding-pipeline[finetune]'"
         ) from None
     if settings.device not in ("auto", "cpu", "cuda"):
-        raise EngineError(f"expected --device auto, cpu or cuda for training, found {settings.device!r}: mend it")
+        raise EngineError(f"expected --device auto, cpu or cuda for training, found {settings.device!r}: correct it")
     if settings.device == "cuda" and not torch.cuda.is_available():
         raise EngineError("expected a CUDA device, found none: use --device cpu")
     cpu = settings.device == "cpu" or not torch.cuda.is_available()

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache import CacheWriter, SeveralCaches, open_cache
+from pipeline.cache import CacheWriter, ConcatCache, open_cache
 from pipeline.cache.concat import ConcatenatedRows
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.info import describe_failures
@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 def test_what_a_cache_offers(files: list[Path], tmp_path: Path) -> None:
     cache = open_cache(tmp_path / "part-*.h5")
-    assert isinstance(cache, SeveralCaches)
+    assert isinstance(cache, ConcatCache)
     assert (len(cache), cache.width, cache.dtype, cache.path.name) == (6, 5, np.dtype("f4"), "part-*.h5")
     assert cache.keys.tolist() == ["a", "b", "c", "d", "e", "much longer"]
     assert [cache.label_names[label] for label in cache.labels] == ["bee", "cat", "bee", "ant", "cat", "dog"]
@@ -62,8 +62,8 @@ def test_what_a_cache_offers(files: list[Path], tmp_path: Path) -> None:
 
 def test_a_list_of_files_and_a_single_one(files: list[Path], tmp_path: Path) -> None:
     assert open_cache([files[2], files[0]]).keys.tolist() == ["e", "much longer", "a", "b", "c"]
-    assert not isinstance(open_cache(files[:1]), SeveralCaches)
-    assert not isinstance(open_cache(tmp_path / "part-[0].h5"), SeveralCaches)
+    assert not isinstance(open_cache(files[:1]), ConcatCache)
+    assert not isinstance(open_cache(tmp_path / "part-[0].h5"), ConcatCache)
     strange = files[0].rename(tmp_path / "part-[x].h5")  # a name that looks like a pattern
     assert open_cache(strange).keys.tolist() == ["a", "b", "c"]
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.replace import publish, unfinished_path
-from pipeline.cache.update import match, open_successor, plan_update
+from pipeline.cache.update import match, open_update, plan_update
 from pipeline.cache.verify import verify
 from pipeline.core.items import HASH_BYTES, ItemTable
 from pipeline.errors import CacheError
@@ -137,7 +137,7 @@ def successor(path: Path, items: ItemTable, **options: Any) -> tuple[Path, Any, 
     """Open the successor; images have their right content, whatever it was before."""
     keys = [bytes(key) for key in items.keys]
     attributes = synthetic.attributes_of(open_cache(path).spec) | options.pop("attributes", {})
-    return open_successor(
+    return open_update(
         path,
         items,
         lambda rows: synthetic.right_hashes([keys[row] for row in rows]),

@@ -69,11 +69,11 @@ def test_one_changed_field_changes_the_fingerprint_and_is_named(path: tuple[Any,
     spec = changed(path, new)
     if ".".join(map(str, path)) in DESCRIPTIVE:
         assert fingerprint(spec) == fingerprint(SPEC)
-        check_same_numbers(spec, SPEC, where="c.h5", way_out="none")
+        check_same_numbers(spec, SPEC, where="c.h5", hint="none")
         return
     assert fingerprint(spec) != fingerprint(SPEC)
     with pytest.raises(FingerprintError) as caught:
-        check_same_numbers(spec, SPEC, where="c.h5", way_out="use the same settings")
+        check_same_numbers(spec, SPEC, where="c.h5", hint="use the same settings")
     assert str([step for step in path if isinstance(step, str)][-1]) in str(caught.value)
 
 
@@ -96,4 +96,4 @@ def test_the_order_of_layers_counts_and_that_of_names_does_not() -> None:
 
 def test_the_message_gives_both_values() -> None:
     with pytest.raises(FingerprintError, match=r"layers\[layer3:gem\].pooling is max there and gem here"):
-        check_same_numbers(changed(("layers", 1, "pooling"), "max"), SPEC, where="c.h5", way_out="x")
+        check_same_numbers(changed(("layers", 1, "pooling"), "max"), SPEC, where="c.h5", hint="x")

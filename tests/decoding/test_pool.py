@@ -137,7 +137,7 @@ def test_workers_that_never_live_long_are_an_error_and_no_endless_loop(
 ) -> None:
     from pipeline.decoding import pool as pool_module
 
-    monkeypatch.setattr(pool_module, "DEATHS_IN_VAIN", 3)
+    monkeypatch.setattr(pool_module, "MAX_DEATHS_WITHOUT_PROGRESS", 3)
     dies = "import pipeline.decoding.worker as w, os; w._work = lambda *a: os._exit(9); " + pool_module.WORKER
     monkeypatch.setattr(pool_module, "WORKER", dies)
     monkeypatch.setattr(pool_module, "CRASHES_TO_BLAME", 100)

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.decoding import prefetch
-from pipeline.decoding.prefetch import AHEAD_BYTES, SLOW_READ_S, ReadAhead
+from pipeline.decoding.prefetch import AHEAD_BYTES, SLOW_READ_S, Prefetcher
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-NOBODY = -1
+NO_ROW = -1
 Items = list[tuple[int, int, Any]]
 
 
@@ -25,9 +25,9 @@ def items(count: int = 8) -> Items:
     return [(i, 100 + i, i) for i in range(count)]
 
 
-def ahead_of(reader: Callable[[Any], bytes], threads: int = 8) -> tuple[ReadAhead, np.ndarray[Any, Any]]:
-    reading = np.full(threads, NOBODY, dtype=np.int64)
-    return ReadAhead(reader, reading, NOBODY), reading
+def ahead_of(reader: Callable[[Any], bytes], threads: int = 8) -> tuple[Prefetcher, np.ndarray[Any, Any]]:
+    reading = np.full(threads, NO_ROW, dtype=np.int64)
+    return Prefetcher(reader, reading, NO_ROW), reading
 
 
 def slowly(locator: int) -> bytes:
@@ -35,7 +35,7 @@ def slowly(locator: int) -> bytes:
     return bytes([locator])
 
 
-def learn(ahead: ReadAhead) -> None:
+def learn(ahead: Prefetcher) -> None:
     """Let it find out that the storage is slow."""
     ahead.begin(items(1))
     ahead.take()
@@ -57,7 +57,7 @@ def test_slow_storage_is_read_ahead_and_fast_storage_is_not() -> None:
         ahead.begin(items())
         assert [ahead.take() for _ in range(8)] == [bytes([i]) for i in range(8)]
         assert (threads == expected) if expected else (here not in threads)
-        assert (reading == NOBODY).all()
+        assert (reading == NO_ROW).all()
         if expected is None:
             pause = 0.0
     threads.clear()
@@ -95,7 +95,7 @@ def test_every_turn_gets_its_own_bytes_or_its_own_error(tasks: list[list[str]]) 
             else:
                 assert ahead.take() == str(i).encode()
         assert not ahead.holds
-        assert (reading == NOBODY).all()
+        assert (reading == NO_ROW).all()
 
 
 def test_the_rows_being_read_are_noted() -> None:
@@ -113,7 +113,7 @@ def test_the_rows_being_read_are_noted() -> None:
     taker = threading.Thread(target=ahead.take)
     taker.start()
     deadline = time.monotonic() + 10
-    while started.n_waiting or (reading == NOBODY).any():
+    while started.n_waiting or (reading == NO_ROW).any():
         assert time.monotonic() < deadline
         time.sleep(0.001)
     assert reading.tolist() == [100 + i for i in range(8)]
@@ -121,7 +121,7 @@ def test_the_rows_being_read_are_noted() -> None:
     taker.join()
     for _ in range(7):
         ahead.take()
-    assert (reading == NOBODY).all()
+    assert (reading == NO_ROW).all()
 
 
 def test_what_is_held_is_bounded_by_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

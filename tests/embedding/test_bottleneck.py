@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pipeline.embedding.bottleneck import ADVICE, read_out
+from pipeline.embedding.bottleneck import ADVICE, find_bottleneck
 
 
 @pytest.mark.parametrize(
@@ -16,11 +16,11 @@ from pipeline.embedding.bottleneck import ADVICE, read_out
     ],
 )
 def test_the_limit_is_what_the_loop_waits_for(seconds: dict[str, float], limit: str) -> None:
-    found = read_out({"loop": 10.0, **seconds}, workers=2)
+    found = find_bottleneck({"loop": 10.0, **seconds}, workers=2)
     assert found.limit == limit
     assert ADVICE[limit] in str(found)
     assert all(0 <= share <= 1 for share in found.shares.values())
 
 
 def test_an_empty_run_has_a_read_out() -> None:
-    assert read_out({}, workers=1).limit == "nothing in particular"
+    assert find_bottleneck({}, workers=1).limit == "nothing in particular"

@@ -129,7 +129,7 @@ def test_two_nodes_make_the_file_that_one_run_makes(
     assert path.read_bytes() == plain.read_bytes()
     assert open_cache(path).reasons() == open_cache(plain).reasons()
     assert verify(path).failed == 1
-    assert second.read_out is not None
+    assert second.bottleneck is not None
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from torch import nn
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.backbones.base import Body, assemble
-from pipeline.engines.fold_batchnorm import folded
+from pipeline.engines.fold_batchnorm import fold_batchnorm
 from pipeline.engines.selfcheck import least_cosine, reference
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def norms(module: nn.Module) -> int:
 
 
 def rows(backbone: Backbone, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    return reference(replace(backbone, network=folded(backbone)), images)
+    return reference(replace(backbone, network=fold_batchnorm(backbone)), images)
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,7 @@ def test_a_folded_network_gives_the_same_rows(
     images = np.stack([backbone.preprocess.apply(crop) for crop in crops[:4]])
     expected = reference(backbone, images)
     assert norms(backbone.network) == before
-    assert norms(folded(backbone)) == after
+    assert norms(fold_batchnorm(backbone)) == after
     for layer, found in rows(backbone, images).items():
         assert least_cosine(found, expected[layer]) >= 0.9999999
         assert np.allclose(found, expected[layer], rtol=1e-3, atol=1e-4)
@@ -54,7 +54,7 @@ def test_a_layer_that_was_asked_for_stays_what_it_is(crops: list[Image.Image]) -
     """The output of a convolution, before its normalisation, is another thing than after."""
     backbone = load_backbone("torchvision/resnet18", "random", layers=("layer1.0.conv1:avg", "layer1.1.bn2:avg"))
     images = np.stack([backbone.preprocess.apply(crop) for crop in crops[:2]])
-    assert norms(folded(backbone)) == 2
+    assert norms(fold_batchnorm(backbone)) == 2
     expected = reference(backbone, images)
     for layer, found in rows(backbone, images).items():
         assert least_cosine(found, expected[layer]) >= 0.9999999
@@ -111,6 +111,6 @@ def test_what_cannot_be_folded_safely_is_left_alone(conv: nn.Conv2d, how: str, f
     preprocess = replace(load_backbone("timm/test_vit", "random").preprocess, crop=(16, 16))
     backbone = assemble(Body("parts", Parts(conv, how), preprocess, "random", "here"))
     images = np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8)
-    assert norms(folded(backbone)) == (0 if folds else 1)
+    assert norms(fold_batchnorm(backbone)) == (0 if folds else 1)
     for layer, found in rows(backbone, images).items():
         assert np.allclose(found, reference(backbone, images)[layer], rtol=1e-4, atol=1e-5)

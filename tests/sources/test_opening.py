@@ -47,7 +47,7 @@ def test_braces_in_the_order_they_are_written(tmp_path: Path) -> None:
     assert [source[i].key.partition("/")[0] for i in range(4)] == ["shard-2.tar"] * 2 + ["shard-0.tar"] * 2
     with pytest.raises(SourceError, match=r"cannot read .*shard-3.tar: No such file"):
         open_source(str(tmp_path / "shard-{0..3}.tar"))
-    with pytest.raises(SourceError, match="mend the braces"):
+    with pytest.raises(SourceError, match="correct the braces"):
         expand_braces("{0..99999}{0..99999}")
 
 
