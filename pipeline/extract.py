@@ -25,6 +25,7 @@ from pipeline.cache.format import file_attributes
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
+from pipeline.core.files import replacing
 from pipeline.core.items import ItemTable, Status
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
@@ -420,14 +421,8 @@ def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
     shown = replace(settings, labels=settings.labels and public(settings.labels))
     facts = {"settings": asdict(shown), "summary": asdict(summary)}
     file = path.with_name(path.name + ".run.json")
-    unfinished = file.with_name(file.name + ".part")
-    try:
-        unfinished.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
-        unfinished.replace(file)
-    except OSError as error:
-        raise CacheError(f"the cache is whole, but {file} cannot be written: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(file, CacheError) as part:
+        part.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
 
 
 def _summarise(path: Path, already: int) -> Summary:

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.analysis.projection import principal_components
-from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, layer_of, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
+from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

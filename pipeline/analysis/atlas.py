@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.rows import write_table
 from pipeline.core.text import free_name
 from pipeline.errors import AnalysisError
+from pipeline.selection.frames import write_table
 
 if TYPE_CHECKING:
     import os

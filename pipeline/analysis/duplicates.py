@@ -12,9 +12,10 @@ import numpy as np
 
 from pipeline.analysis.pixels import pixel_similarity, small_copies
 from pipeline.analysis.projection import principal_components
-from pipeline.analysis.rows import frame, label_texts, layer_of, unit, usable_rows
+from pipeline.analysis.rows import label_texts, layer_of, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.evaluation.near_duplicates import exact_pairs, groups_of, near_pairs
+from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable

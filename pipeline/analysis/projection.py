@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.analysis.rows import frame, label_texts, layer_of, take, usable_rows
+from pipeline.analysis.rows import label_texts, layer_of, take, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
+from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable

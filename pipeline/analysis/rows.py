@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.core.items import Status, not_finite_error
 from pipeline.core.spec import PENULTIMATE
-from pipeline.core.text import valid_text
-from pipeline.errors import AnalysisError, first_line, near_names
+from pipeline.errors import AnalysisError, near_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import NDArray
 
 _CHECK_ROWS = 4096
@@ -84,58 +79,3 @@ def label_texts(cache: Any, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Return the class name of each row, ``""`` for none."""
     names = np.asarray([*cache.label_names, ""], dtype=object)
     return np.asarray(names[np.asarray(cache.labels)[rows]])
-
-
-def frame(columns: Mapping[str, Any]) -> Any:
-    """Return a `pandas.DataFrame`; texts stay Python strings, since Arrow's refuse file names that are not UTF-8."""
-    import pandas as pd
-
-    def column(values: Any) -> Any:
-        array = np.asarray(values)
-        return pd.Series(array.astype(object), dtype=object) if array.dtype.kind in "UO" else pd.Series(array)
-
-    return pd.DataFrame({name: column(values) for name, values in columns.items()})
-
-
-def write_table(table: Any, path: str | os.PathLike[str]) -> None:
-    """Write a data frame as Parquet where the name ends so, else as CSV; it appears when it is whole.
-
-    Raises
-    ------
-    AnalysisError
-        The file cannot be written.
-    """
-
-    def write(unfinished: Path) -> None:
-        if Path(path).suffix.lower() == ".parquet":
-            texts = [name for name in table.columns if table[name].dtype == object]
-            table.assign(**{name: valid_text(table[name]) for name in texts}).to_parquet(unfinished, index=False)
-        else:
-            with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                table.to_csv(file, index=False, lineterminator="\n")
-
-    write_beside(path, write)
-
-
-def write_beside(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it: nothing half-written is ever seen.
-
-    Raises
-    ------
-    AnalysisError
-        The file cannot be written.
-    """
-    target = Path(path)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.new")
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        write(unfinished)
-        unfinished.replace(target)
-    except OSError as error:
-        raise AnalysisError(
-            f"cannot write {target} ({error.strerror or first_line(error)}): name a file in a folder that exists"
-        ) from None
-    finally:
-        if unfinished.parent.is_dir():
-            unfinished.unlink(missing_ok=True)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.nearest import nearest
-from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, layer_of, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
+from pipeline.selection.frames import frame
 from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from typing import TYPE_CHECKING
 
 from pipeline.cache import format as fmt
+from pipeline.core.files import put_in_place, replacing
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -35,10 +34,7 @@ def publish(finished: Path, path: Path) -> None:
         The disk failed; ``path`` is what it was.
     """
     try:
-        # Before the rename: else a power cut could leave the name on a file whose bytes never came to the disk.
-        _sync(finished, os.O_RDWR)
-        finished.replace(path)
-        _sync(path.parent, os.O_RDONLY)
+        put_in_place(finished, path)
     except OSError as error:
         raise CacheError(
             f"cannot put the finished file in the place of {path} ({error.strerror}): repair the disk, then run "
@@ -71,15 +67,9 @@ def lay_out(
     CacheError
         The space, the folder or the disk does not serve; nothing is left behind.
     """
-    part = path.with_name(path.name + ".part")
-    remove(part)  # of a run that was killed just here; the lock is ours
-    try:
+    with replacing(path, CacheError) as part:
         fmt.create(part, items, widths=widths, dtype=dtype, attributes=attributes)
         fill(part)
-        publish(part, path)
-    finally:
-        with contextlib.suppress(OSError):  # what is left is removed by the next run
-            part.unlink(missing_ok=True)
 
 
 def remove(path: Path) -> None:
@@ -94,11 +84,3 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
     except OSError as error:
         raise CacheError(f"cannot remove {path} ({error.strerror}): repair the disk, or remove it") from None
-
-
-def _sync(path: Path, flags: int) -> None:
-    fd = os.open(path, flags | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

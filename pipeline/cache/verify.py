@@ -67,7 +67,6 @@ class Findings:
 def verify(
     path: str | os.PathLike[str],
     *,
-    legal_status: frozenset[int] = frozenset(range(256)),
     hash_images: HashImages | None = None,
     progress: Progress = lambda ready, failed, total: None,
 ) -> Findings:
@@ -77,8 +76,6 @@ def verify(
     ----------
     path : path
         The cache; may be being written meanwhile.
-    legal_status : set of int
-        Values that `/status` may hold.
     hash_images : callable, optional
         Given the cache, returns what hashes its images by row: the images are then compared with the cache as well.
     progress : callable
@@ -95,15 +92,15 @@ def verify(
     """
     path, before = Path(path), _identity(Path(path))
     try:
-        return _verify(path, legal_status, hash_images, progress)
+        return _verify(path, hash_images, progress)
     except CacheError:
         if _identity(path) == before:
             raise
     # An update put a new file in its place meanwhile, so that parts of two files were compared.
-    return _verify(path, legal_status, hash_images, progress)
+    return _verify(path, hash_images, progress)
 
 
-def _verify(path: Path, legal_status: frozenset[int], hash_images: HashImages | None, progress: Progress) -> Findings:
+def _verify(path: Path, hash_images: HashImages | None, progress: Progress) -> Findings:
     layout = probe(path)
     extents = _check_structure(path, layout)
     findings = Findings(rows=extents[fmt.STATUS].shape[0])
@@ -116,7 +113,7 @@ def _verify(path: Path, legal_status: frozenset[int], hash_images: HashImages | 
         read = _RowReader(raw.fileno(), extents)
         row_bytes = sum(extents[name].row_bytes for name in read.layers)
         for part in chunks(findings.rows, row_bytes):
-            _check_rows(np.arange(part.start, part.stop), read, legal_status, findings, damage)
+            _check_rows(np.arange(part.start, part.stop), read, findings, damage)
             progress(part.stop, findings.failed, findings.rows)
     damage.raise_any()
     if hash_images is not None:
@@ -219,9 +216,7 @@ class _RowReader:
         return os.fsdecode(bytes(self(fmt.KEYS, np.array([row]))[0]))
 
 
-def _check_rows(
-    rows: NDArray[np.int64], read: _RowReader, legal: frozenset[int], findings: Findings, damage: _Damage
-) -> None:
+def _check_rows(rows: NDArray[np.int64], read: _RowReader, findings: Findings, damage: _Damage) -> None:
     status = read(fmt.STATUS, rows)  # first: a writer sets it last, so what it vouches for is there
     stored, ledger, hashes = read(fmt.CRC, rows), read(fmt.LEDGER_CRC, rows), read(fmt.CONTENT_HASH, rows)
     layers = [read(name, rows) for name in read.layers]
@@ -233,7 +228,7 @@ def _check_rows(
     wrong = {
         "its status, checksum or content hash is damaged": ended & ~vouched,
         "its embedding is damaged": ended & vouched & ~whole,
-        "its status is none there is": ended & vouched & ~np.isin(status, list(legal)),
+        "its status is none there is": ended & vouched & ~np.isin(status, list(Status)),
         "its embedding is not finite": (status == Status.DONE) & vouched & whole & ~finite,
         "its label has no name": (labels < -1) | (labels >= read.classes),
     }

@@ -25,7 +25,7 @@ _seed = click.option("--seed", default=0, show_default=True, help="The same seed
 
 def _give(table: Any, output: str | None) -> None:
     """Write the table to the file named, or to standard output as CSV."""
-    from pipeline.analysis.rows import write_table
+    from pipeline.selection.frames import write_table
 
     if output is not None:
         write_table(table, output)

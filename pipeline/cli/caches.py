@@ -50,14 +50,12 @@ def verify(cache: str, images: bool) -> None:
     failed, or images are not what they were.
     """
     from pipeline.cache.verify import verify as verify_cache
-    from pipeline.core.items import Status
     from pipeline.sources.reopen import reopen_source
 
     progress = ProgressLine("verify")
     try:
         found = verify_cache(
             cache,
-            legal_status=frozenset(map(int, Status)),
             hash_images=(lambda cache: reopen_source(cache.source, cache.items).content_hashes()) if images else None,
             progress=progress,
         )

@@ -19,7 +19,9 @@ PART = ".part"
 
 
 @contextlib.contextmanager
-def replacing(path: str | os.PathLike[str], error: type[PipelineError] = PipelineError) -> Iterator[Path]:
+def replacing(
+    path: str | os.PathLike[str], error: type[PipelineError] = PipelineError, *, shared: bool = False
+) -> Iterator[Path]:
     """Give the path of a file to write, which takes the place of ``path`` when the block ends.
 
     Readers see the old file or the whole new one. The new one is on the disk before it gets its name. If the block
@@ -31,6 +33,9 @@ def replacing(path: str | os.PathLike[str], error: type[PipelineError] = Pipelin
         Replaced where it exists.
     error : type
         What an `OSError` becomes.
+    shared : bool
+        Several processes may write the same file at once: each gets an unfinished file of its own. Else there is one
+        name for it, so that what a killed run left behind is removed by the next.
 
     Raises
     ------
@@ -38,19 +43,26 @@ def replacing(path: str | os.PathLike[str], error: type[PipelineError] = Pipelin
         Of the type given: the file cannot be written.
     """
     path = Path(path)
-    part = _unfinished(path)
+    part = path.with_name(path.name + (f".{secrets.token_hex(6)}" if shared else "") + PART)
     try:
         if path.is_dir():
             raise IsADirectoryError(21, "it is a folder")
+        part.unlink(missing_ok=True)
         yield part
-        _sync(part, os.O_RDWR)
-        part.replace(path)
-        _sync(path.parent, os.O_RDONLY)
+        put_in_place(part, path)
     except OSError as reason:
         raise error(f"cannot write {path} ({reason.strerror or first_line(reason)}): choose another output") from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Give a finished file the name ``path``, durably and at one instant; raises `OSError`."""
+    # Before the rename: else a power cut could leave the name on a file whose bytes never came to the disk.
+    _sync(finished, os.O_RDWR)
+    finished.replace(path)
+    _sync(path.parent, os.O_RDONLY)
 
 
 @contextlib.contextmanager
@@ -96,10 +108,6 @@ def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = 
 def file_identity(info: os.stat_result) -> tuple[int, int]:
     """Return what tells one file from another, whatever their names: device and inode."""
     return info.st_dev, info.st_ino
-
-
-def _unfinished(path: Path) -> Path:
-    return path.with_name(f"{path.name}.{os.getpid()}{PART}")
 
 
 def _sync(path: Path, flags: int) -> None:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.rows import write_beside
+from pipeline.core.files import replacing
 from pipeline.core.text import valid_text
+from pipeline.errors import AnalysisError
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -219,10 +220,8 @@ def _write_gallery(
 
 
 def _write_page(path: str | os.PathLike[str], page: str) -> None:
-    def write(file: Path) -> None:
-        file.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
-
-    write_beside(path, write)
+    with replacing(path, AnalysisError) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
 
 
 def _packed(values: Any, kind: str) -> str:

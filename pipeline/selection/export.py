@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.core.files import replacing
 from pipeline.core.spec import PENULTIMATE
-from pipeline.errors import PipelineError, first_line
+from pipeline.errors import PipelineError
 from pipeline.selection.selection import open_selection
 
 if TYPE_CHECKING:
@@ -72,21 +72,9 @@ def export(
     outputs = [path.with_name(path.name + ".csv"), path] if kind == "npy" else [path]
     for file in outputs:
         _check_output(file, file.suffix.removeprefix(".") if file != path else kind)
-    parts = [file.with_name(file.name + ".part") for file in outputs]
-    try:
+    with ExitStack() as stack:
+        parts = [stack.enter_context(replacing(file)) for file in outputs]
         _WRITERS[kind](selection, layer, parts, progress)
-        for part, file in zip(parts, outputs, strict=True):
-            with part.open("rb+") as whole:
-                os.fsync(whole.fileno())
-            part.replace(file)
-    except OSError as error:
-        raise PipelineError(
-            f"cannot write {path}: {error.strerror or first_line(error)}: free space, or choose another output"
-        ) from None
-    finally:
-        for part in parts:
-            with contextlib.suppress(OSError):
-                part.unlink(missing_ok=True)
     return outputs[::-1]
 
 

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import SourceError, near_names
-from pipeline.sources.table import MAX_TEXT, TEXT_COLUMNS, column_values, read_table, without_long_texts
+from pipeline.sources.base import MAX_TEXT
+from pipeline.sources.table import TEXT_COLUMNS, column_values, read_table, without_long_texts
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence

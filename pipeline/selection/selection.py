@@ -26,8 +26,8 @@ from pipeline.selection.join import (
     key_column,
     match_rows,
 )
+from pipeline.sources.base import MAX_TEXT
 from pipeline.sources.reopen import image_bytes
-from pipeline.sources.table import MAX_TEXT
 
 if TYPE_CHECKING:
     import os

@@ -22,6 +22,7 @@ from pipeline.errors import SourceError, first_line
 from pipeline.sources.archive_index import cached_index
 from pipeline.sources.base import (
     MAX_MEMBER_BYTES,
+    MAX_TEXT,
     Source,
     encode_labels,
     in_threads,
@@ -39,8 +40,6 @@ if TYPE_CHECKING:
 
 MAX_NAME_BYTES = 1024
 MAX_SIDECAR_BYTES = 1 << 16
-MAX_TEXT = 256
-"""A longer label, split or group is none: columns are of fixed length."""
 SIDECARS = (b".cls", b".json")
 """Members that hold the label of the images whose name they share up to the first dot (WebDataset)."""
 
@@ -197,9 +196,7 @@ class ArchiveSource(Source):
 
     def __init__(self, location: str, store: Store, files: Sequence[File]) -> None:
         self.location = location
-        indexes = list(
-            in_threads(lambda file: cached_index(self.kind, store, file, lambda: self._index(store, file)), files)
-        )
+        indexes = list(in_threads(lambda file: self._index(store, file), files))
         self._store, self._files = store, tuple(files)
         wanted = [np.flatnonzero(index["reason"] == IMAGE) for index in indexes]
         names = [index["name"][rows] for index, rows in zip(indexes, wanted, strict=True)]
@@ -236,9 +233,10 @@ class ArchiveSource(Source):
         )
 
     def _index(self, store: Store, file: File) -> Columns:
-        return cached_index(self.kind, store, file, lambda: self._new_index(store, file))
+        needed = ("name", "reason", *self.numbers)
+        return cached_index(self.kind, store, file, lambda: self._list_members(store, file), needed=needed)
 
-    def _new_index(self, store: Store, file: File) -> Columns:
+    def _list_members(self, store: Store, file: File) -> Columns:
         listing = Listing(self.numbers)
         try:
             self._list(store, file, listing)

@@ -9,17 +9,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import tempfile
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.files import replacing
 from pipeline.core.system import cache_folder
+from pipeline.errors import SourceError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -38,7 +39,9 @@ def index_folder() -> Path:
     return cache_folder() / "indexes"
 
 
-def cached_index(kind: str, store: Store, file: File, make: Callable[[], Columns]) -> Columns:
+def cached_index(
+    kind: str, store: Store, file: File, make: Callable[[], Columns], *, needed: Collection[str]
+) -> Columns:
     """Return the index of an archive: the one kept, or a new one, which is then kept.
 
     Parameters
@@ -50,13 +53,15 @@ def cached_index(kind: str, store: Store, file: File, make: Callable[[], Columns
         The archive as it is now; one that its store knows neither size nor stamp of is indexed anew each time.
     make : callable
         Makes the index.
+    needed : collection of str
+        Names of its columns; an index that lacks one is damaged.
     """
     address = store.address(file.path)
     name = hashlib.blake2b(os.fsencode(f"{kind} {address}"), digest_size=16).hexdigest()
     path = index_folder() / f"{name}.npz"
     of = np.array([INDEX_VERSION, file.size, file.stamp], dtype=np.int64)
     durable = file.stamp >= 0
-    if durable and (found := _load(path, of)) is not None:
+    if durable and (found := _load(path, of, needed)) is not None:
         return found
     made = make()
     if durable:
@@ -64,12 +69,15 @@ def cached_index(kind: str, store: Store, file: File, make: Callable[[], Columns
     return made
 
 
-def _load(path: Path, of: NDArray[np.int64]) -> Columns | None:
-    """Return the index, or None where there is none of that file, or a damaged one; its CRC-32 tells."""
+def _load(path: Path, of: NDArray[np.int64], needed: Collection[str]) -> Columns | None:
+    """Return the index, or None where there is none of that file, or a damaged one.
+
+    CRC-32 tells, but for the arrays' names, which are compared with those needed.
+    """
     try:
         # Opened here: np.load leaves a file it makes no sense of open.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
-            if not np.array_equal(arrays[OF], of):
+            if not np.array_equal(arrays[OF], of) or not set(needed) <= set(arrays.files):
                 return None
             return {name: arrays[name] for name in arrays.files if name != OF}
     except (OSError, ValueError, KeyError, EOFError, SyntaxError, NotImplementedError, RuntimeError):
@@ -79,15 +87,8 @@ def _load(path: Path, of: NDArray[np.int64]) -> Columns | None:
 
 
 def _keep(path: Path, columns: Columns) -> None:
-    """Write the index beside its place and rename it; where that fails it is made again next time."""
-    with contextlib.suppress(OSError):
+    """Write the index; where that fails it is made again next time."""
+    with contextlib.suppress(OSError, SourceError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, part = tempfile.mkstemp(dir=path.parent, prefix=path.stem, suffix=".part")
-        try:
-            with os.fdopen(fd, "wb") as file:
-                np.savez(file, **columns)  # type: ignore[arg-type]
-            os.replace(part, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-            raise
+        with replacing(path, SourceError, shared=True) as part, part.open("wb") as file:
+            np.savez(file, **columns)  # type: ignore[arg-type]

@@ -52,6 +52,8 @@ SPLIT_FOLDERS = {
     b"testing": "test",
 }
 
+MAX_TEXT = 256
+"""A cache's columns are of fixed length: longer labels of an archive, and columns of longer texts, are left out."""
 LISTING_THREADS = 8
 LISTING_CHUNK = 4096
 _Given = TypeVar("_Given")

@@ -12,7 +12,7 @@ import numpy as np
 from pipeline.core.items import ItemTable, Reader, Skipped
 from pipeline.core.text import SET_SEPARATOR
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import FileReader, Source, encode_labels, in_threads, key_array, public_names
+from pipeline.sources.base import MAX_TEXT, FileReader, Source, encode_labels, in_threads, key_array, public_names
 from pipeline.sources.files import relative
 from pipeline.sources.store import IN_PROCESS, open_store
 from pipeline.sources.urls import is_url, public
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 PARQUET_MAGIC = b"PAR1"
 UNSEEN, MISSING = (-1, -1), (-1, -2)
-MAX_TEXT = 256
-"""Columns of longer texts (captions) are left out: a cache's columns are of fixed length."""
 TEXT_COLUMNS = ("key", "path", "label", "split", "group")
 
 

@@ -9,9 +9,9 @@ import pytest
 from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.labels import LabelCheck
 from pipeline.analysis.projection import map_cache
-from pipeline.analysis.rows import frame
 from pipeline.analysis.search import search
 from pipeline.report import galleries
+from pipeline.selection.frames import frame
 from tests.analysis.archive import Archive, archive
 from tests.browser import opened
 
