@@ -12,21 +12,22 @@ import os
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.backbones import load_backbone
 from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
 from pipeline.cache.background_writer import BackgroundWriter
 from pipeline.cache.format import file_attributes
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
+from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
-from pipeline.core.items import ItemTable, Status
+from pipeline.core.items import Status
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
@@ -39,6 +40,8 @@ from pipeline.sources import Source, open_source, public
 from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
@@ -131,9 +134,45 @@ class Summary:
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-Say = Callable[[str], None]
-Progress = Callable[[int, int, int], None]
-"""Called with (rows ready, rows failed, rows in all)."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An extraction: what is embedded, into which cache, how and where."""
+
+    path: Path
+    source: Source
+    backbone: Backbone
+    settings: ExtractSettings
+    executor: Executor
+    callbacks: Callbacks
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The rows that a job has to compute.
+
+    Attributes
+    ----------
+    target : Path
+        The file whose rows they are: the cache, or an update that will take its place.
+    rows : (n,) int64
+    settings : ExtractSettings
+        Those of the job, with what an existing cache settles.
+    sampled : Source
+    among : (m,) int64
+        Where the sample for the self-check comes from, and from which of its rows.
+    start : callable
+        Given the self-check of the open executor, makes the file ready; False where the run is to end there.
+    changes : mapping of str to int
+        What had happened to the archive; see `Summary`.
+    """
+
+    target: Path
+    rows: NDArray[np.int64]
+    settings: ExtractSettings
+    sampled: Source
+    among: NDArray[np.int64]
+    start: Callable[[dict[str, Any]], bool]
+    changes: dict[str, int] = field(default_factory=dict)
 
 
 def extract(
@@ -143,8 +182,8 @@ def extract(
     *,
     executor: Executor | None = None,
     stop: threading.Event | None = None,
-    say: Say = lambda text: None,
-    progress: Progress = lambda ready, failed, total: None,
+    say: Say = ignore,
+    progress: Progress = ignore,
 ) -> Summary:
     """Embed every image of a source into a cache; go on where an earlier run stopped.
 
@@ -172,9 +211,6 @@ def extract(
         Images, backbone, device or output cannot be used; nothing is left half written.
     """
     started = time.perf_counter()
-    stop = stop or threading.Event()
-    from pipeline.backbones import load_backbone
-
     path = Path(output)
     failure_limit(settings.max_failures, 0)
     _check_output(path)
@@ -182,8 +218,10 @@ def extract(
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
+    callbacks = Callbacks(stop or threading.Event(), say, progress)
+    job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
     with write_lock(path):
-        summary = _extract_locked(path, source, backbone, settings, executor or LocalExecutor(), stop, say, progress)
+        summary = _extract_locked(job)
     summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
     summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
     summary.seconds["total"] = time.perf_counter() - started
@@ -200,72 +238,15 @@ def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
     return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels, known=known)
 
 
-def _extract_locked(
-    path: Path,
-    source: Source,
-    backbone: Backbone,
-    settings: ExtractSettings,
-    executor: Executor,
-    stop: threading.Event,
-    say: Say,
-    progress: Progress,
-) -> Summary:
-    items = source.items
-    old = open_cache(path) if path.exists() else None
-    target, changes = path, dict[str, int]()
-    if old is None:
-        remove(unfinished_path(path))  # the successor of a cache that is no more
-    else:
-        if settings.run.precision == AUTO:  # what it was begun in
-            settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
-        if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
-            settings = replace(settings, decode=replace(settings.decode, jpeg_decoder=PILLOW))
-            say(f"decoding on the CPU, as {path} was begun: decoding on the GPU had failed its check")
-        spec = make_spec(backbone, settings.decode, dtype=settings.dtype, precision=settings.run.precision)
-        check_same_numbers(old.spec, spec, where=str(path), hint="use the same settings, or another output")
-        check_same_shard(path, old.shard, _record(source))
-        settings = replace(settings, run=settings.run.of_cache(old.spec["precision"]))
-        try:
-            target, changes = _target(path, old, items, source, spec, settings, stop, say)
-        except _StopRequested:
-            return replace(_summarise(path, already=len(old)), stopped=True)
-    if old is not None:
-        todo = _rows_to_do(target, retry_failed=settings.retry_failed)
-    else:
-        todo = np.arange(len(items), dtype=np.int64)
-    if len(todo):
-        sampled, among = source, todo
-        if old is None and isinstance(source, ShardSource):  # the same sample in every job: the same precision
-            sampled, among = source.whole, np.arange(len(source.whole))
-        self_check = executor.open(sampled, among, backbone, settings.decode, settings.run, stop=stop, say=say)
-        try:
-            if old is None:
-                if stop.is_set():  # perhaps before the check was through: the next run measures, nothing has begun
-                    return Summary(total=len(items), stopped=True)
-                spec = make_spec(backbone, executor.decode, dtype=settings.dtype, precision=executor.precision)
-                lay_out(
-                    path,
-                    items,
-                    widths={layer.name: layer.width for layer in backbone.layers},
-                    dtype=settings.dtype,
-                    attributes=_attributes(spec, _versions(executor), self_check, source),
-                )
-            elif executor.decode != settings.decode:
-                raise FingerprintError(
-                    f"{path} holds images decoded on a GPU (decode.jpeg_decoder), but decoding on this one failed its "
-                    "check: go on where it was begun, or use another output"
-                )
-            elif not stop.is_set():
-                _warn_of_versions(old.versions, _versions(executor), path, say)
-            summary = _fill(target, todo, source, executor, settings, stop, progress)
-        finally:
-            executor.close()
-        summary.engine = str(executor)
-    else:
-        summary = _summarise(target, already=len(items))
-    if target != path and not (open_cache(target).status == Status.TODO).any():
-        publish(target, path)
-    summary.changes = changes
+def _extract_locked(job: Job) -> Summary:
+    try:
+        work = resume(job, open_cache(job.path)) if job.path.exists() else begin(job)
+    except _StopRequested:
+        return replace(_summarise(job.path, already=len(open_cache(job.path))), stopped=True)
+    summary = fill(job, work)
+    if work.target != job.path and not (open_cache(work.target).status == Status.TODO).any():
+        publish(work.target, job.path)
+    summary.changes = work.changes
     return summary
 
 
@@ -273,34 +254,116 @@ class _StopRequested(Exception):
     """A stop came while the archive was being compared with the cache; nothing was changed."""
 
 
-def _target(
-    path: Path,
-    old: Cache,
-    items: ItemTable,
-    source: Source,
-    spec: dict[str, Any],
-    settings: ExtractSettings,
-    stop: threading.Event,
-    say: Say,
-) -> tuple[Path, dict[str, int]]:
+def begin(job: Job) -> Work:
+    """Return the work of a cache that does not exist yet: all rows, in a file made once precision is chosen."""
+    source, settings = job.source, job.settings
+    remove(unfinished_path(job.path))  # the update of a cache that is no more
+
+    def start(self_check: dict[str, Any]) -> bool:
+        if job.callbacks.stop.is_set():  # perhaps before the check was through: the next run measures
+            return False
+        executor = job.executor
+        spec = make_spec(job.backbone, executor.decode, dtype=settings.dtype, precision=executor.precision)
+        lay_out(
+            job.path,
+            source.items,
+            widths={layer.name: layer.width for layer in job.backbone.layers},
+            dtype=settings.dtype,
+            attributes=_attributes(spec, _versions(executor), self_check, source),
+        )
+        return True
+
+    # Of shards every job takes the same sample, and so the same precision.
+    sampled = source.whole if isinstance(source, ShardSource) else source
+    rows = np.arange(len(source), dtype=np.int64)
+    return Work(job.path, rows, settings, sampled, np.arange(len(sampled)), start)
+
+
+def resume(job: Job, old: Cache) -> Work:
+    """Return the work that an existing cache leaves, in its precision and with its decoder.
+
+    Raises
+    ------
+    FingerprintError
+        It holds other numbers.
+    CacheError
+        It is another shard, or another archive's.
+    """
+    settings = _settings_of(old, job)
+    target, changes = _update(job, old, settings)
+    rows = _rows_to_do(target, retry_failed=settings.retry_failed)
+
+    def start(self_check: dict[str, Any]) -> bool:
+        if job.executor.decode != settings.decode:
+            raise FingerprintError(
+                f"{job.path} holds images decoded on a GPU (decode.jpeg_decoder), but decoding on this one failed its "
+                "check: go on where it was begun, or use another output"
+            )
+        if not job.callbacks.stop.is_set():
+            _warn_of_versions(old.versions, _versions(job.executor), job.path, job.callbacks.say)
+        return True
+
+    return Work(target, rows, settings, job.source, rows, start, changes)
+
+
+def fill(job: Job, work: Work) -> Summary:
+    """Open the executor, make the file ready, and compute the rows."""
+    if not len(work.rows):
+        return _summarise(work.target, already=len(job.source))
+    executor, settings, callbacks = job.executor, work.settings, job.callbacks
+    self_check = executor.open(
+        work.sampled,
+        work.among,
+        job.backbone,
+        settings.decode,
+        settings.run,
+        stop=callbacks.stop,
+        say=callbacks.say,
+    )
+    try:
+        if not work.start(self_check):
+            return Summary(total=len(job.source), stopped=True)
+        summary = _compute(job, work)
+    finally:
+        executor.close()
+    summary.engine = str(executor)
+    return summary
+
+
+def _settings_of(old: Cache, job: Job) -> ExtractSettings:
+    """Return the job's settings with what a cache settles; refuse a cache of other numbers or another shard."""
+    settings = job.settings
+    if settings.run.precision == AUTO:
+        settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
+    if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
+        settings = replace(settings, decode=replace(settings.decode, jpeg_decoder=PILLOW))
+        job.callbacks.say(f"decoding on the CPU, as {job.path} was begun: decoding on the GPU had failed its check")
+    spec = make_spec(job.backbone, settings.decode, dtype=settings.dtype, precision=settings.run.precision)
+    check_same_numbers(old.spec, spec, where=str(job.path), hint="use the same settings, or another output")
+    check_same_shard(job.path, old.shard, _record(job.source))
+    return replace(settings, run=settings.run.of_cache(old.spec["precision"]))
+
+
+def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict[str, int]]:
     """Return the file whose rows are to be completed, and what had happened to the archive."""
 
     def check() -> None:
-        if stop.is_set():
+        if job.callbacks.stop.is_set():
             raise _StopRequested
 
+    spec = make_spec(job.backbone, settings.decode, dtype=settings.dtype, precision=settings.run.precision)
     target, plan, damaged = open_update(
-        path,
-        items,
-        source.content_hashes(check=check),
+        job.path,
+        job.source.items,
+        job.source.content_hashes(check=check),
         dtype=settings.dtype,
         # Most rows stay those of the old file: so do the versions that made them.
-        attributes=_attributes(spec, old.versions, old.self_check, source),
+        attributes=_attributes(spec, old.versions, old.self_check, job.source),
         check_content=settings.check_content,
         check=check,
     )
     if damaged:
-        say(f"{damaged} rows of {path} were damaged and are computed anew")
+        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed anew")
     return target, {} if plan is None else plan.counts()
 
 
@@ -369,27 +432,20 @@ def _record(source: Source) -> ShardRecord | None:
     return source.record if isinstance(source, ShardSource) else None
 
 
-def _fill(
-    target: Path,
-    todo: NDArray[np.int64],
-    source: Source,
-    executor: Executor,
-    settings: ExtractSettings,
-    stop: threading.Event,
-    progress: Progress,
-) -> Summary:
-    """Compute the rows that are to do in ``target``, the cache or its successor."""
+def _compute(job: Job, work: Work) -> Summary:
+    """Compute the rows of the work, and write them as they come."""
+    target, stop, progress = work.target, job.callbacks.stop, job.callbacks.progress
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
-    already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(todo)
-    limit = failure_limit(settings.max_failures, total)
+    already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(work.rows)
+    limit = failure_limit(work.settings.max_failures, total)
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
     started = time.perf_counter()
     writer = BackgroundWriter(CacheWriter(target))
     try:
-        for batch, outputs in executor.embed(source, todo, stop=stop, seconds=seconds):
-            good = _write(batch, outputs, source, writer, settings.dtype)
+        for batch, outputs in job.executor.embed(job.source, work.rows, stop=stop, seconds=seconds):
+            good = _write(batch, outputs, job.source, writer, work.settings.dtype)
             ready, failed, computed = (
                 ready + len(batch.rows),
                 failed + len(batch.rows) - good,
@@ -402,7 +458,7 @@ def _fill(
         writer.close()
     if failed > limit:
         raise PipelineError(
-            f"{failed} of {total} images failed, more than --max-failures {settings.max_failures}: look at what "
+            f"{failed} of {total} images failed, more than --max-failures {work.settings.max_failures}: look at what "
             f"'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what was computed "
             "is kept"
         )
@@ -412,7 +468,7 @@ def _fill(
         computed=computed,
         stopped=stop.is_set(),
         seconds=dict(seconds),
-        bottleneck=find_bottleneck(seconds, workers=executor.workers),
+        bottleneck=find_bottleneck(seconds, workers=job.executor.workers),
     )
 
 
