@@ -10,20 +10,20 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.cache.concat import check_all_same_numbers, common_source
-from pipeline.cache.copy import copy_rows
+from pipeline.cache.copy import CopyPlan, fill_from
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.format import file_attributes
 from pipeline.cache.lock import write_lock
 from pipeline.cache.reader import Cache
 from pipeline.cache.replace import lay_out
 from pipeline.cache.shard import in_order
-from pipeline.cache.writer import CacheWriter
+from pipeline.core.callbacks import Say, ignore
 from pipeline.core.items import ItemTable, Status
 from pipeline.core.shards import items_sha256
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -53,7 +53,7 @@ def merge(
     output: str | os.PathLike[str],
     *,
     on_duplicate: OnDuplicate = "refuse",
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = ignore,
 ) -> Merged:
     """Write the rows of several caches into a new one.
 
@@ -88,51 +88,15 @@ def merge(
     output = Path(output)
     if output.exists():
         raise CacheError(f"expected no file at {output}, found one: remove it, or choose another output")
-    caches = [Cache(path) for path in paths]
-    check_all_same_numbers(caches)
-    shards = in_order(caches, complete=True)
-    caches = shards or caches
-    first = caches[0]
-    for cache in caches[1:]:
-        if cache.versions != first.versions:
-            say(f"warning: {cache.path} and {first.path} were made with different versions: see pipeline info")
+    caches, is_list = _in_order([Cache(path) for path in paths], say)
     items = ItemTable.concat([cache.items for cache in caches])
-    if shards:
-        _check_is_the_list(items, first)
+    if is_list:
+        _check_is_the_list(items, caches[0])
         taken = np.arange(len(items))
     else:
         taken = _choose(items, caches, on_duplicate)
-    starts = np.cumsum([0, *map(len, caches)])
-
-    def fill(part: Path) -> None:
-        writer = CacheWriter(part)
-        try:
-            for number, cache in enumerate(caches):
-                local = taken - starts[number]
-                origin = np.where((local >= 0) & (local < len(cache)), local, -1)
-                damaged = copy_rows(cache, writer, origin)
-                if len(damaged):
-                    row = int(origin[damaged[0]])
-                    raise CacheError(
-                        f"{cache.path} is damaged: {len(damaged)} rows do not match their checksums, the first is "
-                        f"row {row} ({_key(cache, row)!r}): restore it from a copy, or extract it again"
-                    )
-        finally:
-            writer.close()
-
     with write_lock(output):
-        lay_out(
-            output,
-            items if shards else items.take(taken),
-            widths={name: rows.shape[1] for name, rows in first.layers.items()},
-            dtype=first.dtype,
-            attributes=file_attributes(
-                first.spec, versions=first.versions, self_check=first.self_check, source=common_source(caches)
-            ),
-            fill=fill,
-        )
-        for cache in caches:
-            append_reasons(output, ((_key(cache, row), reason) for row, reason in cache.reasons().items()))
+        _write(output, items if is_list else items.take(taken), caches, _plans(caches, taken))
     result = np.concatenate([cache.status for cache in caches])[taken]
     return Merged(
         rows=len(taken),
@@ -140,6 +104,54 @@ def merge(
         to_do=int((result == Status.TODO).sum()),
         failed=int((result > Status.DONE).sum()),
     )
+
+
+def _in_order(caches: list[Cache], say: Say) -> tuple[list[Cache], bool]:
+    """Return the caches, shards in the order of their list, and whether they are the shards of one."""
+    check_all_same_numbers(caches)
+    shards = in_order(caches, complete=True)
+    caches = shards or caches
+    for cache in caches[1:]:
+        if cache.versions != caches[0].versions:
+            say(f"warning: {cache.path} and {caches[0].path} were made with different versions: see pipeline info")
+    return caches, shards is not None
+
+
+def _plans(caches: Sequence[Cache], taken: NDArray[np.int64]) -> list[CopyPlan]:
+    """Say which row of which cache each row of the new file is."""
+    starts = np.cumsum([0, *map(len, caches)])
+    local = [taken - start for start in starts[:-1]]
+    return [
+        CopyPlan(cache, np.where((rows >= 0) & (rows < len(cache)), rows, -1))
+        for cache, rows in zip(caches, local, strict=True)
+    ]
+
+
+def _write(output: Path, items: ItemTable, caches: Sequence[Cache], plans: Sequence[CopyPlan]) -> None:
+    """Make the new file appear, whole, and its reasons beside it."""
+
+    def fill(part: Path) -> None:
+        for plan, damaged in zip(plans, fill_from(part, plans), strict=True):
+            if len(damaged):
+                row = int(plan.origin[damaged[0]])
+                raise CacheError(
+                    f"{plan.source.path} is damaged: {len(damaged)} rows do not match their checksums, the first is "
+                    f"row {row} ({_key(plan.source, row)!r}): restore it from a copy, or extract it again"
+                )
+
+    first = caches[0]
+    lay_out(
+        output,
+        items,
+        widths={name: rows.shape[1] for name, rows in first.layers.items()},
+        dtype=first.dtype,
+        attributes=file_attributes(
+            first.spec, versions=first.versions, self_check=first.self_check, source=common_source(caches)
+        ),
+        fill=fill,
+    )
+    for cache in caches:
+        append_reasons(output, ((_key(cache, row), reason) for row, reason in cache.reasons().items()))
 
 
 def _check_is_the_list(items: ItemTable, shard: Cache) -> None:

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.copy import copy_rows
+from pipeline.cache.copy import CopyPlan, fill_from
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.reader import Cache
 from pipeline.cache.replace import lay_out, remove, unfinished_path
-from pipeline.cache.writer import CacheWriter
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.errors import CacheError
 
@@ -215,16 +214,7 @@ def open_update(
     damaged: list[NDArray[np.int64]] = []
 
     def fill(part: Path) -> None:
-        writer = CacheWriter(part)
-        try:
-            taken = np.zeros(len(items), dtype=np.bool_)
-            for cache, its in sources:
-                done = (its.origin >= 0) & ~taken
-                done[done] = cache.status[its.origin[done]] != Status.TODO
-                damaged.append(copy_rows(cache, writer, np.where(done, its.origin, -1), check=check))
-                taken |= done
-        finally:
-            writer.close()
+        damaged.extend(fill_from(part, [CopyPlan(cache, its.origin) for cache, its in sources], check=check))
 
     _keep_reasons(path, old, items, plan.origin)
     lay_out(unfinished, items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
