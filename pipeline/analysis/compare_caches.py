@@ -15,10 +15,11 @@ import numpy as np
 from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import layer_of, take, usable_rows
 from pipeline.errors import AnalysisError
+from pipeline.evaluate import bootstrap_intervals
 from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -87,29 +88,41 @@ def compare_caches(
     CKA: linear centred kernel alignment, Kornblith, Norouzi, Lee and Hinton, "Similarity of
     neural network representations revisited", ICML 2019. It is 1 for embeddings equal up to rotation and scale.
     """
-    from pipeline.evaluate import bootstrap_intervals
-
     named = _named(caches, layers)
     keys, rows = _common_rows(caches, named)
     rng = np.random.default_rng(seed)
     asked = np.sort(rng.permutation(len(keys))[:most_asked])
     labels = _common_labels(caches, rows)
     k = min(k, len(keys) - 1)
-    votes = min(_CLASSIFIER_NEIGHBOURS, len(keys) - 1)
+    neighbours, hits = _neighbours(named, rows, asked, labels, k)
+    bootstrap = functools.partial(bootstrap_intervals, seed=seed, replicates=replicates)
+    separation = _separation_table(named, hits, labels[asked] >= 0, bootstrap)
+    pairs = _pair_table(named, rows, neighbours, k, bootstrap)
+    return CacheComparison(frame(separation), frame(pairs), len(keys), len(asked))
+
+
+def _neighbours(
+    named: Sequence[tuple[str, int, NDArray[Any]]], rows: Sequence[Ints], asked: Ints, labels: Ints, k: int
+) -> tuple[list[Ints], list[NDArray[np.float64]]]:
+    """Return for each embedding the neighbours of the rows asked, and whether these vote for the right label."""
+    votes = min(_CLASSIFIER_NEIGHBOURS, len(labels) - 1)
     neighbours, hits = [], []
     for _, which, embeddings in named:
         view = _View(embeddings, rows[which])
         found, cosine = nearest(view, view[asked], max(k, votes), skip=asked)
         neighbours.append(found[:, :k])
         hits.append(_right(found[:, :votes], cosine[:, :votes], labels, asked))
-    labelled = labels[asked] >= 0
+    return neighbours, hits
 
-    separation: dict[str, list[Any]] = {
-        name: []
-        for name in (
-            "embedding", "width", "accuracy", "low", "high", "difference", "difference_low", "difference_high",
-        )
-    }  # fmt: skip
+
+def _separation_table(
+    named: Sequence[tuple[str, int, NDArray[Any]]],
+    hits: Sequence[NDArray[np.float64]],
+    labelled: NDArray[np.bool_],
+    bootstrap: Callable[..., dict[str, Any]],
+) -> dict[str, list[Any]]:
+    """Return a line for each embedding; none where no row has a label."""
+    lines = []
     if labelled.any():
         right = [hit[labelled] for hit in hits]
 
@@ -118,25 +131,34 @@ def compare_caches(
             figures = {f"accuracy {n}": value for n, value in enumerate(share)}
             return figures | {f"difference {n}": value - share[0] for n, value in enumerate(share)}
 
-        intervals = bootstrap_intervals(measure, int(labelled.sum()), seed=seed, replicates=replicates)
+        intervals = bootstrap(measure, int(labelled.sum()))
         for n, (name, _, embeddings) in enumerate(named):
             accuracy, difference = intervals[f"accuracy {n}"], intervals[f"difference {n}"]
-            line = (name, embeddings.shape[1], accuracy.value, accuracy.low, accuracy.high,
-                    difference.value, difference.low, difference.high)  # fmt: skip
-            for column, value in zip(separation.values(), line, strict=True):
-                column.append(value)
-    pairs: dict[str, list[Any]] = {name: [] for name in ("first", "second", "cka", "overlap", "low", "high")}
+            figures = (accuracy.value, accuracy.low, accuracy.high, difference.value, difference.low, difference.high)
+            lines.append((name, embeddings.shape[1], *figures))
+    names = ("embedding", "width", "accuracy", "low", "high", "difference", "difference_low", "difference_high")
+    return _columns(names, lines)
+
+
+def _pair_table(
+    named: Sequence[tuple[str, int, NDArray[Any]]],
+    rows: Sequence[Ints],
+    neighbours: Sequence[Ints],
+    k: int,
+    bootstrap: Callable[..., dict[str, Any]],
+) -> dict[str, list[Any]]:
+    """Return a line for each two embeddings."""
+    lines = []
     for a, b in combinations(range(len(named)), 2):
         shared = np.array([len(np.intersect1d(x, y)) / k for x, y in zip(neighbours[a], neighbours[b], strict=True)])
-        overlap = bootstrap_intervals(
-            functools.partial(_mean_overlap, shared), len(asked), seed=seed, replicates=replicates
-        )["overlap"]
+        overlap = bootstrap(functools.partial(_mean_overlap, shared), len(shared))["overlap"]
         cka = linear_cka(named[a][2], rows[named[a][1]], named[b][2], rows[named[b][1]])
-        for column, value in zip(
-            pairs.values(), (named[a][0], named[b][0], cka, overlap.value, overlap.low, overlap.high), strict=True
-        ):
-            column.append(value)
-    return CacheComparison(frame(separation), frame(pairs), len(keys), len(asked))
+        lines.append((named[a][0], named[b][0], cka, overlap.value, overlap.low, overlap.high))
+    return _columns(("first", "second", "cka", "overlap", "low", "high"), lines)
+
+
+def _columns(names: Sequence[str], lines: Sequence[tuple[Any, ...]]) -> dict[str, list[Any]]:
+    return {name: [line[n] for line in lines] for n, name in enumerate(names)}
 
 
 def linear_cka(left: NDArray[Any], left_rows: Ints, right: NDArray[Any], right_rows: Ints) -> float:
