@@ -27,6 +27,7 @@ from pipeline.backbones.base import Weights, hash_weights
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
 from pipeline.compare import Comparison, compare_runs, predictions_of
+from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.spec import fingerprint
 from pipeline.embedding.choose import choose_engine
 from pipeline.embedding.embed import embed
@@ -48,9 +49,11 @@ from pipeline.fitting.tasks import measure_splits
 from pipeline.heads.fitted import FittedHead
 from pipeline.heads.model import HeadModel
 from pipeline.heads.saved import HEAD_FILE, LoadedHead, load_head, save_head
+from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages, check_unchanged
 from pipeline.training.network import FineTuningNetwork, check_logits
-from pipeline.training.trainer import Trainer, Training, TrainSettings, make_accelerator
+from pipeline.training.settings import TrainSettings
+from pipeline.training.trainer import Trainer, Training, TrainingData
 
 if TYPE_CHECKING:
     import os
@@ -130,8 +133,8 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     stop: threading.Event | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int, int], None] = lambda done, failed, total: None,
+    say: Say = ignore,
+    progress: Progress = ignore,
 ) -> FinetuneResult:
     """Train the network behind a cache on its labels, from a fitted head on, and measure what came out.
 
@@ -199,12 +202,12 @@ def finetune(
     y[rows.index] = rows.y
     target = Path(output)
     with _work_folder(target, restart=settings.restart) as folder:
-        trainer = Trainer(
-            network, images, rows.index[train], rows.index[val], y, backbone.preprocess.crop, settings.train, folder,
-            accelerator, begun_from=_identity(cache, rows, train, val, head, settings), stop=stop, say=say,
-            progress=lambda done, total: progress(done, 0, total),
-        )  # fmt: skip
-        training = trainer.run()
+        data = TrainingData(images, rows.index[train], rows.index[val], y, backbone.preprocess.crop)
+        begun_from = _identity(cache, rows, train, val, head, settings)
+        callbacks = Callbacks(stop, say, progress)
+        training = Trainer(
+            network, data, settings.train, folder, accelerator, begun_from=begun_from, callbacks=callbacks
+        ).run()
     if training.stopped or accelerator.process_index:
         return FinetuneResult(target, {}, None, "", stopped=training.stopped)
     tuned = _as_backbone(network, training.best, backbone, target.name)

@@ -24,7 +24,7 @@ from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune
 from pipeline.fit_head import FitSettings, fit_head
 from pipeline.heads import load_head
 from pipeline.predict import predict
-from pipeline.training.trainer import TrainSettings
+from pipeline.training.settings import TrainSettings
 from tests.browser import opened
 
 if TYPE_CHECKING:

@@ -100,7 +100,7 @@ def finetune(
     from pipeline.embedding.settings import RunSettings
     from pipeline.finetune import FinetuneSettings
     from pipeline.finetune import finetune as run
-    from pipeline.training.trainer import TrainSettings
+    from pipeline.training.settings import TrainSettings
 
     settings = FinetuneSettings(
         train=TrainSettings(micro_batch=micro_batch or 0, **train),
