@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.system import processor_count
+from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -74,8 +75,6 @@ def small_copies(cache: Any, rows: Ints) -> tuple[NDArray[np.uint8], NDArray[np.
 
 def _small_copy(data: bytes | None) -> NDArray[np.uint8] | None:
     from PIL import Image
-
-    from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 
     if data is None:
         return None

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.core.devices import pick_devices
 from pipeline.decoding.image import PILLOW, DecodePolicy
 from pipeline.decoding.pool import DecodePool
 from pipeline.errors import EngineError, first_line
@@ -53,8 +54,6 @@ def decode_device(device: str) -> torch.device:
     EngineError
         It is no CUDA device.
     """
-    from pipeline.core.devices import pick_devices
-
     first = pick_devices(device)[0]
     if first.type != "cuda":
         found = "none" if device == "auto" else f"--device {device}"

@@ -15,7 +15,9 @@ import numpy as np
 
 from pipeline.core.files import replacing
 from pipeline.core.text import valid_text
+from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
+from pipeline.report.parts import script_json, templates, thumbnail
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -117,8 +119,6 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
     """Write a page with the map: to zoom, point at and filter; 100 000 points stay smooth."""
     from plotly.offline import get_plotlyjs
 
-    from pipeline.report.parts import script_json, templates
-
     names, label = np.unique(found.table["label"].to_numpy(dtype=str), return_inverse=True)
     sprite, pictured, columns = _sprite(cache, found.rows)
     points = {
@@ -159,8 +159,6 @@ class _Pictures:
     def item(
         self, row: int, key: str, facts: list[tuple[str, str]], label: str = "", *, asked: bool = False
     ) -> dict[str, Any]:
-        from pipeline.report.parts import thumbnail
-
         if row not in self._made and not self.full(1):
             self._made[row] = thumbnail(image_bytes(self._cache, row), _SIDE, 75)
         name = valid_text([key])[0]
@@ -176,8 +174,6 @@ class _Pictures:
 
 def _outside(query: str) -> list[dict[str, Any]]:
     """Return the picture of a query that is a file."""
-    from pipeline.report.parts import thumbnail
-
     name = valid_text([query])[0]
     try:
         image = thumbnail(Path(query).read_bytes(), _SIDE, 75)
@@ -199,8 +195,6 @@ def _write_gallery(
     orders: list[tuple[str, str]] | None = None,
     whole_groups: bool = False,
 ) -> None:
-    from pipeline.report.parts import templates
-
     notes = list(notes or [])
     if page.full(1):
         notes.append(f"The page holds {MOST_PICTURES} pictures and no more.")
@@ -231,8 +225,6 @@ def _packed(values: Any, kind: str) -> str:
 def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64], int]:
     """Return one sheet of small pictures, which points they belong to, and how many stand in a row."""
     from PIL import Image, ImageOps
-
-    from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 
     chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_ON_A_MAP])
     tiles, pictured = [], []
