@@ -242,6 +242,8 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                         yield first_row + i, reason or embedding
 
 
+ImageEmbedder.__module__ = "pipeline"  # pickles name the public place, which outlives moves
+
 _kept: tuple[Any, Embedder] | None = None
 _keeping = threading.Lock()
 

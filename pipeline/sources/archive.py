@@ -213,23 +213,14 @@ class ArchiveSource(Source):
                 for index, rows in zip(indexes, wanted, strict=True)
             ]
         )
-        sidecar_labels = {
-            what: [text for index, rows in zip(indexes, wanted, strict=True) for text in _texts(index, what, rows)]
-            for what in ("label", "split", "group")
-            if any(what in index for index in indexes)
-        }
-        if "label" in sidecar_labels:
-            labels, label_names = encode_labels([text or None for text in sidecar_labels.pop("label")])
-            columns: dict[str, NDArray[Any]] = {}
-        else:
-            labels, label_names, columns = labels_from_folders(np.concatenate(names))
+        labels, label_names, columns = _labels_and_columns(indexes, wanted, names)
         self.items = ItemTable(
             keys=key_array(np.concatenate(keys)),
             labels=labels,
             label_names=label_names,
             sizes=self._numbers[:, self.numbers.index("size")].copy(),
             mtimes_ns=np.array([file.stamp for file in files], dtype=np.int64)[self._file],
-            columns={**columns, **{what: np.array(texts) for what, texts in sidecar_labels.items()}},
+            columns=columns,
         )
 
     def _index(self, store: Store, file: File) -> Columns:
@@ -253,6 +244,23 @@ class ArchiveSource(Source):
     def locator(self, i: int) -> tuple[int, ...]:
         """Return the number of item ``i``'s archive, and what finds the member in it."""
         return (int(self._file[i]), *self._numbers[i].tolist())
+
+
+def _labels_and_columns(
+    indexes: Sequence[Columns], wanted: Sequence[NDArray[np.int64]], names: Sequence[NDArray[np.bytes_]]
+) -> tuple[NDArray[np.int32], tuple[str, ...], dict[str, NDArray[Any]]]:
+    """Return labels, label names and columns: those of sidecars where there are any, else those of the folders."""
+    sidecar_labels = {
+        what: [text for index, rows in zip(indexes, wanted, strict=True) for text in _texts(index, what, rows)]
+        for what in ("label", "split", "group")
+        if any(what in index for index in indexes)
+    }
+    columns: dict[str, NDArray[Any]] = {}
+    if "label" in sidecar_labels:
+        labels, label_names = encode_labels([text or None for text in sidecar_labels.pop("label")])
+    else:
+        labels, label_names, columns = labels_from_folders(np.concatenate(names))
+    return labels, label_names, {**columns, **{what: np.array(texts) for what, texts in sidecar_labels.items()}}
 
 
 class SkippedMembers(Sequence[Skipped]):

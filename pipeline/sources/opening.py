@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from pipeline.decoding.image import is_image
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import Source, in_threads
+from pipeline.sources.detect import COMPRESSED, has_images, kind_of
 from pipeline.sources.files import FilesSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.hdf5 import Hdf5Source
 from pipeline.sources.in_process import CarriedSource
 from pipeline.sources.label_table import with_labels
-from pipeline.sources.parquet import ParquetSource, image_columns
+from pipeline.sources.parquet import ParquetSource
 from pipeline.sources.store import IN_PROCESS, File, LocalStore, RemoteStore, Store, open_store
-from pipeline.sources.table import PARQUET_MAGIC, TableSource
+from pipeline.sources.table import TableSource
 from pipeline.sources.tar import TarSource
 from pipeline.sources.urls import public
 from pipeline.sources.zip import ZipSource
@@ -25,10 +25,8 @@ from pipeline.sources.zip import ZipSource
 if TYPE_CHECKING:
     from pipeline.sources.base import Known
 
-HEAD_BYTES = 512
 MOST_FILES = 1_000_000
 """A brace pattern of more is a slip of the keyboard."""
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -204,7 +202,7 @@ def _hidden(path: str, root: str) -> bool:
 def _by_content(
     location: str, store: Store, path: str, files: list[File], root: str, name: str | None, *, allow_missing: bool
 ) -> Source:
-    kinds = list(in_threads(lambda file: _kind(store, file), _ends(files)))
+    kinds = list(in_threads(lambda file: kind_of(store, file), _ends(files)))
     if len(set(kinds)) > 1 and set(kinds) & {"tar", "zip", "parquet", "hdf5"}:
         raise SourceError(
             f"expected files of one kind at {public(location)}, found {kinds[0]} and {kinds[-1]}: narrow the pattern"
@@ -223,7 +221,7 @@ def _by_content(
         return ZipSource(location, store, files)
     if kind == "hdf5":
         return Hdf5Source(location, store, files, name)
-    if kind == "parquet" and (name is not None or _has_images(store, files[0])):
+    if kind == "parquet" and (name is not None or has_images(store, files[0])):
         return ParquetSource(location, store, files, name)
     if kind == "image" or len(files) > 1:
         return FilesSource(location, store, files, root)
@@ -234,42 +232,6 @@ def _by_content(
 
 def _ends(files: list[File]) -> list[File]:
     return [files[0]] if len(files) == 1 else [files[0], files[-1]]
-
-
-def _kind(store: Store, file: File) -> str:
-    """Tell a file's kind from its first bytes."""
-    head = store.head(file.path, HEAD_BYTES)
-    if head[257:262] == b"ustar" or _is_old_tar(head):
-        return "tar"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "zip"
-    if head.startswith(PARQUET_MAGIC):
-        return "parquet"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "hdf5"
-    packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-    return packed or ("image" if is_image(head) else "table")
-
-
-def _is_old_tar(head: bytes) -> bool:
-    """Tell a tar archive without the mark of POSIX by its header's checksum."""
-    digits = head[148:156].strip(b" \0")
-    if len(head) < 512 or not digits or not digits.isdigit() or any(byte > 0x37 for byte in digits):
-        return False
-    return sum(head[:148]) + 8 * 0x20 + sum(head[156:512]) == int(digits, 8)
-
-
-def _has_images(store: Store, file: File) -> bool:
-    """Tell a Parquet file of images from a table of paths."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with store.open(file.path) as raw:
-            schema: Any = pq.read_schema(raw)
-    except (pa.ArrowException, OSError):
-        return False  # the table's reader will say what is wrong with it
-    return bool(image_columns(schema)) and ("path" not in schema.names or bool({"image", "img"} & set(schema.names)))
 
 
 def _address(location: str, store: Store, path: str, name: str | None) -> str:
