@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.analysis.projection import principal_components
-from pipeline.analysis.rows import label_texts, layer_of, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
@@ -91,7 +91,7 @@ def select(
     Hacohen, Dekel and Weinshall, "Active learning on a budget: opposite strategies suit high and low budgets", ICML
     2022 (TypiClust).
     """
-    embeddings = layer_of(cache, layer)
+    embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     labelled = np.zeros(len(rows), np.bool_) if among_all else np.asarray(cache.labels)[rows] >= 0
     if labelled.all():

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.nearest import nearest
-from pipeline.analysis.rows import layer_of, take, usable_rows
+from pipeline.analysis.rows import take, usable_rows
 from pipeline.errors import AnalysisError
 from pipeline.evaluate import bootstrap_intervals
 from pipeline.selection.frames import frame
@@ -220,7 +220,7 @@ def _named(caches: Sequence[Any], layers: Sequence[str]) -> list[tuple[str, int,
     for number, cache in enumerate(caches):
         for name in layers or cache.layers:
             if name in cache.layers:
-                out.append((f"{cache.path}:{name}", number, layer_of(cache, name)))
+                out.append((f"{cache.path}:{name}", number, cache.layer(name)))
     if len(out) < 2:
         raise AnalysisError(
             f"expected at least 2 embeddings to compare, found {len(out)}: "

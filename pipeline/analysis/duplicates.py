@@ -12,7 +12,7 @@ import numpy as np
 
 from pipeline.analysis.pixels import pixel_similarity, small_copies
 from pipeline.analysis.projection import principal_components
-from pipeline.analysis.rows import label_texts, layer_of, unit, usable_rows
+from pipeline.analysis.rows import label_texts, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.evaluation.near_duplicates import exact_pairs, groups_of, near_pairs
 from pipeline.selection.frames import frame
@@ -101,7 +101,7 @@ def find_duplicates(
     small copies of the two over one another. Without pixels things photographed alike cannot be told from copies;
     docs/analysis.md has the figures.
     """
-    embeddings = layer_of(cache, layer)
+    embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     first, twin = exact_pairs(np.asarray(cache.content_hash)[rows])
     # Byte-identical images share one embedding: compare one representative of each.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.analysis.rows import label_texts, layer_of, take, usable_rows
+from pipeline.analysis.rows import label_texts, take, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
@@ -84,7 +84,7 @@ def map_cache(
     AnalysisError
         umap-learn is missing, or there are fewer than 3 rows.
     """
-    embeddings = layer_of(cache, layer)
+    embeddings = cache.layer(layer)
     if method == "umap":
         _umap()  # before the work
     rows = usable_rows(cache, embeddings, least=3)

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import Status, not_finite_error
-from pipeline.core.spec import PENULTIMATE
-from pipeline.errors import AnalysisError, near_names
+from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -17,18 +16,8 @@ _CHECK_ROWS = 4096
 
 
 def layer_of(cache: Any, name: str) -> NDArray[Any]:
-    """Return the map of a layer.
-
-    Raises
-    ------
-    AnalysisError
-        The cache has no such layer.
-    """
-    if name == PENULTIMATE:
-        return cache.embeddings  # type: ignore[no-any-return]
-    if name not in cache.layers:
-        raise AnalysisError(f"{cache.path} has no layer {name!r}: {near_names(name, ['penultimate', *cache.layers])}")
-    return cache.layers[name]  # type: ignore[no-any-return]
+    """Return the map of a layer; see `pipeline.cache.Cache.layer`."""
+    return cache.layer(name)  # type: ignore[no-any-return]
 
 
 def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.nearest import nearest
-from pipeline.analysis.rows import label_texts, layer_of, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
@@ -97,7 +97,7 @@ def search(
         The cache's backbone cannot be had here.
     """
     queries = tuple(dict.fromkeys(queries))
-    embeddings = layer_of(cache, layer)
+    embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     query_rows = _rows_of(cache, queries, rows)
     vectors = np.zeros((len(queries), embeddings.shape[1]), np.float32)

@@ -16,7 +16,7 @@ from pipeline.cache.failures import read_reasons
 from pipeline.core.items import ItemTable
 from pipeline.core.shards import ShardRecord
 from pipeline.core.spec import PENULTIMATE
-from pipeline.errors import CacheError
+from pipeline.errors import CacheError, near_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -147,6 +147,18 @@ class Cache:
         prefix = fmt.LAYERS + "/"
         others = {name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)}
         return {PENULTIMATE: self.embeddings, **others}
+
+    def layer(self, name: str) -> NDArray[Any]:
+        """Return the (N, D) map of a layer.
+
+        Raises
+        ------
+        CacheError
+            The cache has no such layer.
+        """
+        if name not in self.layers:
+            raise CacheError(f"{self.path} has no layer {name!r}: {near_names(name, self.layers)}")
+        return self.layers[name]
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:

@@ -22,7 +22,7 @@ from pipeline.embedding.choose import CHECK_IMAGES, engine_for
 from pipeline.embedding.embedder import Embedder, reasons_of
 from pipeline.embedding.pool import worker_count
 from pipeline.embedding.settings import RunSettings
-from pipeline.errors import PipelineError, near_names
+from pipeline.errors import PipelineError
 from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:
@@ -187,8 +187,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                     f"expected the {name} of {cache.path}, {cache.spec[name]}, found {name}={asked!r}: leave it out, "
                     "or use another cache"
                 )
-        if self.layer not in cache.layers:
-            raise PipelineError(f"{cache.path} has no layer {self.layer!r}: {near_names(self.layer, cache.layers)}")
+        cache.layer(self.layer)  # refuses one that is not there
         return cache
 
     def _settings(self, cache: Cache | None) -> RunSettings:

@@ -272,7 +272,7 @@ class Selection(Convertible):
         PipelineError
             The cache has no such layer.
         """
-        return int(self.cache.layers[_known([layer], self.layers, "layer")[0]].shape[1])
+        return int(self.cache.layer(layer).shape[1])
 
     def _layer(self, name: str) -> NDArray[Any]:
         return self.cache.layers[name][self._span]

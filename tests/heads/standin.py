@@ -47,6 +47,10 @@ class StandIn:
         """Return the keys of some rows."""
         return np.asarray(self.keys[rows])
 
+    def layer(self, name: str) -> NDArray[Any]:
+        """Return a layer; every other name is the penultimate one's."""
+        return self.layers.get(name, self.embeddings)
+
     def part_of(self, row: int) -> tuple[StandIn, int]:
         """Return itself."""
         return self, row
