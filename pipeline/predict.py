@@ -84,10 +84,7 @@ def predict(
     started = time.perf_counter()
     stop = stop or threading.Event()
     path = Path(output)
-    if path.is_dir() or not path.parent.is_dir():
-        raise PipelineError(
-            f"expected a file name for the predictions, found {path}: name a file in a folder that exists"
-        )
+    _check_output(path)
     head = load_head(run_dir, trust=trust)
     source = open_source(images)
     embedder = Embedder.of_spec(head.spec, head.layer, settings, weights=weights or weights_of_run(run_dir))
@@ -103,6 +100,14 @@ def predict(
         embedder.close()
     where = f"{engine.name}, {engine.device}, {engine.precision}"
     return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where)
+
+
+def _check_output(path: Path) -> None:
+    """Find out before the work begins whether the table can be written."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise PipelineError(
+            f"expected a file name for the predictions, found {path}: name a file in a folder that exists"
+        )
 
 
 class _StopRequested(Exception):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -183,11 +183,15 @@ def test_pandas_is_not_imported_to_open_a_cache() -> None:
 
 
 def test_help_is_quick() -> None:
+    def processor_time() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = processor_time()
         subprocess.run(
             [sys.executable, "-m", "pipeline", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=PACKAGE.parent
         )
-        times.append(time.perf_counter() - started)
+        times.append(processor_time() - before)
     assert min(times) < 0.3

@@ -119,19 +119,26 @@ def find_duplicates(
         )
     if by_pixels:
         seen = representatives[there]
-        i, j = _candidates(embeddings, rows[seen])
         bar = PIXEL_THRESHOLD if threshold is None else threshold
-        similarity = pixel_similarity(copies[there], i, j, bar)
-        near = similarity >= bar
-        i, j, similarity = seen[i[near]], seen[j[near]], similarity[near]
+        i, j, similarity = _near_by_pixels(embeddings, rows[seen], copies[there], bar)
+        i, j = seen[i], seen[j]
     else:
-        at, other, similarity = near_pairs(
-            embeddings, COSINE_THRESHOLD if threshold is None else threshold, rows=rows[representatives]
-        )
+        bar = COSINE_THRESHOLD if threshold is None else threshold
+        at, other, similarity = near_pairs(embeddings, bar, rows=rows[representatives])
         i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
     table, lines = _grouped(cache, rows, (first, twin), (i, j, similarity))
     unread = int((~there).sum()) if by_pixels else 0
     return Duplicates(table, lines, rows[np.stack([i, j], axis=1)], len(first), len(i), by_pixels, unread)
+
+
+def _near_by_pixels(
+    embeddings: NDArray[Any], rows: Ints, copies: NDArray[np.uint8], threshold: float
+) -> tuple[Ints, Ints, NDArray[np.float32]]:
+    """Return the pairs of images with alike pixels, as places in ``rows``, and how alike they are."""
+    i, j = _candidates(embeddings, rows)
+    similarity = pixel_similarity(copies, i, j, threshold)
+    near = similarity >= threshold
+    return i[near], j[near], similarity[near]
 
 
 def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:

@@ -113,17 +113,23 @@ def search(
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
     else:
         found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
+    return Search(_table(cache, queries, found, cosine), found, queries, query_rows, recall)
+
+
+def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]) -> Any:
+    """Return a line for each query and neighbour; places without a neighbour are left out."""
     width = found.shape[1]
     flat = found.ravel()
     there = flat >= 0
-    columns = {
-        "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
-        "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
-        "key": cache.keys[flat[there]],
-        "label": label_texts(cache, flat[there]),
-        "cosine": cosine.ravel()[there].round(6),
-    }
-    return Search(frame(columns), found, queries, query_rows, recall)
+    return frame(
+        {
+            "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
+            "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
+            "key": cache.keys[flat[there]],
+            "label": label_texts(cache, flat[there]),
+            "cosine": cosine.ravel()[there].round(6),
+        }
+    )
 
 
 def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:

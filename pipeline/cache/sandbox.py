@@ -72,6 +72,24 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
         raise CacheError(f"cannot read {path}: {error.strerror}: change its permissions") from None
     if head != SIGNATURE:
         raise fmt.not_a_cache(path, "no HDF5 file")
+    answer = _ask_child(path, seconds, memory)
+    try:
+        found = json.loads(answer)
+        if "error" in found:
+            raise CacheError(str(found["error"]))
+        return Layout(
+            found["attributes"],
+            {
+                name: Extent(offset, tuple(shape), _dtype(dtype))
+                for name, (offset, shape, dtype) in found["extents"].items()
+            },
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, f"its structure makes no sense ({error})") from None
+
+
+def _ask_child(path: Path, seconds: float, memory: int) -> bytes:
+    """Let a child process parse the file, within limits; return what it prints."""
     child = subprocess.Popen(
         [sys.executable, "-P", "-c", CHILD, str(path.absolute())],
         stdin=subprocess.PIPE,
@@ -96,19 +114,7 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
             raise _damaged(path, f"reading its structure takes longer than {seconds:g} s") from None
     if child.returncode:
         raise _damaged(path, f"HDF5 crashes on its structure ({child.returncode})")
-    try:
-        found = json.loads(answer)
-        if "error" in found:
-            raise CacheError(str(found["error"]))
-        return Layout(
-            found["attributes"],
-            {
-                name: Extent(offset, tuple(shape), _dtype(dtype))
-                for name, (offset, shape, dtype) in found["extents"].items()
-            },
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"its structure makes no sense ({error})") from None
+    return answer
 
 
 def main(path: str) -> None:

@@ -196,11 +196,7 @@ def open_update(
     if same:
         remove(unfinished)  # the archive changed back before an update was through
         return path, None, 0
-    if not plan.unchanged + plan.changed + plan.renamed and (old.status != Status.TODO).any():
-        raise CacheError(
-            f"expected images of {path} in the source, found none of its {len(old)}: name another output, or "
-            "remove it first"
-        )
+    _check_same_archive(old, plan)
     sources = [(old, plan)]
     if unfinished.is_file():
         newer = Cache(unfinished)
@@ -219,6 +215,14 @@ def open_update(
     _keep_reasons(path, old, items, plan.origin)
     lay_out(unfinished, items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
     return unfinished, plan, sum(map(len, damaged))
+
+
+def _check_same_archive(old: Cache, plan: UpdatePlan) -> None:
+    if not plan.unchanged + plan.changed + plan.renamed and (old.status != Status.TODO).any():
+        raise CacheError(
+            f"expected images of {old.path} in the source, found none of its {len(old)}: name another output, or "
+            "remove it first"
+        )
 
 
 def _keep_reasons(path: Path, old: Cache, items: ItemTable, origin: NDArray[np.int64]) -> None:
