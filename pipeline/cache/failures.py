@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def failures_path(cache: Path) -> Path:
-    """Return the path of the file beside ``cache``; a successor shares that of the cache it will replace."""
+    """Return the path of the file beside ``cache``; an update shares that of the cache it will replace."""
     return cache.with_name(cache.name.removesuffix(UNFINISHED) + ".failures.jsonl")
 
 

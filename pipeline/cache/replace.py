@@ -21,7 +21,7 @@ UNFINISHED = ".new"
 
 
 def unfinished_path(cache: Path) -> Path:
-    """Return where the successor of ``cache`` is filled: laid out whole, with rows still to do."""
+    """Return where the update of ``cache`` is filled: laid out whole, with rows still to do."""
     return cache.with_name(cache.name + UNFINISHED)
 
 

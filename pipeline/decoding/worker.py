@@ -88,7 +88,7 @@ class Outcome:
     status, reason : int, str
         A `Status`, and what went wrong.
     content_hash : bytes
-        See `pipeline.content`.
+        See `pipeline.core.items.content_hash`.
     read_s, decode_s : float
         How long its worker waited for its bytes, and worked on them, in seconds.
     encoded : int
