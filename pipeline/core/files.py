@@ -51,7 +51,9 @@ def replacing(
         yield part
         put_in_place(part, path)
     except OSError as reason:
-        raise error(f"cannot write {path} ({reason.strerror or first_line(reason)}): choose another output") from None
+        raise error(
+            f"cannot write {path} ({reason.strerror or first_line(reason)}): free space, or choose another output"
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
@@ -99,7 +101,9 @@ def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = 
             part.rename(path)
         _sync(path.parent, os.O_RDONLY)
     except OSError as reason:
-        raise error(f"cannot write {path} ({reason.strerror or first_line(reason)}): choose another output") from None
+        raise error(
+            f"cannot write {path} ({reason.strerror or first_line(reason)}): free space, or choose another output"
+        ) from None
     finally:
         if part is not None:
             shutil.rmtree(part, ignore_errors=True)

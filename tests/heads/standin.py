@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import CacheError, near_names
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -48,8 +50,11 @@ class StandIn:
         return np.asarray(self.keys[rows])
 
     def layer(self, name: str) -> NDArray[Any]:
-        """Return a layer; every other name is the penultimate one's."""
-        return self.layers.get(name, self.embeddings)
+        """Return a layer, or refuse its name."""
+        layers = {"penultimate": self.embeddings, **self.layers}
+        if name not in layers:
+            raise CacheError(f"{self.path} has no layer {name!r}: {near_names(name, layers)}")
+        return layers[name]
 
     def part_of(self, row: int) -> tuple[StandIn, int]:
         """Return itself."""

@@ -107,7 +107,7 @@ def test_nothing_is_half_written(path: Path, tmp_path: Path, monkeypatch: pytest
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("pipeline.selection.export.np.lib.format.write_array_header_1_0", fill_up)
-    with pytest.raises(PipelineError, match="No space left on device: free space"):
+    with pytest.raises(PipelineError, match=r"No space left on device\): free space"):
         export(path, tmp_path / "a.npy", "npy")
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.npy", b"old")]
 
