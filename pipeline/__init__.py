@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache, open_cache
+    from pipeline.embedding.image_embedder import ImageEmbedder
     from pipeline.errors import PipelineError
     from pipeline.heads import LoadedHead, load_head
-    from pipeline.image_embedder import ImageEmbedder
     from pipeline.selection import Selection
     from pipeline.selection import open_selection as open
 
@@ -23,7 +23,7 @@ __all__ = ["Cache", "ImageEmbedder", "LoadedHead", "PipelineError", "Selection",
 
 _HOMES = {
     "Cache": "pipeline.cache:Cache",
-    "ImageEmbedder": "pipeline.image_embedder:ImageEmbedder",
+    "ImageEmbedder": "pipeline.embedding.image_embedder:ImageEmbedder",
     "LoadedHead": "pipeline.heads:LoadedHead",
     "PipelineError": "pipeline.errors:PipelineError",
     "Selection": "pipeline.selection:Selection",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class PipelineError(Exception):
-    """Something the user can mend: a one-line message that names the way out."""
+    """An error the user can fix. The message is one line and says how."""
 
 
 class SourceError(PipelineError):

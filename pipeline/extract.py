@@ -9,50 +9,49 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache import (
-    Cache,
-    CacheWriter,
-    Items,
-    ShardRecord,
-    check_same_numbers,
-    fingerprint,
-    open_cache,
-    write_lock,
-)
-from pipeline.cache.background import BackgroundWriter
-from pipeline.cache.format import canonical_json
-from pipeline.cache.publish import lay_out, publish, remove, unfinished_path
+from pipeline.backbones import load_backbone
+from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
+from pipeline.cache.background_writer import BackgroundWriter
+from pipeline.cache.format import file_attributes
+from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
-from pipeline.cache.update import open_successor
-from pipeline.content import hash_items
-from pipeline.decode import GPU, PILLOW, DecodePolicy, Status
-from pipeline.embed import AUTO, RunSettings, spec_of_decode
+from pipeline.cache.update import open_update
+from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
+from pipeline.core.files import replacing
+from pipeline.core.items import Status
+from pipeline.core.spec import check_same_numbers
+from pipeline.core.system import versions_of
+from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
+from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
+from pipeline.embedding.executor import Executor, LocalExecutor
+from pipeline.embedding.from_spec import make_spec
+from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
-from pipeline.executor import Executor, LocalExecutor
-from pipeline.readout import ReadOut, read_out
-from pipeline.scale.shards import Shard, ShardSource, as_items
 from pipeline.sources import Source, open_source, public
+from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
+    from pipeline.core.shards import Shard, ShardRecord
+    from pipeline.embedding.executor import EmbeddedRows
     from pipeline.engines import Embeddings
-    from pipeline.executor import Finished
 
 DTYPES = ("float32", "float16")
+VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
+"""Distributions whose version a cache records."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class ExtractSettings:
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
     shard : Shard or None
-        Only this part of the source; see `pipeline.scale.shards`.
+        Only this part of the source; see `pipeline.core.shards`.
     """
 
     backbone: str | None = None
@@ -115,7 +114,7 @@ class Summary:
         The run was asked to stop before the end.
     engine : str
         What ran the network.
-    read_out : ReadOut or None
+    bottleneck : Bottleneck or None
         Where the time went; None where nothing was computed.
     seconds : mapping of str to float
         Wall time of the whole and of the loop, worker time of reading and decoding, time the loop waited.
@@ -131,13 +130,49 @@ class Summary:
     skipped_examples: list[str] = field(default_factory=list)
     stopped: bool = False
     engine: str = ""
-    read_out: ReadOut | None = None
+    bottleneck: Bottleneck | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-Say = Callable[[str], None]
-Progress = Callable[[int, int, int], None]
-"""Called with (rows ready, rows failed, rows in all)."""
+@dataclass(frozen=True, slots=True)
+class Job:
+    """An extraction: what is embedded, into which cache, how and where."""
+
+    path: Path
+    source: Source
+    backbone: Backbone
+    settings: ExtractSettings
+    executor: Executor
+    callbacks: Callbacks
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """The rows that a job has to compute.
+
+    Attributes
+    ----------
+    target : Path
+        The file whose rows they are: the cache, or an update that will take its place.
+    rows : (n,) int64
+    settings : ExtractSettings
+        Those of the job, with what an existing cache settles.
+    sampled : Source
+    among : (m,) int64
+        Where the sample for the self-check comes from, and from which of its rows.
+    start : callable
+        Given the self-check of the open executor, makes the file ready; False where the run is to end there.
+    changes : mapping of str to int
+        What had happened to the archive; see `Summary`.
+    """
+
+    target: Path
+    rows: NDArray[np.int64]
+    settings: ExtractSettings
+    sampled: Source
+    among: NDArray[np.int64]
+    start: Callable[[dict[str, Any]], bool]
+    changes: dict[str, int] = field(default_factory=dict)
 
 
 def extract(
@@ -147,8 +182,8 @@ def extract(
     *,
     executor: Executor | None = None,
     stop: threading.Event | None = None,
-    say: Say = lambda text: None,
-    progress: Progress = lambda ready, failed, total: None,
+    say: Say = ignore,
+    progress: Progress = ignore,
 ) -> Summary:
     """Embed every image of a source into a cache; go on where an earlier run stopped.
 
@@ -176,9 +211,6 @@ def extract(
         Images, backbone, device or output cannot be used; nothing is left half written.
     """
     started = time.perf_counter()
-    stop = stop or threading.Event()
-    from pipeline.backbones import load_backbone
-
     path = Path(output)
     failure_limit(settings.max_failures, 0)
     _check_output(path)
@@ -186,12 +218,14 @@ def extract(
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
+    callbacks = Callbacks(stop or threading.Event(), say, progress)
+    job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
     with write_lock(path):
-        summary = _extract_locked(path, source, backbone, settings, executor or LocalExecutor(), stop, say, progress)
+        summary = _extract_locked(job)
     summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
     summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
     summary.seconds["total"] = time.perf_counter() - started
-    if summary.read_out is not None:
+    if summary.bottleneck is not None:
         _write_run(path, summary, settings)
     return summary
 
@@ -204,72 +238,15 @@ def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
     return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels, known=known)
 
 
-def _extract_locked(
-    path: Path,
-    source: Source,
-    backbone: Backbone,
-    settings: ExtractSettings,
-    executor: Executor,
-    stop: threading.Event,
-    say: Say,
-    progress: Progress,
-) -> Summary:
-    items = as_items(source.items)
-    old = open_cache(path) if path.exists() else None
-    target, changes = path, dict[str, int]()
-    if old is None:
-        remove(unfinished_path(path))  # the successor of a cache that is no more
-    else:
-        if settings.run.precision == AUTO:  # what it was begun in
-            settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
-        if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
-            settings = replace(settings, decode=replace(settings.decode, jpeg_decoder=PILLOW))
-            say(f"decoding on the CPU, as {path} was begun: decoding on the GPU had failed its check")
-        spec = make_spec(backbone, settings, settings.run.precision)
-        check_same_numbers(old.spec, spec, where=str(path), way_out="use the same settings, or another output")
-        check_same_shard(path, old.shard, _record(source))
-        settings = replace(settings, run=settings.run.of_cache(old.spec["precision"]))
-        try:
-            target, changes = _target(path, old, items, source, spec, settings, stop, say)
-        except _StopRequested:
-            return replace(_summarise(path, already=len(old)), stopped=True)
-    if old is not None:
-        todo = _rows_to_do(target, retry_failed=settings.retry_failed)
-    else:
-        todo = np.arange(len(items), dtype=np.int64)
-    if len(todo):
-        sampled, among = source, todo
-        if old is None and isinstance(source, ShardSource):  # the same sample in every job: the same precision
-            sampled, among = source.whole, np.arange(len(source.whole))
-        self_check = executor.open(sampled, among, backbone, settings.decode, settings.run, stop=stop, say=say)
-        try:
-            if old is None:
-                if stop.is_set():  # perhaps before the check was through: the next run measures, nothing has begun
-                    return Summary(total=len(items), stopped=True)
-                spec = make_spec(backbone, replace(settings, decode=executor.decode), executor.precision)
-                lay_out(
-                    path,
-                    items,
-                    widths={layer.name: layer.width for layer in backbone.layers},
-                    dtype=settings.dtype,
-                    attributes=_attributes(spec, _versions(executor), self_check, source),
-                )
-            elif executor.decode != settings.decode:
-                raise FingerprintError(
-                    f"{path} holds images decoded on a GPU (decode.jpeg_decoder), but decoding on this one failed its "
-                    "check: go on where it was begun, or use another output"
-                )
-            elif not stop.is_set():
-                _warn_of_versions(old.versions, _versions(executor), path, say)
-            summary = _fill(target, todo, source, executor, settings, stop, progress)
-        finally:
-            executor.close()
-        summary.engine = str(executor)
-    else:
-        summary = _summarise(target, already=len(items))
-    if target != path and not (open_cache(target).status == Status.TODO).any():
-        publish(target, path)
-    summary.changes = changes
+def _extract_locked(job: Job) -> Summary:
+    try:
+        work = resume(job, open_cache(job.path)) if job.path.exists() else begin(job)
+    except _StopRequested:
+        return replace(_summarise(job.path, already=len(open_cache(job.path))), stopped=True)
+    summary = fill(job, work)
+    if work.target != job.path and not (open_cache(work.target).status == Status.TODO).any():
+        publish(work.target, job.path)
+    summary.changes = work.changes
     return summary
 
 
@@ -277,34 +254,116 @@ class _StopRequested(Exception):
     """A stop came while the archive was being compared with the cache; nothing was changed."""
 
 
-def _target(
-    path: Path,
-    old: Cache,
-    items: Items,
-    source: Source,
-    spec: dict[str, Any],
-    settings: ExtractSettings,
-    stop: threading.Event,
-    say: Say,
-) -> tuple[Path, dict[str, int]]:
+def begin(job: Job) -> Work:
+    """Return the work of a cache that does not exist yet: all rows, in a file made once precision is chosen."""
+    source, settings = job.source, job.settings
+    remove(unfinished_path(job.path))  # the update of a cache that is no more
+
+    def start(self_check: dict[str, Any]) -> bool:
+        if job.callbacks.stop.is_set():  # perhaps before the check was through: the next run measures
+            return False
+        executor = job.executor
+        spec = make_spec(job.backbone, executor.decode, dtype=settings.dtype, precision=executor.precision)
+        lay_out(
+            job.path,
+            source.items,
+            widths={layer.name: layer.width for layer in job.backbone.layers},
+            dtype=settings.dtype,
+            attributes=_attributes(spec, _versions(executor), self_check, source),
+        )
+        return True
+
+    # Of shards every job takes the same sample, and so the same precision.
+    sampled = source.whole if isinstance(source, ShardSource) else source
+    rows = np.arange(len(source), dtype=np.int64)
+    return Work(job.path, rows, settings, sampled, np.arange(len(sampled)), start)
+
+
+def resume(job: Job, old: Cache) -> Work:
+    """Return the work that an existing cache leaves, in its precision and with its decoder.
+
+    Raises
+    ------
+    FingerprintError
+        It holds other numbers.
+    CacheError
+        It is another shard, or another archive's.
+    """
+    settings = _settings_of(old, job)
+    target, changes = _update(job, old, settings)
+    rows = _rows_to_do(target, retry_failed=settings.retry_failed)
+
+    def start(self_check: dict[str, Any]) -> bool:
+        if job.executor.decode != settings.decode:
+            raise FingerprintError(
+                f"{job.path} holds images decoded on a GPU (decode.jpeg_decoder), but decoding on this one failed its "
+                "check: go on where it was begun, or use another output"
+            )
+        if not job.callbacks.stop.is_set():
+            _warn_of_versions(old.versions, _versions(job.executor), job.path, job.callbacks.say)
+        return True
+
+    return Work(target, rows, settings, job.source, rows, start, changes)
+
+
+def fill(job: Job, work: Work) -> Summary:
+    """Open the executor, make the file ready, and compute the rows."""
+    if not len(work.rows):
+        return _summarise(work.target, already=len(job.source))
+    executor, settings, callbacks = job.executor, work.settings, job.callbacks
+    self_check = executor.open(
+        work.sampled,
+        work.among,
+        job.backbone,
+        settings.decode,
+        settings.run,
+        stop=callbacks.stop,
+        say=callbacks.say,
+    )
+    try:
+        if not work.start(self_check):
+            return Summary(total=len(job.source), stopped=True)
+        summary = _compute(job, work)
+    finally:
+        executor.close()
+    summary.engine = str(executor)
+    return summary
+
+
+def _settings_of(old: Cache, job: Job) -> ExtractSettings:
+    """Return the job's settings with what a cache settles; refuse a cache of other numbers or another shard."""
+    settings = job.settings
+    if settings.run.precision == AUTO:
+        settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
+    if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
+        settings = replace(settings, decode=replace(settings.decode, jpeg_decoder=PILLOW))
+        job.callbacks.say(f"decoding on the CPU, as {job.path} was begun: decoding on the GPU had failed its check")
+    spec = make_spec(job.backbone, settings.decode, dtype=settings.dtype, precision=settings.run.precision)
+    check_same_numbers(old.spec, spec, where=str(job.path), hint="use the same settings, or another output")
+    check_same_shard(job.path, old.shard, _record(job.source))
+    return replace(settings, run=settings.run.of_cache(old.spec["precision"]))
+
+
+def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict[str, int]]:
     """Return the file whose rows are to be completed, and what had happened to the archive."""
 
     def check() -> None:
-        if stop.is_set():
+        if job.callbacks.stop.is_set():
             raise _StopRequested
 
-    target, plan, damaged = open_successor(
-        path,
-        items,
-        hash_items(source.reader(), source.locator, check=check),
+    spec = make_spec(job.backbone, settings.decode, dtype=settings.dtype, precision=settings.run.precision)
+    target, plan, damaged = open_update(
+        job.path,
+        job.source.items,
+        job.source.content_hashes(check=check),
         dtype=settings.dtype,
         # Most rows stay those of the old file: so do the versions that made them.
-        attributes=_attributes(spec, old.versions, old.self_check, source),
+        attributes=_attributes(spec, old.versions, old.self_check, job.source),
         check_content=settings.check_content,
         check=check,
     )
     if damaged:
-        say(f"{damaged} rows of {path} were damaged and are computed anew")
+        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed anew")
     return target, {} if plan is None else plan.counts()
 
 
@@ -336,14 +395,10 @@ def failure_limit(text: str | None, total: int) -> float:
         return math.inf
     number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
     if not number.isdecimal() or (percent and int(number) > 100):
-        raise PipelineError(f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: mend it")
+        raise PipelineError(
+            f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: correct it"
+        )
     return total * int(number) / 100 if percent else float(number)
-
-
-def make_spec(backbone: Backbone, settings: ExtractSettings, precision: str) -> dict[str, Any]:
-    """Return all that produces a cache's numbers, as JSON-like data."""
-    decode = spec_of_decode(settings.decode)
-    return {**backbone.to_spec(), "decode": decode, "dtype": settings.dtype, "precision": precision}
 
 
 def _gave_up_the_gpu(cache: Cache) -> bool:
@@ -368,42 +423,29 @@ def _check_output(path: Path) -> None:
 def _attributes(
     spec: dict[str, Any], versions: Mapping[str, str], self_check: Mapping[str, Any], source: Source
 ) -> dict[str, str]:
-    record = _record(source)
-    return {
-        "spec": canonical_json(spec),
-        "fingerprint": fingerprint(spec),
-        "versions": canonical_json(versions),
-        "self_check": canonical_json(self_check),
-        "source": canonical_json(source.describe()),
-        **({} if record is None else {"shard": record.to_json()}),
-    }
+    return file_attributes(
+        spec, versions=versions, self_check=self_check, source=source.describe(), shard=_record(source)
+    )
 
 
 def _record(source: Source) -> ShardRecord | None:
     return source.record if isinstance(source, ShardSource) else None
 
 
-def _fill(
-    target: Path,
-    todo: NDArray[np.int64],
-    source: Source,
-    executor: Executor,
-    settings: ExtractSettings,
-    stop: threading.Event,
-    progress: Progress,
-) -> Summary:
-    """Compute the rows that are to do in ``target``, the cache or its successor."""
+def _compute(job: Job, work: Work) -> Summary:
+    """Compute the rows of the work, and write them as they come."""
+    target, stop, progress = work.target, job.callbacks.stop, job.callbacks.progress
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
-    already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(todo)
-    limit = failure_limit(settings.max_failures, total)
+    already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(work.rows)
+    limit = failure_limit(work.settings.max_failures, total)
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
     started = time.perf_counter()
     writer = BackgroundWriter(CacheWriter(target))
     try:
-        for batch, outputs in executor.embed(source, todo, stop=stop, seconds=seconds):
-            good = _write(batch, outputs, source, writer, settings.dtype)
+        for batch, outputs in job.executor.embed(job.source, work.rows, stop=stop, seconds=seconds):
+            good = _write(batch, outputs, job.source, writer, work.settings.dtype)
             ready, failed, computed = (
                 ready + len(batch.rows),
                 failed + len(batch.rows) - good,
@@ -416,8 +458,8 @@ def _fill(
         writer.close()
     if failed > limit:
         raise PipelineError(
-            f"{failed} of {total} images failed, more than --max-failures {settings.max_failures}: look at what "
-            f"'pipeline info --failed {target}' lists, mend it, and run again with --retry-failed; what was computed "
+            f"{failed} of {total} images failed, more than --max-failures {work.settings.max_failures}: look at what "
+            f"'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what was computed "
             "is kept"
         )
     seconds["write"], seconds["loop"] = writer.seconds, time.perf_counter() - started
@@ -426,7 +468,7 @@ def _fill(
         computed=computed,
         stopped=stop.is_set(),
         seconds=dict(seconds),
-        read_out=read_out(seconds, workers=executor.workers),
+        bottleneck=find_bottleneck(seconds, workers=job.executor.workers),
     )
 
 
@@ -435,14 +477,8 @@ def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
     shown = replace(settings, labels=settings.labels and public(settings.labels))
     facts = {"settings": asdict(shown), "summary": asdict(summary)}
     file = path.with_name(path.name + ".run.json")
-    unfinished = file.with_name(file.name + ".part")
-    try:
-        unfinished.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
-        unfinished.replace(file)
-    except OSError as error:
-        raise CacheError(f"the cache is whole, but {file} cannot be written: {error.strerror}") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with replacing(file, CacheError) as part:
+        part.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
 
 
 def _summarise(path: Path, already: int) -> Summary:
@@ -457,7 +493,7 @@ def _summarise(path: Path, already: int) -> Summary:
     )
 
 
-def _write(batch: Finished, outputs: Embeddings, source: Source, writer: BackgroundWriter, dtype: str) -> int:
+def _write(batch: EmbeddedRows, outputs: Embeddings, source: Source, writer: BackgroundWriter, dtype: str) -> int:
     """Hand a batch to the writer; return how many images came through."""
     with np.errstate(over="ignore"):  # what the file's type cannot hold is not finite, and fails below
         outputs = {name: rows.astype(dtype, copy=False) for name, rows in outputs.items()}
@@ -479,14 +515,8 @@ def _write(batch: Finished, outputs: Embeddings, source: Source, writer: Backgro
 
 
 def _versions(executor: Executor) -> dict[str, str]:
-    names = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
-    found = {"python": platform.python_version(), "engine": executor.name, "device": executor.device}
-    for name in names:
-        try:
-            found[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    found = dict.fromkeys(("python", "engine", "device", *VERSIONS), "not installed")
+    return found | versions_of(VERSIONS) | {"engine": executor.name, "device": executor.device}
 
 
 def _warn_of_versions(then: Mapping[str, str], now: Mapping[str, str], path: Path, say: Say) -> None:

@@ -14,22 +14,20 @@ import json
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from safetensors.torch import save
 
-from pipeline.backbones import FINE_TUNED
-from pipeline.backbones.base import Weights, hash_weights
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
-from pipeline.cache import fingerprint, open_cache
+from pipeline.cache import open_cache
 from pipeline.compare import Comparison, compare_runs, predictions_of
-from pipeline.embed import RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
-from pipeline.evaluation import calibration, classification, splits
-from pipeline.extract import ExtractSettings, make_spec
 from pipeline.fitting.rows import Rows, select_rows
 from pipeline.fitting.run_folder import (
     RUN_FILE,
@@ -41,28 +39,23 @@ from pipeline.fitting.run_folder import (
 )
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
-from pipeline.fitting.tasks import measure_splits
-from pipeline.heads.fitted import FittedHead
-from pipeline.heads.model import HeadModel
 from pipeline.heads.saved import HEAD_FILE, LoadedHead, load_head, save_head
-from pipeline.training.images import CachedImages, check_unchanged
-from pipeline.training.network import FineTuningNetwork, check_logits
-from pipeline.training.trainer import Trainer, Training, TrainSettings, make_accelerator
+from pipeline.training.accelerator import make_accelerator
+from pipeline.training.images import CachedImages
+from pipeline.training.measure import CHECKED_IMAGES, HeldOut, as_backbone, check_start, measure_tuned, training_rows
+from pipeline.training.network import FineTuningNetwork
+from pipeline.training.settings import TrainSettings
+from pipeline.training.trainer import Trainer, Training, TrainingData
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
-    from torch import Tensor
 
     from pipeline.backbones import Backbone
     from pipeline.cache import Cache
-    from pipeline.sources import Source
 
-CHECKED_IMAGES = 16
-VALIDATION_SHARE = 0.1
-"""Of the training rows, held out for early stopping where the cache has no val split."""
 LAST_FILE = "last.safetensors"
 
 
@@ -127,8 +120,8 @@ def finetune(
     settings: FinetuneSettings | None = None,
     *,
     stop: threading.Event | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int, int], None] = lambda done, failed, total: None,
+    say: Say = ignore,
+    progress: Progress = ignore,
 ) -> FinetuneResult:
     """Train the network behind a cache on its labels, from a fitted head on, and measure what came out.
 
@@ -154,91 +147,131 @@ def finetune(
         Head and cache do not belong together, a class has no training row, an image is gone or changed, the loss is no
         number any more, or memory does not suffice.
     """
-    settings = settings or FinetuneSettings()
-    stop = stop or threading.Event()
     started = time.perf_counter()
-    cache, head = open_cache(cache_path), load_head(probe_dir)
-    head.check_fingerprint(cache.fingerprint)
-    notes: list[str] = []
-
-    def note(text: str) -> None:
-        notes.append(text)
-        say(text)
-
-    if Path(output).resolve() == Path(probe_dir).resolve():
-        raise PipelineError(
-            f"expected another folder than the probe's for the result, found {output}: name one with -o"
-        )
-    check_run_folder(output)
-    rows = _rows_of_run(cache, Path(probe_dir), note)
-    _check_classes(rows, head)
-    _check_measured(cache, rows, probe_dir)
-    backbone = backbone_of_spec(cache.spec, settings.weights)
-    decode = decode_of_spec(cache.spec)
+    callbacks = Callbacks(stop or threading.Event(), say, progress)
+    start = _open_start(Path(cache_path), Path(probe_dir), Path(output), settings or FinetuneSettings(), callbacks)
+    settings, target = start.settings, start.output
     accelerator = make_accelerator(settings.train)
-    network = FineTuningNetwork(backbone, head.layer, len(head.class_names))
-    network.start_from(head)
-    share = max(1, settings.train.batch_size // accelerator.num_processes)
-    images = CachedImages(
-        cache,
-        decode,
-        backbone.preprocess,
-        batch_size=share,
-        workers=settings.run.workers,
-        device=str(accelerator.device),
-    )
-    train, val = _training_rows(rows, settings.train.seed, note)
-    deviation = _check_start(network, images, cache, rows.index[train], head)
-    say(f"the network gives the probe's logits to {deviation:.2g} of their size, on {CHECKED_IMAGES} images at most")
-    if settings.start == "random":
-        network.head.reset_parameters()
-    y = np.full(len(cache), -1, dtype=np.int64)
-    y[rows.index] = rows.y
-    target = Path(output)
-    with _work_folder(target, restart=settings.restart) as folder:
-        trainer = Trainer(
-            network, images, rows.index[train], rows.index[val], y, backbone.preprocess.crop, settings.train, folder,
-            accelerator, begun_from=_identity(cache, rows, train, val, head, settings), stop=stop, say=say,
-            progress=lambda done, total: progress(done, 0, total),
-        )  # fmt: skip
-        training = trainer.run()
+    network, held_out, training = _train(start, accelerator)
     if training.stopped or accelerator.process_index:
         return FinetuneResult(target, {}, None, "", stopped=training.stopped)
-    tuned = _as_backbone(network, training.best, backbone, target.name)
-    found = _measure(tuned, network, images.source, cache, rows, val, head, settings, stop, say)
-    if found is None:
+    tuned = as_backbone(network, training.best, start.backbone, target.name)
+    seed, replicates = settings.train.seed, settings.replicates
+    measured = measure_tuned(tuned, network, held_out, settings.run, callbacks, seed=seed, replicates=replicates)
+    if measured is None:
         return FinetuneResult(target, {}, None, "", stopped=True)
-    tuned_head, results = found
+    tuned_head, results = measured
     with new_run_folder(target) as part:
         (part / LAST_FILE).write_bytes(save({name: tensor.contiguous() for name, tensor in training.last.items()}))
         save_backbone(part / BACKBONE_FILE, tuned)
         save_head(part / HEAD_FILE, tuned_head)
-        write_predictions(part / "predictions.csv", results["predictions"], rows, cache)
-        comparison = compare_runs(
-            [probe_dir, part], split=results["held_out"], seed=settings.train.seed, replicates=settings.replicates
-        )[1]
+        write_predictions(part / "predictions.csv", results["predictions"], start.rows, start.cache)
+        comparison = compare_runs([start.probe, part], split=results["held_out"], seed=seed, replicates=replicates)[1]
         advice = _advice(comparison)
         results["metrics"]["training"] = _training_facts(training, settings, time.perf_counter() - started)
         results["metrics"]["against_probe"] = _comparison_facts(comparison, advice, probe_dir)
-        write_json(part / "metrics.json", results["metrics"])
-        run = run_facts(
-            cache, rows, settings, head=tuned_head.head, layer=tuned_head.layer, chosen={},
-            temperature=tuned_head.model.temperature, notes=notes, packages=("torchvision", "timm", "accelerate"),
-        )  # fmt: skip
-        run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
-        if settings.report:
-            from pipeline.report import write_report
-            from pipeline.report.training import training_content
-
-            before = predictions_of(Path(probe_dir), results["held_out"])
-            content = training_content(cache, rows, results, run, before)
-            write_report(part / "report.html", cache=cache, rows=rows, results=results, run=run, content=content)
-        write_json(part / RUN_FILE, run)
+        _write_facts(part, start, tuned_head, results)
     shutil.rmtree(_work_path(target), ignore_errors=True)
     return FinetuneResult(target, results["metrics"], comparison, advice, stopped=False)
 
 
 # --- the start -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A fine-tuning that was checked and can begin."""
+
+    cache: Cache
+    head: LoadedHead
+    backbone: Backbone
+    rows: Rows
+    probe: Path
+    output: Path
+    settings: FinetuneSettings
+    callbacks: Callbacks
+    notes: list[str]
+
+    def note(self, text: str) -> None:
+        """Say a line, and keep it for the run's facts."""
+        self.notes.append(text)
+        self.callbacks.say(text)
+
+
+def _open_start(
+    cache_path: Path, probe: Path, output: Path, settings: FinetuneSettings, callbacks: Callbacks
+) -> _Start:
+    """Open cache, head and backbone, and check all that can be checked before hours of training."""
+    cache, head = open_cache(cache_path), load_head(probe)
+    head.check_fingerprint(cache.fingerprint)
+    if output.resolve() == probe.resolve():
+        raise PipelineError(
+            f"expected another folder than the probe's for the result, found {output}: name one with -o"
+        )
+    check_run_folder(output)
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        callbacks.say(text)
+
+    rows = _rows_of_run(cache, probe, note)
+    _check_classes(rows, head)
+    _check_measured(cache, rows, probe)
+    backbone = backbone_of_spec(cache.spec, settings.weights)
+    return _Start(cache, head, backbone, rows, probe, output, settings, callbacks, notes)
+
+
+def _train(start: _Start, accelerator: Any) -> tuple[FineTuningNetwork, HeldOut, Training]:
+    """Train from the probe's head on, or from where a stopped run was; its checkpoint stays."""
+    cache, head, rows, settings = start.cache, start.head, start.rows, start.settings
+    network = FineTuningNetwork(start.backbone, head.layer, len(head.class_names))
+    network.start_from(head)
+    images = CachedImages(
+        cache,
+        decode_of_spec(cache.spec),
+        start.backbone.preprocess,
+        batch_size=max(1, settings.train.batch_size // accelerator.num_processes),
+        workers=settings.run.workers,
+        device=str(accelerator.device),
+    )
+    train, val = training_rows(rows, settings.train.seed, start.note)
+    deviation = check_start(network, images, cache, rows.index[train], head)
+    start.callbacks.say(
+        f"the network gives the probe's logits to {deviation:.2g} of their size, on {CHECKED_IMAGES} images at most"
+    )
+    if settings.start == "random":
+        network.head.reset_parameters()
+    y = np.full(len(cache), -1, dtype=np.int64)
+    y[rows.index] = rows.y
+    data = TrainingData(images, rows.index[train], rows.index[val], y, start.backbone.preprocess.crop)
+    begun_from = _identity(cache, rows, train, val, head, settings)
+    with _work_folder(start.output, restart=settings.restart) as folder:
+        trainer = Trainer(
+            network, data, settings.train, folder, accelerator, begun_from=begun_from, callbacks=start.callbacks
+        )
+        training = trainer.run()
+    return network, HeldOut(cache, images.source, rows, val, head), training
+
+
+def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dict[str, Any]) -> None:
+    """Write metrics, the run's facts and its page."""
+    write_json(part / "metrics.json", results["metrics"])
+    run = run_facts(
+        start.cache, start.rows, start.settings, head=tuned_head.head, layer=tuned_head.layer, chosen={},
+        temperature=tuned_head.model.temperature, notes=start.notes, packages=("torchvision", "timm", "accelerate"),
+    )  # fmt: skip
+    run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
+    if start.settings.report:
+        from pipeline.report import write_report  # imports plotly: not every run has a page
+        from pipeline.report.training import training_content  # with it
+
+        before = predictions_of(start.probe, results["held_out"])
+        content = training_content(start.cache, start.rows, results, run, before)
+        write_report(
+            part / "report.html", cache=start.cache, rows=start.rows, results=results, run=run, content=content
+        )
+    write_json(part / RUN_FILE, run)
 
 
 def _rows_of_run(cache: Cache, run_dir: Path, note: Callable[[str], None]) -> Rows:
@@ -298,34 +331,6 @@ def _identity(
     return digest.hexdigest()
 
 
-def _training_rows(rows: Rows, seed: int, note: Callable[[str], None]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return positions to train and to validate on: the val split, or part of the training rows."""
-    train, val = rows.of("train"), rows.of("val")
-    if len(val) and len(rows.of("test")):
-        return train, val
-    groups = None if rows.groups is None else rows.groups[train]
-    split = splits.hold_out(rows.y[train], share=VALIDATION_SHARE, seed=seed, groups=groups)
-    note(
-        f"early stopping looks at {int((split == 'test').sum())} of the {len(train)} training rows, which the head "
-        "was fitted on: there is no val split besides the rows that measure"
-    )
-    return train[split != "test"], train[split == "test"]
-
-
-def _check_start(
-    network: FineTuningNetwork,
-    images: CachedImages,
-    cache: Cache,
-    train: NDArray[np.int64],
-    head: LoadedHead,
-) -> float:
-    sample = train[np.unique(np.linspace(0, len(train) - 1, CHECKED_IMAGES).astype(np.int64))]
-    prepared = np.concatenate([np.array(batch) for batch in images.batches(sample)])
-    exact = cache.spec["precision"] == "float32" and cache.spec["dtype"] == "float32"
-    embeddings = cache.layers[head.layer][sample]
-    return check_logits(network, prepared, embeddings, head, exact=exact)
-
-
 def _work_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.training")
 
@@ -348,67 +353,6 @@ def _work_folder(output: Path, *, restart: bool) -> Iterator[Path]:
 
 
 # --- what came out -------------------------------------------------------------------------------------------
-
-
-def _as_backbone(network: FineTuningNetwork, state: Mapping[str, Tensor], backbone: Backbone, origin: str) -> Backbone:
-    """Return the network in a state of its training as a backbone with weights of its own."""
-    network.load_state_dict(dict(state))
-    network.to("cpu").eval().requires_grad_(False)
-    return replace(backbone, weights=Weights(FINE_TUNED, origin, hash_weights(network.backbone.body)))
-
-
-def _measure(
-    tuned: Backbone,
-    network: FineTuningNetwork,
-    source: Source,
-    cache: Cache,
-    rows: Rows,
-    val: NDArray[np.int64],
-    head: LoadedHead,
-    settings: FinetuneSettings,
-    stop: threading.Event,
-    say: Callable[[str], None],
-) -> tuple[LoadedHead, dict[str, Any]] | None:
-    """Embed the held-out rows with the new backbone, as extract would, and measure its head; None when stopped."""
-    held_out = [name for name in ("test", "val") if len(rows.of(name))]
-    positions = np.concatenate([rows.of(name) for name in held_out] + [val])
-    wanted = np.unique(rows.index[positions])
-    decode = decode_of_spec(cache.spec)
-    engine, _ = choose_engine(source, tuned, decode, settings.run, rows=wanted, stop=stop, say=say)
-    layer, dtype = head.layer, cache.spec["dtype"]
-    X = np.empty((len(wanted), network.head.in_features), dtype=dtype)
-    done = 0
-    try:
-        for batch, outputs in embed(source, wanted, tuned, engine, decode, settings.run, stop=stop):
-            check_unchanged(cache, batch)
-            X[done : done + len(batch.rows)] = outputs[layer][: len(batch.rows)]
-            done += len(batch.rows)
-    finally:
-        engine.close()
-    if done < len(wanted):
-        return None
-    arrays = {
-        "coef": network.head.weight.detach().double().numpy().copy(),
-        "intercept": network.head.bias.detach().double().numpy().copy(),
-    }
-    model = HeadModel("linear", arrays, "softmax", len(head.class_names))
-
-    def scores(at: NDArray[np.int64]) -> NDArray[np.float64]:
-        return model.scores(X[np.searchsorted(wanted, rows.index[at])])
-
-    model = replace(model, temperature=calibration.fit_temperature(scores(val), rows.y[val]))
-    spec = make_spec(tuned, ExtractSettings(decode=decode, dtype=dtype), engine.precision)
-    tuned_head = replace(head, model=model, spec=spec, fingerprint=fingerprint(spec), head=FINE_TUNED)
-    fitted = FittedHead(estimator=None, model=model)
-    measured = FitSettings(seed=settings.train.seed, replicates=settings.replicates)
-    results = measure_splits(
-        rows, {name: scores(rows.of(name)) for name in held_out}, fitted, model.temperature, measured
-    )
-    predicted = results["predictions"][rows.held_out].argmax(1)
-    results["confusion"] = classification.confusion_matrix(
-        rows.y[rows.of(rows.held_out)], predicted, len(rows.class_names)
-    )
-    return tuned_head, results
 
 
 def _advice(comparison: Comparison) -> str:

@@ -7,12 +7,15 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from pipeline.decode import Status
-from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+from pipeline.backbones.finetuned import weights_of_run
+from pipeline.core.callbacks import Progress, Say, ignore
+from pipeline.core.files import replacing
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
 from pipeline.evaluation.multilabel import THRESHOLD, joined
 from pipeline.heads import load_head
@@ -20,11 +23,12 @@ from pipeline.sources import open_source
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from numpy.typing import NDArray
 
     from pipeline.heads import LoadedHead
+    from pipeline.sources import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,8 @@ def predict(
     weights: str | None = None,
     trust: bool = False,
     stop: threading.Event | None = None,
-    say: Callable[[str], None] = lambda text: None,
-    progress: Callable[[int, int, int], None] = lambda ready, failed, total: None,
+    say: Say = ignore,
+    progress: Progress = ignore,
 ) -> PredictSummary:
     """Write a table with a line per image: key, prediction, and why it failed if it did.
 
@@ -80,52 +84,57 @@ def predict(
     started = time.perf_counter()
     stop = stop or threading.Event()
     path = Path(output)
+    _check_output(path)
+    head = load_head(run_dir, trust=trust)
+    source = open_source(images)
+    embedder = Embedder.of_spec(head.spec, head.layer, settings, weights=weights or weights_of_run(run_dir))
+    engine = embedder.open_for(source, stop=stop, say=say)
+    try:
+        with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            failed = _write_lines(file, head, embedder, source, stop, progress)
+            if stop.is_set():
+                raise _StopRequested(failed)
+    except _StopRequested as stopped:
+        failed = stopped.failed
+    finally:
+        embedder.close()
+    where = f"{engine.name}, {engine.device}, {engine.precision}"
+    return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where)
+
+
+def _check_output(path: Path) -> None:
+    """Find out before the work begins whether the table can be written."""
     if path.is_dir() or not path.parent.is_dir():
         raise PipelineError(
             f"expected a file name for the predictions, found {path}: name a file in a folder that exists"
         )
-    from pipeline.backbones.finetuned import weights_of_run
 
-    head = load_head(run_dir, trust=trust)
-    source = open_source(images)
-    backbone = backbone_of_spec(head.spec, weights or weights_of_run(run_dir))
-    decode = decode_of_spec(head.spec)
-    if settings.precision == AUTO:
-        settings = settings.of_cache(head.spec["precision"])
-    engine, _ = choose_engine(source, backbone, decode, settings, stop=stop, say=say)
-    unfinished = path.with_name(path.name + ".new")
+
+class _StopRequested(Exception):
+    """A stop came before the table was whole; nothing is written."""
+
+    def __init__(self, failed: int) -> None:
+        super().__init__()
+        self.failed = failed
+
+
+def _write_lines(
+    file: TextIO, head: LoadedHead, embedder: Embedder, source: Source, stop: threading.Event, progress: Progress
+) -> int:
+    """Write the table's header and a line for each image; return how many images failed."""
+    lines = csv.writer(file, lineterminator="\n")
+    lines.writerow(["key", *_header(head), "error"])
     ready = failed = 0
-    progress(0, 0, len(source))
-    try:
-        with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            lines = csv.writer(file, lineterminator="\n")
-            lines.writerow(["key", *_header(head), "error"])
-            rows = np.arange(len(source), dtype=np.int64)
-            for batch, outputs in embed(source, rows, backbone, engine, decode, settings, stop=stop):
-                # The cache's type is part of the numbers: what it would have rounded is rounded here.
-                with np.errstate(over="ignore"):
-                    embeddings = outputs[head.layer][: len(batch.rows)].astype(head.spec["dtype"])
-                finite = np.isfinite(embeddings).all(axis=1)
-                cells_of = _cells(head, np.where(finite[:, None], embeddings, 0))
-                for row, outcome, sound, cells in zip(
-                    batch.rows.tolist(), batch.outcomes, finite, cells_of, strict=True
-                ):
-                    reason = outcome.reason
-                    if outcome.status == Status.DONE and not sound:
-                        reason = "the network gave a value that is not finite"
-                    failed += bool(reason)
-                    lines.writerow([source[row].key, *([""] * len(cells) if reason else cells), reason])
-                ready += len(batch.rows)
-                progress(ready, failed, len(source))
-        if not stop.is_set():
-            unfinished.replace(path)
-    except OSError as error:
-        raise PipelineError(f"cannot write {path}: {error.strerror}: choose another output") from None
-    finally:
-        unfinished.unlink(missing_ok=True)
-        engine.close()
-    where = f"{engine.name}, {engine.device}, {engine.precision}"
-    return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where)
+    progress(ready, failed, len(source))
+    for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source)), stop=stop):
+        finite = np.asarray(np.isfinite(embeddings).all(axis=1))
+        cells_of = _cells(head, np.where(finite[:, None], embeddings, 0))
+        for row, reason, cells in zip(batch.rows.tolist(), reasons, cells_of, strict=True):
+            failed += bool(reason)
+            lines.writerow([source[row].key, *([""] * len(cells) if reason else cells), reason])
+        ready += len(batch.rows)
+        progress(ready, failed, len(source))
+    return failed
 
 
 def _header(head: LoadedHead) -> list[str]:

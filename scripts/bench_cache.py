@@ -23,8 +23,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.cache import CacheWriter, Items, open_cache
+from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache import format as cache_format
+from pipeline.core.items import ItemTable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +42,7 @@ SLOW_PART = 40
 def write_cache(path: Path, rows: NDArray[np.float32]) -> float:
     """Write a cache; return seconds, laying out not included (it is done once, before the first image)."""
     count = len(rows)
-    items = Items(
+    items = ItemTable(
         np.array([b"%09d" % i for i in range(count)]),
         np.zeros(count, np.int32),
         ("one",),

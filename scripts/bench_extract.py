@@ -40,11 +40,12 @@ import torch
 from PIL import Image
 
 from pipeline.backbones import Backbone, load_backbone
-from pipeline.decode import DecodePolicy
-from pipeline.decode_pool import DecodePool
-from pipeline.embed import RunSettings, choose_engine
+from pipeline.core.system import processor_count
+from pipeline.decoding.image import DecodePolicy
+from pipeline.decoding.pool import DecodePool
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
-from pipeline.processors import processor_count
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:

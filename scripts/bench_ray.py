@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from pipeline import open_cache
-from pipeline.embed import RunSettings
-from pipeline.executor import Executor, LocalExecutor
+from pipeline.embedding.executor import Executor, LocalExecutor
+from pipeline.embedding.ray import RayExecutor
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
-from pipeline.scale.cluster import RayExecutor
 
 
 def measure(images: str, path: Path, backbone: str, executor: Executor) -> tuple[float, float, float]:

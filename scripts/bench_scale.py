@@ -19,16 +19,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.backbones import load_backbone
-from pipeline.cache import CacheWriter, Items, ShardRecord, fingerprint
-from pipeline.cache.format import canonical_json
+from pipeline.cache import CacheWriter
 from pipeline.cache.merge import merge
-from pipeline.cache.publish import lay_out
-from pipeline.cache.shard import items_sha256
+from pipeline.cache.replace import lay_out
 from pipeline.cache.verify import verify
-from pipeline.decode import DecodePolicy
-from pipeline.decode_worker import prepare
-from pipeline.embed import RunSettings, choose_engine
-from pipeline.scale.shards import as_items
+from pipeline.core.items import ItemTable
+from pipeline.core.shards import ShardRecord, items_sha256
+from pipeline.core.spec import canonical_json, fingerprint
+from pipeline.decoding.image import DecodePolicy
+from pipeline.decoding.worker import prepare
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.settings import RunSettings
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def cache(folder: Path, rows: int, width: int) -> None:
         "source": canonical_json({"kind": "synthetic", "location": "none"}),
     }
     numbers = np.char.zfill(np.arange(rows).astype("S9"), 9)
-    whole = Items(
+    whole = ItemTable(
         keys=np.char.add(np.char.add(b"class/folder/", numbers), b".jpg"),
         labels=np.zeros(rows, dtype=np.int32),
         label_names=("class",),
@@ -104,7 +105,7 @@ def cache(folder: Path, rows: int, width: int) -> None:
             own = record.rows
             lay_out(
                 path,
-                Items(whole.keys[own], whole.labels[own], ("class",), whole.sizes[own], whole.mtimes_ns[own], {}),
+                ItemTable(whole.keys[own], whole.labels[own], ("class",), whole.sizes[own], whole.mtimes_ns[own], {}),
                 widths={"penultimate": width},
                 dtype="float32",
                 attributes={**attributes, "shard": record.to_json()},
@@ -133,7 +134,7 @@ def main() -> None:
     print("| part | µs | µs of a processor |\n|---|---|---|")
     source = open_source(arguments.location)
     cost("list an image", len(source), lambda: open_source(arguments.location))
-    cost("hash the list, per image (shards)", len(source), lambda: items_sha256(as_items(source.items)))
+    cost("hash the list, per image (shards)", len(source), lambda: items_sha256(source.items))
     network(arguments.location, backbone, arguments.images)
     with tempfile.TemporaryDirectory() as folder:
         cache(Path(folder), arguments.rows, backbone.layers[0].width)

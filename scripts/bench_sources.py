@@ -24,7 +24,7 @@ from source_variants import copy_to, make_files, read_folder, s3_server
 from trivial_network import trivial_network
 
 from pipeline import open_cache
-from pipeline.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 
 

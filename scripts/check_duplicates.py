@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline import open_cache
-from pipeline.analysis.twins import find_duplicates
+from pipeline.analysis.duplicates import find_duplicates
+from pipeline.sources.reopen import image_bytes
 
 KINDS = ("resized", "recompressed", "cropped")
 
@@ -69,7 +70,7 @@ def sheet(cache: object, pairs: np.ndarray, path: str) -> None:
     page = Image.new("RGB", (10 * (2 * side + 8), rows * (side + 8)), "white")
     for n, pair in enumerate(pairs):
         for half, row in enumerate(pair):
-            image = Image.open(io.BytesIO(cache.image_bytes(int(row)))).convert("RGB")  # type: ignore[attr-defined]
+            image = Image.open(io.BytesIO(image_bytes(cache, int(row)))).convert("RGB")  # type: ignore[attr-defined]
             page.paste(
                 image.resize((side, side), Image.Resampling.NEAREST),
                 (n % 10 * (2 * side + 8) + half * (side + 1), n // 10 * (side + 8)),

@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 from trivial_network import trivial_network
 
-from pipeline.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
 

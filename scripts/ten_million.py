@@ -15,24 +15,25 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.cache import CacheWriter, Items, fingerprint, open_cache
-from pipeline.cache.format import canonical_json
+from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.merge import merge
-from pipeline.cache.publish import lay_out, publish
-from pipeline.cache.shard import ShardRecord, items_sha256
-from pipeline.cache.update import open_successor
+from pipeline.cache.replace import lay_out, publish
+from pipeline.cache.update import open_update
 from pipeline.cache.verify import verify
+from pipeline.core.items import ItemTable
+from pipeline.core.shards import ShardRecord, items_sha256
+from pipeline.core.spec import canonical_json, fingerprint
 
 BATCH = 4096
 CHANGED = 1000
 SHARDS = 8
 
 
-def items_of(rows: int, first: int = 0) -> Items:
+def items_of(rows: int, first: int = 0) -> ItemTable:
     """Return items ``first`` to ``first + rows``: a later first is an archive that lost some and gained some."""
     wanted = np.arange(first, first + rows)
     numbers = np.char.zfill(wanted.astype("S8"), 8)
-    return Items(
+    return ItemTable(
         keys=np.char.add(np.char.add(b"class/", numbers), b".jpg"),
         labels=(wanted % 10).astype(np.int32),
         label_names=tuple("0123456789"),
@@ -63,7 +64,7 @@ def attributes_of(width: int) -> dict[str, str]:
 
 def update(path: Path, rows: int, width: int) -> None:
     """Follow an archive that lost its first images and gained as many others."""
-    target, plan, _ = open_successor(
+    target, plan, _ = open_update(
         path,
         items_of(rows, CHANGED),
         lambda asked: np.ones((len(asked), 16), dtype=np.uint8),
@@ -111,7 +112,7 @@ def write_shards(path: Path, rows: int, width: int) -> None:
     for number, part in enumerate(shard_paths(path), 1):
         record = ShardRecord(number, SHARDS, rows, sha256)
         own = record.rows
-        items = Items(
+        items = ItemTable(
             whole.keys[own], whole.labels[own], whole.label_names, whole.sizes[own], whole.mtimes_ns[own], columns={}
         )
         attributes = {**attributes_of(width), "shard": record.to_json()}

@@ -13,8 +13,8 @@ from unittest import mock
 
 import numpy as np
 
+from pipeline.decoding.preprocess import Preprocess
 from pipeline.engines.base import Engine
-from pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -74,7 +74,9 @@ class TrivialEngine(Engine):
 def trivial_network(size: int = 32, batch_size: int = 64) -> Iterator[None]:
     """Let `pipeline.extract.extract` run this instead of a real network; the command line offers no such thing."""
     with (
-        mock.patch("pipeline.backbones.load_backbone", return_value=TrivialBackbone(size)),
-        mock.patch("pipeline.executor.choose_engine", return_value=(TrivialEngine(batch_size), {"images": 0})),
+        mock.patch("pipeline.extract.load_backbone", return_value=TrivialBackbone(size)),
+        mock.patch(
+            "pipeline.embedding.executor.choose_engine", return_value=(TrivialEngine(batch_size), {"images": 0})
+        ),
     ):
         yield

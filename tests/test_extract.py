@@ -9,11 +9,13 @@ import pytest
 from PIL import Image
 
 from pipeline import open_cache
-from pipeline.decode import DecodePolicy, Status
-from pipeline.embed import RunSettings
+from pipeline.cache.info import describe, describe_failures
+from pipeline.core.items import Status
+from pipeline.decoding.image import DecodePolicy
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract
-from pipeline.info import describe, describe_failures
+from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +38,7 @@ def test_the_cache_holds_what_the_source_had(cache_file: Path, image_folder: Pat
     assert cache.label_names == ("ant", "bee", "cat")
     assert cache.keys.tolist() == sorted(str(p.relative_to(image_folder)) for p in image_folder.glob("*/*"))
     assert cache.embeddings.std() > 0.1
-    assert cache.image_bytes(3) == (image_folder / cache.keys[3]).read_bytes()
+    assert image_bytes(cache, 3) == (image_folder / cache.keys[3]).read_bytes()
     assert sorted(path.name for path in cache_file.parent.iterdir()) in (
         ["whole.h5"],
         ["whole.h5", "whole.h5.run.json"],

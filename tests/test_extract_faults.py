@@ -16,13 +16,13 @@ import pytest
 
 from pipeline import open_cache
 from pipeline.cache import write_lock
-from pipeline.cache.publish import unfinished_path
+from pipeline.cache.replace import unfinished_path
 from pipeline.cache.verify import verify
-from pipeline.content import hash_images_of
-from pipeline.decode import Status
-from pipeline.embed import RunSettings
+from pipeline.core.items import Status
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import LockedError, PipelineError
 from pipeline.extract import ExtractSettings, Summary, extract
+from pipeline.sources.reopen import reopen_source
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -69,7 +69,7 @@ def test_an_archive_that_changed_is_followed_and_equals_a_fresh_cache(images: Pa
     assert open_cache(path).label_names == open_cache(tmp_path / "fresh.h5").label_names
     kept = old.keys() & embeddings_by_key(path).keys() - {str(files[2].relative_to(images))}
     assert all(old[key] == embeddings_by_key(path)[key] for key in kept)
-    assert verify(path, hash_images=hash_images_of).complete
+    assert verify(path, hash_images=lambda cache: reopen_source(cache.source, cache.items).content_hashes()).complete
     assert run(images, path).changes == {}
 
 
@@ -82,10 +82,13 @@ def test_content_that_changed_behind_its_time_is_found_when_asked(images: Path, 
     file.write_bytes(data)
     os.utime(file, ns=(info.st_atime_ns, info.st_mtime_ns))
     assert run(images, path).changes == {}
-    found = verify(path, hash_images=hash_images_of)
+    found = verify(path, hash_images=lambda cache: reopen_source(cache.source, cache.items).content_hashes())
     assert found.images_changed == [str(file.relative_to(images))]
     assert run(images, path, check_content=True).changes["changed"] == 1
-    assert verify(path, hash_images=hash_images_of).images_changed == []
+    assert (
+        verify(path, hash_images=lambda cache: reopen_source(cache.source, cache.items).content_hashes()).images_changed
+        == []
+    )
 
 
 def test_a_stopped_update_leaves_the_old_cache_and_goes_on(images: Path, tmp_path: Path) -> None:

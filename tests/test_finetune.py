@@ -17,14 +17,14 @@ import pytest
 
 from pipeline.cache import open_cache
 from pipeline.compare import compare_runs
-from pipeline.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune
 from pipeline.fit_head import FitSettings, fit_head
 from pipeline.heads import load_head
 from pipeline.predict import predict
-from pipeline.training.trainer import TrainSettings
+from pipeline.training.settings import TrainSettings
 from tests.browser import opened
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from pipeline import open_cache
-from pipeline.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.fit_head import FitSettings, fit_head

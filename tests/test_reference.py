@@ -14,7 +14,7 @@ from torchvision.models import ResNet18_Weights
 
 from pipeline import open_cache
 from pipeline.backbones import load_backbone
-from pipeline.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.extract import ExtractSettings, extract
 

@@ -3,41 +3,135 @@
 from __future__ import annotations
 
 import ast
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 PACKAGE = Path(__file__).parent.parent / "pipeline"
-FAMILIES = ("sources", "backbones", "engines", "heads")
-# engines take a Backbone, which is what they run: its type is the one thing a family may know of another.
-ALLOWED = {("engines", "backbones.base")}
-# Stages, and what stands on the parts as stages do.
-STAGES = ("cli", "extract", "fit_head", "predict", "finetune", "selection", "convert", "export", "image_embedder")
 FILES = sorted(PACKAGE.rglob("*.py"))
+
+# A part is a folder or a loose file of the package. Each may import the parts named here, and no other: what is named
+# stands below it, so that no import runs upwards. `cli` and `__main__` may import everything.
+WALLS: dict[str, tuple[str, ...]] = {
+    "errors": (),
+    "core": (),
+    "evaluation": (),
+    "decoding": (),
+    "cache": (),
+    "heads": ("evaluation",),
+    "sources": ("decoding",),
+    "backbones": ("decoding",),
+    "fitting": ("heads", "cache", "evaluation"),
+    "engines": ("backbones",),
+    "selection": ("cache", "sources"),
+    "embedding": ("engines", "backbones", "sources", "decoding", "cache"),
+    "analysis": ("embedding", "selection", "sources", "cache", "heads", "decoding", "evaluation"),
+    "training": ("embedding", "fitting", "heads", "backbones", "sources", "decoding", "cache", "evaluation"),
+    "compare": ("fitting", "evaluation"),
+    "report": ("analysis", "fitting", "sources", "decoding", "cache", "compare", "evaluation"),
+    "extract": ("embedding", "cache", "sources", "backbones", "decoding", "engines"),
+    "predict": ("embedding", "heads", "sources", "backbones", "evaluation"),
+    "fit_head": ("report", "fitting", "heads", "cache", "evaluation"),
+    "finetune": (
+        *("report", "training", "fitting", "heads", "backbones", "embedding", "sources", "cache", "compare"),
+        "evaluation",
+    ),
+}
+BELOW_ALL = {"errors", "core"}
+TEMPORARY = {("fitting", "report")}  # until fitting draws confusion.png itself
+ONLY = {("sources", "decoding"): "pipeline.decoding.image", ("engines", "backbones"): "pipeline.backbones.base"}
+"""The one module of another part that a part may know."""
 
 
 def imports(file: Path) -> set[str]:
+    """Return the names of all modules that a file imports, also inside functions and for type checking."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
-            found.add(node.module)
+            inner = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules = inner & MODULES.keys()
+            found |= modules or {node.module}
     return found
 
 
-def test_families_do_not_import_each_other() -> None:
-    for file in FILES:
-        family = file.relative_to(PACKAGE).parts[0]
-        if family not in FAMILIES:
+def module_name(file: Path) -> str:
+    parts = file.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(file): file for file in FILES}
+OWN_IMPORTS = {name: (imports(file) & MODULES.keys()) - {name} for name, file in MODULES.items()}
+
+
+def part_of(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def test_every_import_is_one_that_the_walls_allow() -> None:
+    wrong = []
+    for name, imported in OWN_IMPORTS.items():
+        part = part_of(name)
+        if part in ("", "cli", "__main__"):
             continue
-        for name in imports(file):
-            other = name.removeprefix("pipeline.")
-            if name.startswith("pipeline.") and other.split(".")[0] in set(FAMILIES) - {family}:
-                assert (family, other) in ALLOWED, f"{file} imports {name}"
+        allowed = {part, *WALLS[part], *(BELOW_ALL if part != "errors" else ())}
+        if part == "core":
+            allowed = {"core", "errors"}
+        wrong += [
+            f"{name} imports {other}"
+            for other in imported
+            if part_of(other) not in allowed and (part, part_of(other)) not in TEMPORARY
+        ]
+    assert not wrong
+
+
+def test_a_part_knows_only_one_module_of_some_parts() -> None:
+    for name, imported in OWN_IMPORTS.items():
+        for other in imported:
+            only = ONLY.get((part_of(name), part_of(other)))
+            assert only in (None, other), f"{name} imports {other}, and may import {only}"
+
+
+def test_the_walls_have_no_arrow_upwards() -> None:
+    below: set[str] = set()
+    for part, allowed in WALLS.items():  # a part may name only parts that stand before it
+        assert set(allowed) <= below, f"{part} may import {set(allowed) - below}, which do not stand below it"
+        below.add(part)
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    # Modules are removed as soon as all that they import is: what stays stands in a circle, or above one.
+    left = {name: set(imported) for name, imported in OWN_IMPORTS.items()}
+    while free := [name for name, imported in left.items() if not imported & left.keys()]:
+        for name in free:
+            del left[name]
+    # The heads are being taken apart: their circle is the last one.
+    circle = {name for name, imported in left.items() if part_of(name) != "heads" and _reaches(name, name)}
+    assert not circle
+
+
+def _reaches(start: str, goal: str) -> bool:
+    seen: set[str] = set()
+    pending = list(OWN_IMPORTS[start])
+    while pending:
+        name = pending.pop()
+        if name == goal:
+            return True
+        if name not in seen:
+            seen.add(name)
+            pending += OWN_IMPORTS[name]
+    return False
+
+
+def test_siblings_are_imported_by_name_and_not_through_their_package() -> None:
+    for name, imported in OWN_IMPORTS.items():
+        package = name.rpartition(".")[0]
+        if MODULES[name].name != "__init__.py" and package != "pipeline":
+            assert package not in imported, f"{name} imports {package}"
 
 
 def test_only_the_cache_knows_hdf5() -> None:
@@ -46,26 +140,13 @@ def test_only_the_cache_knows_hdf5() -> None:
     images = Path("sources", "hdf5.py")
     assert images in users
     assert {file.parts[0] for file in users - {images}} == {"cache"}
-    assert not any(name.startswith("pipeline.cache") for name in imports(PACKAGE / images))
-
-
-def test_parts_do_not_import_stages_or_the_command_line() -> None:
-    stages = {f"pipeline.{name}" for name in STAGES}
-    parts = [
-        f
-        for f in FILES
-        if f.relative_to(PACKAGE).parts[0] in (*FAMILIES, "cache", "decode.py", "preprocess.py", "errors.py")
-    ]
-    assert len(parts) > 20
-    for file in parts:
-        assert not imports(file) & stages, file
 
 
 def test_only_the_command_line_prints() -> None:
     for file in FILES:
         if (
-            file.parent.name == "cli" or file.name == "probe.py"
-        ):  # the probe is a process of its own that answers on standard output
+            file.parent.name == "cli" or file.name == "sandbox.py"
+        ):  # the sandbox is a process of its own that answers on standard output
             continue
         calls = [
             n for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
@@ -79,12 +160,12 @@ def test_only_the_command_line_prints() -> None:
         "import pipeline",
         "from pipeline import open_cache",
         "import pipeline; pipeline.open",
-        "import pipeline.export",
-        "import pipeline.info",
+        "import pipeline.selection.export",
+        "import pipeline.cache.info",
         "import pipeline.cache.verify",
         "import pipeline.cli",
         "from pipeline.heads import load_head",
-        "import pipeline.decode_worker",
+        "import pipeline.decoding.worker",
     ],
 )
 def test_torch_is_not_imported_where_it_is_not_needed(code: str) -> None:
@@ -98,11 +179,15 @@ def test_pandas_is_not_imported_to_open_a_cache() -> None:
 
 
 def test_help_is_quick() -> None:
+    def processor_time() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
     times = []
     for _ in range(3):
-        started = time.perf_counter()
+        before = processor_time()
         subprocess.run(
             [sys.executable, "-m", "pipeline", "--help"], check=True, stdout=subprocess.DEVNULL, cwd=PACKAGE.parent
         )
-        times.append(time.perf_counter() - started)
+        times.append(processor_time() - before)
     assert min(times) < 0.3

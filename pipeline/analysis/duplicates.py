@@ -1,244 +1,186 @@
-"""Which rows of a cache show the same picture: by content, and by nearly the same embedding.
+"""The images of a cache that show the same picture: copied, resized, recompressed, cropped.
 
-Axes: N rows, D features, d reduced features, P pairs.
+Axes: N rows, D features, P pairs.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import PipelineError
+from pipeline.analysis.pixels import pixel_similarity, small_copies
+from pipeline.analysis.projection import principal_components
+from pipeline.analysis.rows import label_texts, unit, usable_rows
+from pipeline.core.spec import PENULTIMATE
+from pipeline.evaluation.near_duplicates import exact_pairs, groups_of, near_pairs
+from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     Ints = NDArray[np.int64]
-    Floats = NDArray[np.float32]
 
-DEFAULT_THRESHOLD = 0.98
-"""Cosine from which two images count as the same picture; docs/heads.md says what was measured."""
-
-_REDUCED = 160
-_BLOCK_ROWS = 2048
-_SAMPLE_ROWS = 8192
-_DENSE_SHARE = 0.01
-"""Share of candidates in a block from which multiplying the block whole is cheaper than gathering them."""
-_ROUNDING = 1e-5
-"""What float32 may take off a bound."""
+PIXEL_THRESHOLD = 0.992
+COSINE_THRESHOLD = 0.98
+_CANDIDATE_COSINE = 0.45
+_WHITENED = 256
+_BLOCK = 4096
+_ALL_PAIRS_ROWS = 1500
+"""Up to here every pair is looked at: too few rows to whiten well, and few enough pairs."""
+_ROWS_PER_COMPONENT = 5
 
 
-def exact_pairs(content_hash: NDArray[np.uint8]) -> tuple[Ints, Ints]:
-    """Link rows whose bytes are the same.
+@dataclass(frozen=True)
+class Duplicates:
+    """What was found.
 
-    Parameters
+    Attributes
     ----------
-    content_hash : ndarray of shape (N, 16), uint8
-        ``Cache.content_hash``; zeros where nothing was read, and such rows are nobody's twin.
-
-    Returns
-    -------
-    i, j : ndarray of shape (P,), int64
-        Every row but the first of its content, as ``j``, with that first row, as ``i < j``.
-
-    Examples
-    --------
-    >>> hashes = np.array([[1], [2], [1], [0], [0], [1]], dtype=np.uint8)
-    >>> [rows.tolist() for rows in exact_pairs(hashes)]
-    [[0, 0], [2, 5]]
+    table : pandas.DataFrame
+        ``group`` (numbered from 1), ``key``, ``label``, ``similarity`` (to the image of the same group that is most
+        like it) and ``how`` (``exact`` or ``near``); images without a twin are left out.
+    rows : (M,) int64
+        The row of the cache of each line.
+    pairs : (P, 2) int64
+        Rows of the cache of every near pair.
+    exact, near : int
+        Pairs of either kind; of images with the same bytes each is paired with the first.
+    by_pixels : bool
+        Whether near pairs were judged by their pixels; else by the cosine of their embeddings.
+    unread : int
+        Images that could not be compared by pixels: gone, or no longer readable.
     """
-    content = np.ascontiguousarray(content_hash)
-    if not len(content):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    words = content.view(np.dtype((np.void, content.shape[1]))).ravel()
-    _, first, inverse = np.unique(words, return_index=True, return_inverse=True)
-    leader = first[inverse.ravel()]
-    j = np.flatnonzero((leader != np.arange(len(content))) & content.any(axis=1))
-    return leader[j].astype(np.int64), j.astype(np.int64)
+
+    table: Any
+    rows: Ints
+    pairs: Ints
+    exact: int
+    near: int
+    by_pixels: bool
+    unread: int
 
 
-def near_pairs(
-    embeddings: NDArray[np.floating], threshold: float, *, rows: ArrayLike | None = None
-) -> tuple[Ints, Ints, Floats]:
-    """Find every pair of rows with a cosine of at least ``threshold``: exact, not approximate.
+def find_duplicates(
+    cache: Any,
+    *,
+    threshold: float | None = None,
+    layer: str = PENULTIMATE,
+    use_pixels: bool = True,
+    say: Callable[[str], None] = lambda text: None,
+) -> Duplicates:
+    """Find images that show the same picture, and group them.
 
     Parameters
     ----------
-    embeddings : ndarray of shape (N, D)
-        Finite; may be a map of a file. A row of zeros is near nothing.
-    threshold : float
-        In (0, 1]. The pairs found are held in memory, so a low one on many rows is costly.
-    rows : array-like of int, optional
-        Look at these rows only, in rising order.
-
-    Returns
-    -------
-    i, j : ndarray of shape (P,), int64
-        Rows of ``embeddings``, ``i < j``, in order.
-    cosine : ndarray of shape (P,), float32
-        Their cosine.
+    cache : Cache
+        An open cache.
+    threshold : float, optional
+        Similarity from which two images are the same picture: the correlation of their pixels, by default 0.992, or,
+        where pixels are not looked at, the cosine of their embeddings, by default 0.98.
+    layer : str
+        Which layer.
+    use_pixels : bool
+        Whether near pairs are judged by the source images, where these are there.
+    say : callable
+        Takes lines for the user.
 
     Raises
     ------
-    PipelineError
-        Where a row that is looked at holds a value that is not finite.
+    AnalysisError
+        No row is done.
 
     Notes
     -----
-    A row at unit length is turned into the eigenvectors of the second moment of a sample; ``d`` coordinates are kept
-    and the length of the rest appended as one more. By Cauchy and Schwarz the product of two such rows bounds their
-    cosine from above, so most pairs are settled at width d + 1; the others are computed in full. Besides the result
-    it needs (d + 2) × 4 bytes a row, and a few blocks.
-
-    Examples
-    --------
-    >>> i, j, cosine = near_pairs(np.array([[1.0, 0.0], [0.0, 1.0], [2.0, 0.1]]), 0.9)
-    >>> i.tolist(), j.tolist(), round(float(cosine[0]), 4)
-    ([0], [2], 0.9988)
+    Equal content hashes are exact duplicates. Near ones are looked for in two steps. Pairs whose whitened
+    embeddings (the 256 largest principal components, each scaled to variance 1) have a cosine of 0.45 are candidates:
+    whitening takes away what all the images have in common. Then `pipeline.analysis.pixels.pixel_similarity` lays
+    small copies of the two over one another. Without pixels things photographed alike cannot be told from copies;
+    docs/analysis.md has the figures.
     """
-    nothing = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    found = [nothing, *_near_blocks(embeddings, threshold, rows)]
-    i, j = np.concatenate([block[0] for block in found]), np.concatenate([block[1] for block in found])
-    cosine = np.concatenate([block[2] for block in found])
-    order = np.lexsort((j, i))
-    return i[order], j[order], cosine[order]
-
-
-def groups_of(n: int, i: Ints, j: Ints) -> Ints:
-    """Join pairs into groups.
-
-    Parameters
-    ----------
-    n : int
-        N.
-    i, j : ndarray of shape (P,), int
-        Pairs of rows.
-
-    Returns
-    -------
-    ndarray of shape (N,), int64
-        Smallest row number of each row's group: its own where it has no twin.
-
-    Examples
-    --------
-    >>> groups_of(5, np.array([1, 3]), np.array([3, 4])).tolist()
-    [0, 1, 2, 1, 1]
-    """
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    if not n:
-        return np.zeros(0, np.int64)
-    links = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(n, n))
-    _, part = connected_components(links, directed=False)
-    _, first = np.unique(part, return_index=True)
-    return np.asarray(first[part], dtype=np.int64)
-
-
-def duplicate_groups(
-    embeddings: NDArray[np.floating],
-    content_hash: NDArray[np.uint8],
-    threshold: float = DEFAULT_THRESHOLD,
-    *,
-    rows: ArrayLike | None = None,
-) -> Ints:
-    """Group rows that show the same picture, by chains of equal bytes and near embeddings.
-
-    Parameters
-    ----------
-    embeddings : ndarray of shape (N, D)
-        As in ``near_pairs``.
-    content_hash : ndarray of shape (N, 16), uint8
-        As in ``exact_pairs``.
-    threshold : float
-        As in ``near_pairs``.
-    rows : array-like of int, optional
-        Look at these rows only, in rising order.
-
-    Returns
-    -------
-    ndarray of shape (N,) or (len(rows),), int64
-        Smallest row number of each row's group.
-    """
-    index = np.arange(len(embeddings)) if rows is None else np.asarray(rows, dtype=np.int64)
-    first, twin = exact_pairs(content_hash[index])
-    # Copies with the same bytes have the same embedding: one of them speaks for all.
-    speakers = np.setdiff1d(np.arange(len(index)), twin)
-    i, j = first, twin
-    for near_i, near_j, _ in _near_blocks(embeddings, threshold, index[speakers]):
-        # A star for each group found so far, so that memory stays O(N) however many pairs there are.
-        i = np.concatenate([i, np.searchsorted(index, near_i)])
-        j = np.concatenate([j, np.searchsorted(index, near_j)])
-        if len(i) > 4 * len(index):
-            group = groups_of(len(index), i, j)
-            j = np.flatnonzero(group != np.arange(len(index)))
-            i = group[j]
-    return np.asarray(index[groups_of(len(index), i, j)])
-
-
-def _near_blocks(
-    embeddings: NDArray[np.floating], threshold: float, rows: ArrayLike | None
-) -> Iterator[tuple[Ints, Ints, Floats]]:
-    """Yield the near pairs block by block of the upper triangle."""
-    index = np.arange(len(embeddings)) if rows is None else np.asarray(rows, dtype=np.int64)
-    if len(index) < 2:
-        return
-    bounds = _bounding_rows(embeddings, index)
-    starts = range(0, len(index), _BLOCK_ROWS)
-    for start in starts:
-        left: Floats | None = None
-        for other in starts[start // _BLOCK_ROWS :]:
-            bound = bounds[start : start + _BLOCK_ROWS] @ bounds[other : other + _BLOCK_ROWS].T
-            candidate = bound >= threshold - _ROUNDING
-            if start == other:
-                candidate &= np.tri(*candidate.shape, dtype=np.bool_).T
-                np.fill_diagonal(candidate, False)
-            at = np.flatnonzero(candidate)
-            if not len(at):
-                continue
-            if left is None:
-                left = _unit_rows(embeddings, index[start : start + _BLOCK_ROWS])
-            right = left if start == other else _unit_rows(embeddings, index[other : other + _BLOCK_ROWS])
-            i, j = np.divmod(at, candidate.shape[1])
-            if len(at) > _DENSE_SHARE * candidate.size:
-                cosine = (left @ right.T)[i, j]
-            else:
-                cosine = np.concatenate(
-                    [
-                        np.einsum("pd,pd->p", left[i[s : s + _BLOCK_ROWS]], right[j[s : s + _BLOCK_ROWS]])
-                        for s in range(0, len(at), _BLOCK_ROWS)
-                    ]
-                )
-            near = cosine >= threshold - np.float32(1e-6)
-            if near.any():
-                yield index[start + i[near]], index[other + j[near]], np.minimum(cosine[near], np.float32(1))
-
-
-def _unit_rows(embeddings: NDArray[np.floating], index: Ints) -> Floats:
-    block = np.asarray(embeddings[index], dtype=np.float32)
-    finite = np.isfinite(block).all(axis=1)
-    if not finite.all():
-        raise PipelineError(
-            f"row {index[~finite][0]} of the cache holds values that are not finite: extract it again, in float32"
+    embeddings = cache.layer(layer)
+    rows = usable_rows(cache, embeddings)
+    first, twin = exact_pairs(np.asarray(cache.content_hash)[rows])
+    # Byte-identical images share one embedding: compare one representative of each.
+    representatives = np.setdiff1d(np.arange(len(rows)), twin)
+    copies, there = (
+        small_copies(cache, rows[representatives])
+        if use_pixels
+        else (np.zeros((0, 1, 1), np.uint8), np.zeros(1, np.bool_))
+    )
+    by_pixels = bool(there.any())
+    if use_pixels and not by_pixels:
+        say(
+            "the source images cannot be read: near duplicates are judged by embeddings alone, "
+            "which also pair look-alikes"
         )
-    norm = np.linalg.norm(block, axis=1, keepdims=True)
-    return np.asarray(block / np.where(norm > 0, norm, 1.0))
+    if by_pixels:
+        seen = representatives[there]
+        bar = PIXEL_THRESHOLD if threshold is None else threshold
+        i, j, similarity = _near_by_pixels(embeddings, rows[seen], copies[there], bar)
+        i, j = seen[i], seen[j]
+    else:
+        bar = COSINE_THRESHOLD if threshold is None else threshold
+        at, other, similarity = near_pairs(embeddings, bar, rows=rows[representatives])
+        i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
+    table, lines = _grouped(cache, rows, (first, twin), (i, j, similarity))
+    unread = int((~there).sum()) if by_pixels else 0
+    return Duplicates(table, lines, rows[np.stack([i, j], axis=1)], len(first), len(i), by_pixels, unread)
 
 
-def _bounding_rows(embeddings: NDArray[np.floating], index: Ints) -> Floats:
-    """Return rows (N, d + 1) whose products are at least the cosines of the rows they stand for."""
-    sample = _unit_rows(embeddings, index[:: max(len(index) // _SAMPLE_ROWS, 1)][:_SAMPLE_ROWS])
-    _, vectors = np.linalg.eigh((sample.T @ sample).astype(np.float64))
-    basis = np.ascontiguousarray(vectors[:, ::-1][:, :_REDUCED], dtype=np.float32)
-    out = np.empty((len(index), basis.shape[1] + 1), dtype=np.float32)
-    for start in range(0, len(index), _BLOCK_ROWS):
-        rows = slice(start, start + _BLOCK_ROWS)
-        unit = _unit_rows(embeddings, index[rows])
-        kept = unit @ basis
-        out[rows, :-1] = kept
-        rest = (unit.astype(np.float64) ** 2).sum(axis=1) - (kept.astype(np.float64) ** 2).sum(axis=1)
-        out[rows, -1] = np.sqrt(np.maximum(rest, 0.0) + 1e-6)
-    return out
+def _near_by_pixels(
+    embeddings: NDArray[Any], rows: Ints, copies: NDArray[np.uint8], threshold: float
+) -> tuple[Ints, Ints, NDArray[np.float32]]:
+    """Return the pairs of images with alike pixels, as places in ``rows``, and how alike they are."""
+    i, j = _candidates(embeddings, rows)
+    similarity = pixel_similarity(copies, i, j, threshold)
+    near = similarity >= threshold
+    return i[near], j[near], similarity[near]
+
+
+def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
+    """Return the pairs worth looking at, as places in ``rows``."""
+    if len(rows) <= _ALL_PAIRS_ROWS:
+        i, j = np.triu_indices(len(rows), 1)
+        return i.astype(np.int64), j.astype(np.int64)
+    whitened = principal_components(embeddings, rows, min(_WHITENED, len(rows) // _ROWS_PER_COMPONENT))
+    spread = whitened.std(axis=0)
+    whitened /= np.maximum(spread, 1e-4 * spread.max() + 1e-12)
+    unit(whitened)
+    # Whitened rows spread evenly over all directions: no bound would spare products, so they are simply multiplied.
+    found = []
+    for a in range(0, len(whitened), _BLOCK):
+        for b in range(a, len(whitened), _BLOCK):
+            product = whitened[a : a + _BLOCK] @ whitened[b : b + _BLOCK].T
+            i, j = np.divmod(np.flatnonzero(product >= _CANDIDATE_COSINE), product.shape[1])
+            found.append(np.stack([i + a, j + b])[:, i + a < j + b])
+    i, j = np.concatenate(found, axis=1)
+    return i, j
+
+
+def _grouped(
+    cache: Any, rows: Ints, exact: tuple[Ints, Ints], near: tuple[Ints, Ints, NDArray[np.float32]]
+) -> tuple[Any, Ints]:
+    """Return the table, group by group, and the cache row of each line."""
+    i, j, similarity = near
+    group = groups_of(len(rows), np.concatenate([exact[0], i]), np.concatenate([exact[1], j]))
+    best = np.zeros(len(rows), np.float32)
+    np.maximum.at(best, np.concatenate([i, j]), np.concatenate([similarity, similarity]))
+    same = np.zeros(len(rows), np.bool_)
+    same[np.concatenate(exact)] = True
+    best[same] = 1
+    members = np.flatnonzero(np.bincount(group, minlength=len(rows))[group] > 1)
+    members = members[np.lexsort((members, group[members]))]
+    _, number = np.unique(group[members], return_inverse=True)
+    lines = rows[members]
+    table = {
+        "group": number.ravel() + 1,
+        "key": cache.keys[lines],
+        "label": label_texts(cache, lines),
+        "similarity": best[members].round(6),
+        "how": np.where(same[members], "exact", "near"),
+    }
+    return frame(table), lines

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.rows import frame, layer_of, take, usable_rows
+from pipeline.analysis.rows import layer_of, take, usable_rows
 from pipeline.errors import AnalysisError
+from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

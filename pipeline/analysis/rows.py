@@ -2,36 +2,22 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import AnalysisError, first_line, near_names
+from pipeline.core.items import Status, not_finite_error
+from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
     from numpy.typing import NDArray
 
-_DONE = 1
 _CHECK_ROWS = 4096
 
 
 def layer_of(cache: Any, name: str) -> NDArray[Any]:
-    """Return the map of a layer.
-
-    Raises
-    ------
-    AnalysisError
-        The cache has no such layer.
-    """
-    if name == "penultimate":
-        return cache.embeddings  # type: ignore[no-any-return]
-    if name not in cache.layers:
-        raise AnalysisError(f"{cache.path} has no layer {name!r}: {near_names(name, ['penultimate', *cache.layers])}")
-    return cache.layers[name]  # type: ignore[no-any-return]
+    """Return the map of a layer; see `pipeline.cache.Cache.layer`."""
+    return cache.layer(name)  # type: ignore[no-any-return]
 
 
 def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
@@ -50,7 +36,7 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
     AnalysisError
         Fewer rows than that, or a value that is not finite.
     """
-    rows = np.flatnonzero(np.asarray(cache.status) == _DONE)
+    rows = np.flatnonzero(np.asarray(cache.status) == Status.DONE)
     if len(rows) < least:
         raise AnalysisError(
             f"expected at least {least} rows that are done in {cache.path}, found {len(rows)}: "
@@ -60,9 +46,7 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
         some = rows[start : start + _CHECK_ROWS]
         finite = np.isfinite(take(embeddings, some)).all(axis=1)
         if not finite.all():
-            raise AnalysisError(
-                f"row {some[~finite][0]} of {cache.path} holds values that are not finite: extract it again, in float32"
-            )
+            raise not_finite_error(AnalysisError, some[~finite][0], cache.path)
     return rows
 
 
@@ -84,63 +68,3 @@ def label_texts(cache: Any, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Return the class name of each row, ``""`` for none."""
     names = np.asarray([*cache.label_names, ""], dtype=object)
     return np.asarray(names[np.asarray(cache.labels)[rows]])
-
-
-def frame(columns: Mapping[str, Any]) -> Any:
-    """Return a `pandas.DataFrame`; texts stay Python strings, since Arrow's refuse file names that are not UTF-8."""
-    import pandas as pd
-
-    def column(values: Any) -> Any:
-        array = np.asarray(values)
-        return pd.Series(array.astype(object), dtype=object) if array.dtype.kind in "UO" else pd.Series(array)
-
-    return pd.DataFrame({name: column(values) for name, values in columns.items()})
-
-
-def write_table(table: Any, path: str | os.PathLike[str]) -> None:
-    """Write a data frame as Parquet where the name ends so, else as CSV; it appears when it is whole.
-
-    Raises
-    ------
-    AnalysisError
-        The file cannot be written.
-    """
-
-    def write(unfinished: Path) -> None:
-        if Path(path).suffix.lower() == ".parquet":
-            texts = [name for name in table.columns if table[name].dtype == object]
-            table.assign(**{name: printable(table[name]) for name in texts}).to_parquet(unfinished, index=False)
-        else:
-            with unfinished.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                table.to_csv(file, index=False, lineterminator="\n")
-
-    write_beside(path, write)
-
-
-def printable(texts: Any) -> list[str]:
-    """Return texts that any UTF-8 file takes: bytes of a file name that are none are spelt out."""
-    return [str(text).encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace") for text in texts]
-
-
-def write_beside(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
-    """Let ``write`` fill a file beside ``path``, then rename it: nothing half-written is ever seen.
-
-    Raises
-    ------
-    AnalysisError
-        The file cannot be written.
-    """
-    target = Path(path)
-    unfinished = target.with_name(f"{target.name}.{os.getpid()}.new")
-    try:
-        if target.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        write(unfinished)
-        unfinished.replace(target)
-    except OSError as error:
-        raise AnalysisError(
-            f"cannot write {target} ({error.strerror or first_line(error)}): name a file in a folder that exists"
-        ) from None
-    finally:
-        if unfinished.parent.is_dir():
-            unfinished.unlink(missing_ok=True)

@@ -9,16 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.neighbours import nearest
-from pipeline.analysis.rows import frame, label_texts, layer_of, take, unit, usable_rows
+from pipeline.analysis.nearest import nearest
+from pipeline.analysis.rows import label_texts, take, unit, usable_rows
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
+from pipeline.selection.frames import frame
+from pipeline.sources.listed import ListedSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
 
 _RECALL_QUERIES = 100
 _HNSW_LINKS = 32
@@ -56,7 +59,7 @@ def search(
     queries: Sequence[str],
     *,
     k: int = 10,
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     approximate: bool = False,
     weights: str | None = None,
     run: RunSettings | None = None,
@@ -94,7 +97,7 @@ def search(
         The cache's backbone cannot be had here.
     """
     queries = tuple(dict.fromkeys(queries))
-    embeddings = layer_of(cache, layer)
+    embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     query_rows = _rows_of(cache, queries, rows)
     vectors = np.zeros((len(queries), embeddings.shape[1]), np.float32)
@@ -110,17 +113,23 @@ def search(
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
     else:
         found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
+    return Search(_table(cache, queries, found, cosine), found, queries, query_rows, recall)
+
+
+def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]) -> Any:
+    """Return a line for each query and neighbour; places without a neighbour are left out."""
     width = found.shape[1]
     flat = found.ravel()
     there = flat >= 0
-    columns = {
-        "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
-        "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
-        "key": cache.keys[flat[there]],
-        "label": label_texts(cache, flat[there]),
-        "cosine": cosine.ravel()[there].round(6),
-    }
-    return Search(frame(columns), found, queries, query_rows, recall)
+    return frame(
+        {
+            "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
+            "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
+            "key": cache.keys[flat[there]],
+            "label": label_texts(cache, flat[there]),
+            "cosine": cosine.ravel()[there].round(6),
+        }
+    )
 
 
 def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -140,7 +149,7 @@ def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDA
 def embed_images(
     cache: Any,
     paths: Sequence[str],
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     *,
     weights: str | None = None,
     run: RunSettings | None = None,
@@ -157,51 +166,22 @@ def embed_images(
     AnalysisError
         An image cannot be read; the message says which and why.
     """
-    from pipeline.embed import AUTO, RunSettings, backbone_of_spec, choose_engine, decode_of_spec, embed
+    from pipeline.embedding.embedder import Embedder  # imports torch: only for queries that are files
+    from pipeline.embedding.settings import RunSettings  # with it
 
-    source = _files(paths)
-    settings = run or RunSettings()
-    if settings.precision == AUTO:
-        settings = settings.of_cache(cache.spec["precision"])
-    backbone, decode = backbone_of_spec(cache.spec, weights), decode_of_spec(cache.spec)
-    engine, _ = choose_engine(source, backbone, decode, settings, say=say)
+    source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
+    embedder = Embedder.of_spec(cache.spec, layer, run or RunSettings(), weights=weights)
+    embedder.open_for(source, say=say)
     out = np.zeros((len(paths), cache.layers[layer].shape[1]), np.float32)
     try:
-        for batch, outputs in embed(source, np.arange(len(source)), backbone, engine, decode, settings):
-            for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
-                if outcome.reason:
-                    raise AnalysisError(f"cannot search for {paths[row]}: {outcome.reason}: give another image")
-            with np.errstate(over="ignore"):
-                out[batch.rows] = outputs[layer][: len(batch.rows)].astype(cache.dtype)
+        for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source))):
+            for row, reason in zip(batch.rows.tolist(), reasons, strict=True):
+                if reason:
+                    raise AnalysisError(f"cannot search for {paths[row]}: {reason}: give another image")
+            out[batch.rows] = embeddings
     finally:
-        engine.close()
-    bad = np.flatnonzero(~np.isfinite(out).all(axis=1))
-    if len(bad):
-        raise AnalysisError(f"cannot search for {paths[bad[0]]}: the network gave a value that is not finite")
+        embedder.close()
     return out
-
-
-def _files(paths: Sequence[str]) -> Any:
-    """Return a source of these files, in this order; the same file may come twice."""
-    from pipeline.sources import FileReader, ItemTable, Source
-
-    class Files(Source):
-        kind = "files"
-        location = "the command line"
-
-        def __init__(self) -> None:
-            count = len(paths)
-            unknown = np.full(count, -1, np.int64)
-            keys = np.array([str(n).encode() for n in range(count)], dtype=np.bytes_)
-            self.items = ItemTable(keys, unknown.astype(np.int32), (), unknown, unknown)
-
-        def locator(self, i: int) -> bytes:
-            return os.fsencode(Path(paths[i]).absolute())
-
-        def reader(self) -> FileReader:
-            return FileReader(b"/")
-
-    return Files()
 
 
 def _nearest_by_graph(

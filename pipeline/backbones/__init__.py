@@ -6,7 +6,8 @@ import importlib
 from typing import TYPE_CHECKING
 
 from pipeline.backbones import finetuned
-from pipeline.backbones.base import PENULTIMATE, Backbone, Layer, assemble
+from pipeline.backbones.base import Backbone, Layer, assemble
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:

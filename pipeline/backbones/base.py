@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
-    from pipeline.preprocess import Preprocess
+    from pipeline.decoding.preprocess import Preprocess
 
-PENULTIMATE = "penultimate"
 POOLINGS = ("avg", "max", "gem", "cls", "flatten")
 GEM_FLOOR = 1e-6
 
@@ -291,7 +291,9 @@ def _parse_layer(name: str) -> Layer:
     node, _, pooling = name.partition(":")
     pooling = pooling or "avg"
     if pooling not in POOLINGS:
-        raise BackboneError(f"expected a pooling of {', '.join(POOLINGS)}, found {pooling!r} in {name!r}: mend --layer")
+        raise BackboneError(
+            f"expected a pooling of {', '.join(POOLINGS)}, found {pooling!r} in {name!r}: correct --layer"
+        )
     return Layer(f"{node}:{pooling}", node, pooling, 0)
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
+from pipeline.decoding.preprocess import Preprocess
 from pipeline.errors import BackboneError
-from pipeline.preprocess import Preprocess
 
 if TYPE_CHECKING:
     import os

@@ -21,8 +21,8 @@ from pipeline.backbones.weights import (
     quick_to_fail,
     read_weights,
 )
+from pipeline.decoding.preprocess import RESAMPLING, Preprocess
 from pipeline.errors import BackboneError, near_names
-from pipeline.preprocess import RESAMPLING, Preprocess
 
 PREFIX = "timm/"
 

@@ -24,8 +24,8 @@ from pipeline.backbones.weights import (
     load_strictly,
     read_weights,
 )
+from pipeline.decoding.preprocess import Preprocess
 from pipeline.errors import BackboneError, near_names
-from pipeline.preprocess import Preprocess
 
 PREFIX = "torchvision/"
 NUM_CLASSES = 1000

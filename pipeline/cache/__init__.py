@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from pipeline.cache.format import Items
+from pipeline.cache.concat import ConcatCache, open_cache
 from pipeline.cache.lock import write_lock
 from pipeline.cache.reader import Cache
-from pipeline.cache.several import SeveralCaches, open_cache
-from pipeline.cache.shard import ShardRecord
-from pipeline.cache.spec import check_same_numbers, fingerprint
 from pipeline.cache.writer import CacheWriter
 
 __all__ = [
     "Cache",
     "CacheWriter",
-    "Items",
-    "SeveralCaches",
-    "ShardRecord",
-    "check_same_numbers",
-    "fingerprint",
+    "ConcatCache",
     "open_cache",
     "write_lock",
 ]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pipeline.cache.format import ledger_crcs, row_crcs
-from pipeline.cache.writer import TODO, CacheWriter
+from pipeline.cache.writer import CacheWriter
+from pipeline.core.items import Status
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -23,6 +26,52 @@ def chunks(rows: int, row_bytes: int) -> Iterator[slice]:
     """Cut rows into slices of about 16 MiB, so that memory stays bounded whatever their number and width."""
     step = max(1, min(1 << 16, CHUNK_BYTES // max(1, row_bytes)))
     yield from (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """Which rows of a new file come from one cache.
+
+    Attributes
+    ----------
+    source : Cache
+    origin : (N,) int64
+        For each row of the new file its row in ``source``; -1 where it has none.
+    """
+
+    source: Cache
+    origin: NDArray[np.int64]
+
+
+def fill_from(
+    path: Path, plans: Sequence[CopyPlan], *, check: Callable[[], None] = lambda: None
+) -> list[NDArray[np.int64]]:
+    """Copy rows into a file that was just laid out; of several plans for a row the first that has it done counts.
+
+    Parameters
+    ----------
+    path : Path
+    plans : sequence of CopyPlan
+    check : callable
+        Called between chunks; may raise to stop.
+
+    Returns
+    -------
+    list of (k,) int64
+        For each plan the rows of the new file that were damaged in its source, and left out.
+    """
+    writer = CacheWriter(path)
+    try:
+        taken = np.zeros(len(plans[0].origin), dtype=np.bool_)
+        damaged = []
+        for plan in plans:
+            done = (plan.origin >= 0) & ~taken
+            done[done] = plan.source.status[plan.origin[done]] != Status.TODO
+            damaged.append(copy_rows(plan.source, writer, np.where(done, plan.origin, -1), check=check))
+            taken |= done
+        return damaged
+    finally:
+        writer.close()
 
 
 def copy_rows(
@@ -58,7 +107,7 @@ def copy_rows(
         check()
         new, old = known[part], origin[known[part]]
         statuses = np.asarray(source.status[old])
-        new, old, statuses = (column[statuses != TODO] for column in (new, old, statuses))
+        new, old, statuses = (column[statuses != Status.TODO] for column in (new, old, statuses))
         outputs = {name: np.asarray(rows[old]) for name, rows in layers.items()}
         hashes, crcs = np.asarray(source.content_hash[old]), row_crcs(old, list(outputs.values()))
         whole = (crcs == source.crc32[old]) & (ledger_crcs(old, statuses, crcs, hashes) == source.ledger_crc32[old])

@@ -9,7 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
-from pipeline.cache.publish import UNFINISHED
+from pipeline.cache.replace import UNFINISHED
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def failures_path(cache: Path) -> Path:
-    """Return the path of the file beside ``cache``; a successor shares that of the cache it will replace."""
+    """Return the path of the file beside ``cache``; an update shares that of the cache it will replace."""
     return cache.with_name(cache.name.removesuffix(UNFINISHED) + ".failures.jsonl")
 
 
@@ -49,7 +49,7 @@ def append_reasons(cache: Path, reasons: Iterable[tuple[str, str]]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise CacheError(
-            f"writing {path} failed ({error.strerror}): what was committed before is safe; mend the disk, then run "
+            f"writing {path} failed ({error.strerror}): what was committed before is safe; repair the disk, then run "
             "the same command again"
         ) from None
 

@@ -7,7 +7,6 @@ HDF5's own structures cannot be caught half written, and any reader can open the
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import zlib
 from dataclasses import dataclass
@@ -18,7 +17,8 @@ import h5py
 import numpy as np
 from h5py import h5d, h5p, h5s, h5t
 
-from pipeline.content import HASH_BYTES
+from pipeline.core.items import HASH_BYTES
+from pipeline.core.spec import FORMAT, canonical_json, fingerprint
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import DTypeLike, NDArray
 
-FORMAT = "embedding-pipeline"
+    from pipeline.core.items import ItemTable
+    from pipeline.core.shards import ShardRecord
+
 FORMAT_VERSION = 1
 ALIGNMENT = 4096
 MAX_ROW_BYTES = 1 << 28
@@ -74,29 +76,9 @@ class Extent:
         return self.shape[0] * self.row_bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Items:
-    """The item list of a cache, as `pipeline.sources.ItemTable` has it: row i of each array belongs to row i."""
-
-    keys: NDArray[np.bytes_]
-    labels: NDArray[np.int32]
-    label_names: tuple[str, ...]
-    sizes: NDArray[np.int64]
-    mtimes_ns: NDArray[np.int64]
-    columns: Mapping[str, NDArray[Any]]
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-
-def canonical_json(data: Any) -> str:
-    """Return JSON in one spelling: sorted names, no spaces, ASCII."""
-    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
 def create(
     path: Path,
-    items: Items,
+    items: ItemTable,
     *,
     widths: Mapping[str, int],
     dtype: DTypeLike,
@@ -108,7 +90,7 @@ def create(
     ----------
     path : Path
         Must not exist; the caller renames it into place.
-    items : Items
+    items : ItemTable
         What the rows will be of.
     widths : mapping of str to int
         Embedding width of each layer; the first is the one that goes to `/embeddings`.
@@ -196,7 +178,7 @@ class _Target:
 
 def _lay_out_hdf5(
     target: _Target,
-    items: Items,
+    items: ItemTable,
     widths: Mapping[str, int],
     kind: np.dtype[Any],
     attributes: Mapping[str, str | int],
@@ -292,6 +274,52 @@ def not_a_cache(path: Path, error: Exception | str) -> CacheError:
     """Return the error for a file that is something else."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return CacheError(f"expected a cache at {path}, found something else ({reason}): check the path")
+
+
+def check_format(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Refuse a file of another kind, or of a version of the format that this program does not know.
+
+    Raises
+    ------
+    CacheError
+        Names the version that was expected, and the one found.
+    """
+    if attributes.get("format") != FORMAT:
+        raise not_a_cache(path, "an HDF5 file of another kind")
+    if attributes.get("format_version") != FORMAT_VERSION:
+        raise CacheError(
+            f"expected format version {FORMAT_VERSION} in {path}, found {attributes.get('format_version')}: use "
+            "the version of this program that wrote it, or a newer one"
+        )
+
+
+def file_attributes(
+    spec: Mapping[str, Any],
+    *,
+    versions: Mapping[str, str],
+    self_check: Mapping[str, Any],
+    source: Mapping[str, str],
+    shard: ShardRecord | None = None,
+) -> dict[str, str]:
+    """Return the attributes of a cache file, for `create`.
+
+    Parameters
+    ----------
+    spec : mapping
+        All that produced the numbers.
+    versions, self_check, source : mapping
+        See `docs/format.md`.
+    shard : ShardRecord, optional
+        Which part of an item list the file holds.
+    """
+    attributes = {
+        "spec": canonical_json(spec),
+        "fingerprint": fingerprint(spec),
+        "versions": canonical_json(versions),
+        "self_check": canonical_json(self_check),
+        "source": canonical_json(source),
+    }
+    return attributes if shard is None else {**attributes, "shard": shard.to_json()}
 
 
 def is_mutable(name: str) -> bool:

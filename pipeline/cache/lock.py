@@ -7,6 +7,7 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
+from pipeline.core.files import file_identity
 from pipeline.errors import CacheError, LockedError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def write_lock(cache: Path) -> Iterator[None]:
     """
     path = lock_path(cache)
     fd = _acquire(path)
-    identity = _identity(os.fstat(fd))
+    identity = file_identity(os.fstat(fd))
     _held.add(identity)
     try:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
@@ -56,7 +57,7 @@ def _acquire(path: Path) -> int:
     while True:
         # Looked at before it is opened: closing any descriptor of the file would free this process's own lock.
         with contextlib.suppress(OSError):
-            if _identity(path.stat()) in _held:
+            if file_identity(path.stat()) in _held:
                 raise LockedError(
                     f"{path.with_suffix('')} is being written by this very process: wait for it to finish"
                 )
@@ -73,10 +74,6 @@ def _acquire(path: Path) -> int:
                 f"{path.with_suffix('')} is being written by {holder}: wait for it, or choose another output"
             ) from None
         with contextlib.suppress(FileNotFoundError):
-            if _identity(path.stat()) == _identity(os.fstat(fd)):
+            if file_identity(path.stat()) == file_identity(os.fstat(fd)):
                 return fd
         os.close(fd)  # the holder removed it between our opening and locking: try the new one
-
-
-def _identity(info: os.stat_result) -> tuple[int, int]:
-    return info.st_dev, info.st_ino

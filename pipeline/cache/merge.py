@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from pipeline.cache.copy import copy_rows
+from pipeline.cache.concat import check_all_same_numbers, common_source
+from pipeline.cache.copy import CopyPlan, fill_from
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.format import Items, canonical_json
+from pipeline.cache.format import file_attributes
 from pipeline.cache.lock import write_lock
-from pipeline.cache.publish import lay_out
 from pipeline.cache.reader import Cache
-from pipeline.cache.several import check_all_same_numbers, common_source, joined_items
-from pipeline.cache.shard import in_order, items_sha256
-from pipeline.cache.writer import DONE, TODO, CacheWriter
+from pipeline.cache.replace import lay_out
+from pipeline.cache.shard import in_order
+from pipeline.core.callbacks import Say, ignore
+from pipeline.core.items import ItemTable, Status
+from pipeline.core.shards import items_sha256
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -51,7 +53,7 @@ def merge(
     output: str | os.PathLike[str],
     *,
     on_duplicate: OnDuplicate = "refuse",
-    say: Callable[[str], None] = lambda text: None,
+    say: Say = ignore,
 ) -> Merged:
     """Write the rows of several caches into a new one.
 
@@ -86,65 +88,73 @@ def merge(
     output = Path(output)
     if output.exists():
         raise CacheError(f"expected no file at {output}, found one: remove it, or choose another output")
-    caches = [Cache(path) for path in paths]
-    check_all_same_numbers(caches)
-    shards = in_order(caches, complete=True)
-    caches = shards or caches
-    first = caches[0]
-    for cache in caches[1:]:
-        if cache.versions != first.versions:
-            say(f"warning: {cache.path} and {first.path} were made with different versions: see pipeline info")
-    items = joined_items([cache.items for cache in caches])
-    if shards:
-        _check_is_the_list(items, first)
+    caches, is_list = _in_order([Cache(path) for path in paths], say)
+    items = ItemTable.concat([cache.items for cache in caches])
+    if is_list:
+        _check_is_the_list(items, caches[0])
         taken = np.arange(len(items))
     else:
         taken = _choose(items, caches, on_duplicate)
-    starts = np.cumsum([0, *map(len, caches)])
-
-    def fill(part: Path) -> None:
-        writer = CacheWriter(part)
-        try:
-            for number, cache in enumerate(caches):
-                local = taken - starts[number]
-                origin = np.where((local >= 0) & (local < len(cache)), local, -1)
-                damaged = copy_rows(cache, writer, origin)
-                if len(damaged):
-                    row = int(origin[damaged[0]])
-                    raise CacheError(
-                        f"{cache.path} is damaged: {len(damaged)} rows do not match their checksums, the first is "
-                        f"row {row} ({_key(cache, row)!r}): restore it from a copy, or extract it again"
-                    )
-        finally:
-            writer.close()
-
     with write_lock(output):
-        lay_out(
-            output,
-            items if shards else _take(items, taken),
-            widths={name: rows.shape[1] for name, rows in first.layers.items()},
-            dtype=first.dtype,
-            attributes={
-                "spec": canonical_json(first.spec),
-                "fingerprint": first.fingerprint,
-                "versions": canonical_json(first.versions),
-                "self_check": canonical_json(first.self_check),
-                "source": canonical_json(common_source(caches)),
-            },
-            fill=fill,
-        )
-        for cache in caches:
-            append_reasons(output, ((_key(cache, row), reason) for row, reason in cache.reasons().items()))
+        _write(output, items if is_list else items.take(taken), caches, _plans(caches, taken))
     result = np.concatenate([cache.status for cache in caches])[taken]
     return Merged(
         rows=len(taken),
         duplicates=len(items) - len(taken),
-        to_do=int((result == TODO).sum()),
-        failed=int((result > DONE).sum()),
+        to_do=int((result == Status.TODO).sum()),
+        failed=int((result > Status.DONE).sum()),
     )
 
 
-def _check_is_the_list(items: Items, shard: Cache) -> None:
+def _in_order(caches: list[Cache], say: Say) -> tuple[list[Cache], bool]:
+    """Return the caches, shards in the order of their list, and whether they are the shards of one."""
+    check_all_same_numbers(caches)
+    shards = in_order(caches, complete=True)
+    caches = shards or caches
+    for cache in caches[1:]:
+        if cache.versions != caches[0].versions:
+            say(f"warning: {cache.path} and {caches[0].path} were made with different versions: see pipeline info")
+    return caches, shards is not None
+
+
+def _plans(caches: Sequence[Cache], taken: NDArray[np.int64]) -> list[CopyPlan]:
+    """Say which row of which cache each row of the new file is."""
+    starts = np.cumsum([0, *map(len, caches)])
+    local = [taken - start for start in starts[:-1]]
+    return [
+        CopyPlan(cache, np.where((rows >= 0) & (rows < len(cache)), rows, -1))
+        for cache, rows in zip(caches, local, strict=True)
+    ]
+
+
+def _write(output: Path, items: ItemTable, caches: Sequence[Cache], plans: Sequence[CopyPlan]) -> None:
+    """Make the new file appear, whole, and its reasons beside it."""
+
+    def fill(part: Path) -> None:
+        for plan, damaged in zip(plans, fill_from(part, plans), strict=True):
+            if len(damaged):
+                row = int(plan.origin[damaged[0]])
+                raise CacheError(
+                    f"{plan.source.path} is damaged: {len(damaged)} rows do not match their checksums, the first is "
+                    f"row {row} ({_key(plan.source, row)!r}): restore it from a copy, or extract it again"
+                )
+
+    first = caches[0]
+    lay_out(
+        output,
+        items,
+        widths={name: rows.shape[1] for name, rows in first.layers.items()},
+        dtype=first.dtype,
+        attributes=file_attributes(
+            first.spec, versions=first.versions, self_check=first.self_check, source=common_source(caches)
+        ),
+        fill=fill,
+    )
+    for cache in caches:
+        append_reasons(output, ((_key(cache, row), reason) for row, reason in cache.reasons().items()))
+
+
+def _check_is_the_list(items: ItemTable, shard: Cache) -> None:
     """Refuse shards that were labelled with a list which they are not, whatever they say of themselves."""
     if shard.shard is not None and items_sha256(items) != shard.shard.items_sha256:
         raise CacheError(
@@ -153,20 +163,20 @@ def _check_is_the_list(items: Items, shard: Cache) -> None:
         )
 
 
-def _choose(items: Items, caches: Sequence[Cache], on_duplicate: OnDuplicate) -> NDArray[np.int64]:
+def _choose(items: ItemTable, caches: Sequence[Cache], on_duplicate: OnDuplicate) -> NDArray[np.int64]:
     """Return which rows to take, one for each key, in the order in which keys first appear."""
     owner = np.repeat(np.arange(len(caches), dtype=np.int32), [len(cache) for cache in caches])
     status = np.concatenate([cache.status for cache in caches])
     hashes = np.concatenate([cache.content_hash for cache in caches])
     _, key = np.unique(items.keys, return_inverse=True)
-    rank = np.select([status == DONE, status > DONE], [0, 1], 2)
+    rank = np.select([status == Status.DONE, status > Status.DONE], [0, 1], 2)
     age = np.arange(len(items)) if on_duplicate != "last" else -np.arange(len(items))
     order = np.lexsort((age, rank, key))
     best = np.ones(len(order), dtype=np.bool_)
     best[1:] = key[order[1:]] != key[order[:-1]]
     if on_duplicate == "refuse":
         one, other = order[:-1][~best[1:]], order[1:][~best[1:]]
-        both = (status[one] == DONE) & (status[other] == DONE)
+        both = (status[one] == Status.DONE) & (status[other] == Status.DONE)
         reasons = {
             "content": both & np.any(hashes[one] != hashes[other], axis=1),
             "label": np.not_equal(items.labels[one], items.labels[other]),
@@ -185,17 +195,6 @@ def _choose(items: Items, caches: Sequence[Cache], on_duplicate: OnDuplicate) ->
     winner[key[order[best]]] = order[best]
     _, appearance = np.unique(key, return_index=True)
     return winner[np.argsort(appearance)]
-
-
-def _take(items: Items, rows: NDArray[np.int64]) -> Items:
-    return Items(
-        keys=items.keys[rows],
-        labels=items.labels[rows],
-        label_names=items.label_names,
-        sizes=items.sizes[rows],
-        mtimes_ns=items.mtimes_ns[rows],
-        columns={name: column[rows] for name, column in items.columns.items()},
-    )
 
 
 def _key(cache: Cache, row: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import threading
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +13,20 @@ import numpy as np
 
 from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
-from pipeline.cache.format import Extent, Items
-from pipeline.cache.shard import ShardRecord
-from pipeline.errors import CacheError, SourceError
+from pipeline.core.items import ItemTable
+from pipeline.core.shards import ShardRecord
+from pipeline.core.spec import PENULTIMATE
+from pipeline.errors import CacheError, near_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from numpy.typing import NDArray
 
+    from pipeline.cache.format import Extent
 
-class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
+
+class LazyArrays(Mapping[str, "NDArray[Any]"]):
     """Arrays by name, each made when first asked for, and kept."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], NDArray[Any]]) -> None:
@@ -48,9 +50,6 @@ class ArraysWhenAsked(Mapping[str, "NDArray[Any]"]):
 
     def __repr__(self) -> str:
         return f"<arrays, each read when asked for: {', '.join(self._made) or 'none'}>"
-
-
-_OPENING = threading.RLock()
 
 
 class Cache:
@@ -80,6 +79,9 @@ class Cache:
     Row arrays are maps of the file, not HDF5 reads: HDF5 would buffer rows of a file that is still growing.
     """
 
+    image_reader: Callable[[int], bytes] | None = None
+    """Row → bytes, once `pipeline.sources.reopen.image_bytes` has opened the source."""
+
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
         if not self.path.is_file():
@@ -92,13 +94,7 @@ class Cache:
                 attributes = {name: _plain(value) for name, value in file.attrs.items()}
         except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
             raise fmt.not_a_cache(self.path, error) from None
-        if attributes.get("format") != fmt.FORMAT:
-            raise fmt.not_a_cache(self.path, "an HDF5 file of another kind")
-        if attributes.get("format_version") != fmt.FORMAT_VERSION:
-            raise CacheError(
-                f"expected format version {fmt.FORMAT_VERSION} in {self.path}, found "
-                f"{attributes.get('format_version')}: use the version of this program that wrote it, or a newer one"
-            )
+        fmt.check_format(self.path, attributes)
         self._extents = fmt.read_extents(self.path)
         try:
             self.fingerprint = str(attributes["fingerprint"])
@@ -150,11 +146,23 @@ class Cache:
         """(N, D) map of every layer by name, ``penultimate`` first."""
         prefix = fmt.LAYERS + "/"
         others = {name.removeprefix(prefix): self._map(name) for name in self._extents if name.startswith(prefix)}
-        return {"penultimate": self.embeddings, **others}
+        return {PENULTIMATE: self.embeddings, **others}
+
+    def layer(self, name: str) -> NDArray[Any]:
+        """Return the (N, D) map of a layer.
+
+        Raises
+        ------
+        CacheError
+            The cache has no such layer.
+        """
+        if name not in self.layers:
+            raise CacheError(f"{self.path} has no layer {name!r}: {near_names(name, self.layers)}")
+        return self.layers[name]
 
     @cached_property
     def status(self) -> NDArray[np.uint8]:
-        """(N,) map: 0 to do, 1 done, 2 and up failed (see `pipeline.decode.Status`)."""
+        """(N,) map: 0 to do, 1 done, 2 and up failed (see `pipeline.core.items.Status`)."""
         return self._map(fmt.STATUS)
 
     @cached_property
@@ -173,15 +181,15 @@ class Cache:
         return self._map(fmt.CONTENT_HASH)
 
     @cached_property
-    def items(self) -> Items:
+    def items(self) -> ItemTable:
         """The item list, its keys as bytes."""
-        return Items(
+        return ItemTable(
             keys=self._map(fmt.KEYS),
             labels=self._map(fmt.LABELS),
             label_names=tuple(texts(self._map(fmt.LABEL_NAMES)).tolist()),
             sizes=self._map(fmt.SIZES),
             mtimes_ns=self._map(fmt.MTIMES),
-            columns=ArraysWhenAsked(
+            columns=LazyArrays(
                 (
                     fmt.original_column_name(name.removeprefix(fmt.COLUMNS + "/"))
                     for name in self._extents
@@ -223,34 +231,15 @@ class Cache:
         return values.view(np.bool_) if values.dtype == np.uint8 else values
 
     def reasons(self) -> dict[int, str]:
-        """Return why rows failed, by row, from the file beside the cache; rows since mended are left out."""
+        """Return why rows failed, by row, from the file beside the cache; rows since fixed are left out."""
         by_key = read_reasons(self.path)
         keys = self.items.keys
         failed = np.flatnonzero(self.status > 1).tolist() if by_key else []
         return {row: by_key[key] for row in failed if (key := os.fsdecode(bytes(keys[row]))) in by_key}
 
-    def image_bytes(self, row: int) -> bytes | None:
-        """Return the bytes of a row's image as it is now, or None where it or its source is gone."""
-        try:
-            with _OPENING:  # threads that ask at once must not each open the source
-                read = self._read_image
-            return read(row)
-        except (OSError, SourceError):
-            return None
-
-    @cached_property
-    def _read_image(self) -> Callable[[int], bytes]:
-        from pipeline.sources import image_reader
-
-        try:
-            return image_reader(self.source, self.items.keys)
-        except SourceError as error:
-            gone = error
-
-        def none(row: int) -> bytes:  # so that a source that is gone is looked for once
-            raise gone
-
-        return none
+    def part_of(self, row: int) -> tuple[Cache, int]:
+        """Return the cache that holds a row's image, and the row's number there: of a single file, itself."""
+        return self, row
 
     @property
     def nbytes(self) -> int:

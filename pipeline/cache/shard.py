@@ -1,104 +1,17 @@
-"""Which part of a whole item list a cache holds: what a job of an array records, and what a merge checks."""
+"""Caches that hold parts of one item list: whether they fit together, and in which order."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pipeline.cache.format import canonical_json
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-    from numpy.typing import NDArray
-
-    from pipeline.cache.format import Items
     from pipeline.cache.reader import Cache
-
-HASHED_AT_ONCE = 1 << 16
-
-
-@dataclass(frozen=True, slots=True)
-class ShardRecord:
-    """The attribute ``shard`` of a cache that holds one of several consecutive parts of an item list.
-
-    Attributes
-    ----------
-    number, count : int
-        Part ``number`` of ``count``, from 1.
-    total : int
-        Items of the whole list.
-    items_sha256 : str
-        Of the whole list, see `items_sha256`.
-    """
-
-    number: int
-    count: int
-    total: int
-    items_sha256: str
-
-    def __str__(self) -> str:
-        return f"shard {self.number} of {self.count}"
-
-    @property
-    def rows(self) -> slice:
-        """The rows of the whole list that this part holds; parts differ by one row at most."""
-        return slice((self.number - 1) * self.total // self.count, self.number * self.total // self.count)
-
-    def to_json(self) -> str:
-        """Return the attribute's text."""
-        return canonical_json(asdict(self))
-
-    @classmethod
-    def from_json(cls, text: str) -> ShardRecord:
-        """Read the attribute's text.
-
-        Raises
-        ------
-        ValueError
-            It is something else.
-        """
-        try:
-            record = cls(**json.loads(text))
-            sound = 1 <= record.number <= record.count <= record.total
-        except TypeError:
-            sound = False
-        if not sound:
-            raise ValueError(f"no shard: {text[:60]}")
-        return record
-
-
-def items_sha256(items: Items) -> str:
-    """Return the SHA-256 of an item list: keys, sizes, labels and columns.
-
-    Times are left out: a copy of the archive on another node has others.
-    """
-    digest = hashlib.sha256(canonical_json([len(items), list(items.label_names), sorted(items.columns)]).encode())
-    for name in sorted(items.columns):
-        _add(digest, items.columns[name])
-    for values in (items.keys, items.sizes, items.labels):
-        _add(digest, values)
-    return digest.hexdigest()
-
-
-def _add(digest: Any, values: NDArray[Any]) -> None:
-    """Hash a column by its values, not by how wide an array holds them."""
-    digest.update(values.dtype.kind.replace("U", "S").encode())
-    for start in range(0, len(values), HASHED_AT_ONCE):
-        part = values[start : start + HASHED_AT_ONCE]
-        if part.dtype.kind == "U":
-            part = np.char.encode(part, "utf-8", "surrogateescape")
-        if part.dtype.kind == "S":
-            digest.update(np.char.str_len(part).astype("<i4").tobytes())
-            digest.update(b"".join(part.tolist()))
-        else:
-            digest.update(part.astype(part.dtype.newbyteorder("<")).tobytes())
+    from pipeline.core.shards import ShardRecord
 
 
 def check_same_shard(path: Path, found: ShardRecord | None, wanted: ShardRecord | None) -> None:

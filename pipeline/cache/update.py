@@ -1,6 +1,6 @@
 """Keeping up with a changing archive: which rows of a cache still hold for a new item list.
 
-`plan_update` decides, and touches no file but to hash images it must look at; `open_successor` makes the file to fill.
+`plan_update` decides, and touches no file but to hash images it must look at; `open_update` makes the file to fill.
 """
 
 from __future__ import annotations
@@ -14,25 +14,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.cache.copy import copy_rows
+from pipeline.cache.copy import CopyPlan, fill_from
 from pipeline.cache.failures import append_reasons
-from pipeline.cache.publish import lay_out, remove, unfinished_path
 from pipeline.cache.reader import Cache
-from pipeline.cache.writer import TODO, CacheWriter
-from pipeline.content import HASH_BYTES
+from pipeline.cache.replace import lay_out, remove, unfinished_path
+from pipeline.core.items import HASH_BYTES, Status
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from pipeline.cache.format import Items
+    from pipeline.core.items import ItemTable
 
 HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 """(n,) rows of the new list → (n, 16) content hashes, zeros where an image cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class UpdatePlan:
     """Which old row each item of a new list may take over, and what that makes of the archive.
 
     Attributes
@@ -59,13 +58,13 @@ class Plan:
 
 
 def plan_update(
-    old: Items,
-    new: Items,
+    old: ItemTable,
+    new: ItemTable,
     content_hash: NDArray[np.uint8],
     hash_items: HashItems,
     *,
     check_content: bool = False,
-) -> Plan:
+) -> UpdatePlan:
     """Compare two item lists.
 
     Same key, size and modification time: the same image. Same key and size, another time: the contents are compared.
@@ -73,7 +72,7 @@ def plan_update(
 
     Parameters
     ----------
-    old, new : Items
+    old, new : ItemTable
         Before and now.
     content_hash : (N_old, 16) uint8
         Of the old items; zeros where unknown.
@@ -84,7 +83,7 @@ def plan_update(
 
     Returns
     -------
-    Plan
+    UpdatePlan
     """
     found = match(old.keys, new.keys)
     known = np.any(content_hash, axis=1)
@@ -107,7 +106,7 @@ def plan_update(
     moved = match(_as_keys(content_hash[movable]), _as_keys(hash_items(candidates)))
     origin[candidates[moved >= 0]] = movable[moved[moved >= 0]]
     renamed = len(np.unique(moved[moved >= 0]))
-    return Plan(
+    return UpdatePlan(
         origin,
         unchanged=unchanged,
         changed=len(here) - unchanged,
@@ -136,7 +135,7 @@ def match(old: NDArray[np.bytes_], new: NDArray[np.bytes_]) -> NDArray[np.int64]
     return np.where(old[rows] == new, rows, -1)
 
 
-def same_items(old: Items, new: Items) -> bool:
+def same_items(old: ItemTable, new: ItemTable) -> bool:
     """Tell whether two item lists are the same in every column."""
     return (
         len(old) == len(new)
@@ -149,26 +148,26 @@ def same_items(old: Items, new: Items) -> bool:
     )
 
 
-def open_successor(
+def open_update(
     path: Path,
-    items: Items,
+    items: ItemTable,
     hash_items: HashItems,
     *,
     dtype: str,
     attributes: Mapping[str, str | int],
     check_content: bool = False,
     check: Callable[[], None] = lambda: None,
-) -> tuple[Path, Plan | None, int]:
+) -> tuple[Path, UpdatePlan | None, int]:
     """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
 
     The new file holds every row of the old one that still stands, and those of an update that was interrupted. It takes
-    the old one's place only when `pipeline.cache.publish.publish` is called; readers see the old file until then.
+    the old one's place only when `pipeline.cache.replace.publish` is called; readers see the old file until then.
 
     Parameters
     ----------
     path : Path
         The cache, whose fingerprint is known to be right. Hold its write lock.
-    items : Items
+    items : ItemTable
         What it is to hold.
     hash_items : callable
         See `plan_update`.
@@ -181,7 +180,7 @@ def open_successor(
 
     Returns
     -------
-    (Path, Plan or None, int)
+    (Path, UpdatePlan or None, int)
         The file to fill; what changed, None where nothing did; how many old rows were damaged and are computed anew.
 
     Raises
@@ -197,11 +196,7 @@ def open_successor(
     if same:
         remove(unfinished)  # the archive changed back before an update was through
         return path, None, 0
-    if not plan.unchanged + plan.changed + plan.renamed and (old.status != TODO).any():
-        raise CacheError(
-            f"expected images of {path} in the source, found none of its {len(old)}: name another output, or "
-            "remove it first"
-        )
+    _check_same_archive(old, plan)
     sources = [(old, plan)]
     if unfinished.is_file():
         newer = Cache(unfinished)
@@ -215,23 +210,22 @@ def open_successor(
     damaged: list[NDArray[np.int64]] = []
 
     def fill(part: Path) -> None:
-        writer = CacheWriter(part)
-        try:
-            taken = np.zeros(len(items), dtype=np.bool_)
-            for cache, its in sources:
-                done = (its.origin >= 0) & ~taken
-                done[done] = cache.status[its.origin[done]] != TODO
-                damaged.append(copy_rows(cache, writer, np.where(done, its.origin, -1), check=check))
-                taken |= done
-        finally:
-            writer.close()
+        damaged.extend(fill_from(part, [CopyPlan(cache, its.origin) for cache, its in sources], check=check))
 
     _keep_reasons(path, old, items, plan.origin)
     lay_out(unfinished, items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
     return unfinished, plan, sum(map(len, damaged))
 
 
-def _keep_reasons(path: Path, old: Cache, items: Items, origin: NDArray[np.int64]) -> None:
+def _check_same_archive(old: Cache, plan: UpdatePlan) -> None:
+    if not plan.unchanged + plan.changed + plan.renamed and (old.status != Status.TODO).any():
+        raise CacheError(
+            f"expected images of {old.path} in the source, found none of its {len(old)}: name another output, or "
+            "remove it first"
+        )
+
+
+def _keep_reasons(path: Path, old: Cache, items: ItemTable, origin: NDArray[np.int64]) -> None:
     """Give the failures of renamed images their line under the new key."""
     reasons = old.reasons()
     rows = np.flatnonzero(np.isin(origin, list(reasons))) if reasons else ()
@@ -266,7 +260,7 @@ def _same_content(found: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray
     return same
 
 
-def _label_texts(items: Items) -> NDArray[np.str_]:
+def _label_texts(items: ItemTable) -> NDArray[np.str_]:
     """Return the label names, with the one for no label at the end, where index -1 finds it."""
     return np.array([*items.label_names, "\0none"])
 

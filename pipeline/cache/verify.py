@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from pipeline.cache import format as fmt
 from pipeline.cache.copy import chunks
 from pipeline.cache.format import Extent, ledger_crcs, row_crcs
-from pipeline.cache.probe import Layout, probe
 from pipeline.cache.reader import Cache
-from pipeline.cache.shard import ShardRecord
-from pipeline.cache.spec import fingerprint
-from pipeline.cache.writer import DONE, TODO
-from pipeline.content import HASH_BYTES
+from pipeline.cache.sandbox import Layout, probe
+from pipeline.core.files import file_identity
+from pipeline.core.items import HASH_BYTES, Status
+from pipeline.core.shards import ShardRecord
+from pipeline.core.spec import fingerprint
 from pipeline.errors import CacheError
 
 NAMED = 5
@@ -67,7 +67,6 @@ class Findings:
 def verify(
     path: str | os.PathLike[str],
     *,
-    legal_status: frozenset[int] = frozenset(range(256)),
     hash_images: HashImages | None = None,
     progress: Progress = lambda ready, failed, total: None,
 ) -> Findings:
@@ -77,8 +76,6 @@ def verify(
     ----------
     path : path
         The cache; may be being written meanwhile.
-    legal_status : set of int
-        Values that `/status` may hold.
     hash_images : callable, optional
         Given the cache, returns what hashes its images by row: the images are then compared with the cache as well.
     progress : callable
@@ -95,15 +92,15 @@ def verify(
     """
     path, before = Path(path), _identity(Path(path))
     try:
-        return _verify(path, legal_status, hash_images, progress)
+        return _verify(path, hash_images, progress)
     except CacheError:
         if _identity(path) == before:
             raise
     # An update put a new file in its place meanwhile, so that parts of two files were compared.
-    return _verify(path, legal_status, hash_images, progress)
+    return _verify(path, hash_images, progress)
 
 
-def _verify(path: Path, legal_status: frozenset[int], hash_images: HashImages | None, progress: Progress) -> Findings:
+def _verify(path: Path, hash_images: HashImages | None, progress: Progress) -> Findings:
     layout = probe(path)
     extents = _check_structure(path, layout)
     findings = Findings(rows=extents[fmt.STATUS].shape[0])
@@ -116,7 +113,7 @@ def _verify(path: Path, legal_status: frozenset[int], hash_images: HashImages | 
         read = _RowReader(raw.fileno(), extents)
         row_bytes = sum(extents[name].row_bytes for name in read.layers)
         for part in chunks(findings.rows, row_bytes):
-            _check_rows(np.arange(part.start, part.stop), read, legal_status, findings, damage)
+            _check_rows(np.arange(part.start, part.stop), read, findings, damage)
             progress(part.stop, findings.failed, findings.rows)
     damage.raise_any()
     if hash_images is not None:
@@ -126,22 +123,15 @@ def _verify(path: Path, legal_status: frozenset[int], hash_images: HashImages | 
 
 def _identity(path: Path) -> tuple[int, int] | None:
     try:
-        info = path.stat()
+        return file_identity(path.stat())
     except OSError:
         return None
-    return info.st_dev, info.st_ino
 
 
 def _check_structure(path: Path, layout: Layout) -> dict[str, Extent]:
     """Refuse a file whose datasets are not those of a cache, or overlap."""
     attributes, extents = layout.attributes, layout.extents
-    if attributes.get("format") != fmt.FORMAT:
-        raise fmt.not_a_cache(path, "an HDF5 file of another kind")
-    if attributes.get("format_version") != fmt.FORMAT_VERSION:
-        raise CacheError(
-            f"expected format version {fmt.FORMAT_VERSION} in {path}, found {attributes.get('format_version')}: use "
-            "the version of this program that wrote it, or a newer one"
-        )
+    fmt.check_format(path, attributes)
     damage = _Damage(path)
     rows = extents[fmt.STATUS].shape[:1] if fmt.STATUS in extents else ()
     for name, (shape, kinds) in _expected(attributes, rows, damage).items():
@@ -226,22 +216,20 @@ class _RowReader:
         return os.fsdecode(bytes(self(fmt.KEYS, np.array([row]))[0]))
 
 
-def _check_rows(
-    rows: NDArray[np.int64], read: _RowReader, legal: frozenset[int], findings: Findings, damage: _Damage
-) -> None:
+def _check_rows(rows: NDArray[np.int64], read: _RowReader, findings: Findings, damage: _Damage) -> None:
     status = read(fmt.STATUS, rows)  # first: a writer sets it last, so what it vouches for is there
     stored, ledger, hashes = read(fmt.CRC, rows), read(fmt.LEDGER_CRC, rows), read(fmt.CONTENT_HASH, rows)
     layers = [read(name, rows) for name in read.layers]
     whole = row_crcs(rows, layers) == stored
-    ended = status != TODO
-    vouched = ledger_crcs(rows, np.where(ended, status, DONE).astype(np.uint8), stored, hashes) == ledger
+    ended = status != Status.TODO
+    vouched = ledger_crcs(rows, np.where(ended, status, Status.DONE).astype(np.uint8), stored, hashes) == ledger
     finite = np.all([np.isfinite(layer).all(axis=1) for layer in layers], axis=0)
     labels = read(fmt.LABELS, rows)
     wrong = {
         "its status, checksum or content hash is damaged": ended & ~vouched,
         "its embedding is damaged": ended & vouched & ~whole,
-        "its status is none there is": ended & vouched & ~np.isin(status, list(legal)),
-        "its embedding is not finite": (status == DONE) & vouched & whole & ~finite,
+        "its status is none there is": ended & vouched & ~np.isin(status, list(Status)),
+        "its embedding is not finite": (status == Status.DONE) & vouched & whole & ~finite,
         "its label has no name": (labels < -1) | (labels >= read.classes),
     }
     if any(rows_wrong.any() for rows_wrong in wrong.values()):
@@ -249,15 +237,15 @@ def _check_rows(
         unmoved = read(fmt.STATUS, rows) == status
         for what, rows_wrong in wrong.items():
             damage.add_rows(what, rows[rows_wrong & unmoved], read)
-    findings.done += int((status == DONE).sum())
-    findings.failed += int((status > DONE).sum())
+    findings.done += int((status == Status.DONE).sum())
+    findings.failed += int((status > Status.DONE).sum())
     findings.to_do += int((~ended).sum())
     findings.uncommitted += int((~ended & whole & vouched).sum())
 
 
 def _check_images(cache: Cache, hash_images: HashImages, findings: Findings, progress: Progress) -> None:
     hashes_of = hash_images(cache)
-    done = np.flatnonzero(cache.status == DONE)
+    done = np.flatnonzero(cache.status == Status.DONE)
     for start in range(0, len(done), IMAGES_AT_ONCE):
         rows = done[start : start + IMAGES_AT_ONCE]
         found = hashes_of(rows)

@@ -23,7 +23,8 @@ from pipeline.cache.format import (
     read_extents,
     row_crcs,
 )
-from pipeline.content import HASH_BYTES
+from pipeline.core.items import HASH_BYTES, Status
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-TODO, DONE = 0, 1
 _datasync = getattr(os, "fdatasync", os.fsync)  # macOS has no fdatasync
 
 
@@ -54,7 +54,7 @@ class CacheWriter:
         self.path = path
         extents = read_extents(path)
         self._row_extents = {
-            "penultimate": extents[EMBEDDINGS],
+            PENULTIMATE: extents[EMBEDDINGS],
             **{name.removeprefix(LAYERS + "/"): e for name, e in extents.items() if name.startswith(LAYERS + "/")},
         }
         self._status, self._crc = extents[STATUS], extents[CRC]
@@ -64,7 +64,7 @@ class CacheWriter:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
             raise CacheError(
-                f"cannot write {path} ({error.strerror}): mend its permissions, or choose another output"
+                f"cannot write {path} ({error.strerror}): change its permissions, or choose another output"
             ) from None
 
     @property
@@ -93,7 +93,7 @@ class CacheWriter:
             What to record; done where left out.
         """
         self._write_rows(
-            rows, outputs, hashes, np.full(len(rows), DONE, dtype=np.uint8) if statuses is None else statuses
+            rows, outputs, hashes, np.full(len(rows), Status.DONE, dtype=np.uint8) if statuses is None else statuses
         )
 
     def fail(self, row: int, status: int, content_hash: bytes = bytes(HASH_BYTES)) -> None:
@@ -186,7 +186,7 @@ class CacheWriter:
     def _give_up(self, doing: str, error: OSError) -> None:
         self._abandon()
         raise CacheError(
-            f"{doing} {self.path} failed ({error.strerror}): what was committed before is safe; mend the disk, then "
+            f"{doing} {self.path} failed ({error.strerror}): what was committed before is safe; repair the disk, then "
             "run the same command again"
         ) from None
 

@@ -15,7 +15,7 @@ from pipeline.cli.base import SEED, cli, run_options, say
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
 
 _layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to look at.")
 _output = click.option("-o", "--output", metavar="OUT.csv", help="Write the table there.  [default: standard output]")
@@ -25,7 +25,7 @@ _seed = click.option("--seed", default=0, show_default=True, type=SEED, help="Th
 
 def _give(table: Any, output: str | None) -> None:
     """Write the table to the file named, or to standard output as CSV."""
-    from pipeline.analysis.rows import write_table
+    from pipeline.selection.frames import write_table
 
     if output is not None:
         write_table(table, output)
@@ -78,7 +78,7 @@ def search(
     recall = "" if found.recall is None else f", recall {found.recall:.3f} against an exact search"
     say(f"{len(queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")
     if page is not None:
-        from pipeline.analysis.pages import write_search_page
+        from pipeline.report.galleries import write_search_page
 
         _give_page(page, write_search_page, opened, found)
 
@@ -98,12 +98,12 @@ def duplicates(
     cache: str, threshold: float | None, no_images: bool, layer: str, output: str | None, page: str | None
 ) -> None:
     """Find images of CACHE that show the same picture: copied, resized, recompressed or slightly cropped."""
-    from pipeline.analysis.twins import find_duplicates
+    from pipeline.analysis.duplicates import find_duplicates
     from pipeline.cache import open_cache
 
     opened = open_cache(cache)
     started = time.perf_counter()
-    found = find_duplicates(opened, threshold=threshold, layer=layer, look=not no_images, say=say)
+    found = find_duplicates(opened, threshold=threshold, layer=layer, use_pixels=not no_images, say=say)
     _give(found.table, output)
     groups = int(found.table["group"].max()) if len(found.table) else 0
     say(
@@ -113,7 +113,7 @@ def duplicates(
     if found.unread:
         say(f"{found.unread} images cannot be read: they were compared by content only")
     if page is not None:
-        from pipeline.analysis.pages import write_duplicates_page
+        from pipeline.report.galleries import write_duplicates_page
 
         _give_page(page, write_duplicates_page, opened, found)
 
@@ -146,7 +146,7 @@ def check_labels(
         f"{found.accuracy:.4f} at C = {found.C:.3g}, in {time.perf_counter() - started:.1f} s"
     )
     if page is not None:
-        from pipeline.analysis.pages import write_labels_page
+        from pipeline.report.galleries import write_labels_page
 
         _give_page(page, write_labels_page, opened, found)
 
@@ -173,7 +173,7 @@ def map_(
     page: str | None,
 ) -> None:
     """Lay the images of CACHE out in the plane: a table of key, label, x, y (CSV or Parquet)."""
-    from pipeline.analysis.layout import map_cache
+    from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache
 
     opened = open_cache(cache)
@@ -183,7 +183,7 @@ def map_(
         _give(found.table, output)
     say(f"{len(found.table)} images laid out by {method} in {time.perf_counter() - started:.1f} s")
     if page is not None:
-        from pipeline.analysis.pages import write_map_page
+        from pipeline.report.galleries import write_map_page
 
         _give_page(page, write_map_page, opened, found)
 
@@ -212,7 +212,7 @@ def select(
     output: str | None,
 ) -> None:
     """Choose which images of CACHE to label next, among those without a label."""
-    from pipeline.analysis.selection import select as choose
+    from pipeline.analysis.active_learning import select as choose
     from pipeline.cache import open_cache
 
     started = time.perf_counter()
@@ -233,7 +233,7 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
     Prints how well each separates the labels (nearest neighbours, with intervals and the paired difference to the
     first), then for each two their CKA and how many neighbours they share.
     """
-    from pipeline.analysis.similarity import compare_caches as compare
+    from pipeline.analysis.compare_caches import compare_caches as compare
     from pipeline.cache import open_cache
 
     found = compare([open_cache(path) for path in caches], layers=layers, k=k, seed=seed)
@@ -263,8 +263,8 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
 @_layer
 def explore(cache: str, options: tuple[str, ...], output: str | None, method: Any, seed: int, layer: str) -> None:
     """Open CACHE in Apple's embedding-atlas; OPTIONS go to it, such as ``--port 5060``."""
-    from pipeline.analysis.explore import atlas_command, check_atlas, write_atlas_table
-    from pipeline.analysis.layout import map_cache
+    from pipeline.analysis.atlas import atlas_command, check_atlas, write_atlas_table
+    from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache
 
     check_atlas()

@@ -182,8 +182,8 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
         time_limit: float,
         **others: Any,
     ) -> None:
-        from pipeline.decode_pool import Limits
-        from pipeline.embed import RunSettings
+        from pipeline.decoding.pool import Limits
+        from pipeline.embedding.settings import RunSettings
 
         limits = Limits(seconds=time_limit)
         command(*args, run=RunSettings(engine, device, precision, batch_size, workers or 0, limits), **others)

@@ -15,7 +15,7 @@ from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, say
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(cache: str, failed: bool, as_json: bool) -> None:
     """Show what is in a cache and what made it."""
-    from pipeline.info import describe, describe_failures
+    from pipeline.cache.info import describe, describe_failures
 
     if failed:
         for key, reason in describe_failures(cache):
@@ -50,15 +50,13 @@ def verify(cache: str, images: bool) -> None:
     failed, or images are not what they were.
     """
     from pipeline.cache.verify import verify as verify_cache
-    from pipeline.content import hash_images_of
-    from pipeline.decode import Status
+    from pipeline.sources.reopen import reopen_source
 
     progress = ProgressLine("verify")
     try:
         found = verify_cache(
             cache,
-            legal_status=frozenset(map(int, Status)),
-            hash_images=hash_images_of if images else None,
+            hash_images=(lambda cache: reopen_source(cache.source, cache.items).content_hashes()) if images else None,
             progress=progress,
         )
     finally:
@@ -129,7 +127,7 @@ def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: 
         worst = export_onnx(cache, output)
         say(f"{output} written; its probabilities lie within {worst:.1g} of PyTorch's")
         return
-    from pipeline.export import export as export_rows
+    from pipeline.selection.export import export as export_rows
 
     progress = ProgressLine("export", unit="rows")
     try:

@@ -9,7 +9,7 @@ import click
 from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say, stop_on_signal
 
 if TYPE_CHECKING:
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
     from pipeline.extract import Summary
 
 
@@ -93,10 +93,10 @@ def extract(
 
     Stop it at any time: the same command goes on where it stopped.
     """
-    from pipeline.decode import GPU, PILLOW, DecodePolicy
+    from pipeline.core.shards import Shard
+    from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
     from pipeline.extract import ExtractSettings
     from pipeline.extract import extract as extract_images
-    from pipeline.scale.shards import Shard
 
     part = Shard.parse(shard) if shard else None
     output = part.name(output) if part else output
@@ -118,7 +118,7 @@ def extract(
     )
     executor = None
     if ray_address is not None:
-        from pipeline.scale.cluster import RayExecutor
+        from pipeline.embedding.ray import RayExecutor
 
         executor = RayExecutor(ray_address or None, actors=ray_actors or 0)
     progress = ProgressLine("extract")
@@ -143,8 +143,8 @@ def _say_summary(summary: Summary, output: str) -> None:
         f"{output}: {summary.already + summary.computed} of {summary.total} images done ({summary.computed} now, "
         f"{summary.failed} failed) in {seconds['total']:.1f} s, {rate:.0f} images/s, on {summary.engine}"
     )
-    if summary.read_out is not None:
-        say(f"time: {summary.read_out}")
+    if summary.bottleneck is not None:
+        say(f"time: {summary.bottleneck}")
     if summary.changes:
         say("archive: " + ", ".join(f"{count} {what}" for what, count in summary.changes.items() if count))
     if summary.failures:

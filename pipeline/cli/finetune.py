@@ -97,10 +97,10 @@ def finetune(
     is a backbone (extract --weights RUN2/) with its head (predict RUN2/). Several GPUs: start it with torchrun or
     accelerate launch.
     """
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
     from pipeline.finetune import FinetuneSettings
     from pipeline.finetune import finetune as run
-    from pipeline.training.trainer import TrainSettings
+    from pipeline.training.settings import TrainSettings
 
     settings = FinetuneSettings(
         train=TrainSettings(micro_batch=micro_batch or 0, **train),

@@ -9,7 +9,7 @@ import click
 from pipeline.cli.base import EXIT_SOME_FAILED, SEED, ProgressLine, cli, run_options, say, stop_on_signal
 
 if TYPE_CHECKING:
-    from pipeline.embed import RunSettings
+    from pipeline.embedding.settings import RunSettings
 
 
 @cli.command("fit-head")
@@ -143,7 +143,7 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 def _cosine(text: str | None) -> float | None:
-    from pipeline.analysis.duplicates import DEFAULT_THRESHOLD
+    from pipeline.evaluation.near_duplicates import DEFAULT_THRESHOLD
 
     if text in (None, "default"):
         return None if text is None else DEFAULT_THRESHOLD

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from pipeline.core.devices import pick_devices
 from pipeline.engines.base import PRECISIONS, Embeddings, Engine
 from pipeline.errors import EngineError
 
@@ -47,8 +48,9 @@ def open_engine(
     EngineError
         The device or the precision is not to be had here.
     """
-    from pipeline.engines.multi import MultiEngine
-    from pipeline.engines.torch import TorchEngine, default_batch, pick_devices
+    # Not at the top: both engines take seconds to import, and one of them may not be installed.
+    from pipeline.engines.multi_device import MultiEngine
+    from pipeline.engines.torch import TorchEngine, default_batch
 
     if precision == "mixed" and device == "auto":
         device = "cpu"  # which alone has it, also beside a GPU
@@ -78,10 +80,10 @@ def open_engine(
 def precisions(engine: Engine) -> tuple[str, ...]:
     """Return the precisions worth trying on an engine's device, fastest first."""
     if engine.name == "openvino":
-        from pipeline.engines.openvino import supported_precisions
+        from pipeline.engines.openvino import supported_precisions  # as in open_engine
 
         return tuple(reversed(supported_precisions()))
-    from pipeline.engines.torch import TorchEngine
+    from pipeline.engines.torch import TorchEngine  # as in open_engine
 
     each = [replica.precisions for replica in engine.replicas if isinstance(replica, TorchEngine)]
     return tuple(name for name in each[0] if all(name in fast for fast in each))  # GPUs may differ

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
 import shutil
 import tempfile
 import warnings
@@ -20,10 +19,10 @@ import numpy as np
 import openvino as ov
 import torch
 
+from pipeline.core.system import cache_folder, processor_count
 from pipeline.engines.base import Embeddings, Engine
 from pipeline.engines.openvino_mixed import keep_float32, prepare
 from pipeline.errors import EngineError, first_line
-from pipeline.processors import processor_count
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -113,11 +112,6 @@ def supported_precisions() -> tuple[str, ...]:
     """Return the precisions that this processor computes in, slowest first."""
     capabilities = ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return ("float32", "mixed", "bfloat16") if "BF16" in capabilities else ("float32",)
-
-
-def cache_folder() -> Path:
-    """Return where converted networks are kept: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "embedding-pipeline"
 
 
 def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> ov.Model:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pipeline.backbones.base import Backbone
     from pipeline.engines.base import Engine
 
-LEAST_COSINE = {"float32": 0.99999, "mixed": 0.999, "bfloat16": 0.999, "float16": 0.999}
-"""Per row, by precision."""
 REFERENCE_BATCH = 8
 
 

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from pipeline.core.devices import describe_device, device_precisions
 from pipeline.engines.base import Embeddings, Engine
-from pipeline.engines.fold import folded
-from pipeline.engines.replay import recorded
+from pipeline.engines.cuda_graph import capture_graph
+from pipeline.engines.fold_batchnorm import fold_batchnorm
 from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from pipeline.backbones.base import Backbone
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-BFLOAT16_SINCE, FLOAT16_SINCE = (8, 0), (7, 0)
-"""Compute capabilities whose tensor cores work in these types; before, they are slower than float32 or not there."""
 CUDA_SLOTS, SLOTS = 3, 2
 """Batches under way: on CUDA one is copied in, one computed, one copied out."""
 
@@ -101,7 +100,7 @@ class TorchEngine(Engine):
         self._streams: Any = torch.cuda if on_cuda else torch.cpu  # those of torch.cpu do nothing, at once
         self.in_flight = CUDA_SLOTS if on_cuda else SLOTS
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
-        network = folded(backbone)
+        network = fold_batchnorm(backbone)
         try:
             network.to(device)
             network.compute_dtype = _DTYPES[precision]
@@ -172,7 +171,7 @@ class TorchEngine(Engine):
         if self._device.type != "cuda":
             return self._network(images)
         if self._replay is None:
-            self._replay = recorded(self._network, images, self._computing)
+            self._replay = capture_graph(self._network, images, self._computing)
         return self._replay(images)
 
     # ---- the collecting thread: waits for the device, in the order of the batches ----
@@ -226,58 +225,6 @@ def _parts(count: int, at_once: int) -> list[slice]:
     return [slice(start, start + at_once) for start in starts]
 
 
-def pick_devices(device: str) -> tuple[torch.device, ...]:
-    """Return the devices of that name.
-
-    Parameters
-    ----------
-    device : str
-        ``auto`` (CUDA, then MPS, then the CPU), ``cpu``, ``mps``, ``cuda`` (the first), ``cuda:1``, ``cuda:all``, or
-        several with commas between.
-
-    Raises
-    ------
-    EngineError
-        The name means nothing, this machine has no such device, or the devices cannot work side by side.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return (torch.device("cuda:0"),)
-        return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
-    if device == "cuda:all" and torch.cuda.is_available():
-        return tuple(torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count()))
-    devices = tuple(_device(name.strip()) for name in device.split(","))
-    if len(devices) > 1 and ({d.type for d in devices} != {"cuda"} or len(set(devices)) < len(devices)):
-        raise EngineError(f"expected different GPUs such as cuda:0,cuda:1, found {device!r}: mend --device")
-    return devices
-
-
-def _device(name: str) -> torch.device:
-    try:
-        wanted = torch.device("cuda:0" if name in ("cuda", "cuda:all") else name)
-    except RuntimeError:
-        raise EngineError(
-            f"expected a device such as cpu, cuda, cuda:1, cuda:all or mps, found {name!r}: mend --device"
-        ) from None
-    there = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not there.get(wanted.type, False):
-        raise EngineError(f"there is no device {name} on this machine: use --device cpu, or leave --device out")
-    return wanted
-
-
-def device_precisions(device: torch.device) -> tuple[str, ...]:
-    """Return the precisions that a device is fast in, fastest first."""
-    if device.type != "cuda":
-        return ("float32",)
-    capability = torch.cuda.get_device_capability(device)
-    fast = (("bfloat16", BFLOAT16_SINCE), ("float16", FLOAT16_SINCE))
-    return (*(name for name, since in fast if capability >= since), "float32")
-
-
 def default_batch(device: torch.device, image_shape: tuple[int, int, int]) -> int:
     """Return the images per batch that suit a device and images of (H, W, 3)."""
     if device.type != "cuda":
@@ -304,8 +251,3 @@ def _cuda_batch(memory: int, image_shape: tuple[int, int, int]) -> int:
     height, width, channels = image_shape
     fitting = memory // 2 // (height * width * channels * BYTES_PER_VALUE)
     return max(1, min(MOST_AT_ONCE, 1 << (max(1, fitting).bit_length() - 1)))
-
-
-def describe_device(device: torch.device) -> str:
-    """Return the device's name for people."""
-    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.duplicates import duplicate_groups, groups_of
 from pipeline.errors import HeadError, near_names
 from pipeline.evaluation import splits
+from pipeline.evaluation.near_duplicates import duplicate_groups, groups_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.report import plots
 from pipeline.report.parts import thumbnail
+from pipeline.sources.reopen import image_bytes
 
 MOST_IMAGES = 24
 
@@ -131,7 +132,7 @@ def rows_used(rows: Any, run: dict[str, Any]) -> str:
 def picture(cache: Any, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:
     """Return a picture of a gallery: a row of the cache with what is said of it."""
     return {
-        "image": thumbnail(cache.image_bytes(number)),
+        "image": thumbnail(image_bytes(cache, number)),
         "key": str(cache.keys_of(np.array([number]))[0]).encode("utf-8", "backslashreplace").decode(),
         "label": label,
         "predicted": predicted,

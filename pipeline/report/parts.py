@@ -24,7 +24,7 @@ def templates(*folders: Path) -> Any:
 
 def thumbnail(data: bytes | None, side: int = THUMBNAIL, quality: int = 82) -> str | None:
     """Return a small JPEG as a data URI, or None where the image is gone or no longer readable."""
-    from pipeline.decode import DecodeError, DecodePolicy, decode_image
+    from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 
     if data is None:
         return None

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from pipeline.sources.base import FileReader, Item, ItemTable, Reader, Skipped, Source
+from pipeline.sources.base import FileReader, Source
 from pipeline.sources.folder import FolderSource
-from pipeline.sources.opening import image_reader, images_of, open_source
+from pipeline.sources.opening import open_source
+from pipeline.sources.reopen import reopen_source
 from pipeline.sources.table import TableSource
 from pipeline.sources.urls import public
 
 __all__ = [
     "FileReader",
     "FolderSource",
-    "Item",
-    "ItemTable",
-    "Reader",
-    "Skipped",
     "Source",
     "TableSource",
-    "image_reader",
-    "images_of",
     "open_source",
     "public",
+    "reopen_source",
 ]

@@ -11,21 +11,22 @@ import functools
 import os
 import stat
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from pipeline.core.items import HASH_BYTES, Item, content_hash
 from pipeline.errors import SourceError
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from numpy.typing import NDArray
 
-Reader = Callable[[Any], bytes]
-"""Takes a locator (what `Source.locator` returned), gives the bytes for the decoder; raises `OSError`."""
+    from pipeline.core.items import ItemTable, Reader, Skipped
 
 Known = tuple["NDArray[np.bytes_]", "NDArray[np.int64]", "NDArray[np.int64]"]
 """Keys, sizes and modification times (ns) of items listed before, such as those of a cache."""
@@ -51,65 +52,12 @@ SPLIT_FOLDERS = {
     b"testing": "test",
 }
 
+MAX_TEXT = 256
+"""A cache's columns are of fixed length: longer labels of an archive, and columns of longer texts, are left out."""
 LISTING_THREADS = 8
 LISTING_CHUNK = 4096
 _Given = TypeVar("_Given")
 _Found = TypeVar("_Found")
-
-
-@dataclass(frozen=True, slots=True)
-class Item:
-    """One image of a source.
-
-    Attributes
-    ----------
-    key : str
-        Stable name, unique within the source (e.g. the path relative to the folder).
-    label, split, group : str or None
-        Class name, part of the data set, and what must stay on one side of a split.
-    """
-
-    key: str
-    label: str | None = None
-    split: str | None = None
-    group: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Skipped:
-    """A file that was seen and is not an item, with the reason."""
-
-    key: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class ItemTable:
-    """The items as columns; row i of each belongs to item i.
-
-    Attributes
-    ----------
-    keys : (N,) fixed-length bytes
-        File-system bytes of the keys (UTF-8 but for names that are not).
-    labels : (N,) int32
-        Index into ``label_names``; -1 for none.
-    label_names : tuple of str
-        Class names, sorted, so that a new class never depends on the order of files.
-    sizes, mtimes_ns : (N,) int64
-        Size in bytes and modification time in nanoseconds; -1 where the source does not know.
-    columns : mapping of str to (N,) array
-        Further columns: ``split`` and ``group`` when there are any, and those of a table.
-    """
-
-    keys: NDArray[np.bytes_]
-    labels: NDArray[np.int32]
-    label_names: tuple[str, ...]
-    sizes: NDArray[np.int64]
-    mtimes_ns: NDArray[np.int64]
-    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
-
-    def __len__(self) -> int:
-        return len(self.keys)
 
 
 class Source(ABC):
@@ -156,11 +104,38 @@ class Source(ABC):
     def reader(self) -> Reader:
         """Return the picklable callable that turns a locator into bytes."""
 
+    def content_hashes(
+        self, *, check: Callable[[], None] = lambda: None
+    ) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
+        """Return a function that hashes images by row: (n,) int64 → (n, 16) uint8, zeros where one cannot be read.
+
+        Parameters
+        ----------
+        check : callable
+            Called before each image; may raise to stop.
+        """
+        reader = self.reader()
+
+        def hash_row(row: int) -> bytes:
+            check()
+            try:
+                return content_hash(reader(self.locator(row)))
+            except (OSError, SourceError):
+                return bytes(HASH_BYTES)
+
+        def hash_rows(rows: NDArray[np.int64]) -> NDArray[np.uint8]:
+            hashes = np.zeros((len(rows), HASH_BYTES), dtype=np.uint8)
+            for i, found in enumerate(in_threads(hash_row, rows.tolist())):
+                hashes[i] = np.frombuffer(found, np.uint8)
+            return hashes
+
+        return hash_rows
+
     def describe(self) -> dict[str, str]:
         """Return where the images are, for the cache, without credentials.
 
         ``location`` is for people; ``root``, the folder that keys are relative to, or else ``address`` is for
-        `pipeline.sources.image_reader`.
+        `pipeline.sources.reopen_source`.
         """
         described = {"kind": self.kind, "location": public(self.location)}
         return {**described, "address": self.address} if self.address else described

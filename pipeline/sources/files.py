@@ -11,13 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.decode import SNIFF_BYTES, is_image
+from pipeline.core.items import ItemTable, Reader, Skipped
+from pipeline.decoding.image import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
 from pipeline.sources.base import (
     MAX_FILE_BYTES,
-    ItemTable,
-    Reader,
-    Skipped,
     Source,
     in_threads,
     key_array,
@@ -74,7 +72,7 @@ class FilesSource(Source):
         if not images:
             some = ", ".join(skip.key for skip in self.skipped[:3]) or "nothing"
             raise SourceError(
-                f"expected images at {public(location)}, found {some}: name the folder that holds them, or mend the "
+                f"expected images at {public(location)}, found {some}: name the folder that holds them, or correct the "
                 "pattern"
             )
         keys = [key for key, _ in images]

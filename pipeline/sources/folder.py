@@ -9,19 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.decode import SNIFF_BYTES, is_image
+from pipeline.core.files import file_identity
+from pipeline.core.items import ItemTable, Reader, Skipped
+from pipeline.decoding.image import SNIFF_BYTES, is_image
 from pipeline.errors import SourceError
-from pipeline.sources.base import (
-    FileReader,
-    ItemTable,
-    Reader,
-    Skipped,
-    Source,
-    in_threads,
-    key_array,
-    labels_from_folders,
-    unchanged_since,
-)
+from pipeline.sources.base import FileReader, Source, in_threads, key_array, labels_from_folders, unchanged_since
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -98,7 +90,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, tuple[int, int], str]]:
                 raise SourceError(f"cannot read the folder {os.fsdecode(root)}: {error.strerror}") from None
             yield folder, UNKNOWN, f"folder cannot be read: {error.strerror}"
             continue
-        identity = (here.st_dev, here.st_ino)
+        identity = file_identity(here)
         if identity in above:
             yield folder, UNKNOWN, "link to a folder above it"
             continue

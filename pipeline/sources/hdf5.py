@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Reader
+from pipeline.core.spec import FORMAT
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import MAX_MEMBER_BYTES, ItemTable, Reader, Source, encode_labels, key_array
-from pipeline.sources.members import shard_names
+from pipeline.sources.archive import key_prefixes
+from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, key_array
 from pipeline.sources.store import LocalStore
 from pipeline.sources.urls import public
 
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
 
     from pipeline.sources.store import File, Store
 
-CACHE_FORMAT = b"embedding-pipeline"
 CHUNK_CACHE = 64 << 20
 """Bytes of unpacked chunks that a worker keeps: a chunk may hold many images."""
 NAMES = {
@@ -74,25 +75,25 @@ class Hdf5Source(Source):
         if not sum(counts):
             raise SourceError(f"expected images in {public(location)}, found a data set of none: name another file")
         self._ends = np.cumsum(counts, dtype=np.int64)
-        prefixes = shard_names([file.path for file in files])
+        prefixes = key_prefixes([file.path for file in files])
         keys = [
             prefix + key
             for prefix, part in zip(prefixes, parts, strict=True)
             for key in part.keys or _numbers(part.count)
         ]
-        told = {
-            what: [text for part in parts for text in part.told.get(what, [""] * part.count)]
+        sidecar_labels = {
+            what: [text for part in parts for text in part.sidecar_labels.get(what, [""] * part.count)]
             for what in ("label", "split", "group")
-            if any(what in part.told for part in parts)
+            if any(what in part.sidecar_labels for part in parts)
         }
-        labels, names = encode_labels([text or None for text in told.pop("label", [""] * sum(counts))])
+        labels, names = encode_labels([text or None for text in sidecar_labels.pop("label", [""] * sum(counts))])
         self.items = ItemTable(
             keys=key_array(keys),
             labels=labels,
             label_names=names,
             sizes=np.full(sum(counts), -1, dtype=np.int64),
             mtimes_ns=np.repeat(np.array([file.stamp for file in files], dtype=np.int64), counts),
-            columns={what: np.array(texts) for what, texts in told.items()},
+            columns={what: np.array(texts) for what, texts in sidecar_labels.items()},
         )
 
     def locator(self, i: int) -> tuple[int, int]:
@@ -171,26 +172,26 @@ class _Part:
     name: str
     count: int
     keys: list[bytes]
-    told: dict[str, list[str]]
+    sidecar_labels: dict[str, list[str]]
 
 
 def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
     try:
         with _open(store, file.path) as opened:
-            if opened.attrs.get("format") == CACHE_FORMAT:
+            if opened.attrs.get("format") == FORMAT.encode():
                 raise SourceError(
                     f"expected images in {public(location)}, found a cache of embeddings: name what it was made from"
                 )
             name = _choose(opened, asked, location)
             images = opened[name]
             beside = images.parent
-            told = {
+            sidecar_labels = {
                 what: _texts(beside[found])
                 for what, names in NAMES.items()
                 if (found := next((n for n in names if _goes_with(beside.get(n), images)), None))
             }
-            keys = [os.fsencode(text) for text in told.pop("key", [])]
-            return _Part(name, len(images), keys, told)
+            keys = [os.fsencode(text) for text in sidecar_labels.pop("key", [])]
+            return _Part(name, len(images), keys, sidecar_labels)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise SourceError(
             f"cannot read the HDF5 file {public(file.path)}: {public(first_line(error))}: make it again"

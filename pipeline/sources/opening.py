@@ -5,36 +5,28 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from pipeline.decode import is_image
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import FileReader, Reader, Source, in_threads
-from pipeline.sources.carried import CarriedSource
+from pipeline.sources.base import Source, in_threads
+from pipeline.sources.detect import COMPRESSED, has_images, kind_of
 from pipeline.sources.files import FilesSource
 from pipeline.sources.folder import FolderSource
 from pipeline.sources.hdf5 import Hdf5Source
-from pipeline.sources.labels import with_labels
-from pipeline.sources.parquet import ParquetSource, image_columns
+from pipeline.sources.in_process import CarriedSource
+from pipeline.sources.label_table import with_labels
+from pipeline.sources.parquet import ParquetSource
 from pipeline.sources.store import IN_PROCESS, File, LocalStore, RemoteStore, Store, open_store
-from pipeline.sources.table import PARQUET_MAGIC, PathReader, TableSource
+from pipeline.sources.table import TableSource
 from pipeline.sources.tar import TarSource
 from pipeline.sources.urls import public
 from pipeline.sources.zip import ZipSource
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-
-    from numpy.typing import NDArray
-
     from pipeline.sources.base import Known
 
-HEAD_BYTES = 512
 MOST_FILES = 1_000_000
 """A brace pattern of more is a slip of the keyboard."""
-COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -78,55 +70,6 @@ def open_source(
     return source
 
 
-def image_reader(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> Callable[[int], bytes]:
-    """Return what reads the images of a cache, as they are now, by row; see `images_of`."""
-    read, locator = images_of(described, keys)
-    return lambda row: read(locator(row))
-
-
-def images_of(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> tuple[Reader, Callable[[int], Any]]:
-    """Return the reader of the images of a cache, as they are now, and from row to its locator.
-
-    Parameters
-    ----------
-    described : mapping
-        What `Source.describe` gave.
-    keys : (N,) bytes
-        Of the cache.
-
-    Returns
-    -------
-    reader : Reader
-    locator : callable
-        Row → what the reader takes; raises `FileNotFoundError` where the archive holds no such image any more, as the
-        reader does where a file is gone.
-
-    Raises
-    ------
-    SourceError
-        The source cannot be opened any more.
-    """
-    if "root" in described:
-        root = os.fsencode(described["root"])
-        reader = PathReader(root) if described["kind"] == "table" else FileReader(root)
-        return reader, lambda row: bytes(keys[row])
-    if "address" not in described:
-        raise SourceError(
-            f"expected a source that can be opened again, found {described['location']}: extract it again"
-        )
-    source = open_source(described["address"])
-    order = np.argsort(source.items.keys, kind="stable")
-    ordered = source.items.keys[order]
-
-    def locator(row: int) -> Any:
-        place = int(np.searchsorted(ordered, keys[row]))
-        if place == len(ordered) or ordered[place] != keys[row]:
-            raise FileNotFoundError(f"no {os.fsdecode(bytes(keys[row]))} in {source.location}")
-        return source.locator(int(order[place]))
-
-    return source.reader(), locator
-
-
 def expand_braces(pattern: str) -> list[str]:
     """Return what a pattern with braces stands for, in its order, as a shell has it.
 
@@ -159,7 +102,7 @@ def expand_braces(pattern: str) -> list[str]:
             parts.append([text])
         if count > MOST_FILES:
             raise SourceError(
-                f"expected {MOST_FILES} files at most, found {public(pattern)} to stand for {count}: mend the braces"
+                f"expected {MOST_FILES} files at most, found {public(pattern)} to stand for {count}: correct the braces"
             )
     expanded = [""]
     for choices in parts:
@@ -228,7 +171,7 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
         if not any(sign in pattern for sign in magic):
             found.append(pattern)
         elif not (matches := store.glob(pattern)):
-            raise SourceError(f"expected files that match {public(pattern)}, found none: mend the pattern")
+            raise SourceError(f"expected files that match {public(pattern)}, found none: correct the pattern")
         else:
             found += matches
     if isinstance(store, RemoteStore) and len(found) == 1 and found[0] == path and store.is_folder(path):
@@ -259,7 +202,7 @@ def _hidden(path: str, root: str) -> bool:
 def _by_content(
     location: str, store: Store, path: str, files: list[File], root: str, name: str | None, *, allow_missing: bool
 ) -> Source:
-    kinds = list(in_threads(lambda file: _kind(store, file), _ends(files)))
+    kinds = list(in_threads(lambda file: kind_of(store, file), _ends(files)))
     if len(set(kinds)) > 1 and set(kinds) & {"tar", "zip", "parquet", "hdf5"}:
         raise SourceError(
             f"expected files of one kind at {public(location)}, found {kinds[0]} and {kinds[-1]}: narrow the pattern"
@@ -278,7 +221,7 @@ def _by_content(
         return ZipSource(location, store, files)
     if kind == "hdf5":
         return Hdf5Source(location, store, files, name)
-    if kind == "parquet" and (name is not None or _has_images(store, files[0])):
+    if kind == "parquet" and (name is not None or has_images(store, files[0])):
         return ParquetSource(location, store, files, name)
     if kind == "image" or len(files) > 1:
         return FilesSource(location, store, files, root)
@@ -289,42 +232,6 @@ def _by_content(
 
 def _ends(files: list[File]) -> list[File]:
     return [files[0]] if len(files) == 1 else [files[0], files[-1]]
-
-
-def _kind(store: Store, file: File) -> str:
-    """Tell a file's kind from its first bytes."""
-    head = store.head(file.path, HEAD_BYTES)
-    if head[257:262] == b"ustar" or _is_old_tar(head):
-        return "tar"
-    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
-        return "zip"
-    if head.startswith(PARQUET_MAGIC):
-        return "parquet"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
-        return "hdf5"
-    packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-    return packed or ("image" if is_image(head) else "table")
-
-
-def _is_old_tar(head: bytes) -> bool:
-    """Tell a tar archive without the mark of POSIX by its header's checksum."""
-    digits = head[148:156].strip(b" \0")
-    if len(head) < 512 or not digits or not digits.isdigit() or any(byte > 0x37 for byte in digits):
-        return False
-    return sum(head[:148]) + 8 * 0x20 + sum(head[156:512]) == int(digits, 8)
-
-
-def _has_images(store: Store, file: File) -> bool:
-    """Tell a Parquet file of images from a table of paths."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with store.open(file.path) as raw:
-            schema: Any = pq.read_schema(raw)
-    except (pa.ArrowException, OSError):
-        return False  # the table's reader will say what is wrong with it
-    return bool(image_columns(schema)) and ("path" not in schema.names or bool({"image", "img"} & set(schema.names)))
 
 
 def _address(location: str, store: Store, path: str, name: str | None) -> str:

@@ -13,18 +13,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Reader, Skipped
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import (
-    MAX_MEMBER_BYTES,
-    ItemTable,
-    Reader,
-    Skipped,
-    Source,
-    encode_labels,
-    in_threads,
-    key_array,
-)
-from pipeline.sources.members import shard_names
+from pipeline.sources.archive import key_prefixes
+from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, in_threads, key_array
 from pipeline.sources.store import LocalStore
 from pipeline.sources.table import cell_texts, column_values, without_long_texts
 from pipeline.sources.urls import public
@@ -94,7 +86,7 @@ class ParquetSource(Source):
         total = int(self._ends[-1]) if len(self._ends) else 0
         if not total:
             raise SourceError(f"expected images in {public(location)}, found no rows: name another file")
-        prefixes = shard_names([file.path for file in files])
+        prefixes = key_prefixes([file.path for file in files])
         long = {skip.key: skip for part in parts for skip in part.long}
         self.skipped = list(long.values())
         frame = pd.concat([part.frame for part in parts], ignore_index=True).drop(columns=list(long), errors="ignore")

@@ -288,9 +288,9 @@ def _filesystem(url: str) -> Any:
         return fsspec.core.url_to_fs(url)[0]
     except ImportError as error:
         extra = EXTRAS.get(protocol)
-        way_out = f"pip install 'embedding-pipeline[{extra}]'" if extra else "install the package that it names"
+        hint = f"pip install 'embedding-pipeline[{extra}]'" if extra else "install the package that it names"
         raise SourceError(
-            f"expected what {protocol}:// needs, found it missing ({first_line(error)}): {way_out}"
+            f"expected what {protocol}:// needs, found it missing ({first_line(error)}): {hint}"
         ) from None
     except ValueError as error:
         raise SourceError(f"cannot open {public(url)}: {public(first_line(error))}: check the URL") from None

@@ -9,18 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.items import ItemTable, Reader, Skipped
+from pipeline.core.text import SET_SEPARATOR
 from pipeline.errors import SourceError, first_line
-from pipeline.sources.base import (
-    FileReader,
-    ItemTable,
-    Reader,
-    Skipped,
-    Source,
-    encode_labels,
-    in_threads,
-    key_array,
-    public_names,
-)
+from pipeline.sources.base import MAX_TEXT, FileReader, Source, encode_labels, in_threads, key_array, public_names
 from pipeline.sources.files import relative
 from pipeline.sources.store import IN_PROCESS, open_store
 from pipeline.sources.urls import is_url, public
@@ -33,8 +25,6 @@ if TYPE_CHECKING:
 
 PARQUET_MAGIC = b"PAR1"
 UNSEEN, MISSING = (-1, -1), (-1, -2)
-MAX_TEXT = 256
-"""Columns of longer texts (captions) are left out: a cache's columns are of fixed length."""
 TEXT_COLUMNS = ("key", "path", "label", "split", "group")
 
 
@@ -141,7 +131,7 @@ class TableSource(Source):
             first = os.fsdecode(paths[missing[0]])
             raise SourceError(
                 f"row {missing[0] + 1} of {public(self.location)} names {first}, which does not exist "
-                f"({len(missing)} such rows): mend the paths, or pass --allow-missing to make them failed rows"
+                f"({len(missing)} such rows): correct the paths, or pass --allow-missing to make them failed rows"
             )
         found = np.maximum(found, -1)
         return found[:, 0].copy(), found[:, 1].copy()
@@ -240,7 +230,7 @@ def cell_texts(series: pd.Series[Any]) -> list[str | None]:
 def _text(value: Any) -> str:
     """Write a cell as text; a list of Parquet as a label set, which is a lone bar where it is empty."""
     if isinstance(value, (list, tuple, np.ndarray)):
-        return "|".join(map(str, value)) or "|"
+        return SET_SEPARATOR.join(map(str, value)) or SET_SEPARATOR
     return str(value)
 
 

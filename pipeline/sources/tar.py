@@ -8,9 +8,8 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decode import SNIFF_BYTES
-from pipeline.sources.base import MAX_MEMBER_BYTES, Reader
-from pipeline.sources.members import (
+from pipeline.decoding.image import SNIFF_BYTES
+from pipeline.sources.archive import (
     CUT_OFF,
     MAX_SIDECAR_BYTES,
     NOT_A_FILE,
@@ -18,12 +17,14 @@ from pipeline.sources.members import (
     ArchiveSource,
     Listing,
     is_sidecar,
-    judge,
+    reason_for,
 )
+from pipeline.sources.base import MAX_MEMBER_BYTES
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+    from pipeline.core.items import Reader
     from pipeline.sources.store import File, Store
 
 
@@ -105,7 +106,7 @@ def _add(raw: BinaryIO, member: tarfile.TarInfo, listing: Listing) -> None:
     else:
         raw.seek(member.offset_data)
         if member.size <= MAX_SIDECAR_BYTES and is_sidecar(name):
-            listing.tell(name, raw.read(member.size))
+            listing.add_sidecar(name, raw.read(member.size))
         else:
             head = raw.read(min(SNIFF_BYTES, member.size))
-            listing.add(name, judge(head), offset=member.offset_data, size=member.size)
+            listing.add(name, reason_for(head), offset=member.offset_data, size=member.size)

@@ -9,9 +9,8 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decode import SNIFF_BYTES
-from pipeline.sources.base import MAX_MEMBER_BYTES, Reader, named_like_an_image
-from pipeline.sources.members import (
+from pipeline.decoding.image import SNIFF_BYTES
+from pipeline.sources.archive import (
     ENCRYPTED,
     IMAGE,
     MAX_SIDECAR_BYTES,
@@ -22,11 +21,13 @@ from pipeline.sources.members import (
     ArchiveSource,
     Listing,
     is_sidecar,
-    judge,
+    reason_for,
 )
+from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
 from pipeline.sources.store import LocalStore
 
 if TYPE_CHECKING:
+    from pipeline.core.items import Reader
     from pipeline.sources.store import File, Store
 
 SIGNATURE = b"PK\x03\x04"
@@ -126,7 +127,7 @@ def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, listing: Listing, re
         listing.add(name, TOO_LARGE)
     elif max(member.file_size, member.compress_size) <= MAX_SIDECAR_BYTES and is_sidecar(name):
         try:
-            listing.tell(name, read((0, *numbers.values())))  # type: ignore[arg-type]
+            listing.add_sidecar(name, read((0, *numbers.values())))  # type: ignore[arg-type]
         except OSError:
             listing.add(name, NOT_AN_IMAGE)
     elif looks:
@@ -147,4 +148,4 @@ def _sniff(read: ZipReader, member: zipfile.ZipInfo) -> int:
             head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, SNIFF_BYTES)
     except (OSError, zlib.error):
         return IMAGE  # not known to be something else: its row will say why it cannot be read
-    return judge(head[:SNIFF_BYTES])
+    return reason_for(head[:SNIFF_BYTES])

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.core.files import replacing
 from pipeline.errors import PipelineError, first_line
 
 if TYPE_CHECKING:
@@ -25,20 +25,10 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
     PipelineError
         It cannot be written; the former one is as it was.
     """
-    unfinished = path.with_name(path.name + ".part")
     try:
-        with unfinished.open("wb") as file:
+        with replacing(path) as part, part.open("wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-            file.flush()
-            os.fsync(file.fileno())
-        unfinished.replace(path)
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, RuntimeError) as error:  # torch wraps what the disk says
-        unfinished.unlink(missing_ok=True)
+    except (PipelineError, RuntimeError) as error:  # torch wraps what the disk says
         raise PipelineError(
             f"cannot write the checkpoint {path} ({first_line(error)}): free space and run the same command, which "
             "goes on from the one before"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from pipeline.cache_source import CacheSource
-from pipeline.decode import Status
-from pipeline.embed import open_pool
+from pipeline.core.items import Status
+from pipeline.core.system import processor_count
+from pipeline.embedding.pool import open_pool
 from pipeline.errors import SourceError
-from pipeline.processors import processor_count
+from pipeline.sources.reopen import reopen_source
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from pipeline.cache import Cache
-    from pipeline.decode import DecodePolicy
-    from pipeline.decode_pool import Batch
-    from pipeline.preprocess import Preprocess
+    from pipeline.decoding.image import DecodePolicy
+    from pipeline.decoding.pool import Batch
+    from pipeline.decoding.preprocess import Preprocess
 
 AUGMENTATIONS = ("none", "flip", "standard", "strong")
 
@@ -56,7 +56,7 @@ class CachedImages:
         workers: int = 0,
         device: str = "auto",
     ) -> None:
-        self.source = CacheSource(cache)
+        self.source = reopen_source(cache.source, cache.items)
         self._cache, self._decode, self._preprocess = cache, decode, preprocess
         self._batch_size, self._workers, self._device = batch_size, workers or processor_count(), device
 
@@ -90,17 +90,15 @@ def check_unchanged(cache: Cache, batch: Batch) -> None:
     SourceError
         One is gone, unreadable, or has other content.
     """
-    way_out = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
+    hint = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
     for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):
         same = outcome.status == Status.DONE and outcome.content_hash == cache.content_hash[row].tobytes()
         if same:
             continue
         key = cache.keys_of(np.array([row]))[0]
         if outcome.status != Status.DONE:
-            raise SourceError(
-                f"expected the image {key} of {cache.path}, found it unusable ({outcome.reason}): {way_out}"
-            )
-        raise SourceError(f"the image {key} has other content than when {cache.path} was made: {way_out}")
+            raise SourceError(f"expected the image {key} of {cache.path}, found it unusable ({outcome.reason}): {hint}")
+        raise SourceError(f"the image {key} has other content than when {cache.path} was made: {hint}")
 
 
 def augmentation(name: str, size: tuple[int, int]) -> Callable[[NDArray[np.uint8]], Tensor]:

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.errors import PipelineError, first_line
+from pipeline.backbones.finetuned import weights_of_run
+from pipeline.core.files import replacing
+from pipeline.embedding.from_spec import backbone_of_spec
+from pipeline.errors import PipelineError
+from pipeline.heads import load_head
 
 if TYPE_CHECKING:
     import os
+    from pathlib import Path
+
+    from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
     from pipeline.heads import LoadedHead
@@ -61,61 +67,83 @@ def export_onnx(run_dir: str | os.PathLike[str], output: str | os.PathLike[str])
     PipelineError
         onnx, onnxscript or onnxruntime is missing, the head is not linear, or the file does not give the same.
     """
+    _check_installed()
+    network, facts = _load_classifier(run_dir)
+    shape = tuple(facts["preprocess"]["crop"])
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (_CHECKED, *shape, 3), dtype=np.uint8))
+    with replacing(output) as part:
+        expected = _export(network, images, part)
+        _add_metadata(part, facts)
+        return _check_against_torch(part, images, expected)
+
+
+def _check_installed() -> None:
     try:
-        import onnx
-        import onnxruntime
-        import onnxscript  # noqa: F401  # what torch.onnx exports with
+        import onnx  # noqa: F401  # an extra
+        import onnxruntime  # noqa: F401  # an extra
+        import onnxscript  # noqa: F401  # an extra, which torch.onnx exports with
     except ImportError as error:
         raise PipelineError(
             f"exporting to ONNX needs the package {error.name}: pip install 'embedding-pipeline[finetune]'"
         ) from None
-    from pipeline.backbones.finetuned import weights_of_run
-    from pipeline.embed import backbone_of_spec
-    from pipeline.heads import load_head
 
+
+def _load_classifier(run_dir: str | os.PathLike[str]) -> tuple[_Classifier, dict[str, Any]]:
+    """Return the network with its head, and what the file says about both."""
     head = load_head(run_dir)
     if head.model.kind != "linear" or head.task != "classification":
         raise PipelineError(
             f"expected a linear classifier in {run_dir}, found {head.head} ({head.task}): choose another run"
         )
     backbone = backbone_of_spec(head.spec, weights_of_run(run_dir))
-    network = _Classifier(backbone, head).eval()
-    images = torch.from_numpy(
-        np.random.default_rng(0).integers(0, 256, (_CHECKED, *backbone.preprocess.shape), dtype=np.uint8)
-    )
-    path = Path(output)
-    part = path.with_name(path.name + ".part")
-    try:
-        with warnings.catch_warnings(), torch.inference_mode():
-            warnings.simplefilter("ignore")  # the exporter's own, about its own parts
-            program = torch.onnx.export(
-                network,
-                (images,),
-                input_names=["images"],
-                output_names=["probabilities"],
-                dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
-                dynamo=True,
-                verbose=False,
-            )
-            expected = network(images).numpy()
-        assert program is not None
-        program.save(str(part), external_data=False)
-        model = onnx.load(part)
-        facts = {"class_names": list(head.class_names), "preprocess": backbone.preprocess.to_spec()}
-        onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
-        onnx.save(model, part)
-        session = onnxruntime.InferenceSession(str(part), providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"images": images.numpy()})
-        single = session.run(None, {"images": images.numpy()[:1]})[0]
-        worst = max(float(np.abs(found - expected).max()), float(np.abs(single - expected[:1]).max()))
-        if not worst <= LEAST_AGREEMENT:
-            raise PipelineError(
-                f"expected the ONNX file to give PyTorch's probabilities, found a difference of {worst:.2g}: "
-                "use pipeline predict with the run folder instead"
-            )
-        part.replace(path)
-    except OSError as error:
-        raise PipelineError(f"cannot write {path} ({first_line(error)}): choose another output") from None
-    finally:
-        part.unlink(missing_ok=True)
+    facts = {"class_names": list(head.class_names), "preprocess": backbone.preprocess.to_spec()}
+    return _Classifier(backbone, head).eval(), facts
+
+
+def _export(network: _Classifier, images: Tensor, path: Path) -> NDArray[np.float32]:
+    """Write the network as ONNX; return its probabilities of the images."""
+    with warnings.catch_warnings(), torch.inference_mode():
+        warnings.simplefilter("ignore")  # the exporter's own, about its own parts
+        program = torch.onnx.export(
+            network,
+            (images,),
+            input_names=["images"],
+            output_names=["probabilities"],
+            dynamic_shapes=({0: torch.export.Dim("batch", min=1)},),
+            dynamo=True,
+            verbose=False,
+        )
+        expected: NDArray[np.float32] = network(images).numpy()
+    assert program is not None
+    program.save(str(path), external_data=False)
+    return expected
+
+
+def _add_metadata(path: Path, facts: dict[str, Any]) -> None:
+    import onnx  # an extra
+
+    model = onnx.load(path)
+    onnx.helper.set_model_props(model, {name: json.dumps(value) for name, value in facts.items()})
+    onnx.save(model, path)
+
+
+def _check_against_torch(path: Path, images: Tensor, expected: NDArray[np.float32]) -> float:
+    """Return the largest difference of a probability to PyTorch's, in a batch and alone.
+
+    Raises
+    ------
+    PipelineError
+        It is above `LEAST_AGREEMENT`.
+    """
+    import onnxruntime  # an extra
+
+    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"images": images.numpy()})
+    single = session.run(None, {"images": images.numpy()[:1]})[0]
+    worst = max(float(np.abs(found - expected).max()), float(np.abs(single - expected[:1]).max()))
+    if not worst <= LEAST_AGREEMENT:
+        raise PipelineError(
+            f"expected the ONNX file to give PyTorch's probabilities, found a difference of {worst:.2g}: "
+            "use pipeline predict with the run folder instead"
+        )
     return worst

@@ -8,104 +8,35 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-import threading
 import time
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
+from pipeline.core.callbacks import Callbacks
 from pipeline.errors import EngineError, PipelineError
 from pipeline.training import schedule
 from pipeline.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
 from pipeline.training.depthwise import FastDepthwiseGradients
 from pipeline.training.images import augmentation
 from pipeline.training.network import freeze_statistics
+from pipeline.training.optim import class_weights, moving_average, new_optimizer, new_scheduler, rates_by_depth
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
 
     from pipeline.training.images import CachedImages
     from pipeline.training.network import FineTuningNetwork
+    from pipeline.training.settings import TrainSettings
 
 CHECKPOINT = "checkpoint.pt"
-_LEAST_RATE = 0.01
-"""Where the cosine ends, as a share of the learning rate."""
-_MOMENTUM = 0.9
-
-
-@dataclass(frozen=True, slots=True)
-class TrainSettings:
-    """How to train.
-
-    Attributes
-    ----------
-    schedule : {"lp-ft", "gradual", "head-only"}
-        What learns; see `pipeline.training.schedule.learning`.
-    epochs : int
-    lr : float or "auto"
-        Of the head; ``auto`` makes a range test first.
-    layer_decay : float
-        Learning rate of a block as a share of the one above it.
-    weight_decay : float
-    optimizer : {"adamw", "sgd"}
-    warmup : float
-        Share of the steps in which the rate rises from 0; it then falls along a cosine.
-    batch_size : int
-        Images to a step, over all processes.
-    micro_batch : int
-        Images to a forward pass, accumulated to a step; 0 for the whole step. Halved where memory does not suffice.
-    label_smoothing : float
-    mixup : float
-        α of mixup; 0 for none.
-    augment : str
-        One of `pipeline.training.images.AUGMENTATIONS`.
-    balanced : bool
-        Whether classes weigh the same, whatever their number of rows.
-    clip : float
-        Largest norm of the gradient; 0 for none.
-    ema : float
-        Decay of the moving average of the weights, which is then validated and kept; 0 for none.
-    precision : {"auto", "float32", "bfloat16", "float16"}
-        Of the forward pass; ``auto`` takes bfloat16 where the device computes in it.
-    device : str
-        ``auto``, ``cpu`` or ``cuda``.
-    train_statistics : bool
-        Whether batch normalisation's running statistics move.
-    patience : int
-        Epochs without a better validation loss before the end; 0 never ends early.
-    seed : int
-    checkpoint_s : float
-        Seconds between checkpoints inside an epoch.
-    """
-
-    schedule: Literal["lp-ft", "gradual", "head-only"] = "lp-ft"
-    epochs: int = 5
-    lr: float | Literal["auto"] = 3e-4
-    layer_decay: float = 0.8
-    weight_decay: float = 0.05
-    optimizer: Literal["adamw", "sgd"] = "adamw"
-    warmup: float = 0.1
-    batch_size: int = 32
-    micro_batch: int = 0
-    label_smoothing: float = 0.0
-    mixup: float = 0.0
-    augment: str = "flip"
-    balanced: bool = False
-    clip: float = 1.0
-    ema: float = 0.0
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: str = "auto"
-    train_statistics: bool = False
-    patience: int = 3
-    seed: int = 0
-    checkpoint_s: float = 300.0
 
 
 @dataclass(slots=True)
@@ -162,6 +93,29 @@ class _State:
     losses: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True, slots=True)
+class TrainingData:
+    """What a training learns from.
+
+    Attributes
+    ----------
+    images : CachedImages
+        With batches of `TrainSettings.batch_size` over the number of processes.
+    train, val : (n,) int64
+        Rows of the cache.
+    y : (N,) int64
+        Class by row of the cache.
+    size : (int, int)
+        H and W of the prepared images.
+    """
+
+    images: CachedImages
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    y: NDArray[np.int64]
+    size: tuple[int, int]
+
+
 class Trainer:
     """Trains a network on the images of a cache, resumable at any step.
 
@@ -169,14 +123,7 @@ class Trainer:
     ----------
     network : FineTuningNetwork
         At its start.
-    images : CachedImages
-        With batches of `TrainSettings.batch_size` over the number of processes.
-    train, val : (n,) int64
-        Rows of the cache.
-    y : dict of int to int, or (N,) int64
-        Class by row of the cache.
-    size : (int, int)
-        H and W of the prepared images.
+    data : TrainingData
     settings : TrainSettings
     folder : Path
         Where the checkpoint is; must exist.
@@ -184,50 +131,47 @@ class Trainer:
         Device, precision and processes; see `make_accelerator`.
     begun_from : str
         What identifies the start (cache, rows, head): a checkpoint of another one is not gone on with.
-    stop, say, progress
-        An event that ends training after a checkpoint; takes lines for the user; takes (images done, of how many).
+    callbacks : Callbacks
+        A stop ends training after a checkpoint; progress is in images.
     """
 
     def __init__(
         self,
         network: FineTuningNetwork,
-        images: CachedImages,
-        train: NDArray[np.int64],
-        val: NDArray[np.int64],
-        y: NDArray[np.int64],
-        size: tuple[int, int],
+        data: TrainingData,
         settings: TrainSettings,
         folder: Path,
         accelerator: Any,
         *,
         begun_from: str = "",
-        stop: threading.Event | None = None,
-        say: Callable[[str], None] = lambda text: None,
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        callbacks: Callbacks | None = None,
     ) -> None:
         self._settings = settings
-        self._images, self._train, self._val, self._y = images, train, val, y
-        self._augment = augmentation(settings.augment, size)
+        self._images, self._train, self._val, self._y = data.images, data.train, data.val, data.y
+        self._augment = augmentation(settings.augment, data.size)
         self._checkpoint = folder / CHECKPOINT
         self._accelerator, self._begun_from = accelerator, begun_from
-        self._stop, self._say, self._progress = stop or threading.Event(), say, progress
+        callbacks = callbacks or Callbacks()
+        self._stop, self._say, self._progress = callbacks.stop, callbacks.say, callbacks.progress
         self._world, self._rank = int(accelerator.num_processes), int(accelerator.process_index)
         if settings.batch_size % self._world:
             raise PipelineError(
                 f"expected a batch that divides by the {self._world} processes, found {settings.batch_size}: give "
                 "another --batch-size"
             )
-        self._steps = max(1, self._usable(len(train)) // settings.batch_size)
-        if self._steps * settings.batch_size < self._usable(len(train)):
+        self._steps = max(1, self._usable(len(data.train)) // settings.batch_size)
+        if self._steps * settings.batch_size < self._usable(len(data.train)):
             self._steps += 1
         torch.manual_seed(settings.seed + self._rank)
         if not settings.train_statistics:
             freeze_statistics(network)
         network.to(device=accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
-        self._ema = self._average()
-        self._model, self._optimizer = accelerator.prepare(network, self._new_optimizer())
-        self._weight = self._class_weights().to(accelerator.device)
+        self._ema = moving_average(network, settings)
+        self._model, self._optimizer = accelerator.prepare(network, new_optimizer(network, settings))
+        self._weight = class_weights(data.y[data.train], network.head.out_features, balanced=settings.balanced).to(
+            accelerator.device
+        )
         self._state = _State(micro_batch=settings.micro_batch or settings.batch_size)
         self._best: dict[str, Tensor] = {}
         self._gradient_mode = FastDepthwiseGradients()
@@ -251,7 +195,7 @@ class Trainer:
             if self._any(self._stop.is_set()):  # before anything worth keeping
                 return self._result()
             state.history.append({"epoch": 0, **self._validate()})
-        scheduler = self._new_scheduler()
+        scheduler = new_scheduler(self._optimizer, settings, lr=state.lr, steps=settings.epochs * self._steps)
         while state.epoch < settings.epochs and not self._any(self._stop.is_set()) and not self._is_over():
             self._open_layers(state.epoch)
             self._model.train()
@@ -272,7 +216,7 @@ class Trainer:
             rates=state.rates,
             losses=state.losses,
             lr=state.lr,
-            rates_by_depth=self._rates_by_depth(),
+            rates_by_depth=rates_by_depth(self._network, self._optimizer, state.lr),
             stopped=state.epoch < self._settings.epochs and not self._is_over(),
             micro_batch=state.micro_batch,
         )
@@ -295,6 +239,7 @@ class Trainer:
             state.seconds += time.perf_counter() - started
             self._progress(
                 (state.epoch * self._steps + state.step) * self._settings.batch_size,
+                0,
                 self._settings.epochs * self._steps * self._settings.batch_size,
             )
             if self._any(self._stop.is_set()):
@@ -462,54 +407,6 @@ class Trainer:
         for parameter in self._network.parameters():
             parameter.requires_grad_(id(parameter) in learning)
 
-    def _average(self) -> Any:
-        if not self._settings.ema:
-            return None
-        from timm.utils import ModelEmaV3  # type: ignore[attr-defined]
-
-        return ModelEmaV3(self._network, decay=self._settings.ema, use_warmup=True)
-
-    def _new_optimizer(self) -> Any:
-        from timm.optim import create_optimizer_v2  # type: ignore[attr-defined]
-
-        return create_optimizer_v2(
-            self._network,
-            opt=self._settings.optimizer,
-            lr=1.0,  # the schedule sets it, times each block's share
-            weight_decay=self._settings.weight_decay,
-            momentum=_MOMENTUM,
-            layer_decay=self._settings.layer_decay,
-        )
-
-    def _new_scheduler(self) -> Any:
-        from timm.scheduler import CosineLRScheduler  # type: ignore[attr-defined]
-
-        for group in self._optimizer.param_groups:
-            group["initial_lr"] = self._state.lr
-        steps = self._settings.epochs * self._steps
-        warmup = round(self._settings.warmup * steps)
-        return CosineLRScheduler(
-            self._optimizer,  # type: ignore[arg-type, unused-ignore]
-            t_initial=max(1, steps - warmup),
-            lr_min=_LEAST_RATE * self._state.lr,
-            warmup_t=warmup,
-            warmup_lr_init=self._state.lr / max(1, warmup),
-            warmup_prefix=True,
-            t_in_epochs=False,
-        )
-
-    def _rates_by_depth(self) -> list[tuple[int, float]]:
-        scale = {id(p): group.get("lr_scale", 1.0) for group in self._optimizer.param_groups for p in group["params"]}
-        depth = self._network.group_matcher()
-        found = {depth(name): scale[id(parameter)] for name, parameter in self._network.named_parameters()}
-        return [(level, self._state.lr * found[level]) for level in sorted(found)]
-
-    def _class_weights(self) -> Tensor:
-        counts = np.bincount(self._y[self._train], minlength=self._network.head.out_features)
-        if not self._settings.balanced:
-            return torch.ones(len(counts))
-        return torch.from_numpy(len(self._train) / (len(counts) * counts)).float()
-
     def _find_rate(self) -> float:
         """Raise the learning rate step by step on a copy of the start, and take it from the losses."""
         state, network = self._state, self._network
@@ -605,35 +502,3 @@ class Trainer:
 def _out_of_memory(error: Exception) -> bool:
     """Tell a lack of memory from other errors; on a CPU PyTorch raises a plain RuntimeError for it."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)
-
-
-def make_accelerator(settings: TrainSettings) -> Any:
-    """Return accelerate's view of this machine: one process, or those that torchrun or ``accelerate launch`` started.
-
-    Raises
-    ------
-    EngineError
-        accelerate is not installed, or there is no such device.
-    """
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-        from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError:
-        raise EngineError(
-            "fine-tuning needs the package accelerate: pip install 'embedding-pipeline[finetune]'"
-        ) from None
-    if settings.device not in ("auto", "cpu", "cuda"):
-        raise EngineError(f"expected --device auto, cpu or cuda for training, found {settings.device!r}: mend it")
-    if settings.device == "cuda" and not torch.cuda.is_available():
-        raise EngineError("expected a CUDA device, found none: use --device cpu")
-    cpu = settings.device == "cpu" or not torch.cuda.is_available()
-    precision = settings.precision
-    if precision == "auto":
-        able = torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_bf16_supported()
-        precision = "bfloat16" if able else "float32"
-    names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # of a training before, in this process
-    # Unfreezing from the top leaves parameters without a gradient in the first epochs.
-    gradual = DistributedDataParallelKwargs(find_unused_parameters=settings.schedule != "lp-ft")
-    return Accelerator(cpu=cpu, mixed_precision=names[precision], kwargs_handlers=[gradual])

@@ -1,125 +1,114 @@
 from __future__ import annotations
 
-import hashlib
-from typing import TYPE_CHECKING, Any
+import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from PIL import Image
 
 from pipeline.analysis import duplicates
-from pipeline.analysis.duplicates import duplicate_groups, exact_pairs, groups_of, near_pairs
-from pipeline.errors import PipelineError
+from pipeline.analysis.duplicates import find_duplicates
+from pipeline.analysis.pixels import MOST_DIFFERENCE, pixel_similarity, small_copies
+from tests.analysis.archive import Archive, archive, png
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
+    from collections.abc import Callable
 
 
-def by_hand(X: NDArray[Any], threshold: float) -> set[tuple[int, int]]:
-    """Every pair, in float64; with those that rounding may put on either side as a set of their own."""
-    norm = np.linalg.norm(X.astype(np.float64), axis=1, keepdims=True)
-    unit = X / np.where(norm > 0, norm, 1)
-    i, j = np.nonzero(np.triu(unit @ unit.T >= threshold, 1))
-    return set(zip(i.tolist(), j.tolist(), strict=True))
+def grey(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data)).convert("RGB")
 
 
-@settings(max_examples=60, deadline=None)
-@given(
-    seed=st.integers(0, 10**6),
-    n=st.integers(2, 80),
-    width=st.integers(1, 40),
-    reduced=st.integers(1, 40),
-    block=st.integers(1, 30),
-    dense=st.sampled_from([0.0, 0.2, 1.0]),
-    threshold=st.sampled_from([0.2, 0.8, 0.95, 1.0]),
-    shift=st.floats(0, 5),
-    half=st.booleans(),
-)
-def test_the_pairs_are_those_of_the_whole_product(
-    seed: int, n: int, width: int, reduced: int, block: int, dense: float, threshold: float, shift: float, half: bool
-) -> None:
-    rng = np.random.default_rng(seed)
-    X: NDArray[np.floating[Any]] = rng.normal(size=(n, width)) + shift
-    X = X.astype(np.float16 if half else np.float32)
-    twins = rng.integers(0, n, n // 3)
-    X[rng.permutation(n)[: len(twins)]] = X[twins]
-    X[rng.integers(0, n)] = 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(duplicates, "_REDUCED", reduced)
-        patch.setattr(duplicates, "_BLOCK_ROWS", block)
-        patch.setattr(duplicates, "_DENSE_SHARE", dense)
-        i, j, cosine = near_pairs(X, threshold)
-    found = set(zip(i.tolist(), j.tolist(), strict=True))
-    assert len(found) == len(i)
-    assert by_hand(X, threshold + 1e-5) <= found <= by_hand(X, threshold - 1e-5)
-    assert (np.diff(i) >= 0).all()
-    assert (cosine >= threshold - 1e-5).all()
-    assert (cosine <= 1).all()
+CHANGES: dict[str, Callable[[Image.Image], bytes]] = {
+    "resized": lambda image: png(image.resize((image.width * 3 // 4, image.height * 3 // 4), Image.Resampling.BICUBIC)),
+    "recompressed": lambda image: png(image, format="JPEG", quality=75),
+    "cropped": lambda image: png(image.crop((0, 0, round(image.width * 0.95), round(image.height * 0.95)))),
+    "cropped on the other side": lambda image: png(
+        image.crop((round(image.width * 0.05), round(image.height * 0.03), image.width, round(image.height * 0.98)))
+    ),
+}
 
 
-def test_what_is_not_finite_is_named() -> None:
-    X = np.ones((20, 4), np.float32)
-    X[13, 2] = np.nan
-    with pytest.raises(PipelineError, match="row 13 of the cache holds values that are not finite"):
-        near_pairs(X, 0.9)
+@pytest.fixture(scope="module")
+def photographs_cut(crops: list[Image.Image]) -> list[Image.Image]:
+    # A piece of blue sky shows nothing that could be told from another piece.
+    return [crop for crop in crops if min(crop.size) > 90 and np.asarray(crop.convert("L")).std() > 20][:12]
 
 
-def test_only_the_rows_asked_for_are_looked_at() -> None:
-    X = np.repeat(np.eye(4, dtype=np.float32), 3, axis=0)
-    X[5] = np.nan
-    i, j, _ = near_pairs(X, 0.99, rows=[0, 2, 4, 6, 7, 8])
-    assert list(zip(i.tolist(), j.tolist(), strict=True)) == [(0, 2), (6, 7), (6, 8), (7, 8)]
+def planted(cuts: list[Image.Image]) -> tuple[Archive, list[tuple[int, int]]]:
+    """Return photographs, each followed by its copies; the embeddings are of no help."""
+    images: list[bytes] = []
+    pairs: list[tuple[int, int]] = []
+    for cut in cuts:
+        first = len(images)
+        images.append(png(cut))
+        for change in CHANGES.values():
+            pairs.append((first, len(images)))
+            images.append(change(cut))
+    cache = archive(len(images), images=False)
+    cache.images = dict(enumerate(images))
+    return cache, pairs
 
 
-@settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(0, 19), st.integers(0, 19)), max_size=30))
-def test_groups_are_what_chains_reach(pairs: list[tuple[int, int]]) -> None:
-    group = list(range(20))
-    for _ in range(20):
-        for i, j in pairs:
-            group[i] = group[j] = min(group[i], group[j])
-    table = np.asarray(pairs, dtype=np.int64).reshape(-1, 2)
-    assert groups_of(20, table[:, 0], table[:, 1]).tolist() == group
+def test_copies_are_found_and_nothing_else(photographs_cut: list[Image.Image]) -> None:
+    cache, pairs = planted(photographs_cut)
+    found = find_duplicates(cache)
+    group = dict(zip(found.rows.tolist(), found.table["group"].tolist(), strict=True))
+    hits = [first in group and group[first] == group.get(copy) for first, copy in pairs]
+    assert np.mean(hits) >= 0.95
+    per = len(CHANGES) + 1
+    joined = [(a, b) for a in group for b in group if a < b and group[a] == group[b]]
+    assert all(a // per == b // per for a, b in joined)
+    assert found.by_pixels
+    assert set(found.table["how"]) == {"near"}
 
 
-def hashes(contents: list[str]) -> NDArray[np.uint8]:
-    digests = b"".join(hashlib.blake2b(c.encode(), digest_size=16).digest() for c in contents)
-    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+def test_light_and_dark_things_of_one_shape_are_two(photographs_cut: list[Image.Image]) -> None:
+    image = photographs_cut[0]
+    cache = archive(2, n_classes=2, images=False)
+    cache.images = {0: png(image), 1: png(image.point([int(v * 0.8) for v in range(256)] * 3))}
+    copies, there = small_copies(cache, np.arange(2))
+    assert there.all()
+    assert np.abs(copies[0].astype(float) - copies[1]).mean() > MOST_DIFFERENCE
+    assert pixel_similarity(copies, np.array([0]), np.array([1]), 0.9)[0] == 0
 
 
-def test_rows_that_were_never_read_are_nobodys_twin() -> None:
-    content = hashes(["a", "b", "a", "c"]).copy()
-    content[[1, 3]] = 0
-    i, j = exact_pairs(content)
-    assert (i.tolist(), j.tolist()) == ([0], [2])
+def test_flat_pictures_are_nobodys_twin() -> None:
+    copies = np.stack([np.full((32, 32), level, np.uint8) for level in (0, 255, 255)])
+    i, j = np.triu_indices(3, 1)
+    assert pixel_similarity(copies, i, j, 0.5).tolist() == [0, 0, 0]
 
 
-def test_groups_join_equal_bytes_and_near_embeddings() -> None:
+def test_candidates_of_a_large_cache_come_from_whitened_embeddings(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
-    X = rng.normal(size=(300, 32)).astype(np.float32)
-    X[100] = X[7] + 0.01 * rng.normal(size=32)
-    X[200] = X[250]
-    # Row 250 has the bytes of row 9, though not its embedding: the two chains meet.
-    group = duplicate_groups(X, hashes([str(9 if n == 250 else n) for n in range(300)]), 0.98)
-    assert group[100] == group[7] == 7
-    assert group[250] == group[9] == 9
-    assert len(np.unique(group)) == 298
-    some = np.arange(0, 300, 10)
-    assert duplicate_groups(X, hashes([str(n) for n in range(300)]), 0.98, rows=some).tolist() == [
-        200 if n == 250 else n for n in some
-    ]
+    X = (rng.normal(size=(300, 40)) * np.linspace(5, 0.5, 40) + 30).astype(np.float32)
+    X[7] = X[200] + 0.01 * rng.normal(size=40)
+    monkeypatch.setattr(duplicates, "_ALL_PAIRS_ROWS", 10)
+    monkeypatch.setattr(duplicates, "_BLOCK", 64)
+    i, j = duplicates._candidates(X, np.arange(300))
+    centred = X - X.mean(0)
+    vectors = np.linalg.svd(centred, full_matrices=False)[2]
+    white = centred @ vectors.T
+    white /= white.std(0)
+    white /= np.linalg.norm(white, axis=1, keepdims=True)
+    expected = np.argwhere(np.triu(white @ white.T >= duplicates._CANDIDATE_COSINE, 1))
+    found = sorted(zip(i.tolist(), j.tolist(), strict=True))
+    assert (7, 200) in found
+    borderline = np.abs(np.array([white[a] @ white[b] for a, b in found]) - duplicates._CANDIDATE_COSINE) < 1e-3
+    assert {tuple(pair) for pair in expected.tolist()} ^ set(found) <= {
+        pair for pair, near in zip(found, borderline, strict=True) if near
+    }
 
 
-def test_a_thousand_blank_images_do_not_keep_every_pair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(duplicates, "_BLOCK_ROWS", 64)
-    seen: list[int] = []
-
-    def counted(n: int, i: NDArray[np.int64], j: NDArray[np.int64]) -> NDArray[np.int64]:
-        seen.append(len(i))
-        return groups_of(n, i, j)
-
-    monkeypatch.setattr(duplicates, "groups_of", counted)
-    X = np.ones((1000, 8), np.float32) + np.random.default_rng(0).normal(scale=1e-3, size=(1000, 8)).astype(np.float32)
-    assert (duplicate_groups(X, hashes([str(n) for n in range(1000)])) == 0).all()
-    assert max(seen) < 10_000
+def test_without_images_embeddings_judge_and_bytes_are_certain() -> None:
+    cache = archive(40, images=False)
+    cache.embeddings[5] = cache.embeddings[9] * 2
+    cache.content_hash[21] = cache.content_hash[2]
+    said: list[str] = []
+    found = find_duplicates(cache, threshold=0.9999, say=said.append)
+    assert [set(lines["key"]) for _, lines in found.table.groupby("group")] == [{"2.png", "21.png"}, {"5.png", "9.png"}]
+    assert found.table["how"].tolist() == ["exact", "exact", "near", "near"]
+    assert (found.exact, found.near, found.by_pixels) == (1, 1, False)
+    assert "look-alikes" in said[0]
+    assert len(find_duplicates(archive(40, images=False), threshold=1.0).table) == 0

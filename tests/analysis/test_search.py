@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline.analysis.rows import write_table
 from pipeline.analysis.search import search
 from pipeline.errors import AnalysisError, PipelineError
+from pipeline.selection.frames import write_table
 from tests.analysis.archive import archive
 
 if TYPE_CHECKING:

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.cache import CacheWriter, Items, fingerprint, open_cache
-from pipeline.cache.format import canonical_json
-from pipeline.cache.publish import lay_out
+from pipeline.cache import CacheWriter, open_cache
+from pipeline.cache.replace import lay_out
+from pipeline.core.items import ItemTable
+from pipeline.core.spec import canonical_json, fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -20,11 +21,11 @@ if TYPE_CHECKING:
 SOURCE = {"kind": "folder", "location": "images", "root": "/nowhere/images"}
 
 
-def make_items(names: list[str] | int, *, labels: list[str] | None = None, mtime: int = 1) -> Items:
+def make_items(names: list[str] | int, *, labels: list[str] | None = None, mtime: int = 1) -> ItemTable:
     if isinstance(names, int):
         names = [f"class{i % 3}/{i:06d}.png" for i in range(names)]
     classes = tuple(sorted(set(labels))) if labels else ()
-    return Items(
+    return ItemTable(
         keys=np.array([name.encode() for name in names], dtype=np.bytes_),
         labels=np.array([classes.index(label) for label in labels] if labels else [-1] * len(names), dtype=np.int32),
         label_names=classes,
@@ -55,7 +56,7 @@ def attributes_of(spec: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def make_cache(path: Path, items: Items | int, spec: dict[str, Any] | None = None) -> Path:
+def make_cache(path: Path, items: ItemTable | int, spec: dict[str, Any] | None = None) -> Path:
     """Lay out a cache of rows to do."""
     spec = spec or make_spec()
     lay_out(
@@ -118,7 +119,7 @@ def fill(path: Path, *, batch: int = 4, commit_every: int = 2) -> None:
         writer.close()
 
 
-def make_full(path: Path, items: Items | int, spec: dict[str, Any] | None = None) -> Path:
+def make_full(path: Path, items: ItemTable | int, spec: dict[str, Any] | None = None) -> Path:
     make_cache(path, items, spec)
     fill(path, batch=512)
     return path

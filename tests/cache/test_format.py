@@ -15,10 +15,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache import Items, open_cache
 from pipeline.cache import format as fmt
+from pipeline.cache import open_cache
 from pipeline.cache.update import same_items
 from pipeline.cache.verify import verify
+from pipeline.core.items import ItemTable
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 
@@ -48,13 +49,13 @@ def column(length: int) -> st.SearchStrategy[Any]:
 
 
 @st.composite
-def item_lists(draw: st.DrawFn) -> Items:
+def item_lists(draw: st.DrawFn) -> ItemTable:
     keys = draw(st.lists(KEYS, min_size=1, max_size=6, unique=True))
     names = tuple(sorted(draw(st.sets(LABELS, max_size=3))))
     count = len(keys)
     labels = draw(st.lists(st.integers(-1, len(names) - 1), min_size=count, max_size=count))
     numbers = st.lists(st.integers(-1, 2**62), min_size=count, max_size=count)
-    return Items(
+    return ItemTable(
         keys=np.array(keys, dtype=np.bytes_),
         labels=np.array(labels, dtype=np.int32),
         label_names=names,
@@ -66,7 +67,9 @@ def item_lists(draw: st.DrawFn) -> Items:
 
 @settings(max_examples=100, deadline=None)
 @given(items=item_lists(), dtype=st.sampled_from(["float32", "float16"]))
-def test_items_come_back_as_they_went_in(items: Items, dtype: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_items_come_back_as_they_went_in(
+    items: ItemTable, dtype: str, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     path = tmp_path_factory.mktemp("format") / "c.h5"
     synthetic.make_cache(path, items, synthetic.make_spec(dtype=dtype))
     cache = open_cache(path)

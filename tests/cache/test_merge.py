@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline.cache import CacheWriter, Items, open_cache
+from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.merge import merge
 from pipeline.cache.verify import verify
+from pipeline.core.items import ItemTable
 from pipeline.errors import CacheError, FingerprintError
 from tests.cache import synthetic
 
@@ -22,7 +23,7 @@ def part(path: Path, names: list[str], labels: list[str] | None = None, **column
     items = synthetic.make_items(names, labels=labels)
     data = {name: np.array(values) for name, values in columns.items()}
     return synthetic.make_full(
-        path, Items(items.keys, items.labels, items.label_names, items.sizes, items.mtimes_ns, data)
+        path, ItemTable(items.keys, items.labels, items.label_names, items.sizes, items.mtimes_ns, data)
     )
 
 

@@ -51,7 +51,7 @@ def test_readers_during_writing(tmp_path: Path) -> None:
 
 def test_a_cache_stays_open_over_an_update(tmp_path: Path) -> None:
     """Whoever has the old file open goes on with the old file."""
-    from pipeline.cache.publish import publish
+    from pipeline.cache.replace import publish
 
     path = synthetic.make_full(tmp_path / "c.h5", 20)
     reading = open_cache(path)

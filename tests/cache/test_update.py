@@ -10,11 +10,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache import CacheWriter, Items, open_cache
-from pipeline.cache.publish import publish, unfinished_path
-from pipeline.cache.update import match, open_successor, plan_update
+from pipeline.cache import CacheWriter, open_cache
+from pipeline.cache.replace import publish, unfinished_path
+from pipeline.cache.update import match, open_update, plan_update
 from pipeline.cache.verify import verify
-from pipeline.content import HASH_BYTES
+from pipeline.core.items import HASH_BYTES, ItemTable
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 from tests.cache.disk import Disk
@@ -31,8 +31,8 @@ KEYS = st.text("ab/é\n", min_size=1, max_size=3)
 ARCHIVES = st.dictionaries(KEYS, st.tuples(st.sampled_from(["x", "y", "zz", "ww", ""]), st.integers(1, 2)), min_size=1)
 
 
-def items_of(archive: Archive) -> Items:
-    return Items(
+def items_of(archive: Archive) -> ItemTable:
+    return ItemTable(
         keys=np.array([key.encode() for key in archive], dtype=np.bytes_),
         labels=np.full(len(archive), -1, dtype=np.int32),
         label_names=(),
@@ -133,11 +133,11 @@ def test_match_finds_equal_keys(old: set[bytes], new: list[bytes]) -> None:
 # ---- with files ----
 
 
-def successor(path: Path, items: Items, **options: Any) -> tuple[Path, Any, int]:
+def successor(path: Path, items: ItemTable, **options: Any) -> tuple[Path, Any, int]:
     """Open the successor; images have their right content, whatever it was before."""
     keys = [bytes(key) for key in items.keys]
     attributes = synthetic.attributes_of(open_cache(path).spec) | options.pop("attributes", {})
-    return open_successor(
+    return open_update(
         path,
         items,
         lambda rows: synthetic.right_hashes([keys[row] for row in rows]),

@@ -12,9 +12,8 @@ import pytest
 
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache import format as fmt
-from pipeline.cache.probe import probe
+from pipeline.cache.sandbox import probe
 from pipeline.cache.verify import verify
-from pipeline.decode import Status
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 
@@ -46,7 +45,7 @@ def place(path: Path, name: str, row: int) -> int:
 
 
 def test_a_whole_cache_is_sound_and_complete(path: Path) -> None:
-    found = verify(path, legal_status=frozenset(map(int, Status)))
+    found = verify(path)
     assert (found.rows, found.done, found.failed, found.to_do, found.uncommitted) == (50, 50, 0, 0, 0)
     assert found.complete
 
@@ -143,7 +142,7 @@ def test_a_status_that_does_not_exist_is_found(tmp_path: Path) -> None:
     writer.fail(2, 77)
     writer.close()
     with pytest.raises(CacheError, match="its status is none there is"):
-        verify(path, legal_status=frozenset(map(int, Status)))
+        verify(path)
 
 
 def test_much_damage_is_counted_not_listed(path: Path) -> None:
@@ -269,7 +268,7 @@ def test_a_file_that_is_too_much_for_hdf5_costs_a_child(
     code = f"import os, time\nfrom pipeline.cache import format\nformat.read_extents = lambda path: {bad}\n"
     (tmp_path / "misbehave.py").write_text(code)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    from pipeline.cache import probe as module
+    from pipeline.cache import sandbox as module
 
     monkeypatch.setattr(module, "CHILD", "import misbehave; " + module.CHILD)
     with pytest.raises(CacheError, match=said):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from pipeline.backbones import Backbone, load_backbone
+from pipeline.core.system import cache_folder
 from pipeline.engines import Engine, open_engine
-from pipeline.engines.openvino import cache_folder, supported_precisions
+from pipeline.engines.openvino import supported_precisions
 from pipeline.engines.selfcheck import check, least_cosine, reference
 from pipeline.engines.torch import TorchEngine
 from pipeline.errors import EngineError

@@ -14,11 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.backbones import Backbone, load_backbone
+from pipeline.core.devices import device_precisions, pick_devices
 from pipeline.engines import open_engine, precisions
-from pipeline.engines.multi import MultiEngine
-from pipeline.engines.replay import WARM_UP_PASSES, recorded
+from pipeline.engines.cuda_graph import WARM_UP_PASSES, capture_graph
+from pipeline.engines.multi_device import MultiEngine
 from pipeline.engines.selfcheck import least_cosine
-from pipeline.engines.torch import TorchEngine, _parts, default_batch, device_precisions, pick_devices
+from pipeline.engines.torch import TorchEngine, _parts, default_batch
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ def test_a_recording_is_made_once_after_warming_up(recorder: list[str], monkeypa
         return (batch.float().mean((1, 2)),)
 
     first, second = (torch.full((2, 4, 4, 3), value, dtype=torch.uint8) for value in (1, 2))
-    replay = recorded(network, first, Idle())  # type: ignore[arg-type]
+    replay = capture_graph(network, first, Idle())  # type: ignore[arg-type]
     assert recorder == ["thread_local"]
     assert len(seen) == WARM_UP_PASSES + 1
     assert seen[-1] is not first  # the recording has inputs of its own, into which every batch is copied
@@ -210,10 +211,10 @@ def test_what_cannot_be_recorded_runs_as_it_is(recorder: list[str]) -> None:
         return (batch,)
 
     error: Exception = RuntimeError("operation not permitted when stream is capturing")
-    assert recorded(network, torch.zeros(1, 2, 2, 3), Idle()) is network  # type: ignore[arg-type]
+    assert capture_graph(network, torch.zeros(1, 2, 2, 3), Idle()) is network  # type: ignore[arg-type]
     calls, error = 0, torch.OutOfMemoryError("out of memory")
     with pytest.raises(torch.OutOfMemoryError):
-        recorded(network, torch.zeros(1, 2, 2, 3), Idle())  # type: ignore[arg-type]
+        capture_graph(network, torch.zeros(1, 2, 2, 3), Idle())  # type: ignore[arg-type]
 
 
 def test_an_error_of_the_device_is_one_line(backbone: Backbone, images: NDArray[np.uint8]) -> None:

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.cache import CacheWriter, open_cache
-from pipeline.cache.publish import publish
-from pipeline.cache.update import open_successor
+from pipeline.cache.replace import publish
+from pipeline.cache.update import open_update
 from pipeline.errors import PipelineError
 from tests.cache import synthetic
 from tests.cache.broken import RowsSwapped, StatusFirst
@@ -43,7 +43,7 @@ def fill(path: Path, writer: str = "") -> None:
 def update(path: Path) -> None:
     """Bring a full cache of `OLD` to `NEW`, or go on with that."""
     keys = [bytes(key) for key in NEW.keys]
-    target, _, _ = open_successor(
+    target, _, _ = open_update(
         path,
         NEW,
         lambda rows: synthetic.right_hashes([keys[row] for row in rows]),

@@ -12,7 +12,7 @@ import pytest
 
 from pipeline.cache import format as fmt
 from pipeline.cache import verify as module
-from pipeline.cache.probe import probe
+from pipeline.cache.sandbox import probe
 from pipeline.cache.verify import Findings, verify
 from pipeline.errors import CacheError
 from tests.cache import synthetic

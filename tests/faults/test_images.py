@@ -18,11 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.content import content_hash
-from pipeline.decode import DecodePolicy, Status
-from pipeline.decode_pool import DecodePool, Limits
-from pipeline.decode_worker import prepare
-from pipeline.preprocess import Preprocess
+from pipeline.core.items import Status, content_hash
+from pipeline.decoding.image import DecodePolicy
+from pipeline.decoding.pool import DecodePool, Limits
+from pipeline.decoding.preprocess import Preprocess
+from pipeline.decoding.worker import prepare
 from pipeline.sources.base import FileReader
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.cache import open_cache
-from pipeline.cache.publish import unfinished_path
+from pipeline.cache.replace import unfinished_path
 from pipeline.errors import CacheError
 from tests.cache import synthetic
 from tests.faults import scenario

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.errors import CacheError, near_names
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -46,6 +48,24 @@ class StandIn:
     def keys_of(self, rows: NDArray[np.int64]) -> NDArray[np.str_]:
         """Return the keys of some rows."""
         return np.asarray(self.keys[rows])
+
+    def layer(self, name: str) -> NDArray[Any]:
+        """Return a layer, or refuse its name."""
+        layers = {"penultimate": self.embeddings, **self.layers}
+        if name not in layers:
+            raise CacheError(f"{self.path} has no layer {name!r}: {near_names(name, layers)}")
+        return layers[name]
+
+    def part_of(self, row: int) -> tuple[StandIn, int]:
+        """Return itself."""
+        return self, row
+
+    def image_reader(self, row: int) -> bytes:
+        """Return the bytes of an image."""
+        data = self.image_bytes(row)
+        if data is None:
+            raise FileNotFoundError(row)
+        return data
 
     def image_bytes(self, row: int) -> bytes | None:
         """Return nothing: there are no images."""

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.cache.several import ConcatenatedRows
+from pipeline.cache.concat import ConcatenatedRows
 from pipeline.errors import HeadError
 from pipeline.heads import streaming
 from pipeline.heads.streaming import StreamedRows

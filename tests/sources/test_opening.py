@@ -15,11 +15,12 @@ import pandas as pd
 import pytest
 
 from pipeline import open_cache
-from pipeline.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import hdf5, open_source, parquet, public, store
 from pipeline.sources.opening import expand_braces
+from pipeline.sources.reopen import image_bytes
 from scripts.source_variants import make_encoded_hdf5, make_folder, make_parquet, make_tars, make_zip
 from scripts.trivial_network import trivial_network
 from tests.faulty_reader import picture
@@ -46,7 +47,7 @@ def test_braces_in_the_order_they_are_written(tmp_path: Path) -> None:
     assert [source[i].key.partition("/")[0] for i in range(4)] == ["shard-2.tar"] * 2 + ["shard-0.tar"] * 2
     with pytest.raises(SourceError, match=r"cannot read .*shard-3.tar: No such file"):
         open_source(str(tmp_path / "shard-{0..3}.tar"))
-    with pytest.raises(SourceError, match="mend the braces"):
+    with pytest.raises(SourceError, match="correct the braces"):
         expand_braces("{0..99999}{0..99999}")
 
 
@@ -352,7 +353,7 @@ def test_a_signed_url_is_read_and_its_signature_is_kept_nowhere(
     with pytest.raises(SourceError) as caught:
         open_source(f"{server}?Signature=wr0ng")
     assert "wr0ng" not in str(caught.value)
-    assert open_cache(tmp_path / "c.h5").image_bytes(0) is None  # 403 without its signature
+    assert image_bytes(open_cache(tmp_path / "c.h5"), 0) is None  # 403 without its signature
     kept = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(kept) >= 3
     assert not any(b"s3cr3t" in data for data in kept)

@@ -11,11 +11,11 @@ import pytest
 
 from pipeline import open_cache
 from pipeline.cache.verify import verify
-from pipeline.content import hash_images_of
-from pipeline.decode import Status
-from pipeline.embed import RunSettings
+from pipeline.core.items import Status
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
+from pipeline.sources.reopen import image_bytes, reopen_source
 from scripts.source_variants import copy_to, label_of, make_files, make_pixel_hdf5, s3_server
 from scripts.trivial_network import trivial_network
 
@@ -93,8 +93,10 @@ def test_caches_are_equal_row_by_row(kind: str, places: dict[str, str], right: P
     assert np.array_equal(ours.labels, theirs.labels)
     assert ours.label_names == theirs.label_names
     assert theirs.embeddings.std() > 1
-    assert [ours.image_bytes(row) for row in (0, 33)] == [theirs.image_bytes(row) for row in (0, 33)]
-    assert verify(tmp_path / "c.h5", hash_images=hash_images_of).complete
+    assert [image_bytes(ours, row) for row in (0, 33)] == [image_bytes(theirs, row) for row in (0, 33)]
+    assert verify(
+        tmp_path / "c.h5", hash_images=lambda cache: reopen_source(cache.source, cache.items).content_hashes()
+    ).complete
 
 
 def test_pixels_of_hdf5_give_the_same_rows(images: dict[str, bytes], right: Path, tmp_path: Path) -> None:
@@ -103,8 +105,10 @@ def test_pixels_of_hdf5_give_the_same_rows(images: dict[str, bytes], right: Path
         extract(str(tmp_path / "pixels.h5"), tmp_path / "c.h5", SETTINGS)
     cache = open_cache(tmp_path / "c.h5")
     assert np.array_equal(cache.embeddings, open_cache(right).embeddings)
-    assert cache.image_bytes(0) is not None
-    assert verify(tmp_path / "c.h5", hash_images=hash_images_of).complete
+    assert image_bytes(cache, 0) is not None
+    assert verify(
+        tmp_path / "c.h5", hash_images=lambda cache: reopen_source(cache.source, cache.items).content_hashes()
+    ).complete
 
 
 @pytest.mark.parametrize("kind", [*LOCAL, *(f"s3 {kind}" for kind in REMOTE)])
@@ -149,7 +153,7 @@ def test_an_image_lost_from_memory_fails_in_its_row(places: dict[str, str], tmp_
 
 
 def test_indexes_are_kept_for_archives(places: dict[str, str]) -> None:
-    from pipeline.sources.index import index_folder
+    from pipeline.sources.archive_index import index_folder
 
     open_source(places["tar shards"])
     assert len(list(index_folder().iterdir())) >= 4

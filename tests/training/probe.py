@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pipeline.cache import open_cache
-from pipeline.embed import RunSettings
+from pipeline.embedding.settings import RunSettings
 from pipeline.extract import ExtractSettings, extract
 from pipeline.fit_head import FitSettings, fit_head
 

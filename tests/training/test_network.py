@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from pipeline.backbones import load_backbone
-from pipeline.embed import backbone_of_spec, decode_of_spec
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.errors import HeadError
 from pipeline.heads import LoadedHead, load_head
 from pipeline.heads.model import HeadModel

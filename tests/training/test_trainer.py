@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.embed import backbone_of_spec, decode_of_spec
+from pipeline.core.callbacks import Callbacks
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.errors import EngineError, PipelineError, SourceError
 from pipeline.heads import load_head
 from pipeline.training import trainer
+from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages, augmentation
 from pipeline.training.network import FineTuningNetwork
-from pipeline.training.trainer import Trainer, Training, TrainSettings, make_accelerator
+from pipeline.training.settings import TrainSettings
+from pipeline.training.trainer import Trainer, Training, TrainingData
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,10 +50,13 @@ def build(
     images = CachedImages(cache, decode_of_spec(cache.spec), backbone.preprocess, batch_size=16, workers=1)
     size = backbone.preprocess.crop
     y = cache.labels.astype(np.int64)
-    return Trainer(
-        network, images, TRAIN, VAL, y, size, settings, folder, make_accelerator(settings),
-        stop=stop, say=(said if said is not None else []).append, progress=progress,
-    )  # fmt: skip
+    callbacks = Callbacks(
+        stop or threading.Event(),
+        (said if said is not None else []).append,
+        lambda done, failed, total: progress(done, total),
+    )
+    data = TrainingData(images, TRAIN, VAL, y, size)
+    return Trainer(network, data, settings, folder, make_accelerator(settings), callbacks=callbacks)
 
 
 def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:

@@ -1,0 +1,70 @@
+"""What is in a cache, and what made it, as plain data."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+
+from pipeline.cache.concat import open_cache
+from pipeline.core.items import Status
+
+
+def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the facts about a cache.
+
+    Parameters
+    ----------
+    path : path
+        The cache.
+
+    Returns
+    -------
+    dict
+        JSON-like: counts by status, layers and widths, labels, columns, backbone, weights, preprocessing, decoding,
+        versions.
+
+    Raises
+    ------
+    CacheError
+        The file is no cache.
+    """
+    cache = open_cache(path)
+    counts = np.bincount(cache.status, minlength=2)
+    spec = cache.spec
+    labels = np.bincount(cache.labels[cache.labels >= 0], minlength=len(cache.label_names))
+    return {
+        "cache": str(cache.path),
+        "images": len(cache),
+        **({"shard": f"{cache.shard} of {cache.shard.total} images"} if cache.shard else {}),
+        "status": {
+            Status(code).name.lower(): int(count) for code, count in enumerate(counts) if count or code == Status.DONE
+        },
+        "layers": {layer["name"]: layer["width"] for layer in spec["layers"]},
+        "dtype": spec["dtype"],
+        "precision": spec["precision"],
+        "labels": {name: int(count) for name, count in zip(cache.label_names, labels, strict=True)},
+        "columns": list(cache.columns),
+        "source": {name: cache.source[name] for name in ("kind", "location")},
+        "backbone": spec["backbone"],
+        "weights": spec["weights"],
+        "preprocess": spec["preprocess"],
+        "decode": spec["decode"],
+        "fingerprint": cache.fingerprint,
+        "versions": cache.versions,
+        "self_check": cache.self_check,
+        "bytes": cache.nbytes,
+    }
+
+
+def describe_failures(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    """Return (key, reason) of every failed row, in the order of rows."""
+    cache = open_cache(path)
+    reasons = cache.reasons()
+    rows = np.flatnonzero(cache.status > Status.DONE).tolist()
+    names = {row: Status(int(cache.status[row])).name.lower().replace("_", " ") for row in rows}
+    return [
+        (os.fsdecode(bytes(cache.items.keys[row])), f"{names[row]}: {reasons[row]}" if row in reasons else names[row])
+        for row in rows
+    ]

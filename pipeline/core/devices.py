@@ -1,0 +1,78 @@
+"""Devices of PyTorch by name: which there are, what they are called, in which precisions they are fast."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from pipeline.errors import EngineError
+
+if TYPE_CHECKING:
+    import torch
+
+BFLOAT16_SINCE, FLOAT16_SINCE = (8, 0), (7, 0)
+"""Compute capabilities whose tensor cores work in these types; before, they are slower than float32 or not there."""
+
+
+def pick_devices(device: str) -> tuple[torch.device, ...]:
+    """Return the devices of that name.
+
+    Parameters
+    ----------
+    device : str
+        ``auto`` (CUDA, then MPS, then the CPU), ``cpu``, ``mps``, ``cuda`` (the first), ``cuda:1``, ``cuda:all``, or
+        several with commas between.
+
+    Raises
+    ------
+    EngineError
+        The name means nothing, this machine has no such device, or the devices cannot work side by side.
+    """
+    import torch  # takes a second: only where a device is asked for
+
+    if device == "auto":
+        if torch.cuda.is_available():
+            return (torch.device("cuda:0"),)
+        return (torch.device("mps" if torch.backends.mps.is_available() else "cpu"),)
+    if device == "cuda:all" and torch.cuda.is_available():
+        return tuple(torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count()))
+    devices = tuple(_device(name.strip()) for name in device.split(","))
+    if len(devices) > 1 and ({d.type for d in devices} != {"cuda"} or len(set(devices)) < len(devices)):
+        raise EngineError(f"expected different GPUs such as cuda:0,cuda:1, found {device!r}: correct --device")
+    return devices
+
+
+def _device(name: str) -> torch.device:
+    import torch  # takes a second: only where a device is asked for
+
+    try:
+        wanted = torch.device("cuda:0" if name in ("cuda", "cuda:all") else name)
+    except RuntimeError:
+        raise EngineError(
+            f"expected a device such as cpu, cuda, cuda:1, cuda:all or mps, found {name!r}: correct --device"
+        ) from None
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (wanted.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }
+    if not there.get(wanted.type, False):
+        raise EngineError(f"there is no device {name} on this machine: use --device cpu, or leave --device out")
+    return wanted
+
+
+def device_precisions(device: torch.device) -> tuple[str, ...]:
+    """Return the precisions that a device is fast in, fastest first."""
+    import torch  # takes a second: only where a device is asked for
+
+    if device.type != "cuda":
+        return ("float32",)
+    capability = torch.cuda.get_device_capability(device)
+    fast = (("bfloat16", BFLOAT16_SINCE), ("float16", FLOAT16_SINCE))
+    return (*(name for name, since in fast if capability >= since), "float32")
+
+
+def describe_device(device: torch.device) -> str:
+    """Return the device's name for people."""
+    import torch  # takes a second: only where a device is asked for
+
+    return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

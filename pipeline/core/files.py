@@ -1,0 +1,122 @@
+"""Files and folders that appear whole or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipeline.errors import PipelineError, first_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PART = ".part"
+"""The ending of a file or folder that is being written."""
+
+
+@contextlib.contextmanager
+def replacing(
+    path: str | os.PathLike[str], error: type[PipelineError] = PipelineError, *, shared: bool = False
+) -> Iterator[Path]:
+    """Give the path of a file to write, which takes the place of ``path`` when the block ends.
+
+    Readers see the old file or the whole new one. The new one is on the disk before it gets its name. If the block
+    raises, ``path`` stays as it was and the unfinished file is removed.
+
+    Parameters
+    ----------
+    path : path
+        Replaced where it exists.
+    error : type
+        What an `OSError` becomes.
+    shared : bool
+        Several processes may write the same file at once: each gets an unfinished file of its own. Else there is one
+        name for it, so that what a killed run left behind is removed by the next.
+
+    Raises
+    ------
+    PipelineError
+        Of the type given: the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + (f".{secrets.token_hex(6)}" if shared else "") + PART)
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(21, "it is a folder")
+        part.unlink(missing_ok=True)
+        yield part
+        put_in_place(part, path)
+    except OSError as reason:
+        raise error(
+            f"cannot write {path} ({reason.strerror or first_line(reason)}): free space, or choose another output"
+        ) from None
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def put_in_place(finished: Path, path: Path) -> None:
+    """Give a finished file the name ``path``, durably and at one instant; raises `OSError`."""
+    # Before the rename: else a power cut could leave the name on a file whose bytes never came to the disk.
+    _sync(finished, os.O_RDWR)
+    finished.replace(path)
+    _sync(path.parent, os.O_RDONLY)
+
+
+@contextlib.contextmanager
+def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = PipelineError) -> Iterator[Path]:
+    """Give the path of a folder to fill, which takes the place of ``path`` when the block ends.
+
+    If the block raises, the unfinished folder is removed and ``path`` stays as it was.
+
+    Parameters
+    ----------
+    path : path
+        Replaced where it exists; its parents are made.
+    error : type
+        What an `OSError` becomes.
+
+    Raises
+    ------
+    PipelineError
+        Of the type given: the folder cannot be written.
+    """
+    path = Path(path)
+    part: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PART}")
+        part.mkdir()
+        yield part
+        if path.exists():
+            former = part.with_name(part.name.removesuffix(PART) + ".old")
+            path.rename(former)
+            part.rename(path)
+            shutil.rmtree(former)
+        else:
+            part.rename(path)
+        _sync(path.parent, os.O_RDONLY)
+    except OSError as reason:
+        raise error(
+            f"cannot write {path} ({reason.strerror or first_line(reason)}): free space, or choose another output"
+        ) from None
+    finally:
+        if part is not None:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+def file_identity(info: os.stat_result) -> tuple[int, int]:
+    """Return what tells one file from another, whatever their names: device and inode."""
+    return info.st_dev, info.st_ino
+
+
+def _sync(path: Path, flags: int) -> None:
+    fd = os.open(path, flags | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

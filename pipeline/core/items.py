@@ -1,0 +1,156 @@
+"""Items and what became of them: the item list as columns, the status of a row, the hash of an image's bytes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+Reader = Callable[[Any], bytes]
+"""Takes a locator (what `pipeline.sources.Source.locator` returned), gives the bytes for the decoder; raises
+`OSError`."""
+
+HASH_BYTES = 16
+
+DONE, FAILED, TODO, ALL = "done", "failed", "todo", "all"
+"""Names of outcomes that a selection accepts, besides the name of one kind of failure."""
+
+
+class Status(IntEnum):
+    """The outcome of an item; the values are the cache's `/status`."""
+
+    TODO = 0
+    DONE = 1
+    UNREADABLE = 2
+    NOT_AN_IMAGE = 3
+    CORRUPT = 4
+    TOO_LARGE = 5
+    UNSUPPORTED = 6
+    DECODER_CRASHED = 7
+    TIMED_OUT = 8
+    OUT_OF_MEMORY = 9
+    NOT_FINITE = 10
+
+
+def content_hash(data: bytes) -> bytes:
+    """Return the 16-byte BLAKE2b of an image's bytes."""
+    return hashlib.blake2b(data, digest_size=HASH_BYTES).digest()
+
+
+def not_finite_error(kind: type[Exception], row: int, cache: object = "the cache") -> Exception:
+    """Return the error for a row whose embedding holds values that are not finite.
+
+    Examples
+    --------
+    >>> not_finite_error(ValueError, 3)
+    ValueError('row 3 of the cache holds values that are not finite: extract it again, in float32')
+    """
+    return kind(f"row {row} of {cache} holds values that are not finite: extract it again, in float32")
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a source.
+
+    Attributes
+    ----------
+    key : str
+        Stable name, unique within the source (e.g. the path relative to the folder).
+    label, split, group : str or None
+        Class name, part of the data set, and what must stay on one side of a split.
+    """
+
+    key: str
+    label: str | None = None
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """A file that was seen and is not an item, with the reason."""
+
+    key: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ItemTable:
+    """The items as columns; row i of each belongs to item i.
+
+    Attributes
+    ----------
+    keys : (N,) fixed-length bytes
+        File-system bytes of the keys (UTF-8 but for names that are not).
+    labels : (N,) int32
+        Index into ``label_names``; -1 for none.
+    label_names : tuple of str
+        Class names, sorted, so that a new class never depends on the order of files.
+    sizes, mtimes_ns : (N,) int64
+        Size in bytes and modification time in nanoseconds; -1 where the source does not know.
+    columns : mapping of str to (N,) array
+        Further columns: ``split`` and ``group`` when there are any, and those of a table.
+    """
+
+    keys: NDArray[np.bytes_]
+    labels: NDArray[np.int32]
+    label_names: tuple[str, ...]
+    sizes: NDArray[np.int64]
+    mtimes_ns: NDArray[np.int64]
+    columns: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def take(self, rows: NDArray[np.int64] | slice) -> ItemTable:
+        """Return some of the items, with the label names of all."""
+        return ItemTable(
+            keys=self.keys[rows],
+            labels=self.labels[rows],
+            label_names=self.label_names,
+            sizes=self.sizes[rows],
+            mtimes_ns=self.mtimes_ns[rows],
+            columns={name: column[rows] for name, column in self.columns.items()},
+        )
+
+    @staticmethod
+    def concat(parts: Sequence[ItemTable]) -> ItemTable:
+        """Return the item lists one after the other, with label names and columns united."""
+        names = tuple(sorted({name for part in parts for name in part.label_names}))
+        index = {name: i for i, name in enumerate(names)}
+        labels = [
+            np.array([*(index[name] for name in part.label_names), -1], dtype=np.int32)[part.labels] for part in parts
+        ]
+        columns = dict.fromkeys(name for part in parts for name in part.columns)
+        lengths = list(map(len, parts))
+        return ItemTable(
+            keys=np.concatenate([part.keys for part in parts]),
+            labels=np.concatenate(labels),
+            label_names=names,
+            sizes=np.concatenate([part.sizes for part in parts]),
+            mtimes_ns=np.concatenate([part.mtimes_ns for part in parts]),
+            columns={name: _concat_column([part.columns.get(name) for part in parts], lengths) for name in columns},
+        )
+
+
+def _concat_column(parts: Sequence[NDArray[Any] | None], lengths: Sequence[int]) -> NDArray[Any]:
+    """Join a column that some parts may lack: missing numbers become NaN, missing text empty."""
+    kinds = {part.dtype.kind for part in parts if part is not None}
+    if len(kinds) > 1 and kinds & {"U", "S"}:
+        parts = [None if part is None else part.astype(np.str_) for part in parts]
+        kinds = {"U"}
+    if any(part is None for part in parts) and kinds != {"U"}:
+        parts = [None if part is None else part.astype(np.float64) for part in parts]
+    missing: Any = "" if kinds == {"U"} else np.nan
+    return np.concatenate(
+        [np.full(length, missing) if part is None else part for part, length in zip(parts, lengths, strict=True)]
+    )

@@ -1,0 +1,87 @@
+"""What produced a cache, and the fingerprint of all in it that changes numbers."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.errors import FingerprintError
+
+FORMAT = "embedding-pipeline"
+"""The attribute ``format`` of a cache file."""
+PENULTIMATE = "penultimate"
+"""The layer that every backbone has: its output before the classifier."""
+# Where weights came from and what an engine is called do not change a number; the tensors' hash and the precision do.
+DESCRIPTIVE = frozenset({"weights.name", "weights.origin"})
+
+
+def canonical_json(data: Any) -> str:
+    """Return JSON in one spelling: sorted names, no spaces, ASCII."""
+    return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def fingerprint(spec: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of the fields of a spec that change numbers.
+
+    Parameters
+    ----------
+    spec : mapping
+        JSON-like: ``backbone``, ``weights``, ``layers``, ``preprocess``, ``decode``, ``dtype``, ``precision``.
+
+    Examples
+    --------
+    >>> a = {"weights": {"name": "file", "sha256": "12"}, "dtype": "float32"}
+    >>> b = {"weights": {"name": "IMAGENET1K_V1", "sha256": "12"}, "dtype": "float32"}
+    >>> fingerprint(a) == fingerprint(b)
+    True
+    """
+    return hashlib.sha256(canonical_json(_numeric(spec)).encode()).hexdigest()
+
+
+def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, where: str, hint: str) -> None:
+    """Refuse two specs of different fingerprints.
+
+    Raises
+    ------
+    FingerprintError
+        Names each field that differs, with both values.
+    """
+    if fingerprint(found) == fingerprint(wanted):
+        return
+    have, want = _numeric(found), _numeric(wanted)
+    fields = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
+    differences = "; ".join(
+        f"{name} is {_short(have.get(name))} there and {_short(want.get(name))} here" for name in fields
+    )
+    raise FingerprintError(f"{where} holds other numbers: {differences}: {hint}")
+
+
+def _numeric(spec: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in _flat(spec).items() if name not in DESCRIPTIVE}
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Return the leaves by dotted path; a list of named things is keyed by name, another list is a leaf."""
+    if isinstance(value, Mapping):
+        return {
+            path: leaf
+            for name, inner in value.items()
+            for path, leaf in _flat(inner, f"{prefix}.{name}" if prefix else str(name)).items()
+        }
+    if (
+        isinstance(value, (list, tuple))
+        and value
+        and all(isinstance(inner, Mapping) and "name" in inner for inner in value)
+    ):
+        order = {f"{prefix}.order": [inner["name"] for inner in value]}
+        return order | {
+            path: leaf for inner in value for path, leaf in _flat(inner, f"{prefix}[{inner['name']}]").items()
+        }
+    return {prefix: list(value) if isinstance(value, tuple) else value}
+
+
+def _short(value: Any) -> str:
+    text = "absent" if value is None else canonical_json(value).strip('"')
+    return text if len(text) <= 60 else text[:12] + "…"

@@ -1,0 +1,64 @@
+"""The process and its machine: processors, memory limits, the folder of kept files, versions, child processes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PACKAGE_ROOT = Path(__file__).parent.parent.parent
+"""The folder that a child process has to find the package in."""
+
+
+def processor_count() -> int:
+    """Return how many processors this process may use: under taskset, a container or a batch system not all of them.
+
+    ``PYTHON_CPU_COUNT`` overrides what the system says, as it does for `os.process_cpu_count`.
+    """
+    asked = os.environ.get("PYTHON_CPU_COUNT", "")
+    if asked.isdecimal() and int(asked):
+        return int(asked)
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def cache_folder() -> Path:
+    """Return the folder of kept files: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
+    return Path(base) / "embedding-pipeline"
+
+
+def child_environment() -> dict[str, str]:
+    """Return the environment of a Python child process that imports this very package."""
+    path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
+    return {**os.environ, "PYTHONPATH": path}
+
+
+def limit_memory(limit: int) -> None:
+    """Bound the address space of this process to what it has now and ``limit`` bytes; 0 sets no limit.
+
+    An allocation beyond it is a `MemoryError` here, instead of the kernel killing a process of its choice.
+    """
+    if not limit:
+        return
+    with contextlib.suppress(ImportError, OSError, ValueError):  # some systems have no such limit
+        import resource  # Windows has no such module
+
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit,) * 2)
+
+
+def versions_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the version of each installed distribution, and Python's; those not installed are left out."""
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found

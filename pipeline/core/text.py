@@ -1,0 +1,47 @@
+r"""Text that any library and any file takes: names whose bytes are not UTF-8, label sets, names of columns."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Iterable
+
+    from numpy.typing import NDArray
+
+SET_SEPARATOR = "|"
+"""Stands between the labels of a set; alone it is the empty set."""
+
+
+def valid_text(texts: NDArray[np.str_] | Iterable[Any]) -> list[str]:
+    r"""Return text that any library takes: bytes of a name that are not UTF-8 are shown as ``\xff``.
+
+    Examples
+    --------
+    >>> valid_text(("café.png", "\udcff.png"))
+    ['café.png', '\\xff.png']
+    """
+    found = texts.tolist() if isinstance(texts, np.ndarray) else texts
+    return [
+        text if _is_valid(text) else os.fsencode(text).decode("utf-8", "backslashreplace") for text in map(str, found)
+    ]
+
+
+def free_name(name: str, taken: Container[str]) -> str:
+    """Return a column's name, with ``column_`` before it as often as it is taken.
+
+    Examples
+    --------
+    >>> free_name("age", {"label"}), free_name("label", {"label"})
+    ('age', 'column_label')
+    """
+    while name in taken:
+        name = f"column_{name}"
+    return name
+
+
+def _is_valid(text: str) -> bool:
+    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)

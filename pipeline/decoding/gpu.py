@@ -1,0 +1,221 @@
+"""JPEGs decoded and prepared on a CUDA device, by nvJPEG through torchvision.
+
+Decode workers read, hash and look at headers as ever, and leave the bytes of plain JPEGs in shared memory; here a
+batch of them becomes pixels. All code but nvJPEG's runs on the CPU too, and so do its tests.
+
+Axes: B images, H W pixels, E bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+import warnings
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.core.devices import pick_devices
+from pipeline.decoding.image import PILLOW, DecodePolicy
+from pipeline.decoding.pool import DecodePool
+from pipeline.errors import EngineError, first_line
+
+if TYPE_CHECKING:
+    import threading
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.core.items import Reader
+    from pipeline.decoding.pool import Batch
+    from pipeline.decoding.preprocess import Preprocess
+
+RESAMPLING = ("bilinear", "bicubic")
+"""Which PyTorch resizes with antialiasing, as Pillow does."""
+AT_ONCE = 32
+"""JPEGs a call decodes: what is on the device at full size is bounded by it, and by `GPU_PIXELS`."""
+
+
+def decode_device(device: str) -> torch.device:
+    """Return the GPU that decodes: the first one where several compute.
+
+    Parameters
+    ----------
+    device : str
+        See `pipeline.engines.open_engine`.
+
+    Raises
+    ------
+    EngineError
+        It is no CUDA device.
+    """
+    first = pick_devices(device)[0]
+    if first.type != "cuda":
+        found = "none" if device == "auto" else f"--device {device}"
+        raise EngineError(
+            f"--decode gpu needs a CUDA device, found {found}: leave it out, or work on a cache that was made without"
+        )
+    return first
+
+
+class GpuDecodePool(DecodePool):
+    """A decode pool whose plain JPEGs are decoded and prepared on a device; see `is_plain_jpeg`.
+
+    What the device refuses goes to decode workers after all, so that a damaged file has the outcome it always has, in
+    a process of its own.
+
+    Parameters
+    ----------
+    reader, policy, preprocess, batch_size, workers, slots, limits
+        See `pipeline.decoding.pool.DecodePool`.
+    device : torch.device
+        Where to decode.
+
+    Raises
+    ------
+    EngineError
+        The weights' resampling is not one of `RESAMPLING`, or the device decodes nothing.
+    """
+
+    def __init__(
+        self,
+        reader: Reader,
+        policy: DecodePolicy,
+        preprocess: Preprocess,
+        *,
+        device: torch.device,
+        batch_size: int,
+        workers: int,
+        **others: Any,
+    ) -> None:
+        if preprocess.interpolation not in RESAMPLING:
+            raise EngineError(
+                f"expected weights that resize {' or '.join(RESAMPLING)} for --decode gpu, found "
+                f"{preprocess.interpolation}: leave it out"
+            )
+        _check_decoder(device)
+        super().__init__(reader, policy, preprocess, batch_size=batch_size, workers=workers, **others)
+        self._device, self._preprocess = device, preprocess
+        self._refused: DecodePool | None = None
+        sizes = {**others, "batch_size": batch_size, "workers": workers, "slots": 1}
+        pillow = replace(policy, jpeg_decoder=PILLOW)
+        self._pool_of_refused: Callable[[], DecodePool] = lambda: DecodePool(reader, pillow, preprocess, **sizes)
+
+    def batches(
+        self, rows: NDArray[np.int64], locator: Callable[[int], Any], stop: threading.Event | None = None
+    ) -> Iterator[Batch]:
+        """Yield the batches, prepared; see `DecodePool.batches`."""
+        for batch in super().batches(rows, locator, stop):
+            refused = self._prepare(batch)
+            if refused and not self._prepare_refused(batch, refused, locator, stop):
+                return
+            yield batch
+
+    def close(self) -> None:
+        """End the workers, whatever they are doing."""
+        super().close()
+        if self._refused is not None:
+            self._refused.close()
+
+    def _prepare(self, batch: Batch) -> list[int]:
+        """Put the images of the JPEGs that were left for the device in their places; return which it refused."""
+        left = [outcome for outcome in batch.outcomes if outcome.encoded]
+        refused = []
+        for start in range(0, len(left), AT_ONCE):
+            part, started = left[start : start + AT_ONCE], time.perf_counter()
+            encoded = [torch.from_numpy(batch.encoded[o.position, : o.encoded]) for o in part]
+            images = prepare_jpegs(encoded, self._preprocess, self._device)
+            share = (time.perf_counter() - started) / len(part)
+            for outcome, image in zip(part, images, strict=True):
+                if image is None:
+                    refused.append(outcome.position)
+                    continue
+                batch.images[outcome.position] = image
+                batch.outcomes[outcome.position] = replace(outcome, decode_s=outcome.decode_s + share)
+        return refused
+
+    def _prepare_refused(
+        self, batch: Batch, positions: list[int], locator: Callable[[int], Any], stop: threading.Event | None
+    ) -> bool:
+        """Let workers decode these; return whether they did, before a stop."""
+        self._refused = self._refused or self._pool_of_refused()
+        through = False
+        for other in self._refused.batches(batch.rows[positions], locator, stop):  # one, as it fits into one
+            batch.images[positions] = other.images[: len(positions)]
+            for position, outcome in zip(positions, other.outcomes, strict=True):
+                batch.outcomes[position] = replace(outcome, position=position)
+            other.release()
+            through = True
+        return through
+
+
+def prepare_jpegs(
+    encoded: list[Tensor], preprocess: Preprocess, device: torch.device
+) -> list[NDArray[np.uint8] | None]:
+    """Decode and prepare JPEGs on a device.
+
+    Parameters
+    ----------
+    encoded : list of (E,) uint8 Tensor
+        On the host; one at least.
+    preprocess : Preprocess
+    device : torch.device
+
+    Returns
+    -------
+    list of (H, W, 3) uint8, or None
+        None for one that the decoder refuses, or that does not fit the device's memory even alone.
+    """
+    try:
+        images = [prepared(image, preprocess) for image in _decoded(encoded, device)]
+        return list(torch.stack(images).permute(0, 2, 3, 1).cpu().numpy())
+    except RuntimeError:  # of which a lack of memory is one; nothing comes back of a call in which one was refused
+        if len(encoded) == 1:
+            return [None]
+    half = len(encoded) // 2
+    return prepare_jpegs(encoded[:half], preprocess, device) + prepare_jpegs(encoded[half:], preprocess, device)
+
+
+def prepared(image: Tensor, preprocess: Preprocess) -> Tensor:
+    """Resize and crop as `Preprocess.apply` does, where the image is: (3, any, any) uint8 → (3, H, W) uint8."""
+    height, width = image.shape[1:]
+    new_width, new_height = preprocess.resized(width, height)
+    pixels = image[None].float()
+    for size in ((height, new_width), (new_height, new_width)):  # as Pillow: two passes, each to uint8
+        pixels = functional.interpolate(
+            pixels, size, mode=preprocess.interpolation, align_corners=False, antialias=True
+        )
+        pixels = pixels.round_().clamp_(0, 255)
+    (left, top), (height, width) = preprocess.corner(new_width, new_height), preprocess.crop
+    # What is negative is cut off, what is positive is filled with black.
+    return functional.pad(pixels[0].to(torch.uint8), (-left, left + width - new_width, -top, top + height - new_height))
+
+
+def _check_decoder(device: torch.device) -> None:
+    """Find out whether there is a decoder at all: one that refuses every image would only be slow."""
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(file, "JPEG")
+    try:
+        _decoded([torch.frombuffer(bytearray(file.getvalue()), dtype=torch.uint8)], device)
+    except RuntimeError as error:
+        raise EngineError(
+            f"expected {device} to decode JPEGs for --decode gpu, but it cannot ({first_line(error)}): leave it out"
+        ) from None
+
+
+def _decoded(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    if device.type == "cuda":
+        # It writes on its own stream, into memory that work of this one, called off by an error, may still write to.
+        torch.cuda.current_stream(device).synchronize()
+    with warnings.catch_warnings():
+        # It is deprecated for TorchCodec, which would be one more package, of one PyTorch version each.
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        images: list[Tensor] = decode_jpeg(encoded, mode=ImageReadMode.RGB, device=device)
+    return images

@@ -1,0 +1,292 @@
+"""Bytes → uint8 RGB: one stated policy for orientation, transparency, depth, animation and size.
+
+Needs Pillow and NumPy only: decode workers import this module and `pipeline.decoding.preprocess`, and start quickly.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from pipeline.core.items import Status
+from pipeline.errors import PipelineError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SNIFF_BYTES = 32
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
+"""The allow-list, in Pillow's names. JPEG includes the JPEGs of phones that hold a second picture (MPO)."""
+
+PILLOW, GPU = JPEG_DECODERS = "pillow", "gpu"
+GPU_BYTES, GPU_PIXELS = 2 << 20, 1 << 25
+"""Larger JPEGs are Pillow's: they would take too much shared or device memory. Other values would be other numbers."""
+GPU_SHRINK = 1.45
+"""By which a JPEG of subsampled colour shrinks at least: nvJPEG repeats its colours where others interpolate them."""
+_END_OF_IMAGE = b"\xff\xd9"
+_ADOBE_YCBCR = 1
+
+_MAGIC = (
+    b"\xff\xd8\xff",
+    b"\x89PNG\r\n\x1a\n",
+    b"GIF87a",
+    b"GIF89a",
+    b"BM",
+    b"II*\0",
+    b"MM\0*",
+    b"II+\0",
+    b"MM\0+",
+    b"\0\0\0\x0cjP  \r\n\x87\n",
+    b"\xff\x4f\xff\x51",
+)
+
+
+# EXIF orientation → what makes the picture upright (TIFF 6.0, tag 274).
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class DecodeError(Exception):
+    """An image that cannot be decoded, with the status its row gets.
+
+    Attributes
+    ----------
+    status : Status
+        Which kind of failure.
+    """
+
+    def __init__(self, status: Status, reason: str) -> None:
+        super().__init__(reason)
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class DecodePolicy:
+    """How bytes become pixels; every field is part of the cache's spec.
+
+    Attributes
+    ----------
+    orientation : str
+        ``"exif"``: the EXIF orientation is applied (one that cannot be read counts as none).
+    background : str
+        ``"white"``: what shows through transparent pixels.
+    depth : str
+        ``"scale16"``: 16-bit samples are divided by 257 and rounded; 32-bit and float ones have no known range and
+        fail.
+    frame : str
+        ``"first"`` frame of an animation or page of a document.
+    max_pixels : int
+        Larger images fail before they are decoded.
+    jpeg_scale : str
+        ``"full"``: JPEGs are decoded at full size. ``"half"``: at the smallest of 1/2, 1/4, 1/8 that still leaves at
+        least twice the size they are then resized to.
+    jpeg_decoder : str
+        ``"pillow"``, or ``"gpu"``: the JPEGs that `is_plain_jpeg` knows are decoded and prepared on a CUDA device
+        (`pipeline.decoding.gpu`), and all other images as ever.
+    formats : tuple of str
+        Pillow's names of the formats that are decoded at all.
+    """
+
+    orientation: str = "exif"
+    background: str = "white"
+    depth: str = "scale16"
+    frame: str = "first"
+    max_pixels: int = 200_000_000
+    jpeg_scale: str = "full"
+    jpeg_decoder: str = PILLOW
+    formats: tuple[str, ...] = FORMATS
+
+    def __post_init__(self) -> None:
+        if self.jpeg_decoder == GPU and self.jpeg_scale != "full":
+            raise PipelineError(
+                f"expected JPEGs decoded at full size on the GPU, found --jpeg-scale {self.jpeg_scale} with --decode "
+                "gpu: leave one of them out"
+            )
+
+
+def is_image(head: bytes) -> bool:
+    """Tell from a file's first `SNIFF_BYTES` bytes whether it claims to be an image of an allowed format."""
+    if head.startswith(_MAGIC):
+        return True
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return True
+    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
+        return True
+    return len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#"
+
+
+def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uint8]:
+    """Decode one image.
+
+    Parameters
+    ----------
+    data : bytes
+        The encoded image.
+    policy : DecodePolicy
+        How.
+
+    Returns
+    -------
+    (H, W, 3) uint8
+        RGB, upright.
+
+    Raises
+    ------
+    DecodeError
+        The bytes are no image of an allowed format, or a damaged or too large one.
+    """
+    return np.asarray(decode_image(data, policy))
+
+
+def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None = None) -> Image.Image:
+    """Decode to an upright RGB Pillow image; the form that `pipeline.decoding.preprocess` continues from.
+
+    Parameters
+    ----------
+    data : bytes
+        The encoded image.
+    policy : DecodePolicy
+        How.
+    resize_short : int, optional
+        Shorter side that the image is resized to afterwards, in pixels; lets ``jpeg_scale="half"`` decode fewer pixels.
+
+    Raises
+    ------
+    DecodeError
+        As `decode`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts here
+            image = Image.open(io.BytesIO(data), formats=policy.formats)
+            _check_size(image, policy)
+            if resize_short is not None and policy.jpeg_scale == "half" and image.format in ("JPEG", "MPO"):
+                _draft(image, 2 * resize_short)
+            image.load()
+            return _rgb(_upright(image))
+    except DecodeError:
+        raise
+    except UnidentifiedImageError:
+        if is_image(data[:SNIFF_BYTES]):
+            raise DecodeError(Status.CORRUPT, "its header is damaged, or its format is not allowed") from None
+        raise DecodeError(Status.NOT_AN_IMAGE, "no image of an allowed format") from None
+    except Image.DecompressionBombError as error:
+        raise DecodeError(Status.TOO_LARGE, str(error)) from None
+    except MemoryError:
+        raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
+    except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them raise
+        raise DecodeError(Status.CORRUPT, _reason(error)) from None
+
+
+def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
+    """Tell whether any JPEG decoder would make of these bytes about what `decode_image` makes of them.
+
+    That is: a whole file of moderate size, in YCbCr, that no policy turns, refuses or converts, and whose colours are
+    not subsampled or shrink enough afterwards, to a shorter side of ``resize_short`` pixels. Only the header is looked
+    at; what else is wrong with the file is for the decoder to find.
+    """
+    if len(data) > GPU_BYTES or not data.endswith(_END_OF_IMAGE):  # a cut file is Pillow's to refuse
+        return False
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image: Any = Image.open(io.BytesIO(data), formats=policy.formats)
+            _check_size(image, policy)
+            subsampled = len({component[1:3] for component in image.layer}) > 1
+            return (
+                image.format == "JPEG"
+                and image.mode == "RGB"
+                and image.width * image.height <= GPU_PIXELS
+                and (not subsampled or min(image.size) >= GPU_SHRINK * resize_short)
+                and [component[0] for component in image.layer] == [1, 2, 3]  # others may stand for R, G and B
+                and image.info.get("adobe_transform", _ADOBE_YCBCR) == _ADOBE_YCBCR
+                and _orientation(image) not in _TURNS
+            )
+    except Exception:  # `decode_image` meets it again, and says what it is
+        return False
+
+
+def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
+    """Return an image that Pillow has opened already as `decode_image` would have: upright, RGB.
+
+    Raises
+    ------
+    DecodeError
+        It is too large, its pixels have no known range, or they turn out to be damaged.
+    """
+    try:
+        _check_size(image, policy)
+        image.load()
+        return _rgb(_upright(image))
+    except DecodeError:
+        raise
+    except MemoryError:
+        raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
+    except Exception as error:  # Pillow reads the pixels now, see decode_image
+        raise DecodeError(Status.CORRUPT, _reason(error)) from None
+
+
+def _check_size(image: Image.Image, policy: DecodePolicy) -> None:
+    if image.width * image.height > policy.max_pixels:
+        raise DecodeError(
+            Status.TOO_LARGE, f"{image.width} × {image.height} pixels, above the limit of {policy.max_pixels}"
+        )
+
+
+def _draft(image: Image.Image, shorter: int) -> None:
+    """Let libjpeg decode at 1/2, 1/4 or 1/8 while the shorter side keeps at least ``shorter`` pixels."""
+    scale = min(image.width, image.height) / shorter
+    if scale >= 2:
+        # draft() takes the largest reduction that leaves both sides at least this large.
+        image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
+
+
+def _orientation(image: Image.Image) -> Any:
+    try:
+        return image.getexif().get(0x0112, 1)
+    except Exception:  # damaged EXIF blocks raise anything
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    orientation = _orientation(image)
+    # Not ImageOps.exif_transpose, which also rewrites the EXIF block and fails where another tag of it is malformed.
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I;16") or image.mode == "I":
+        return _from_16_bit(image)
+    if image.mode == "F":
+        raise DecodeError(Status.UNSUPPORTED, "floating-point pixels have no known range; convert to 8 or 16 bit")
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        opaque = Image.new("RGBA", image.size, "white")
+        opaque.alpha_composite(image.convert("RGBA"))
+        return opaque.convert("RGB")
+    return image.convert("RGB")
+
+
+def _from_16_bit(image: Image.Image) -> Image.Image:
+    wide: NDArray[Any] = np.asarray(image).astype(np.int64)
+    if wide.min() < 0 or wide.max() > 0xFFFF:
+        raise DecodeError(Status.UNSUPPORTED, "32-bit pixels have no known range; convert to 8 or 16 bit")
+    return Image.fromarray(((wide + 128) // 257).astype(np.uint8), mode="L").convert("RGB")
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:200]

@@ -1,0 +1,221 @@
+"""A decode worker: reads, hashes, decodes and prepares images into shared memory.
+
+`pipeline.decoding.pool` starts it: a process of its own, so that a decoder that crashes, hangs or eats memory costs one
+image, not the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+import os
+import signal
+import time
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from PIL import Image
+
+from pipeline.core.items import HASH_BYTES, Status, content_hash
+from pipeline.core.system import limit_memory
+from pipeline.decoding.image import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
+from pipeline.decoding.prefetch import Prefetcher
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pipeline.core.items import Reader
+    from pipeline.decoding.preprocess import Preprocess
+
+TASK_IMAGES = 8
+NO_ROW, IDLE = -1, 0
+ROW, SINCE, READING = 0, 1, slice(2, 2 + TASK_IMAGES)
+"""Columns of the worker status: the row in progress, its start in monotonic nanoseconds, the rows read ahead."""
+ORPHAN_AFTER = 2
+"""A worker on one image for this many time limits has lost the process that should have ended it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """What a worker needs to know once.
+
+    Attributes
+    ----------
+    reader : Reader
+    policy : DecodePolicy
+    preprocess : Preprocess
+    images : (int, int, int, int, int)
+        Shape (slots, B, H, W, 3) of the shared images, which follow the worker status in memory; see `views`.
+    workers, number : int
+        How many workers share the worker status, and which line is this one's.
+    memory_limit : int
+        Bytes this process may take beyond what it holds when it is ready; 0 for no limit.
+    seconds : float
+        What an image may take; the pool sees to it, and the kernel ends the worker when there is no pool any more.
+    """
+
+    reader: Reader
+    policy: DecodePolicy
+    preprocess: Preprocess
+    images: tuple[int, int, int, int, int]
+    workers: int
+    number: int
+    memory_limit: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Images for one worker: (position in the batch, row, locator) each, all of one slot."""
+
+    slot: int
+    items: tuple[tuple[int, int, Any], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one image.
+
+    Attributes
+    ----------
+    position : int
+        In the batch.
+    status, reason : int, str
+        A `Status`, and what went wrong.
+    content_hash : bytes
+        See `pipeline.core.items.content_hash`.
+    read_s, decode_s : float
+        How long its worker waited for its bytes, and worked on them, in seconds.
+    encoded : int
+        Bytes of a JPEG that its worker left for the GPU to decode; 0 for an image that it decoded itself.
+    """
+
+    position: int
+    status: int
+    reason: str
+    content_hash: bytes
+    read_s: float
+    decode_s: float
+    encoded: int = 0
+
+
+def worker_status_bytes(workers: int) -> int:
+    """Size of the worker status: a line of int64 per worker; rounded up to a page."""
+    return -(-workers * READING.stop * 8 // mmap.PAGESIZE) * mmap.PAGESIZE
+
+
+def _encoded_shape(images: tuple[int, ...], policy: DecodePolicy) -> tuple[int, int, int]:
+    return images[0], images[1], GPU_BYTES if policy.jpeg_decoder == GPU else 0
+
+
+def shared_bytes(images: tuple[int, ...], workers: int, policy: DecodePolicy) -> int:
+    """Size of the memory that `views` divides; what is never written in it takes no room."""
+    return worker_status_bytes(workers) + math.prod(images) + math.prod(_encoded_shape(images, policy))
+
+
+def views(
+    memory: mmap.mmap, setup_images: tuple[int, ...], workers: int, policy: DecodePolicy
+) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.uint8]]:
+    """Return arrays over the memory.
+
+    Returns
+    -------
+    worker_status : (workers, columns) int64
+    images : (slots, B, H, W, 3) uint8
+    encoded : (slots, B, E) uint8
+        JPEGs for the GPU; E is 0 where there is none to decode them.
+    """
+    first = worker_status_bytes(workers)
+    worker_status = np.ndarray((workers, READING.stop), np.int64, memory)
+    images = np.ndarray(setup_images, np.uint8, memory, first)
+    return (
+        worker_status,
+        images,
+        np.ndarray(_encoded_shape(setup_images, policy), np.uint8, memory, first + images.size),
+    )
+
+
+def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArray[np.uint8]:
+    """Decode and apply the geometric preprocessing: bytes → (H, W, 3) uint8."""
+    return preprocess.apply(decode_image(data, policy, resize_short=preprocess.resize_short))
+
+
+def _work(
+    setup: Setup,
+    position: int,
+    read_bytes: Callable[[], bytes],
+    target: NDArray[np.uint8],
+    encoded: NDArray[np.uint8],
+) -> Outcome:
+    started = time.perf_counter()
+    try:
+        data = read_bytes()
+    except MemoryError:
+        return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
+    except Exception as error:  # whatever a reader raises is about this one image
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
+        return Outcome(position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
+    read = time.perf_counter()
+    digest = content_hash(data)
+    status, reason, left = Status.DONE, "", 0
+    try:
+        if setup.policy.jpeg_decoder == GPU and is_plain_jpeg(data, setup.policy, setup.preprocess.resize_short):
+            left = len(data)
+            encoded[:left] = np.frombuffer(data, np.uint8)
+        else:
+            target[...] = prepare(data, setup.policy, setup.preprocess)
+    except DecodeError as error:
+        status, reason = error.status, str(error)
+    except MemoryError:
+        status, reason = Status.OUT_OF_MEMORY, "not enough memory to prepare it"
+    except Exception as error:  # as above
+        status, reason = Status.CORRUPT, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read, left)
+
+
+def main(connection_fd: int, memory_fd: int) -> None:
+    """Serve tasks until the connection closes."""
+    # Signals to the whole group are for the main process, which then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    connection = Connection(connection_fd)
+    setup: Setup = connection.recv()
+    worker_status, images, encoded = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers, setup.policy)
+    Image.MAX_IMAGE_PIXELS = None  # the policy's own limit is checked instead
+    Image.init()
+    line = worker_status[setup.number]
+    ahead = Prefetcher(setup.reader, line[READING], NO_ROW)
+    limit_memory(setup.memory_limit)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    connection.send(None)  # ready
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
+        while True:
+            task: Task = connection.recv()
+            outcomes = []
+            ahead.begin(task.items)
+            for position, row, _ in task.items:
+                line[SINCE] = IDLE  # first, so that no time is ever beside a row it does not belong to
+                line[ROW] = row
+                line[SINCE] = time.monotonic_ns()
+                _alarm(setup.seconds * ORPHAN_AFTER)
+                place = images[task.slot, position], encoded[task.slot, position]
+                outcome = _work(setup, position, ahead.take, *place)
+                if outcome.status == Status.OUT_OF_MEMORY and ahead.holds:  # then it was not short of memory alone
+                    outcome = _work(setup, position, ahead.take_again, *place)
+                outcomes.append(outcome)
+            line[SINCE] = IDLE
+            line[ROW] = NO_ROW
+            _alarm(0)
+            connection.send(outcomes)
+
+
+def _alarm(seconds: float) -> None:
+    """Let the kernel end this process after so long, even in the middle of a decoder; 0 calls it off."""
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, seconds)

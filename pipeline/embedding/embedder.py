@@ -1,0 +1,136 @@
+"""The network of a cache or head, run on new images as it was run on the cache's own.
+
+Axes: n images, D embedding width.
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.callbacks import Say, ignore
+from pipeline.core.items import Status
+from pipeline.embedding.choose import choose_engine
+from pipeline.embedding.embed import embed
+from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
+from pipeline.embedding.settings import AUTO, RunSettings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+    from numpy.typing import NDArray
+
+    from pipeline.backbones import Backbone
+    from pipeline.decoding.image import DecodePolicy
+    from pipeline.decoding.pool import Batch
+    from pipeline.engines import Engine
+    from pipeline.sources import Source
+
+NOT_FINITE = "the network gave a value that is not finite"
+
+
+@dataclass
+class Embedder:
+    """A backbone with all that belongs to its numbers, and its engine once one is open.
+
+    Attributes
+    ----------
+    backbone : Backbone
+    decode : DecodePolicy
+    layer : str
+    dtype : str
+        Of the cache: its rounding is part of the numbers.
+    settings : RunSettings
+    lock : RLock
+        For threads that share the embedder.
+    engine : Engine or None
+    """
+
+    backbone: Backbone
+    decode: DecodePolicy
+    layer: str
+    dtype: str
+    settings: RunSettings
+    lock: Any = field(default_factory=threading.RLock)
+    engine: Engine | None = None
+
+    @classmethod
+    def of_spec(
+        cls, spec: Mapping[str, Any], layer: str, settings: RunSettings, *, weights: str | None = None
+    ) -> Embedder:
+        """Build what a spec describes; ``auto`` takes its precision.
+
+        Raises
+        ------
+        BackboneError, FingerprintError
+            See `pipeline.embedding.from_spec.backbone_of_spec`.
+        """
+        if settings.precision == AUTO:
+            settings = settings.of_cache(spec["precision"])
+        return cls(backbone_of_spec(spec, weights), decode_of_spec(spec), layer, spec["dtype"], settings)
+
+    def open_engine(self, choose: Callable[[], Engine]) -> Engine:
+        """Return the engine, chosen and checked the first time."""
+        if self.engine is None:
+            self.engine = choose()
+        return self.engine
+
+    def open_for(
+        self,
+        source: Source,
+        *,
+        rows: NDArray[np.int64] | None = None,
+        settings: RunSettings | None = None,
+        stop: threading.Event | None = None,
+        say: Say = ignore,
+    ) -> Engine:
+        """Return the engine, checked on images of this source; see `pipeline.embedding.choose.choose_engine`."""
+        settings = settings or self.settings
+        return self.open_engine(
+            lambda: choose_engine(source, self.backbone, self.decode, settings, rows=rows, stop=stop, say=say)[0]
+        )
+
+    def embed(
+        self,
+        source: Source,
+        rows: NDArray[np.int64],
+        *,
+        settings: RunSettings | None = None,
+        stop: threading.Event | None = None,
+    ) -> Iterator[tuple[Batch, NDArray[np.float32], list[str]]]:
+        """Yield batches of rows, in order; call `open_for` first.
+
+        Yields
+        ------
+        batch : Batch
+        embeddings : (n, D) float32
+            As the cache would hold them; those of failed images hold anything.
+        reasons : list of str
+            Why an image has no embedding; empty where it has one.
+        """
+        assert self.engine is not None
+        settings = settings or self.settings
+        for batch, outputs in embed(source, rows, self.backbone, self.engine, self.decode, settings, stop=stop):
+            embeddings = self.rounded(outputs[self.layer][: len(batch.rows)])
+            failed = [outcome.reason if outcome.status != Status.DONE else "" for outcome in batch.outcomes]
+            yield batch, embeddings, reasons_of(embeddings, failed)
+
+    def rounded(self, embeddings: NDArray[Any]) -> NDArray[np.float32]:
+        """Round to what the cache's type holds: a float16 cache is part of the numbers."""
+        with np.errstate(over="ignore"):  # what the type cannot hold is not finite, and fails
+            return embeddings.astype(self.dtype, copy=False).astype(np.float32, copy=False)
+
+    def close(self) -> None:
+        """Close the engine, if one is open."""
+        if self.engine is not None:
+            self.engine.close()
+            self.engine = None
+
+
+def reasons_of(embeddings: NDArray[np.float32], failed: list[str]) -> list[str]:
+    """Return why each image has no embedding: why it failed before, or that its embedding is not finite."""
+    finite = np.asarray(np.isfinite(embeddings).all(axis=1))
+    return [reason or ("" if sound else NOT_FINITE) for reason, sound in zip(failed, finite, strict=True)]

@@ -1,0 +1,123 @@
+"""Where images become embeddings: on this machine, or on many (`pipeline.embedding.ray`).
+
+An executor is opened on a sample of the images, which decides engine and precision once, and is then given rows.
+Planning and writing are not its business: `pipeline.extract` does them.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pipeline.embedding.choose import choose_decode, choose_engine
+from pipeline.embedding.embed import embed
+from pipeline.embedding.pool import worker_count
+
+if TYPE_CHECKING:
+    import threading
+    from collections import defaultdict
+    from collections.abc import Callable, Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from pipeline.backbones import Backbone
+    from pipeline.decoding.image import DecodePolicy
+    from pipeline.decoding.worker import Outcome
+    from pipeline.embedding.settings import RunSettings
+    from pipeline.engines import Embeddings
+    from pipeline.sources import Source
+
+
+class EmbeddedRows(Protocol):
+    """Rows that are through, and what became of each."""
+
+    rows: NDArray[np.int64]
+    outcomes: list[Outcome]
+
+
+class Executor(ABC):
+    """Computes embeddings of a source's items.
+
+    Attributes
+    ----------
+    name, device, precision : str
+        Of the engine, once opened; see `pipeline.engines.Engine`.
+    decode : DecodePolicy
+        The one asked for, once opened, or that with Pillow where decoding on the GPU failed its check.
+    workers : int
+        Decode processes, all together.
+    """
+
+    name: str
+    device: str
+    precision: str
+    decode: DecodePolicy
+    workers: int
+
+    def __str__(self) -> str:
+        return f"{self.name}, {self.device}, {self.precision}"
+
+    @abstractmethod
+    def open(
+        self,
+        sampled: Source,
+        among: NDArray[np.int64],
+        backbone: Backbone,
+        decode: DecodePolicy,
+        run: RunSettings,
+        *,
+        stop: threading.Event,
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Choose engine, precision and decoder on a sample of the items ``among``; return the self-check.
+
+        Raises
+        ------
+        EngineError
+            See `pipeline.embedding.choose.choose_engine` and `choose_decode`; nothing is left open.
+        """
+
+    @abstractmethod
+    def embed(
+        self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
+    ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
+        """Yield rows with their outcomes and embeddings, in any order; see `pipeline.embedding.embed.embed`."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what was opened."""
+
+
+class LocalExecutor(Executor):
+    """Decode workers and an engine on this machine."""
+
+    def open(
+        self,
+        sampled: Source,
+        among: NDArray[np.int64],
+        backbone: Backbone,
+        decode: DecodePolicy,
+        run: RunSettings,
+        *,
+        stop: threading.Event,
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Open the engine; see `Executor.open`."""
+        self.decode, decode_check = choose_decode(sampled, backbone, decode, run, rows=among, stop=stop, say=say)
+        self._settings = backbone, self.decode, run
+        self._engine, self_check = choose_engine(sampled, backbone, self.decode, run, rows=among, stop=stop, say=say)
+        self.name, self.device, self.precision = self._engine.name, self._engine.device, self._engine.precision
+        self.workers = worker_count(run)
+        return self_check | decode_check
+
+    def embed(
+        self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
+    ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
+        """Yield rows in order; see `Executor.embed`."""
+        backbone, decode, run = self._settings
+        return embed(source, rows, backbone, self._engine, decode, run, stop=stop, seconds=seconds)
+
+    def close(self) -> None:
+        """Close the engine."""
+        self._engine.close()

@@ -1,0 +1,74 @@
+"""Specs of caches and heads, and what they describe: backbone and decoding."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from pipeline.backbones import DEFAULT_BACKBONE, FINE_TUNED, load_backbone
+from pipeline.core.spec import PENULTIMATE, check_same_numbers
+from pipeline.decoding.image import PILLOW, DecodePolicy
+from pipeline.errors import BackboneError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from pipeline.backbones import Backbone
+
+
+def make_spec(backbone: Backbone, decode: DecodePolicy, *, dtype: str, precision: str) -> dict[str, Any]:
+    """Return all that produces a cache's numbers, as JSON-like data."""
+    return {**backbone.to_spec(), "decode": spec_of_decode(decode), "dtype": dtype, "precision": precision}
+
+
+def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Backbone:
+    """Build the backbone that a cache's spec describes, and check that its numbers are the same.
+
+    Parameters
+    ----------
+    spec : mapping
+        Of a cache or a head.
+    weights : str, optional
+        Where its weights are, when they came from a file.
+
+    Raises
+    ------
+    BackboneError
+        Its weights cannot be had.
+    FingerprintError
+        What was built is not what the spec says; the message names the fields.
+    """
+    name = spec["weights"]["name"]
+    if weights is None and name in ("file", FINE_TUNED):
+        what = "file" if name == "file" else "fine-tuned run"
+        raise BackboneError(f"the weights came from the {what} {spec['weights']['origin']}: pass it with --weights")
+    if name == "random":
+        weights = name
+    elif weights is None and spec["backbone"] != DEFAULT_BACKBONE:
+        weights = name.partition(".")[2] or name  # timm's names are ARCHITECTURE.TAG
+    layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
+    backbone = load_backbone(spec["backbone"], weights, layers)
+    wanted = {name: spec[name] for name in backbone.to_spec()}
+    check_same_numbers(
+        wanted,
+        backbone.to_spec(),
+        where="the spec",
+        hint="pass --weights FILE with the weights it was made with",
+    )
+    return backbone
+
+
+def decode_of_spec(spec: Mapping[str, Any]) -> DecodePolicy:
+    """Return the decode policy that a spec describes."""
+    return DecodePolicy(**{**spec["decode"], "formats": tuple(spec["decode"]["formats"])})
+
+
+def spec_of_decode(decode: DecodePolicy) -> dict[str, Any]:
+    """Return a decode policy as a spec's JSON-like ``decode``.
+
+    A decoder of JPEGs other than Pillow is named; Pillow is not, as in the caches made before there was another.
+    """
+    spec = {**asdict(decode), "formats": list(decode.formats)}
+    if decode.jpeg_decoder == PILLOW:
+        del spec["jpeg_decoder"]
+    return spec

@@ -1,0 +1,463 @@
+"""A cluster, through Ray Data: an engine with its decode workers per actor, one writer on the driver.
+
+Ray Data gives rows to a pool of actors, holds them back while the writer is behind, and gives the rows of actors and
+nodes that are lost to others. Rows come back in any order and are placed by number; what had come back is in the cache.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import pickle
+import queue
+import signal
+import socket
+import threading
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.items import HASH_BYTES, Reader
+from pipeline.decoding.image import GPU
+from pipeline.decoding.worker import Outcome
+from pipeline.embedding.choose import choose_engine, sample_rows
+from pipeline.embedding.embed import STOP_CHECK_S, STOP_WITHIN_S, embed_through
+from pipeline.embedding.executor import Executor
+from pipeline.embedding.pool import pool_for
+from pipeline.errors import EngineError, PipelineError, first_line
+from pipeline.sources.listed import ListedSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from pipeline.backbones import Backbone
+    from pipeline.decoding.image import DecodePolicy
+    from pipeline.embedding.executor import EmbeddedRows
+    from pipeline.embedding.settings import RunSettings
+    from pipeline.engines import Embeddings
+    from pipeline.sources import Source
+
+CHUNK_IMAGES = 256
+"""Rows that an actor is given at once, at least: what is computed again when it is lost."""
+CHUNK_BATCHES = 8
+CONNECT_WITHIN_S = 10.0
+CHECK_RETRIES = 3
+"""How often the self-check is tried again when its node is lost; for chunks of rows Ray Data does it without end."""
+LAYER = "layer:"
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anyone unless the user asks for it
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it otherwise warns of
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors come as exceptions
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a stop must not start a cluster of its own
+}
+"""Settings that Ray reads from the environment when it is imported."""
+WAITS = ("wait for decode", "wait for forward")
+
+
+class RayExecutor(Executor):
+    """Computes on a Ray cluster; the files must lie at the same paths on all of its nodes.
+
+    An actor takes the processors of the smallest node (or one GPU, where the cluster has any, and its share of the
+    processors). The choice of engine and precision is made once, on a node of the cluster.
+
+    Parameters
+    ----------
+    address : str or None
+        Of the cluster. None takes that of ``RAY_ADDRESS`` or of a cluster that runs on this machine, and starts one
+        on this machine where there is none.
+    actors : int
+        How many at most; 0 for as many as the cluster has room for now.
+    """
+
+    def __init__(self, address: str | None = None, *, actors: int = 0) -> None:
+        self._ray, self._address, self._actors = _import_ray(), address, actors
+        self._quiet = contextlib.ExitStack()
+        self._pump: threading.Thread | None = None
+
+    def open(
+        self,
+        sampled: Source,
+        among: NDArray[np.int64],
+        backbone: Backbone,
+        decode: DecodePolicy,
+        run: RunSettings,
+        *,
+        stop: threading.Event,
+        say: Callable[[str], None],
+    ) -> dict[str, Any]:
+        """Connect, and choose the engine on a node of the cluster; see `Executor.open`.
+
+        Raises
+        ------
+        EngineError
+            The cluster is not to be reached or has no processor, the images are to be decoded on the GPU, or as
+            `Executor.open` says.
+        """
+        if decode.jpeg_decoder == GPU:
+            raise EngineError("--decode gpu is for this machine's GPU, found it with --ray: leave one of them out")
+        self.decode = decode
+        self._started = _connect(self._ray, self._address)
+        self._quiet.enter_context(_quietly(self._ray.data))
+        try:
+            if run.precision == "mixed" and run.device == "auto":
+                run = replace(run, device="cpu")  # which alone has it
+            room = _actor_resources(self._ray, run.device)
+            run = replace(run, workers=run.workers or room.cpus)
+            sample = ListedSource.sample(sampled, sample_rows(among))
+            say(f"cluster: up to {self._actors or room.actors} engines, {room}")
+            chosen = self._choose(sample, backbone, decode, run, room, stop)
+        except BaseException:
+            self.close()
+            raise
+        self._setup = _Setup(sampled.reader(), backbone, decode, replace(run, **chosen.settings), room.cpus)
+        self._actor_resources, self._batch_size = room, chosen.settings["batch_size"]
+        self.name, self.device, self.precision = chosen.name, chosen.device, chosen.settings["precision"]
+        self.workers = run.workers * (self._actors or room.actors)
+        for text in chosen.said:
+            say(text)
+        return chosen.self_check
+
+    def embed(
+        self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
+    ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
+        """Yield chunks of rows as they come back; see `Executor.embed`.
+
+        Raises
+        ------
+        EngineError
+            An actor could not start, or the cluster is gone.
+        """
+        data = self._ray.data
+        actors = self._actors or self._actor_resources.actors
+        at_once = self._batch_size * -(-max(CHUNK_IMAGES, CHUNK_BATCHES * self._batch_size) // self._batch_size)
+        if stop.is_set() or not len(rows):
+            return
+        chunks = data.from_arrow(_tables(source, rows, at_once))
+        results = chunks.map_batches(
+            _Embedder,
+            batch_size=None,
+            batch_format="numpy",
+            compute=data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
+            fn_constructor_args=(self._ray.put(self._setup),),
+            num_cpus=self._actor_resources.cpus,
+            num_gpus=self._actor_resources.gpus,
+        )
+        for result in self._until_stopped(results, stop):
+            seconds["read"] += float(result["read_s"].sum())
+            seconds["decode"] += float(result["decode_s"].sum())
+            for name in WAITS:
+                seconds[name] += float(result[name].sum()) / actors
+            outputs = {name.removeprefix(LAYER): rows for name, rows in result.items() if name.startswith(LAYER)}
+            yield _Result(result["row"], _outcomes(result)), outputs
+
+    def close(self) -> None:
+        """Leave the cluster; end it where it was started here."""
+        if self._started:
+            self._ray.shutdown()
+        if self._pump is not None:  # a shutdown wakes it, and it says so
+            self._pump.join(STOP_WITHIN_S)
+        self._quiet.close()
+
+    def _until_stopped(self, results: Any, stop: threading.Event) -> Iterator[dict[str, NDArray[Any]]]:
+        """Yield what comes back; a thread waits for it, so that a stop is seen meanwhile."""
+        ready: queue.Queue[dict[str, NDArray[Any]] | BaseException | None] = queue.Queue(1)
+        ended = threading.Event()
+
+        def put(result: dict[str, NDArray[Any]] | BaseException | None) -> None:
+            while not ended.is_set():
+                with contextlib.suppress(queue.Full):
+                    ready.put(result, timeout=STOP_CHECK_S)
+                    return
+
+        def pump() -> None:
+            try:
+                for result in results.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0):
+                    put(result)
+                    if ended.is_set():
+                        return
+                put(None)
+            except BaseException as error:
+                put(error)
+
+        self._pump = threading.Thread(target=pump, daemon=True, name="ray-results")
+        self._pump.start()
+        try:
+            while not stop.is_set():
+                try:
+                    result = ready.get(timeout=STOP_CHECK_S)
+                except queue.Empty:
+                    continue
+                if isinstance(result, self._ray.exceptions.RayError):
+                    raise _as_ours(result) from None
+                if isinstance(result, BaseException):
+                    raise result
+                if result is None:
+                    return
+                yield result
+        finally:
+            ended.set()
+
+    def _choose(
+        self,
+        sample: Source,
+        backbone: Backbone,
+        decode: DecodePolicy,
+        run: RunSettings,
+        room: ActorResources,
+        stop: threading.Event,
+    ) -> _Chosen:
+        ray = self._ray
+        task = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=CHECK_RETRIES)(_choose)
+        chosen = task.remote(sample, backbone, decode, run, room.cpus)
+        while not ray.wait([chosen], timeout=STOP_CHECK_S)[0]:
+            if stop.is_set():  # nothing is going to be computed
+                return _Chosen("none", "none", {"precision": "float32", "batch_size": 1}, {}, [])
+        try:
+            found: _Chosen = ray.get(chosen)
+        except ray.exceptions.RayError as error:
+            raise _as_ours(error) from None
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class ActorResources:
+    """What an actor takes, and how many there is room for."""
+
+    cpus: int
+    gpus: int
+    actors: int
+
+    def __str__(self) -> str:
+        return f"each on {self.cpus} processors" + (" and a GPU" if self.gpus else "")
+
+
+@dataclass(frozen=True, slots=True)
+class _Setup:
+    """What an actor needs once; engine, device, precision and batch size are decided."""
+
+    reader: Reader
+    backbone: Backbone
+    decode: DecodePolicy
+    run: RunSettings
+    cpus: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Chosen:
+    """What `_choose` found on a node of the cluster."""
+
+    name: str
+    device: str
+    settings: dict[str, Any]
+    self_check: dict[str, Any]
+    said: list[str]
+
+
+@dataclass(slots=True)
+class _Result:
+    rows: NDArray[np.int64]
+    outcomes: list[Outcome]
+
+
+# --- on the cluster ------------------------------------------------------------------------------------------
+
+
+def _choose(sample: Source, backbone: Backbone, decode: DecodePolicy, run: RunSettings, cpus: int) -> _Chosen:
+    """Run the self-check where the actors will run."""
+    _take_processors(cpus)
+    said: list[str] = []
+    engine, self_check = choose_engine(sample, backbone, decode, run, say=said.append)
+    try:
+        device = "cuda" if engine.device.startswith("cuda") else "cpu"
+        settings = {
+            "engine": engine.name,
+            "device": device,
+            "precision": engine.precision,
+            "batch_size": engine.batch_size,
+        }
+        return _Chosen(engine.name, engine.device, settings, self_check, said)
+    finally:
+        engine.close()
+
+
+class _Embedder:
+    """An actor: an engine and its decode workers, which stay while chunks come and go."""
+
+    def __init__(self, setup: Any) -> None:
+        import ray
+
+        from pipeline.engines import open_engine
+
+        given: _Setup = ray.get(setup) if isinstance(setup, ray.ObjectRef) else setup
+        _take_processors(given.cpus)
+        run = given.run
+        self._engine = open_engine(
+            given.backbone,
+            engine=run.engine,
+            device=run.device,
+            precision=run.precision,
+            batch_size=run.batch_size,
+        )
+        self._pool = pool_for(self._engine, given.reader, given.backbone, given.decode, run)
+
+    def __call__(self, chunk: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        rows = chunk["row"]
+        locators = dict(zip(rows.tolist(), map(pickle.loads, chunk["locator"]), strict=True))
+        seconds: defaultdict[str, float] = defaultdict(float)
+        outcomes: list[Outcome] = []
+        outputs: defaultdict[str, list[NDArray[Any]]] = defaultdict(list)
+        for batch, embeddings in embed_through(self._pool, self._engine, rows, locators.__getitem__, seconds=seconds):
+            outcomes += batch.outcomes
+            for name, values in embeddings.items():
+                outputs[name].append(values[: len(batch.rows)])
+        hashes = b"".join(outcome.content_hash for outcome in outcomes)
+        return {
+            "row": rows,
+            "status": np.array([outcome.status for outcome in outcomes], dtype=np.uint8),
+            "reason": np.array([outcome.reason for outcome in outcomes], dtype=np.str_),
+            "content_hash": np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES),
+            "read_s": np.array([outcome.read_s for outcome in outcomes]),
+            "decode_s": np.array([outcome.decode_s for outcome in outcomes]),
+            **{name: np.full(len(rows), seconds[name] / len(rows)) for name in WAITS},
+            **{LAYER + name: np.concatenate(parts) for name, parts in outputs.items()},
+        }
+
+
+def _take_processors(cpus: int) -> None:
+    """Keep to what Ray lent: other actors may be on the same machine."""
+    os.environ["PYTHON_CPU_COUNT"] = str(cpus)
+
+
+# --- on the driver -------------------------------------------------------------------------------------------
+
+
+def _import_ray() -> Any:
+    """Return Ray, told to be quiet.
+
+    Raises
+    ------
+    EngineError
+        It is not installed.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise EngineError(
+            "expected Ray for --ray, found it not installed: pip install 'embedding-pipeline[ray]'"
+        ) from None
+    return ray
+
+
+def _connect(ray: Any, address: str | None) -> bool:
+    """Connect to a cluster, or start one on this machine; return whether that was to be done."""
+    if ray.is_initialized():
+        return False
+    _check_address(address or os.environ.get("RAY_ADDRESS", ""))
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        raise EngineError(
+            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): look at 'ray status'"
+        ) from None
+    finally:
+        if threading.current_thread() is threading.main_thread():  # Ray puts its own in their place
+            for signum, handler in handlers.items():
+                signal.signal(signum, handler)
+    return True
+
+
+def _check_address(address: str) -> None:
+    """Find out at once what Ray tries for minutes.
+
+    Raises
+    ------
+    EngineError
+        Nobody answers there, or it is the address of a Ray client, which has no Ray Data.
+    """
+    if address.startswith("ray://"):
+        raise EngineError(
+            f"expected the address HOST:PORT of the cluster itself, found {address}: run the command on one of its "
+            "nodes, for instance with 'ray job submit'"
+        )
+    host, _, port = address.rpartition(":")
+    if not (host and port.isdecimal()):
+        return  # "auto" or "local", which Ray looks up
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_WITHIN_S).close()
+    except (OSError, OverflowError) as error:
+        raise EngineError(
+            f"no Ray cluster at {address} ({first_line(error)}): check the address, or 'ray status' on its head node"
+        ) from None
+
+
+def _actor_resources(ray: Any, device: str) -> ActorResources:
+    """Return what an actor takes on this cluster, and how many fit.
+
+    Raises
+    ------
+    EngineError
+        No node has a processor, or the GPU asked for.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
+    if sum(gpus) and device != "cpu":
+        return ActorResources(max(1, min(c // g for c, g in zip(cpus, gpus, strict=True) if g)), 1, sum(gpus))
+    if device.startswith("cuda"):
+        raise EngineError(f"there is no GPU on the {len(nodes)} nodes of the cluster: use --device cpu")
+    if not any(cpus):
+        raise EngineError("no node of the cluster has a processor to lend: start nodes with --num-cpus above 0")
+    each = min(count for count in cpus if count)
+    return ActorResources(each, 0, sum(count // each for count in cpus))
+
+
+def _tables(source: Source, rows: NDArray[np.int64], at_once: int) -> list[Any]:
+    """Return rows and locators as Arrow tables, one for each time that an actor is called."""
+    import pyarrow as pa
+
+    def table(part: Sequence[int]) -> Any:
+        locators = [pickle.dumps(source.locator(row)) for row in part]
+        return pa.table({"row": pa.array(part, pa.int64()), "locator": pa.array(locators, pa.binary())})
+
+    return [table(rows[start : start + at_once].tolist()) for start in range(0, len(rows), at_once)]
+
+
+def _outcomes(result: dict[str, NDArray[Any]]) -> list[Outcome]:
+    columns = (result["status"], result["reason"], result["content_hash"], result["read_s"], result["decode_s"])
+    return [
+        Outcome(position, int(status), str(reason), bytes(digest), float(read_s), float(decode_s))
+        for position, (status, reason, digest, read_s, decode_s) in enumerate(zip(*columns, strict=True))
+    ]
+
+
+def _as_ours(error: Exception) -> PipelineError:
+    cause = getattr(error, "cause", None)
+    if isinstance(cause, PipelineError):
+        return cause
+    lines = [line for line in str(cause or error).strip().splitlines() if line.strip()]
+    return EngineError(
+        f"the cluster gave up ({first_line(Exception(lines[-1] if lines else type(error).__name__))}): what had come "
+        "back is kept; look at the cluster with 'ray status', then run the same command again"
+    )
+
+
+@contextlib.contextmanager
+def _quietly(data: Any) -> Iterator[None]:
+    """Silence Ray Data's own messages and bars; ours are said by the command line."""
+    context, logger = data.DataContext.get_current(), logging.getLogger("ray.data")
+    level, bars = logger.level, context.enable_progress_bars
+    context.enable_progress_bars = False
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = bars
+        logger.setLevel(level)

@@ -1,0 +1,250 @@
+"""Answers as pages: one HTML file each that needs nothing else, built like the report.
+
+Pages are bounded: so many pictures and no more, whatever the size of the cache; what is left out is said.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.files import replacing
+from pipeline.core.text import valid_text
+from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+from pipeline.errors import AnalysisError
+from pipeline.report.parts import script_json, templates, thumbnail
+from pipeline.sources.reopen import image_bytes
+
+if TYPE_CHECKING:
+    import os
+
+    from numpy.typing import NDArray
+
+    from pipeline.analysis.duplicates import Duplicates
+    from pipeline.analysis.labels import LabelCheck
+    from pipeline.analysis.projection import Projection
+    from pipeline.analysis.search import Search
+
+MOST_PICTURES = 1000
+"""Pictures on a page: about 4 MB."""
+MOST_ON_A_MAP = 4000
+"""Pictures behind a map: one sheet, about 3 MB."""
+_SIDE = 112
+_TILE = 40
+
+
+def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -> None:
+    """Write a page with the images found for each query."""
+    page = _Pictures(cache)
+    groups: list[dict[str, Any]] = []
+    by_query = dict(list(found.table.groupby("query", sort=False)))
+    for query, own, rows in zip(found.queries, found.query_rows.tolist(), found.rows, strict=True):
+        pictures = [page.item(own, query, [("", "asked for")], asked=True)] if own >= 0 else _outside(query)
+        there = rows[rows >= 0]
+        by_key = dict(zip(cache.keys[there].tolist(), there.tolist(), strict=True))
+        for line in by_query[query].itertuples() if len(there) else ():
+            facts = [("", line.label)] if line.label else []
+            pictures.append(
+                page.item(by_key[line.key], line.key, [*facts, ("cosine", f"{line.cosine:.4f}")], line.label)
+            )
+        groups.append({"title": valid_text([query])[0], "pictures": pictures})
+    layer = f"{len(groups)} queries to {Path(cache.path).name}, by the cosine of their embeddings, nearest first."
+    _write_gallery(path, f"Search in {Path(cache.path).name}", layer, groups, page, whole_groups=True)
+
+
+def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Duplicates) -> None:
+    """Write a page with every group of duplicates."""
+    page = _Pictures(cache)
+    groups: list[dict[str, Any]] = []
+    table = found.table.assign(row=found.rows)
+    left_out = 0
+    for number, lines in table.groupby("group"):
+        if page.full(len(lines)):
+            left_out += 1
+            continue
+        pictures = [
+            page.item(row, key, [("", label or "no label"), (how, f"{similarity:.4f}")], label)
+            for _, key, label, similarity, how, row in lines.itertuples(index=False)
+        ]
+        groups.append({"title": f"Group {number}", "pictures": pictures})
+    judged = "correlation of pixels" if found.by_pixels else "cosine of embeddings"
+    lead = (
+        f"{len(groups) + left_out} groups, {len(table)} images; {found.exact} exact pairs, "
+        f"{found.near} near ones by {judged}."
+    )
+    notes = [f"{left_out} further groups are in the table only."] if left_out else []
+    _write_gallery(path, f"Duplicates in {Path(cache.path).name}", lead, groups, page, notes, whole_groups=True)
+
+
+def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelCheck) -> None:
+    """Write a page with the most doubtful labels."""
+    page = _Pictures(cache)
+    issues = int(found.table["is_issue"].sum())
+    pictures = []
+    for rank, (row, line) in enumerate(zip(found.rows.tolist(), found.table.itertuples(), strict=True)):
+        if page.full(1) or (not line.is_issue and rank >= 50):
+            break
+        facts = [("given", line.given), ("suggested", line.suggested), ("quality", f"{line.quality:.2g}")]
+        item = page.item(row, line.key, facts, f"{line.given} {line.suggested}")
+        item["sort"] = {
+            "rank": rank,
+            "given": valid_text([line.given])[0],
+            "suggested": valid_text([line.suggested])[0],
+        }
+        pictures.append(item)
+    lead = (
+        f"{issues} of {len(found.table)} labels look wrong; heads that have not seen a row agree with its label in "
+        f"{found.accuracy:.1%}. Quality is their probability of the given label. Hard images gather here too: "
+        "look before you relabel."
+    )
+    notes = [f"Shown: the {len(pictures)} most doubtful; the table has them all."] if len(pictures) < issues else []
+    orders = [("rank", "most doubtful first"), ("given", "by given label"), ("suggested", "by suggested label")]
+    _write_gallery(
+        path,
+        f"Labels of {Path(cache.path).name}",
+        lead,
+        [{"title": "", "pictures": pictures}],
+        page,
+        notes,
+        orders=orders,
+    )
+
+
+def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) -> None:
+    """Write a page with the map: to zoom, point at and filter; 100 000 points stay smooth."""
+    from plotly.offline import get_plotlyjs
+
+    names, label = np.unique(found.table["label"].to_numpy(dtype=str), return_inverse=True)
+    sprite, pictured, columns = _sprite(cache, found.rows)
+    points = {
+        "x": _packed(found.table["x"], "<f4"),
+        "y": _packed(found.table["y"], "<f4"),
+        "label": _packed(label.ravel(), "<i4"),
+        "names": valid_text(names),
+        "keys": valid_text(found.table["key"]),
+        "sprite": sprite,
+        "pictured": _packed(pictured, "<i4"),
+        "columns": columns,
+    }
+    method = {"pca": "its first two principal components", "umap": "UMAP", "tsne": "t-SNE"}[found.method]
+    lead = f"{len(found.table)} images of {Path(cache.path).name}, laid out by {method}."
+    if found.method != "pca":
+        lead += " Neighbours mean something; distances between groups, and their sizes, do not."
+    page = (
+        templates()
+        .get_template("map.html.j2")
+        .render(
+            title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points), plotly_js=get_plotlyjs()
+        )
+    )
+    _write_page(path, page)
+
+
+class _Pictures:
+    """Makes thumbnails when they are asked for, and counts them."""
+
+    def __init__(self, cache: Any) -> None:
+        self._cache = cache
+        self._made: dict[int, str | None] = {}
+
+    def full(self, more: int) -> bool:
+        """Tell whether so many more would be too many."""
+        return len(self._made) + more > MOST_PICTURES
+
+    def item(
+        self, row: int, key: str, facts: list[tuple[str, str]], label: str = "", *, asked: bool = False
+    ) -> dict[str, Any]:
+        if row not in self._made and not self.full(1):
+            self._made[row] = thumbnail(image_bytes(self._cache, row), _SIDE, 75)
+        name = valid_text([key])[0]
+        return {
+            "image": self._made.get(row),
+            "key": name,
+            "facts": [(what, valid_text([value])[0]) for what, value in facts],
+            "text": f"{name} {valid_text([label])[0]}".lower(),
+            "sort": {},
+            "asked": asked,
+        }
+
+
+def _outside(query: str) -> list[dict[str, Any]]:
+    """Return the picture of a query that is a file."""
+    name = valid_text([query])[0]
+    try:
+        image = thumbnail(Path(query).read_bytes(), _SIDE, 75)
+    except OSError:
+        image = None
+    return [
+        {"image": image, "key": name, "facts": [("", "asked for")], "text": name.lower(), "sort": {}, "asked": True}
+    ]
+
+
+def _write_gallery(
+    path: str | os.PathLike[str],
+    title: str,
+    lead: str,
+    groups: list[dict[str, Any]],
+    page: _Pictures,
+    notes: list[str] | None = None,
+    *,
+    orders: list[tuple[str, str]] | None = None,
+    whole_groups: bool = False,
+) -> None:
+    notes = list(notes or [])
+    if page.full(1):
+        notes.append(f"The page holds {MOST_PICTURES} pictures and no more.")
+    template = templates().get_template("gallery.html.j2")
+    _write_page(
+        path,
+        template.render(
+            title=title,
+            lead=lead,
+            groups=groups,
+            notes=notes,
+            orders=orders or [],
+            whole_groups=whole_groups,
+            plotly_js=None,
+        ),
+    )
+
+
+def _write_page(path: str | os.PathLike[str], page: str) -> None:
+    with replacing(path, AnalysisError) as part:
+        part.write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _packed(values: Any, kind: str) -> str:
+    return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode("ascii")
+
+
+def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64], int]:
+    """Return one sheet of small pictures, which points they belong to, and how many stand in a row."""
+    from PIL import Image, ImageOps
+
+    chosen = np.sort(np.random.default_rng(0).permutation(len(rows))[:MOST_ON_A_MAP])
+    tiles, pictured = [], []
+    for point in chosen.tolist():
+        data = image_bytes(cache, int(rows[point]))
+        if data is None:
+            continue
+        try:
+            image = decode_image(data, DecodePolicy(jpeg_scale="half"), resize_short=_TILE)
+        except DecodeError:
+            continue
+        tiles.append(ImageOps.contain(image, (_TILE, _TILE)))
+        pictured.append(point)
+    if not tiles:
+        return "", np.zeros(0, np.int64), 1
+    columns = math.ceil(math.sqrt(len(tiles)))
+    sheet = Image.new("RGB", (columns * _TILE, -(-len(tiles) // columns) * _TILE), "#eef0f3")
+    for n, tile in enumerate(tiles):
+        corner = (n % columns * _TILE + (_TILE - tile.width) // 2, n // columns * _TILE + (_TILE - tile.height) // 2)
+        sheet.paste(tile, corner)
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="JPEG", quality=72)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii"), np.array(pictured), columns

@@ -1,1 +1,0 @@
-"""One archive, many machines: shards for job arrays, Ray Data for clusters."""

@@ -1,0 +1,177 @@
+"""A cache as a file of another kind: Parquet, NumPy, CSV, AnnData. Streams, but for AnnData; whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pipeline.core.files import replacing
+from pipeline.core.spec import PENULTIMATE
+from pipeline.errors import PipelineError
+from pipeline.selection.selection import open_selection
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    import pyarrow as pa
+
+    from pipeline.selection.selection import Selection
+
+KINDS = ("parquet", "npy", "csv", "h5ad")
+
+
+def export(
+    cache: str | os.PathLike[str] | Selection,
+    output: str | os.PathLike[str],
+    kind: str,
+    *,
+    split: str | Iterable[str] | None = None,
+    label: str | Iterable[str] | None = None,
+    layer: str = PENULTIMATE,
+    progress: Callable[[int, int, int], None] = lambda ready, failed, total: None,
+) -> list[Path]:
+    """Write embeddings, keys, labels and columns of the done rows.
+
+    Parameters
+    ----------
+    cache : path or Selection
+        A selection is written as it is, further narrowed by ``split`` and ``label``.
+    output : path
+        Replaced where it exists and its name ends in ``.KIND``.
+    kind : {"parquet", "npy", "csv", "h5ad"}
+        ``npy`` writes two files: the (n, D) array, and beside it ``OUTPUT.csv`` with a line for each row.
+    split, label : str or several
+        See `Selection.select`.
+    layer : str
+        Whose embeddings.
+    progress : callable
+        Called with (rows written, 0, rows in all).
+
+    Returns
+    -------
+    list of Path
+        What was written.
+
+    Raises
+    ------
+    PipelineError
+        The cache, the selection or the output cannot be used; the output is what it was.
+    """
+    selection = open_selection(cache) if isinstance(cache, (str, os.PathLike)) else cache
+    selection = selection.select(split=split, label=label)
+    selection.layer_width(layer)
+    if kind not in _WRITERS:
+        raise PipelineError(f"expected a kind of {', '.join(KINDS)}, found {kind!r}: choose one of them")
+    if not len(selection):
+        raise PipelineError(f"expected rows to export, found none among the {len(selection.cache)} of {selection.path}")
+    path = Path(output)
+    outputs = [path.with_name(path.name + ".csv"), path] if kind == "npy" else [path]
+    for file in outputs:
+        _check_output(file, file.suffix.removeprefix(".") if file != path else kind)
+    with ExitStack() as stack:
+        parts = [stack.enter_context(replacing(file)) for file in outputs]
+        _WRITERS[kind](selection, layer, parts, progress)
+    return outputs[::-1]
+
+
+class _Sink(Protocol):
+    """What Arrow's writers of CSV and Parquet have in common."""
+
+    def write_table(self, table: pa.Table) -> None: ...
+
+
+def _write_parquet(selection: Selection, layer: str, parts: list[Path], progress: Callable[..., None]) -> None:
+    import pyarrow.parquet as pq
+
+    with ExitStack() as stack:
+        writer: _Sink | None = None
+        for table, ready in _tables(selection, layer, progress):
+            if writer is None:
+                # Embeddings hardly repeat: a dictionary of them would only cost time.
+                names = [name for name in table.column_names if name != "embedding"]
+                writer = stack.enter_context(pq.ParquetWriter(parts[0], table.schema, use_dictionary=names))
+            writer.write_table(table)
+            progress(ready, 0, len(selection))
+
+
+def _write_csv(selection: Selection, layer: str | None, parts: list[Path], progress: Callable[..., None]) -> None:
+    import pyarrow.csv as pc
+
+    with ExitStack() as stack:
+        writer: _Sink | None = None
+        for table, ready in _tables(selection, layer, progress):
+            flat = _flat(table, 0 if layer is None else selection.layer_width(layer))
+            if writer is None:
+                writer = stack.enter_context(pc.CSVWriter(parts[0], flat.schema))
+            writer.write_table(flat)
+            progress(ready, 0, len(selection))
+
+
+def _write_npy(selection: Selection, layer: str, parts: list[Path], progress: Callable[..., None]) -> None:
+    _write_csv(selection, None, parts[:1], lambda *counts: None)
+    header = {
+        "descr": np.lib.format.dtype_to_descr(selection.dtype),
+        "fortran_order": False,
+        "shape": (len(selection), selection.layer_width(layer)),
+    }
+    ready = 0
+    with parts[1].open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for block in selection.blocks(layer):
+            file.write(np.ascontiguousarray(block.layers[layer]).data)
+            ready += len(block)
+            progress(ready, 0, len(selection))
+
+
+def _write_h5ad(selection: Selection, layer: str, parts: list[Path], progress: Callable[..., None]) -> None:
+    selection.to_anndata(layer).write_h5ad(parts[0])
+    progress(len(selection), 0, len(selection))
+
+
+_WRITERS: dict[str, Callable[[Selection, Any, list[Path], Callable[..., None]], None]] = {
+    "parquet": _write_parquet,
+    "npy": _write_npy,
+    "csv": _write_csv,
+    "h5ad": _write_h5ad,
+}
+
+
+def _tables(selection: Selection, layer: str | None, progress: Callable[..., None]) -> Iterable[tuple[pa.Table, int]]:
+    """Yield the selection in tables that fit in memory, with how many rows there have been."""
+    progress(0, 0, len(selection))
+    ready = 0
+    for block in selection.blocks(layer or PENULTIMATE):
+        ready += len(block)
+        yield block.to_arrow(layer), ready
+
+
+def _flat(table: pa.Table, width: int) -> pa.Table:
+    """Return the table with text instead of dictionaries, and a column ``e0``, ``e1``, … for each dimension."""
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        column = table[name]
+        if name == "embedding":
+            values = column.combine_chunks().flatten().to_numpy().reshape(-1, width).astype(np.float32, copy=False)
+            columns |= {f"e{i}": pa.array(np.ascontiguousarray(values[:, i])) for i in range(width)}
+        else:
+            columns[name] = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
+    return pa.table(columns)
+
+
+def _check_output(path: Path, kind: str) -> None:
+    """Find out before the work begins whether the file can be written, and is none that somebody wants."""
+    if path.is_dir() or not path.parent.is_dir():
+        found = "a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise PipelineError(f"expected a file name to export to, found {found} at {path}: name a file in a folder")
+    if path.exists() and path.suffix != f".{kind}":
+        raise PipelineError(
+            f"{path} exists, and its name does not end in .{kind}: remove it first, or choose another output"
+        )
+    if not os.access(path.parent, os.W_OK):
+        raise PipelineError(f"cannot write into {path.parent}: choose another output")

@@ -1,0 +1,162 @@
+"""The steps of joining a selection with a table; each checks one thing and raises its own error.
+
+Axes: n candidate rows of the selection, m lines of the table.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import SourceError, near_names
+from pipeline.sources.base import MAX_TEXT
+from pipeline.sources.table import TEXT_COLUMNS, column_values, read_table, without_long_texts
+
+if TYPE_CHECKING:
+    from collections.abc import Container, Sequence
+    from pathlib import Path
+
+    import pandas as pd
+    import pyarrow as pa
+    from numpy.typing import NDArray
+
+KEY = "key"
+
+
+@dataclass(frozen=True)
+class Match:
+    """Which line of a table belongs to each row.
+
+    Attributes
+    ----------
+    frame : DataFrame
+    on : str
+        The column that rows and lines share.
+    lines : (m,) Index
+        Its values in the table, each once.
+    own : (n,) array
+        Its values in the selection.
+    line_of : (n,) int64
+        The line of each row; -1 for none.
+    """
+
+    frame: pd.DataFrame
+    on: str
+    lines: Any
+    own: NDArray[Any]
+    line_of: NDArray[np.int64]
+
+    def unmatched(self, shown: NDArray[np.int64] | None) -> tuple[int, int]:
+        """Count the rows without a line, among those shown, and the lines without a row."""
+        found = self.line_of if shown is None else self.line_of[shown]
+        return int((found < 0).sum()), len(self.lines) - len(np.unique(self.line_of[self.line_of >= 0]))
+
+
+def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -> pd.DataFrame:
+    """Return a table, or the file at a path, as a data frame with ``on`` among its columns.
+
+    Raises
+    ------
+    SourceError
+        It cannot be read, or has no such column.
+    """
+    import pandas as pd  # takes half a second: only where tables are joined
+
+    if isinstance(table, (str, os.PathLike)):
+        frame = read_table(os.fspath(table), text=(on, *TEXT_COLUMNS))
+    else:
+        frame = table if isinstance(table, pd.DataFrame) else table.to_pandas()
+    frame = frame.reset_index() if on not in frame.columns and frame.index.name == on else frame
+    if on not in frame.columns:
+        raise SourceError(
+            f"expected a column {on!r} in the table to join, found {', '.join(map(repr, frame.columns))}: "
+            "name the column that holds the keys with on=, or rename it"
+        )
+    return frame
+
+
+def key_column(frame: pd.DataFrame, on: str, columns: Container[str]) -> tuple[pd.DataFrame, str]:
+    """Return the table and the column to match by: ``on`` where the selection has it too, else its keys."""
+    if on != KEY and on not in columns:
+        return frame.rename(columns={on: KEY}), KEY
+    return frame, on
+
+
+def choose_columns(frame: pd.DataFrame, on: str, columns: Sequence[str]) -> pd.DataFrame:
+    """Return the table with the columns asked for.
+
+    Raises
+    ------
+    SourceError
+        It lacks one.
+    """
+    absent = [name for name in columns if name not in frame.columns]
+    if absent:
+        known = near_names(absent[0], map(str, frame.columns))
+        raise SourceError(f"the table to join has no column {absent[0]!r}: {known}")
+    return frame[[on, *columns]]
+
+
+def check_names_free(frame: pd.DataFrame, on: str, taken: set[str]) -> None:
+    """Refuse a table with a column that the selection has already.
+
+    Raises
+    ------
+    SourceError
+        Names the column.
+    """
+    clash = taken & set(map(str, frame.columns)) - {on}
+    if clash:
+        raise SourceError(
+            f"the table to join has {min(clash)!r}, which is taken: rename it, or name others with columns="
+        )
+
+
+def match_rows(frame: pd.DataFrame, on: str, own: NDArray[Any], path: Path) -> Match:
+    """Find the line of each row.
+
+    Raises
+    ------
+    SourceError
+        A value occurs twice in the table, or not one row has a line.
+    """
+    import pandas as pd  # as above
+
+    lines = pd.Index(frame[on])
+    if lines.has_duplicates:
+        twice = lines[lines.duplicated()]
+        raise SourceError(
+            f"expected every {on} once in the table to join, found {twice[0]!r} more than once "
+            f"({twice.nunique()} such): remove the duplicates"
+        )
+    line_of = lines.get_indexer(pd.Index(own.tolist()))
+    if not (line_of >= 0).any():
+        raise SourceError(
+            f"no {on} of the table to join is one of {path}, where they look like {str(own[0])!r} and in the "
+            f"table like {str(lines[0])!r}: correct the column"
+            if len(own) and len(lines)
+            else "expected rows on both sides of a join, found none"
+        )
+    return Match(frame, on, lines, own, line_of)
+
+
+def aligned_columns(match: Match, *, asked: bool) -> tuple[dict[str, NDArray[Any]], list[str]]:
+    """Return the table's columns, a value for each row, and the names of those left out for their long texts.
+
+    Raises
+    ------
+    SourceError
+        A column of long texts was asked for.
+    """
+    aligned, long = without_long_texts(match.frame.set_index(match.on))
+    if long and asked:
+        raise SourceError(
+            f"expected texts of {MAX_TEXT} characters at most, found longer ones in {long[0].key!r} of the table "
+            "to join: shorten them, or name others with columns="
+        )
+    aligned = aligned.reindex(match.own.tolist())
+    values = {str(name): column_values(aligned[name], text=name == "split") for name in aligned.columns}
+    return values, [skip.key for skip in long]

@@ -1,0 +1,51 @@
+"""What a file holds, told by its content."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from pipeline.decoding.image import is_image
+from pipeline.sources.parquet import image_columns
+from pipeline.sources.table import PARQUET_MAGIC
+
+if TYPE_CHECKING:
+    from pipeline.sources.store import File, Store
+
+HEAD_BYTES = 512
+COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
+
+
+def kind_of(store: Store, file: File) -> str:
+    """Tell a file's kind from its first bytes."""
+    head = store.head(file.path, HEAD_BYTES)
+    if head[257:262] == b"ustar" or _is_old_tar(head):
+        return "tar"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    if head.startswith(PARQUET_MAGIC):
+        return "parquet"
+    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+        return "hdf5"
+    packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
+    return packed or ("image" if is_image(head) else "table")
+
+
+def _is_old_tar(head: bytes) -> bool:
+    """Tell a tar archive without the mark of POSIX by its header's checksum."""
+    digits = head[148:156].strip(b" \0")
+    if len(head) < 512 or not digits or not digits.isdigit() or any(byte > 0x37 for byte in digits):
+        return False
+    return sum(head[:148]) + 8 * 0x20 + sum(head[156:512]) == int(digits, 8)
+
+
+def has_images(store: Store, file: File) -> bool:
+    """Tell a Parquet file of images from a table of paths."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with store.open(file.path) as raw:
+            schema: Any = pq.read_schema(raw)
+    except (pa.ArrowException, OSError):
+        return False  # the table's reader will say what is wrong with it
+    return bool(image_columns(schema)) and ("path" not in schema.names or bool({"image", "img"} & set(schema.names)))

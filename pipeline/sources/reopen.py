@@ -1,0 +1,146 @@
+"""The images behind a cache as a source: what verifying, training, galleries and searches read again."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from pipeline.errors import SourceError
+from pipeline.sources.base import FileReader, Source
+from pipeline.sources.opening import open_source
+from pipeline.sources.table import PathReader
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from pipeline.core.items import ItemTable, Reader
+
+
+class HasImages(Protocol):
+    """An open cache, as far as its images matter.
+
+    Attributes
+    ----------
+    source : mapping
+        What `Source.describe` gave.
+    items : ItemTable
+    image_reader : callable or None
+        Row → bytes; set by `image_bytes` when it first opens the source.
+    """
+
+    source: dict[str, str]
+    image_reader: Callable[[int], bytes] | None
+
+    @property
+    def items(self) -> ItemTable:
+        """The item list."""
+
+    def part_of(self, row: int) -> tuple[HasImages, int]:
+        """Return the cache that holds a row, and the row's number there."""
+
+
+_opening = threading.RLock()
+
+
+class ReopenedSource(Source):
+    """The images that a cache was made from, as they are now; item i is row i.
+
+    Parameters
+    ----------
+    described : mapping
+        What `Source.describe` gave.
+    items : ItemTable
+        Of the cache.
+
+    Raises
+    ------
+    SourceError
+        The source cannot be opened any more.
+    """
+
+    kind = "cache"
+
+    def __init__(self, described: Mapping[str, str], items: ItemTable) -> None:
+        self.location = described["location"]
+        self.items = items
+        self._reader, self._locator = _reader_and_locator(described, items.keys)
+
+    def locator(self, i: int) -> Any:
+        """Return what the reader needs to find row ``i``.
+
+        Raises
+        ------
+        SourceError
+            The archive holds no such image any more.
+        """
+        try:
+            return self._locator(i)
+        except FileNotFoundError as error:
+            raise SourceError(f"{error}: bring the cache up to date with pipeline extract --check-content") from None
+
+    def reader(self) -> Reader:
+        """Return the reader of the images."""
+        return self._reader
+
+
+def reopen_source(described: Mapping[str, str], items: ItemTable) -> ReopenedSource:
+    """Return the images that a cache was made from; see `ReopenedSource`."""
+    return ReopenedSource(described, items)
+
+
+def image_bytes(cache: HasImages, row: int) -> bytes | None:
+    """Return the bytes of a row's image as it is now, or None where the image or its source is gone."""
+    part, row = cache.part_of(row)
+    with _opening:  # threads that ask at once must not each open the source
+        if part.image_reader is None:
+            part.image_reader = _image_reader(part)
+        read = part.image_reader
+    try:
+        return read(row)
+    except (OSError, SourceError):
+        return None
+
+
+def _image_reader(cache: HasImages) -> Callable[[int], bytes]:
+    try:
+        source = reopen_source(cache.source, cache.items)
+    except SourceError as error:
+        gone = error
+
+        def raise_gone(row: int) -> bytes:  # so that a source that is gone is opened once only
+            raise gone
+
+        return raise_gone
+    reader = source.reader()
+    return lambda row: reader(source.locator(row))
+
+
+def _reader_and_locator(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> tuple[Reader, Callable[[int], Any]]:
+    """Return the reader of a cache's images, and from row to locator.
+
+    The locator raises `FileNotFoundError` where the archive holds no such image any more.
+    """
+    if "root" in described:
+        root = os.fsencode(described["root"])
+        reader = PathReader(root) if described["kind"] == "table" else FileReader(root)
+        return reader, lambda row: bytes(keys[row])
+    if "address" not in described:
+        raise SourceError(
+            f"expected a source that can be opened again, found {described['location']}: extract it again"
+        )
+    source = open_source(described["address"])
+    order = np.argsort(source.items.keys, kind="stable")
+    ordered = source.items.keys[order]
+
+    def locator(row: int) -> Any:
+        place = int(np.searchsorted(ordered, keys[row]))
+        if place == len(ordered) or ordered[place] != keys[row]:
+            raise FileNotFoundError(f"no {os.fsdecode(bytes(keys[row]))} in {source.location}")
+        return source.locator(int(order[place]))
+
+    return source.reader(), locator

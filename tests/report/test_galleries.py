@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from pipeline.analysis.duplicates import find_duplicates
+from pipeline.analysis.labels import LabelCheck
+from pipeline.analysis.projection import map_cache
+from pipeline.analysis.search import search
+from pipeline.report import galleries
+from pipeline.selection.frames import frame
+from tests.analysis.archive import Archive, archive
+from tests.browser import opened
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=alert(1)>'
+
+
+@pytest.fixture(scope="module")
+def cache() -> Archive:
+    made = archive(120, images=True)
+    made.label_names = ("ant", HOSTILE, "cat")
+    made.images[11] = made.images[10]
+    made.images[5] = made.images[5][:40]  # damaged
+    del made.images[6]
+    made.keys = made.keys.astype(object)
+    made.keys[7] = HOSTILE + ".png"
+    return made
+
+
+def doubtful(cache: Archive) -> LabelCheck:
+    rows = np.random.default_rng(0).permutation(len(cache))
+    names = np.asarray(cache.label_names, dtype=object)
+    table = {
+        "key": cache.keys[rows],
+        "given": names[cache.labels[rows]],
+        "suggested": names[(cache.labels[rows] + 1) % 3],
+        "quality": np.linspace(0, 1, len(rows)),
+        "is_issue": np.arange(len(rows)) < 70,
+    }
+    return LabelCheck(frame(table), rows, 0.9, 0.01)
+
+
+WRITERS: dict[str, Callable[[Path, Archive], None]] = {
+    "search": lambda path, cache: galleries.write_search_page(
+        path, cache, search(cache, ["0.png", cache.keys[7]], k=6)
+    ),
+    "duplicates": lambda path, cache: galleries.write_duplicates_page(path, cache, find_duplicates(cache)),
+    "labels": lambda path, cache: galleries.write_labels_page(path, cache, doubtful(cache)),
+    "map": lambda path, cache: galleries.write_map_page(path, cache, map_cache(cache, "pca")),
+}
+
+
+@pytest.fixture(scope="module")
+def written(cache: Archive, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("pages")
+    for name, write in WRITERS.items():
+        write(folder / f"{name}.html", cache)
+    assert len(list(folder.iterdir())) == len(WRITERS)
+    return {name: folder / f"{name}.html" for name in WRITERS}
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_page_needs_nothing_else_and_escapes_names(name: str, written: dict[str, Path]) -> None:
+    page = written[name].read_text(encoding="utf-8")
+    own = re.sub(r"<script>.*?</script>", "", page, count=1, flags=re.DOTALL) if name == "map" else page
+    assert HOSTILE not in own
+    assert "<img src=x" not in own
+    assert "http://" not in own
+    assert "https://" not in own
+    assert "data:image/jpeg;base64," in own
+    assert len(page) < 6_000_000
+
+
+def test_a_page_is_bounded(cache: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(galleries, "MOST_PICTURES", 9)
+    galleries.write_labels_page(tmp_path / "labels.html", cache, doubtful(cache))
+    page = (tmp_path / "labels.html").read_text()
+    assert page.count("<figure") == 9
+    assert "the 9 most doubtful" in page
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("name", list(WRITERS))
+def test_a_page_renders_and_filters(name: str, width: int, browser: Any, written: dict[str, Path]) -> None:
+    with opened(browser, written[name], width) as page:
+        if name == "map":
+            check_map(page)
+        else:
+            check_gallery(page, name)
+
+
+def check_gallery(page: Any, name: str) -> None:
+    shown = "[...document.querySelectorAll('figure')].filter(f => f.offsetParent !== null).length"
+    before = page.evaluate(shown)
+    assert before > 1
+    page.evaluate("for (const i of document.images) i.loading = 'eager'")
+    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth)")
+    page.fill("#filter", "no such thing")
+    assert page.evaluate(shown) == 0
+    page.fill("#filter", "cat" if name == "duplicates" else "ant")
+    assert 0 < page.evaluate(shown) <= before
+    page.fill("#filter", "")
+    assert page.evaluate(shown) == before
+    if name == "labels":
+        given = "[...document.querySelectorAll('figure')].map(f => f.dataset.given)"
+        page.select_option("#order", "given")
+        values = page.evaluate(given)
+        assert values == page.evaluate("v => [...v].sort((a, b) => a.localeCompare(b))", values)
+        page.select_option("#order", "rank")
+        ranks = page.evaluate("[...document.querySelectorAll('figure')].map(f => +f.dataset.rank)")
+        assert ranks == sorted(ranks)
+
+
+def check_map(page: Any) -> None:
+    page.wait_for_selector("#plot .plotly .main-svg")
+    assert page.evaluate("type") == "scattergl"
+    assert page.evaluate("document.querySelectorAll('#plot .gl-canvas').length") > 0
+    page.fill("#find", "cat")
+    page.wait_for_function("document.getElementById('count').textContent === '120 images, 40 marked'")
+    page.select_option("#label", "0")
+    page.wait_for_function("document.getElementById('count').textContent.startsWith('40 images')")
+    assert page.evaluate("document.getElementById('plot').data.filter(t => t.visible === true).length") == 2
+    page.select_option("#label", "")
+    page.fill("#find", "")
+    page.wait_for_function("document.getElementById('count').textContent === '120 images'")
+    # Where the first point stands on the screen.
+    place = page.evaluate(
+        """() => {
+            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
+            return [box.left + xaxis._offset + xaxis.d2p(x[0]), box.top + yaxis._offset + yaxis.d2p(y[0])];
+        }"""
+    )
+    page.mouse.move(place[0] - 3, place[1])
+    page.mouse.move(place[0], place[1], steps=4)
+    page.wait_for_function("document.getElementById('key').textContent !== ''")
+    assert page.evaluate("getComputedStyle(picture).backgroundImage").startswith('url("data:image/jpeg')
