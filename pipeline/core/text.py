@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 SET_SEPARATOR = "|"
 """Stands between the labels of a set; alone it is the empty set."""
 
+OTHER_SET_SEPARATOR = ";"
+"""Stands between them in a column in which the first one does not occur."""
+
 
 def valid_text(texts: NDArray[np.str_] | Iterable[Any]) -> list[str]:
     r"""Return text that any library takes: bytes of a name that are not UTF-8 are shown as ``\xff``.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.text import SET_SEPARATOR
 from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, replicates_for
 from pipeline.evaluation.shares import effective_rows, mean_of_classes, share_interval
 
@@ -158,4 +159,4 @@ def joined(has: Bools, names: tuple[str, ...]) -> str:
     >>> joined(np.array([True, False, True]), ("cat", "dog", "fox"))
     'cat|fox'
     """
-    return "|".join(name for name, is_there in zip(names, has, strict=True) if is_there)
+    return SET_SEPARATOR.join(name for name, is_there in zip(names, has, strict=True) if is_there)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
 from pipeline.errors import HeadError, near_names
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from pipeline.fitting.settings import FitSettings, TaskName
 
 LABELS = "label"
-SEPARATORS = ("|", ";")
+SEPARATORS = (SET_SEPARATOR, OTHER_SET_SEPARATOR)
 """What stands between the labels of a set; the first that occurs in the column is taken."""
 
 _MANY_VALUES = 20

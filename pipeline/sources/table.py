@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import ItemTable, Reader, Skipped
-from pipeline.core.text import SET_SEPARATOR
+from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import MAX_TEXT, FileReader, Source, encode_labels, in_threads, key_array, public_names
 from pipeline.sources.files import relative
@@ -223,13 +223,31 @@ def _is_long(series: pd.Series[Any]) -> bool:
 
 
 def cell_texts(series: pd.Series[Any]) -> list[str | None]:
-    """Return cells as text, lists joined by a bar; None where there is nothing."""
-    return [None if missing else _text(value) for value, missing in zip(series, series.isna(), strict=True)]
+    """Return cells as text, lists joined by a bar; None where there is nothing.
+
+    Raises
+    ------
+    SourceError
+        A list holds a name with a character that would cut it in two when the label sets are read again.
+    """
+    cells = list(zip(series, series.isna(), strict=True))
+    texts = [None if missing else _text(value) for value, missing in cells]
+    names = [str(name) for value, _ in cells if isinstance(value, _LISTS) for name in value]
+    joined = any(SET_SEPARATOR in text for text in texts if text is not None)
+    for separator in (SET_SEPARATOR, *(() if joined else (OTHER_SET_SEPARATOR,))):
+        if cut := next((name for name in names if separator in name), None):
+            raise SourceError(
+                f"column {series.name!r} lists the name {cut!r}, in which {separator!r} separates labels: rename it"
+            )
+    return texts
+
+
+_LISTS = (list, tuple, np.ndarray)
 
 
 def _text(value: Any) -> str:
     """Write a cell as text; a list of Parquet as a label set, which is a lone bar where it is empty."""
-    if isinstance(value, (list, tuple, np.ndarray)):
+    if isinstance(value, _LISTS):
         return SET_SEPARATOR.join(map(str, value)) or SET_SEPARATOR
     return str(value)
 
