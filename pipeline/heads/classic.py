@@ -19,25 +19,26 @@ if TYPE_CHECKING:
 
 
 class LinearClassHead(ClassHead):
-    """Validation and prediction from one row of ``coef_`` a class."""
+    """Validation and prediction from ``coef_``: one row a class, and one row alone for two classes."""
 
     coef_: NDArray[np.float64]
     intercept_: NDArray[np.float64]
 
-    def _all_scores(self, X: ArrayLike) -> NDArray[np.float64]:
-        check_is_fitted(self)
-        data = np.asarray(validate_data(self, X, dtype=np.float32, reset=False))
-        return linear_scores(data, self.coef_, self.intercept_)
-
     def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
         """Return the scores: (N, K), or (N,) for two classes."""
-        scores = self._all_scores(X)
-        return scores[:, 1] - scores[:, 0] if len(self.classes_) == 2 else scores
+        check_is_fitted(self)
+        data = np.asarray(validate_data(self, X, dtype=np.float32, reset=False))
+        scores = linear_scores(data, self.coef_, self.intercept_)
+        if len(self.classes_) != 2:
+            return scores
+        # Heads of two classes saved by earlier versions have two rows.
+        return scores[:, 0] if scores.shape[1] == 1 else scores[:, 1] - scores[:, 0]
 
     def predict(self, X: ArrayLike) -> NDArray[Any]:
         """Return the class with the largest score."""
-        best = self._all_scores(X).argmax(axis=1)
-        return np.asarray(self.classes_[best])
+        scores = self.decision_function(X)
+        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
+        return np.asarray(self.classes_[index])
 
 
 class CentroidHead(LinearClassHead):
@@ -69,4 +70,7 @@ class CentroidHead(LinearClassHead):
         self.centroids_ = np.stack(means)
         self.coef_ = 2 * self.centroids_
         self.intercept_ = -(self.centroids_**2).sum(axis=1)
+        if len(self.classes_) == 2:
+            self.coef_ = self.coef_[1:] - self.coef_[:1]
+            self.intercept_ = self.intercept_[1:] - self.intercept_[:1]
         return self

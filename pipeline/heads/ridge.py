@@ -5,7 +5,6 @@ Axes: N rows, D features, T targets (classes, labels or numbers), A strengths.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -13,39 +12,24 @@ from sklearn.base import BaseEstimator, MultiOutputMixin, RegressorMixin
 from sklearn.utils.class_weight import compute_sample_weight
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.evaluation.splits import fold_numbers
+from pipeline.evaluation.choice import choose
+from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.choosing import NOTHING_HELD_OUT, group_numbers, measure, scored_rows, two_score_columns
 from pipeline.heads.classic import LinearClassHead
 from pipeline.heads.model import linear_scores
+from pipeline.heads.moments import TrainingRows
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
+    from pipeline.heads.moments import Moments, Target
+
     Floats = NDArray[np.float64]
-    Target = Callable[[NDArray[np.int64]], Floats]
-    """From row numbers (n,) to targets (n, T)."""
 
 DEFAULT_ALPHAS: tuple[float, ...] = tuple(10.0**e for e in range(-3, 8))
 GROUP_FOLDS = 5
-
-_STEP_ROWS = 8192
-
-
-@dataclass
-class _Moments:
-    """Weighted sums of rows, from which any least-squares fit of these rows follows."""
-
-    weight: float
-    x: Floats
-    t: Floats
-    xx: Floats
-    xt: Floats
-
-    def without(self, other: _Moments) -> _Moments:
-        return _Moments(
-            self.weight - other.weight, self.x - other.x, self.t - other.t, self.xx - other.xx, self.xt - other.xt
-        )
 
 
 class _Path:
@@ -54,87 +38,92 @@ class _Path:
     With V and values of the centred second moment, ``coef(alpha) = V @ (rotated / (values + alpha))``.
     """
 
-    def __init__(self, moments: _Moments, alphas: Floats) -> None:
+    def __init__(self, moments: Moments, alphas: Floats) -> None:
         self.mean, self.target_mean = moments.x / moments.weight, moments.t / moments.weight
         values, self.vectors = np.linalg.eigh(moments.xx - np.outer(moments.x, self.mean))
         self.rotated = self.vectors.T @ (moments.xt - np.outer(moments.x, self.target_mean))
         self.shrink = 1.0 / (values.clip(min=0.0)[:, None] + alphas)
+        self.weight = moments.weight
 
-    def residuals(self, block: Floats, target: Floats) -> tuple[Floats, Iterator[Floats]]:
-        """Return rows in the basis V, and the residuals of each strength in turn."""
-        turned = (block - self.mean) @ self.vectors
-        centred = target - self.target_mean
-        return turned, (centred - turned @ (self.rotated * shrink[:, None]) for shrink in self.shrink.T)
+    def turned(self, block: Floats) -> Floats:
+        """Return rows in the basis V."""
+        return np.asarray((block - self.mean) @ self.vectors)
+
+    def predicted(self, turned: Floats, number: int) -> Floats:
+        """Return the predictions of one strength."""
+        return np.asarray(turned @ (self.rotated * self.shrink[:, number : number + 1]) + self.target_mean)
+
+    def left_out(self, turned: Floats, target: Floats, weight: Floats, number: int) -> Floats:
+        """Return what one strength predicts of rows of the fit itself, each as if it had been left out."""
+        # The intercept's own leverage is w / W.
+        leverage = weight * (turned**2 @ self.shrink[:, number] + 1.0 / self.weight)
+        residual = target - self.predicted(turned, number)
+        return np.asarray(target - residual / np.maximum(1 - leverage, 1e-9)[:, None])
 
     def coef(self, number: int) -> tuple[Floats, Floats]:
         coef = (self.vectors @ (self.rotated * self.shrink[:, number : number + 1])).T
         return coef, self.target_mean - coef @ self.mean
 
 
-def _fit_ridge(
-    data: NDArray[np.float32],
-    target: Target,
-    alphas: Floats,
-    weight: Floats,
-    fold: NDArray[np.int64] | None,
-) -> tuple[Floats, Floats, Floats]:
-    """Return coef (T, D), intercept (T,) of the best strength, and the squared error of every strength (A,).
+class _LeftOut:
+    """All strengths on all rows, and their predictions of rows left out: one at a time, or a fold at a time.
 
-    The error is that of leaving each row out, in closed form, or each fold, by taking its moments away.
+    The predictions are those of the refits: in closed form for one row, by taking its moments away for a fold.
     """
-    shift = data.mean(axis=0, dtype=np.float64)
 
-    def blocks(rows: NDArray[np.int64]) -> Iterator[tuple[NDArray[np.int64], Floats, Floats]]:
-        for start in range(0, len(rows), _STEP_ROWS):
-            part = rows[start : start + _STEP_ROWS]
-            yield part, data[part] - shift, target(part)
+    def __init__(self, rows: TrainingRows, alphas: Floats, fold: NDArray[np.int64] | None) -> None:
+        self._rows, self._fold = rows, fold
+        if fold is None:
+            self.whole = _Path(rows.moments(np.arange(len(rows.weight))), alphas)
+        else:
+            total, outside = rows.fold_moments(fold)
+            self.whole = _Path(total, alphas)
+            self._outside = {number: _Path(moments, alphas) for number, moments in outside.items()}
 
-    def moments(rows: NDArray[np.int64]) -> _Moments:
-        width, n_targets = data.shape[1], target(rows[:1]).shape[1]
-        total = _Moments(0.0, *(np.zeros(s) for s in ((width,), (n_targets,), (width, width), (width, n_targets))))
-        for part, block, values in blocks(rows):
-            w = weight[part]
-            heavy = block * w[:, None]
-            total.weight += w.sum()
-            total.x += heavy.sum(axis=0)
-            total.t += w @ values
-            total.xx += heavy.T @ block
-            total.xt += heavy.T @ values
-        return total
+    def predictions(self, wanted: NDArray[np.int64], numbers: Sequence[int]) -> Iterator[tuple[Any, int, Floats]]:
+        """Return (row numbers, number of the strength, predictions) block by block."""
+        if self._fold is None:
+            for part, block in self._rows.blocks(wanted):
+                turned, target = self.whole.turned(block), self._rows.target(part)
+                for number in numbers:
+                    yield part, number, self.whole.left_out(turned, target, self._rows.weight[part], number)
+            return
+        for fold, path in self._outside.items():
+            for part, block in self._rows.blocks(wanted[self._fold[wanted] == fold]):
+                turned = path.turned(block)
+                for number in numbers:
+                    yield part, number, path.predicted(turned, number)
 
-    every = np.arange(len(data))
-    error = np.zeros(len(alphas))
-    if fold is None:
-        whole = moments(every)
-        path = _Path(whole, alphas)
-        for part, block, values in blocks(every):
-            w = weight[part]
-            turned, residuals = path.residuals(block, values)
-            # The intercept's own leverage is w / W.
-            leverage = w[:, None] * (turned**2 @ path.shrink + 1.0 / whole.weight)
-            for number, residual in enumerate(residuals):
-                left_out = residual / np.maximum(1 - leverage[:, number : number + 1], 1e-9)
-                error[number] += (w[:, None] * left_out**2).sum()
-    else:
-        parts = [moments(np.flatnonzero(fold == number)) for number in np.unique(fold)]
-        whole = _Moments(*(sum(getattr(p, f) for p in parts) for f in ("weight", "x", "t", "xx", "xt")))
-        path = _Path(whole, alphas)
-        for number, held_out in zip(np.unique(fold), parts, strict=True):
-            others = _Path(whole.without(held_out), alphas)
-            for part, block, values in blocks(np.flatnonzero(fold == number)):
-                _, residuals = others.residuals(block, values)
-                error += [(weight[part][:, None] * residual**2).sum() for residual in residuals]
-    error /= whole.weight * len(whole.t)
-    coef, intercept = path.coef(int(error.argmin()))
-    return coef, intercept - coef @ shift, error
+    def all_predictions(self, wanted: NDArray[np.int64], n_alphas: int) -> NDArray[np.float32]:
+        """Return the predictions (A, n, T) of every strength."""
+        out = np.zeros((n_alphas, len(wanted), self._rows.n_targets), dtype=np.float32)
+        for part, number, predicted in self.predictions(wanted, range(n_alphas)):
+            out[number, np.searchsorted(wanted, part)] = predicted
+        return out
+
+    def squared_errors(self, wanted: NDArray[np.int64], n_alphas: int) -> Floats:
+        """Return the mean squared error (A,) of every strength."""
+        error = np.zeros(n_alphas)
+        for part, number, predicted in self.predictions(wanted, range(n_alphas)):
+            squared = (self._rows.target(part) - predicted) ** 2
+            error[number] += (self._rows.weight[part][:, None] * squared).sum()
+        return error / (self._rows.weight[wanted].sum() * self._rows.n_targets)
 
 
-def _group_folds(strata: NDArray[Any], groups: ArrayLike | None, *, stratify: bool) -> NDArray[np.int64] | None:
+def _strengths(alphas: Sequence[float]) -> Floats:
+    """Check the strengths."""
+    out = np.asarray(alphas, dtype=np.float64)
+    if out.ndim != 1 or not len(out) or not (np.isfinite(out) & (out > 0)).all():
+        raise ValueError(f"alphas must be a list of positive numbers, got {alphas!r}")
+    return out
+
+
+def _group_folds(numbers: Floats, groups: ArrayLike | None) -> NDArray[np.int64] | None:
     """Return folds of whole groups, or None where every row is its own."""
-    if groups is None or len(np.unique(np.asarray(groups))) in (1, len(strata)):
+    if groups is None or len(np.unique(np.asarray(groups))) in (1, len(numbers)):
         return None
     parts = min(GROUP_FOLDS, len(np.unique(np.asarray(groups))))
-    return fold_numbers(strata, parts, seed=0, groups=groups, stratify=stratify)
+    return fold_numbers(numbers, parts, seed=0, groups=groups, stratify=False)
 
 
 def _sweep(alphas: Floats, error: Floats) -> list[dict[str, float]]:
@@ -142,7 +131,7 @@ def _sweep(alphas: Floats, error: Floats) -> list[dict[str, float]]:
 
 
 class RidgeHead(LinearClassHead):
-    """Least squares on ±1 targets, the strength of L2 chosen by the leave-one-out error of all rows.
+    """Least squares on ±1 targets, the strength of L2 chosen by the accuracy and log loss of rows left out.
 
     One eigendecomposition of the centred XᵀX serves every strength: with V its eigenvectors, the leverages and
     residuals of any strength come from XV, read block by block.
@@ -153,13 +142,28 @@ class RidgeHead(LinearClassHead):
         Strengths to try.
     class_weight : "balanced", dict or None
         As in scikit-learn.
+    cv : int or None
+        Folds where there are groups; without groups each row is left out by itself. None leaves nothing out and takes a
+        single strength.
 
     Attributes
     ----------
+    coef_, intercept_ : ndarray
+        (K, D) and (K,); (1, D) and (1,) for two classes.
     alpha_ : float
-        The strength with the smallest error.
+        The strength chosen, as `pipeline.evaluation.choice.choose` does.
     loo_error_ : ndarray of shape (n_alphas,)
-        Mean squared error of every strength on rows left out: one at a time, or 5 folds of whole groups.
+        Mean squared error of every strength on rows left out: one at a time, or folds of whole groups.
+    oof_scores_ : ndarray of shape (N, K)
+        Scores of every row as if it (or its fold) had been left out, at the chosen strength; NaN for a row whose class
+        has no other.
+    chosen_, sweep_ : dict and list of dict
+        The strength, and for every strength ``alpha``, ``accuracy``, ``log_loss`` and ``squared_error``.
+
+    Notes
+    -----
+    With thousands of classes the choice, and ``loo_error_``, rest on a sample of the rows, so that their scores at all
+    strengths stay within 128 MB.
 
     References
     ----------
@@ -173,9 +177,12 @@ class RidgeHead(LinearClassHead):
     True
     """
 
-    def __init__(self, *, alphas: Sequence[float] = DEFAULT_ALPHAS, class_weight: Any = None) -> None:
+    def __init__(
+        self, *, alphas: Sequence[float] = DEFAULT_ALPHAS, class_weight: Any = None, cv: int | None = GROUP_FOLDS
+    ) -> None:
         self.alphas = alphas
         self.class_weight = class_weight
+        self.cv = cv
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Fit all strengths, keep the best.
@@ -188,21 +195,88 @@ class RidgeHead(LinearClassHead):
             Classes.
         groups : array-like of shape (N,), optional
             Rows of one group are left out together.
+
+        Raises
+        ------
+        ValueError
+            scikit-learn's own; for strengths that are none; where every class has a single row or group.
         """
         data, codes = self._validate(X, y)
-        k = len(self.classes_)
-
-        def target(rows: NDArray[np.int64]) -> Floats:
-            out = np.full((len(rows), k), -1.0)
-            out[np.arange(len(rows)), codes[rows]] = 1.0
-            return out
-
+        alphas = _strengths(self.alphas)
+        if self.cv is None and len(alphas) > 1:
+            raise ValueError(f"without cv there is nothing to choose among {len(alphas)} alphas: give one")
         weight = compute_sample_weight(self.class_weight, self.classes_[codes])
-        alphas = np.asarray(self.alphas, dtype=np.float64)
-        fold = _group_folds(codes, groups, stratify=True)
-        self.coef_, self.intercept_, self.loo_error_ = _fit_ridge(data, target, alphas, weight, fold)
-        self.alpha_, self.sweep_ = float(alphas[self.loo_error_.argmin()]), _sweep(alphas, self.loo_error_)
+        rows = TrainingRows(data, _signs(codes, len(self.classes_)), weight)
+        fold, scored = self._left_out(codes, groups)
+        fits = _LeftOut(rows, alphas, fold)
+        if self.cv is None:
+            self.alpha_ = float(alphas[0])
+        elif len(scored):
+            self._choose(rows, fits, codes, groups, scored)
+        else:
+            raise ValueError(NOTHING_HELD_OUT)
+        chosen = int(np.flatnonzero(alphas == self.alpha_)[0])
+        self.chosen_ = {"alpha": self.alpha_}
+        self.coef_, self.intercept_ = rows.as_given(*fits.whole.coef(chosen))
         return self
+
+    def at_chosen(self) -> RidgeHead:
+        """Return a head at the chosen strength, to be fitted to other rows; it leaves none out."""
+        return RidgeHead(alphas=(self.alpha_,), class_weight=self.class_weight, cv=None)
+
+    def _left_out(
+        self, codes: NDArray[np.int64], groups: ArrayLike | None
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.int64]]:
+        """Return folds of whole groups (or None: each row by itself), and the rows left out."""
+        if groups is None or self.cv is None or len(np.unique(np.asarray(groups))) == len(codes):
+            return None, np.flatnonzero(np.bincount(codes)[codes] > 1)
+        n_folds = fold_count(codes, self.cv, groups)
+        if n_folds < 2:
+            return None, np.zeros(0, dtype=np.int64)
+        fold = fold_numbers(codes, n_folds, seed=0, groups=groups)
+        return fold, np.flatnonzero(fold != ALWAYS_TRAINS)
+
+    def _choose(
+        self,
+        rows: TrainingRows,
+        fits: _LeftOut,
+        codes: NDArray[np.int64],
+        groups: ArrayLike | None,
+        scored: NDArray[np.int64],
+    ) -> None:
+        """Choose the strength, and score the rows left out at it."""
+        k, alphas = len(self.classes_), _strengths(self.alphas)
+        some = scored_rows(scored, k, len(alphas))
+        kept = fits.all_predictions(some, len(alphas))
+        weight = rows.weight[some] / rows.weight[some].sum()
+        self.loo_error_ = np.asarray([weight @ ((rows.target(some) - one) ** 2).mean(axis=1) for one in kept])
+        measured = [measure(two_score_columns(one), codes[some], log_probabilities=False) for one in kept]
+        order = np.argsort(-alphas, kind="stable")
+        best = choose([measured[i] for i in order], groups=group_numbers(groups, some))
+        chosen = int(order[best])
+        self.alpha_ = float(alphas[chosen])
+        self.sweep_ = [
+            {"alpha": float(a), "accuracy": m.accuracy, "log_loss": m.log_loss, "squared_error": float(e)}
+            for a, m, e in zip(alphas, measured, self.loo_error_, strict=True)
+        ]
+        self.oof_scores_ = np.full((len(codes), k), np.nan)
+        self.oof_scores_[some] = two_score_columns(kept[chosen])
+        if len(some) < len(scored):
+            for part, _, predicted in fits.predictions(np.setdiff1d(scored, some), [chosen]):
+                self.oof_scores_[part] = two_score_columns(predicted)
+
+
+def _signs(codes: NDArray[np.int64], n_classes: int) -> Target:
+    """Return the targets of least squares: 1 for the row's class and −1 for the others; for two classes one column."""
+
+    def target(rows: NDArray[np.int64]) -> Floats:
+        if n_classes == 2:
+            return np.where(codes[rows, None] == 1, 1.0, -1.0)
+        out = np.full((len(rows), n_classes), -1.0)
+        out[np.arange(len(rows)), codes[rows]] = 1.0
+        return out
+
+    return target
 
 
 class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # type: ignore[misc]
@@ -255,9 +329,11 @@ class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # t
             self, X, y, dtype=np.float32, order="C", multi_output=True, y_numeric=True, ensure_min_samples=2
         )
         table = np.asarray(numbers, dtype=np.float64).reshape(len(data), -1)
-        alphas = np.asarray(self.alphas, dtype=np.float64)
-        fold = _group_folds(table[:, 0], groups, stratify=False)
-        coef, intercept, self.loo_error_ = _fit_ridge(data, lambda rows: table[rows], alphas, np.ones(len(data)), fold)
+        alphas = _strengths(self.alphas)
+        rows = TrainingRows(data, lambda some: table[some], np.ones(len(data)))
+        fits = _LeftOut(rows, alphas, _group_folds(table[:, 0], groups))
+        self.loo_error_ = fits.squared_errors(np.arange(len(data)), len(alphas))
+        coef, intercept = rows.as_given(*fits.whole.coef(int(self.loo_error_.argmin())))
         self.alpha_, self.sweep_ = float(alphas[self.loo_error_.argmin()]), _sweep(alphas, self.loo_error_)
         single = np.ndim(numbers) == 1
         self.coef_: Floats = coef[0] if single else coef

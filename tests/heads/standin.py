@@ -82,6 +82,21 @@ def blobs(
     return (centres[y] + spread * rng.normal(size=(n_rows, width))).astype(np.float32), y
 
 
+def imbalanced(
+    counts: tuple[int, ...], *, width: int = 8, seed: int = 0, spread: float = 1.5
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return overlapping Gaussian classes of these sizes."""
+    rng = np.random.default_rng(seed)
+    y = np.repeat(np.arange(len(counts)), counts)
+    centres = rng.normal(size=(len(counts), width))
+    return (centres[y] + spread * rng.normal(size=(len(y), width))).astype(np.float32), y
+
+
+def many_classes() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return 2 000 classes of 4 rows each, 1 280 features wide."""
+    return imbalanced((4,) * 2000, width=1280)
+
+
 def stand_in(n_rows: int = 240, *, seed: int = 0, spread: float = 1.5, **further: Any) -> StandIn:
     """Return a cache of `blobs` with three classes."""
     X, y = blobs(n_rows, seed=seed, spread=spread)
