@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pipeline.heads.classic import CentroidHead
     from pipeline.heads.knn import KnnHead
+    from pipeline.heads.lda import LdaHead
     from pipeline.heads.linear import LinearHead
     from pipeline.heads.logistic import LogisticHead, LogisticSweep
     from pipeline.heads.ridge import RidgeHead, RidgeRegressionHead
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = [
     "CentroidHead",
     "KnnHead",
+    "LdaHead",
     "LinearHead",
     "LoadedHead",
     "LogisticHead",
@@ -34,6 +36,7 @@ _HOMES = {
     "KnnHead": "pipeline.heads.knn",
     "RidgeHead": "pipeline.heads.ridge",
     "RidgeRegressionHead": "pipeline.heads.ridge",
+    "LdaHead": "pipeline.heads.lda",
     "LinearHead": "pipeline.heads.linear",
     "LoadedHead": "pipeline.heads.saved",
     "LogisticHead": "pipeline.heads.logistic",

@@ -172,7 +172,7 @@ def mlp_model(pipeline: Any) -> HeadModel:
 def _ridge(options: FitOptions) -> Any:
     from pipeline.heads.ridge import RidgeHead
 
-    estimator = RidgeHead(class_weight=options.class_weight)
+    estimator = RidgeHead(class_weight=options.class_weight, cv=options.folds)
     return scaled(with_params(estimator, options.params, "the ridge head"), options)
 
 
@@ -184,10 +184,9 @@ def _ridge_regression(options: FitOptions) -> Any:
 
 
 def _lda(options: FitOptions) -> Any:
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from pipeline.heads.lda import LdaHead
 
-    without_weights(options, "lda")
-    estimator = LinearDiscriminantAnalysis(solver="lsqr", shrinkage=0.01)
+    estimator = LdaHead(class_weight=options.class_weight, cv=options.folds, random_state=options.seed)
     return scaled(with_params(estimator, options.params, "the lda head"), options)
 
 

@@ -107,7 +107,7 @@ class _LeftOut:
         for part, number, predicted in self.predictions(wanted, range(n_alphas)):
             squared = (self._rows.target(part) - predicted) ** 2
             error[number] += (self._rows.weight[part][:, None] * squared).sum()
-        return error / (self._rows.weight[wanted].sum() * self._rows.n_targets)
+        return np.asarray(error / (self._rows.weight[wanted].sum() * self._rows.n_targets))
 
 
 def _strengths(alphas: Sequence[float]) -> Floats:
@@ -199,7 +199,8 @@ class RidgeHead(LinearClassHead):
         Raises
         ------
         ValueError
-            scikit-learn's own; for strengths that are none; where every class has a single row or group.
+            scikit-learn's own; for a strength that is not positive; where there is something to choose and every
+            class has a single row or group.
         """
         data, codes = self._validate(X, y)
         alphas = _strengths(self.alphas)
@@ -209,11 +210,12 @@ class RidgeHead(LinearClassHead):
         rows = TrainingRows(data, _signs(codes, len(self.classes_)), weight)
         fold, scored = self._left_out(codes, groups)
         fits = _LeftOut(rows, alphas, fold)
-        if self.cv is None:
-            self.alpha_ = float(alphas[0])
-        elif len(scored):
+        self.oof_scores_ = np.full((len(codes), len(self.classes_)), np.nan)
+        self.alpha_ = float(alphas[0])
+        self.sweep_: list[dict[str, float]] = []
+        if self.cv is not None and len(scored):
             self._choose(rows, fits, codes, groups, scored)
-        else:
+        elif len(alphas) > 1:
             raise ValueError(NOTHING_HELD_OUT)
         chosen = int(np.flatnonzero(alphas == self.alpha_)[0])
         self.chosen_ = {"alpha": self.alpha_}
@@ -259,7 +261,6 @@ class RidgeHead(LinearClassHead):
             {"alpha": float(a), "accuracy": m.accuracy, "log_loss": m.log_loss, "squared_error": float(e)}
             for a, m, e in zip(alphas, measured, self.loo_error_, strict=True)
         ]
-        self.oof_scores_ = np.full((len(codes), k), np.nan)
         self.oof_scores_[some] = two_score_columns(kept[chosen])
         if len(some) < len(scored):
             for part, _, predicted in fits.predictions(np.setdiff1d(scored, some), [chosen]):

@@ -14,7 +14,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.utils.estimator_checks import check_estimator
 
 from pipeline.evaluation.splits import fold_numbers
-from pipeline.heads import CentroidHead, KnnHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
+from pipeline.heads import CentroidHead, KnnHead, LdaHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
 from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath, _Pairs, _Preconditioner
 from tests.heads.standin import blobs
 
@@ -206,6 +206,7 @@ def test_class_weights_are_scikit_learns() -> None:
         LogisticHead(),
         LogisticSweep(cv=2, Cs=(1.0,)),
         RidgeHead(),
+        LdaHead(),
         RidgeRegressionHead(),
         CentroidHead(),
         KnnHead(n_neighbors=3),

@@ -172,7 +172,7 @@ def test_a_sample_of_the_rows_chooses_where_scores_would_not_fit(monkeypatch: py
 @pytest.mark.parametrize("head", [RidgeHead(), CentroidHead()], ids=lambda head: type(head).__name__)
 def test_two_thousand_classes_take_seconds(head: Any) -> None:
     X, y = many_classes()
-    begin = time.perf_counter()
+    begin = time.process_time()
     head.fit(X, y)
-    assert time.perf_counter() - begin < 60
+    assert time.process_time() - begin < 60
     assert head.score(X, y) > 0.9
