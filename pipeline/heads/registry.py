@@ -7,6 +7,7 @@ Axes: N rows, D features, K classes.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -155,7 +156,8 @@ def knn_model(estimator: Any) -> HeadModel:
 
 def mlp_model(pipeline: Any) -> HeadModel:
     """Take the arrays of a pipeline of StandardScaler and MLPClassifier with one hidden layer."""
-    scaler, network = pipeline[0], pipeline[1]
+    fitted = getattr(pipeline, "best_estimator_", pipeline)
+    scaler, network = fitted[0], fitted[1]
     weight, bias = two_columns(network.coefs_[1].T, network.intercepts_[1])
     arrays = {
         "mean": scaler.mean_,
@@ -190,12 +192,21 @@ def _lda(options: FitOptions) -> Any:
     return scaled(with_params(estimator, options.params, "the lda head"), options)
 
 
+_SVM_CS = tuple(10.0**e for e in range(-4, 3))
+_SVM_ROWS = 3000
+
+
 def _svm(options: FitOptions) -> Any:
     from sklearn.svm import LinearSVC
 
-    # The primal (dual=False) suits many rows; C on raw embeddings as for logistic regression.
-    estimator = LinearSVC(C=0.01, dual=False, class_weight=options.class_weight, random_state=options.seed)
-    return scaled(with_params(estimator, options.params, "the svm head"), options)
+    from pipeline.heads.tuned import Tuned, without
+
+    # The primal (dual=False) suits many rows. The tolerance is liblinear's own for this solver: a hundredth of it,
+    # scikit-learn's default, takes longer and changes hardly a prediction.
+    estimator = LinearSVC(dual=False, tol=0.01, class_weight=options.class_weight, random_state=options.seed)
+    estimator = scaled(with_params(estimator, options.params, "the svm head"), options)
+    candidates = without([{"C": c} for c in _SVM_CS], options.params)
+    return Tuned(estimator, candidates, cv=options.folds, most_rows=_SVM_ROWS, margins=True, random_state=options.seed)
 
 
 def _knn(options: FitOptions) -> Any:
@@ -215,14 +226,52 @@ def _centroid(options: FitOptions) -> Any:
     return scaled(with_params(CentroidHead(), options.params, "the centroid head"), options)
 
 
+_MLP_ROWS = 1000
+_MLP_STOPS_EARLY_FROM = 3000
+
+
+def _mlp_candidates(codes: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return settings of the MLP for these classes, the strongest regularisation first.
+
+    With many rows a tenth of them says well when to stop. With few rows it does not, and they are missed: the penalty
+    is chosen instead.
+    """
+    count = np.bincount(codes)
+    if len(codes) >= max(_MLP_STOPS_EARLY_FROM, 20 * len(count)) and count.min() >= 4:
+        return [{"hidden_layer_sizes": (256,), "alpha": 1e-4, "early_stopping": True, "max_iter": 60}]
+    rest = {"learning_rate_init": 3e-3, "tol": 1e-3, "early_stopping": False, "max_iter": 300}
+    return [
+        {"hidden_layer_sizes": (width,), "alpha": alpha, **rest}
+        for alpha, width in ((10.0, 64), (10.0, 256), (1.0, 64), (1.0, 256), (0.01, 256))
+    ]
+
+
 def _mlp(options: FitOptions) -> Any:
     from sklearn.neural_network import MLPClassifier
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
+    from pipeline.heads.tuned import Tuned, without
+
     without_weights(options, "mlp")
-    network = MLPClassifier(hidden_layer_sizes=(256,), early_stopping=True, max_iter=60, random_state=options.seed)
-    return make_pipeline(StandardScaler(), with_params(network, options.params, "the mlp head"))
+    network = with_params(MLPClassifier(random_state=options.seed), options.params, "the mlp head")
+    return Tuned(
+        make_pipeline(StandardScaler(), network),
+        lambda codes: without(_mlp_candidates(codes), options.params),
+        cv=options.folds,
+        most_rows=_MLP_ROWS,
+        random_state=options.seed,
+    )
+
+
+def _plain(fit: Fitter) -> Fitter:
+    """Let a head keep the scikit-learn estimator that was chosen, not what chose it."""
+
+    def fit_plain(X: Any, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
+        fitted = fit(X, y, groups, options)
+        return replace(fitted, estimator=fitted.estimator.best_estimator_)
+
+    return fit_plain
 
 
 HEADS: dict[str, Fitter] = {
@@ -230,10 +279,10 @@ HEADS: dict[str, Fitter] = {
     "linear": fit_linear,
     "ridge": class_head(_ridge),
     "lda": class_head(_lda),
-    "svm": class_head(_svm),
+    "svm": _plain(class_head(_svm)),
     "knn": class_head(_knn, knn_model),
     "centroid": class_head(_centroid),
-    "mlp": class_head(_mlp, mlp_model),
+    "mlp": _plain(class_head(_mlp, mlp_model)),
 }
 """Name of every classification head and the function that fits it."""
 
