@@ -110,5 +110,5 @@ def without_weights(options: FitOptions, name: str) -> None:
     if options.class_weight is not None:
         raise HeadError(
             f"the {name} head has no class weights, so it takes no --balanced: "
-            "take --head logistic, ridge or svm on classes, or leave it out"
+            "take --head logistic, ridge, lda or svm on classes, or leave it out"
         )

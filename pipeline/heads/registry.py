@@ -242,7 +242,7 @@ def _mlp_candidates(codes: NDArray[np.int64]) -> list[dict[str, Any]]:
     rest = {"learning_rate_init": 3e-3, "tol": 1e-3, "early_stopping": False, "max_iter": 300}
     return [
         {"hidden_layer_sizes": (width,), "alpha": alpha, **rest}
-        for alpha, width in ((10.0, 64), (10.0, 256), (1.0, 64), (1.0, 256), (0.01, 256))
+        for alpha, width in ((10.0, 64), (1.0, 64), (1.0, 256), (0.1, 256), (0.01, 256))
     ]
 
 
