@@ -106,7 +106,7 @@ def fit_logistic(
 def fit_linear(
     rows: StreamedRows, y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
 ) -> FittedHead:
-    """Fit `LinearHead` on rows that are streamed; the temperature comes from the rows it sets apart."""
+    """Fit `LinearHead` on rows that may be streamed; the temperature comes from the rows that it holds out."""
     from pipeline.evaluation.calibration import fit_temperature
     from pipeline.heads.linear import LinearHead
 
@@ -128,11 +128,14 @@ def fit_linear(
     temperature = fit_temperature(estimator.validation_scores_, y[estimator.validation_rows_])
     warnings = []
     for name, chosen, tried in (
-        ("learning rate", estimator.learning_rate_, estimator.learning_rates),
-        ("weight decay", estimator.weight_decay_, estimator.weight_decays),
+        ("learning_rates", estimator.learning_rate_, estimator.learning_rates_),
+        ("weight_decays", estimator.weight_decay_, estimator.weight_decays_),
     ):
-        if len(tried) > 2 and chosen in (min(tried), max(tried)):
-            warnings.append(f"the best {name} {chosen:g} lies at the end of the values tried")
+        if len(tried) > 2 and chosen in (tried[0], tried[-1]):
+            around = ",".join(f"{factor * chosen:.3g}" for factor in (0.3, 1, 3))
+            warnings.append(
+                f"the best value {chosen:.3g} of {name} lies at the end of those tried: try --set '{name}=({around})'"
+            )
     coef, intercept = two_columns(*linear_arrays(estimator))
     return FittedHead(
         estimator,
@@ -141,6 +144,7 @@ def fit_linear(
             "learning_rate": estimator.learning_rate_,
             "weight_decay": estimator.weight_decay_,
             "equivalent_C": estimator.C_,
+            "folds": estimator.n_folds_,
             "validation_rows": len(estimator.validation_rows_),
             "steps": estimator.n_iter_,
         },
