@@ -240,7 +240,7 @@ class LinearHead(LinearClassifier):
             value = getattr(self, name)
             if not isinstance(value, (int, np.integer)) or value < least:
                 raise ValueError(f"{name}: expected a whole number of at least {least}, got {value!r}: give one")
-        share = self.validation_share
+        share: Any = self.validation_share
         if not (isinstance(share, (float, np.floating)) and 0.0 < share < 1.0):
             raise ValueError(f"validation_share: expected a share between 0 and 1, got {share!r}: give 0.1")
         rates = _numbers("learning_rates", self.learning_rates, "positive", "(0.3, 1.0)", lambda v: v > 0)
