@@ -202,7 +202,7 @@ class Tuned(ClassHead):
             its = fold == number
             fitted, said = _quietly(self._with(settings), data[~its], codes[~its])
             complete = complete and not said
-            scores[its] = scores_of(fitted, data[its], "softmax", len(self.classes_))
+            scores[its] = self._scores(fitted, data[its])
         return scores, complete
 
     def _score_a_tenth(self, data: NDArray[np.float32], codes: Ints, unit: Ints) -> None:
@@ -211,7 +211,11 @@ class Tuned(ClassHead):
             return
         its = fold_numbers(codes, n_folds, seed=self.random_state, groups=unit) == 0
         fitted, _ = _quietly(self.at_chosen(), data[~its], codes[~its])
-        self.oof_scores_[its] = scores_of(fitted, data[its], "softmax", len(self.classes_))
+        self.oof_scores_[its] = self._scores(fitted, data[its])
+
+    def _scores(self, fitted: Any, data: NDArray[np.float32]) -> Floats:
+        method = "decision_function" if self.margins else "predict_proba"
+        return scores_of(fitted, data, "softmax", len(self.classes_), method)
 
     def _fit_all(self, data: NDArray[np.float32], target: NDArray[Any]) -> Any:
         """Fit all rows; say what to type where that does not converge."""
