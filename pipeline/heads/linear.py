@@ -100,6 +100,9 @@ _STEPS_BETWEEN_SCORES = (50, 1000)
 _LEAST_GAIN = 1e-4
 """Relative drop of the log loss that counts as better."""
 
+_LEAST_FOLD_GAIN = 1e-3
+"""The same for folds, whose scorings lie further and further apart."""
+
 _WARM_UP = 20
 _OPERATIONS_PER_STEP = 12
 _MOMENTUM = 0.9
@@ -165,7 +168,7 @@ class LinearHead(LinearClassifier):
 
     Notes
     -----
-    Rows are few where copies of them for all training sets fit 384 MB (12 000 rows of 1280 features). Many classes or
+    Rows are few where copies of them for all training sets fit 384 MB (11 000 rows of 1280 features). Many classes or
     features reduce the number of candidates and of folds that are held out, but not the rows that train.
 
     Examples
@@ -374,17 +377,18 @@ def _plan(
         middle = its_rates[len(its_rates) // 2], decays[len(decays) // 2] if decays else 1.0 / n
         return _Plan([(rate, decay) for decay in its_decays for rate in its_rates], folds, [middle])
 
-    one = _FOLD_RATES[-1:]
-    plans = [of(_FOLD_RATES, _FOLD_CS, folds) for folds in (5, 4, 3)]
+    one = _FOLD_RATES[:1]
+    plans = [of(_FOLD_RATES, _FOLD_CS, folds) for folds in (_FOLDS, 4, 3)]
     plans += [of(one, _FOLD_CS, 3), of(one, _FOLD_CS, 2), of(one, _FOLD_CS[1::2], 2), of(one, _FOLD_CS[1::2], 1)]
     plans += [of(one, _FOLD_CS[3:10:2], 1)]
-    fitting = [plan for plan in plans if (plan.folds + 2) * n * (width + 1) * 4 <= streaming.BUFFER_BYTES]
-    for plan in fitting:
+    if (_FOLDS + 2) * n * (width + 1) * 4 > streaming.BUFFER_BYTES:
+        return None
+    for plan in plans:
         sets = plan.folds + 1
         cheap = n * size * k * len(plan.candidates) * sets <= _FOLD_WORK
         if cheap and (n >= _SHARED_BASIS * width or sets * size**3 <= _EIGEN_WORK):
             return plan
-    return fitting[-1] if fitting else None
+    return plans[-1]
 
 
 class _Iterates:
@@ -404,7 +408,7 @@ class _Iterates:
         self.penalty[:-1] = unit * decays.repeat_interleave(k)
         # Directions without variance have no curvature but the penalty's; a floor keeps their steps from exploding.
         spread = torch.cat([spread.clamp_min(1e-6 * unit), torch.ones(1, device=device)])
-        curvature = (shares * (1.0 - shares)).repeat(a)
+        curvature = (shares * (1.0 - shares)).clamp_min(_LEAST_SHARE).repeat(a)
         self.inverse_curvature = 1.0 / (spread[:, None] * curvature + self.penalty)
         self.theta = torch.zeros(len(spread), a * k, device=device)
         self.theta[-1] = shares.log().repeat(a)
@@ -671,9 +675,9 @@ class _FoldTraining:
             entry = {"epoch": step / self.batches, "learning_rate": rate, "weight_decay": decay}
             if self.sets:
                 course.curve.append(entry | {"log_loss": plain[i], "accuracy": right[i]})
-            course.stale = (
-                0 if loss < course.loss - _LEAST_GAIN * abs(course.loss) or not course.steps else course.stale + 1
-            )
+            is_better = not course.steps or loss < course.loss - _LEAST_FOLD_GAIN * abs(course.loss)
+            # The first steps of momentum overshoot, and the first pass has not seen every row.
+            course.stale = 0 if is_better or step <= max(_WARM_UP, self.batches) else course.stale + 1
             if loss < course.loss:
                 course.loss, course.steps, course.best = loss, step, course.curve[-1] if self.sets else None
                 course.held_scores, course.theta = scores[:, i].clone(), theta[:, i].clone()

@@ -203,6 +203,7 @@ def test_few_rows_report_the_candidate_chosen() -> None:
 
 @pytest.mark.parametrize("per_class", [2, 5, 30])
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
 def test_few_rows_are_classified_as_well_as_by_its_counterpart(per_class: int, seed: int) -> None:
     X, y = blobs(10 * 400, 30, 10, seed=seed, spread=1.5)
     train, test = np.arange(10 * per_class), np.arange(2000, 4000)
@@ -300,6 +301,17 @@ def test_a_file_of_few_rows_with_nan_names_the_row(tmp_path: Path) -> None:
     X[17, 2] = np.nan
     with pytest.raises(HeadError, match="row 17"):
         LinearHead().fit(mapped(tmp_path / "rows", X), y)
+
+
+def test_a_class_without_weight_is_fitted() -> None:
+    X, y = blobs(60, n_classes=2)
+    head = LinearHead(class_weight={0: 1.0, 1: 0.0}).fit(X, y)
+    assert np.isfinite(head.coef_).all()
+
+
+def test_candidates_train_for_a_whole_pass_at_least() -> None:
+    X, y = blobs(600)
+    assert max(c["epoch"] for c in LinearHead(batch_size=20).fit(X, y).candidates_) >= 1.0
 
 
 @pytest.mark.parametrize(
