@@ -214,12 +214,16 @@ def measured(probabilities: Any, truth: Any) -> dict[str, float]:
     }
 
 
-def compared(head: str, theirs: Callable[[Draw], Any], draw: Draw) -> dict[str, Any]:
+def compared(head: str, theirs: Callable[[Draw], Any], draw: Draw) -> dict[str, Any] | None:
+    """Return what both reach on one draw; None where the search cannot be run on so few rows."""
     clock = time.process_time
     started = clock()
     found = ours(head, draw)
     middle = clock()
-    other = theirs(draw)
+    try:
+        other = theirs(draw)
+    except ValueError:
+        return None
     accuracy = float((other.predict(draw.fresh) == draw.truth).mean())
     row: dict[str, Any] = {
         "head": head, "set": draw.name, "seed": draw.seed, "rows": len(draw.y), "C": found["C"],
@@ -284,8 +288,11 @@ def main() -> None:
     rows = []
     for draw in draws(arguments.seeds, [s for s in arguments.sets.split(",") if s], arguments.fresh, arguments.cache):
         for head in arguments.heads.split(","):
-            rows.append(compared(head, others[head], draw))
-            row = rows[-1]
+            row = compared(head, others[head], draw)
+            if row is None:
+                print(f"{head:9} {draw.name:32} seed {draw.seed}: its counterpart cannot be searched", flush=True)
+                continue
+            rows.append(row)
             print(
                 f"{head:9} {draw.name:32} seed {draw.seed}: {row['accuracy']:.4f} "
                 f"({row['accuracy'] - row['counterpart_accuracy']:+.4f}) log loss {row['log_loss']:.3f} "

@@ -204,7 +204,6 @@ def test_few_rows_report_the_candidate_chosen() -> None:
 @pytest.mark.parametrize("per_class", [2, 5, 30])
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.filterwarnings("ignore:The default value:FutureWarning")
 def test_few_rows_are_classified_as_well_as_by_its_counterpart(per_class: int, seed: int) -> None:
     X, y = blobs(10 * 400, 30, 10, seed=seed, spread=1.5)
     train, test = np.arange(10 * per_class), np.arange(2000, 4000)
