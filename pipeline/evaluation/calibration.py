@@ -72,6 +72,9 @@ def softmax(scores: Floats) -> Floats:
     return np.asarray(shifted)
 
 
+LEAST_ROWS = 10
+"""Rows from which the temperature of scores that are log-probabilities is fitted at all."""
+
 PRIOR_WIDTH = 0.5
 """Standard deviation of log T around 0 that is expected of scores that are log-probabilities already."""
 
@@ -96,7 +99,7 @@ def fit_temperature(
     Returns
     -------
     float
-        T in [1e-4, 1e4]; 1 for no rows.
+        T in [1e-4, 1e4]; 1 for no rows, and for log-probabilities of fewer than ``LEAST_ROWS``.
 
     Notes
     -----
@@ -110,14 +113,14 @@ def fit_temperature(
 
     Examples
     --------
-    >>> scores, y = np.array([[2.0, -2.0], [-2.0, 2.0]] * 5), np.array([0, 1] * 5)
-    >>> fit_temperature(scores, y) < fit_temperature(scores[:2], y[:2])
+    >>> scores, y = np.array([[2.0, -2.0], [-2.0, 2.0]] * 50), np.array([0, 1] * 50)
+    >>> fit_temperature(scores, y) < fit_temperature(scores[:10], y[:10]) < 1
     True
     """
     from scipy.optimize import minimize_scalar
     from scipy.special import logsumexp
 
-    if not len(y):
+    if not len(y) or (log_probabilities and len(y) < LEAST_ROWS):
         return 1.0
     at_truth, mean = scores[np.arange(len(y)), y], np.average(scores, axis=1, weights=copies)
     width = PRIOR_WIDTH if log_probabilities else np.inf

@@ -197,7 +197,8 @@ def measure_splits(
     -------
     dict
         ``metrics``, what is written; ``predictions`` and, where a temperature changed them, ``uncalibrated``, by split;
-        ``oof_predictions``; ``sweep``, ``chosen``, ``temperature`` and ``held_out``.
+        ``oof_predictions``; ``calibration``, the number of ``rows`` that the temperature was fitted on; ``sweep``,
+        ``chosen``, ``temperature`` and ``held_out``.
     """
     task = TASKS[rows.task]
     tempered = replace(fitted.model, temperature=temperature)
@@ -226,6 +227,8 @@ def measure_splits(
                     "ece": calibration.expected_calibration_error(before.max(1), hit),
                     "log_loss": float(classification.row_losses(rows.y[at], before).mean()),
                 }
+    held_out = 0 if fitted.oof_scores is None else int(np.isfinite(fitted.oof_scores).all(axis=1).sum())
+    results["calibration"] = {"rows": held_out or int(fitted.chosen.get("validation_rows", 0))}
     if fitted.oof_scores is not None:
         results["oof_predictions"] = task.predictions(tempered, fitted.oof_scores)
     facts = {"chosen": fitted.chosen, "temperature": temperature, "sweep": fitted.sweep}

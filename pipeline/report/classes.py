@@ -31,8 +31,12 @@ def classes_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[st
         As in `pipeline.report.page.write_report`.
     """
     split = results["held_out"]
-    chosen = run["chosen"].get("C")
-    at = f" C = {chosen:.3g}, chosen on {run['chosen']['folds']} folds of the training rows." if chosen else ""
+    swept = varied(results)
+    at = ""
+    if swept is not None:
+        folds = run["chosen"].get("folds")
+        on = f"{folds} folds of the training rows" if folds else "training rows held out"
+        at = f" {swept[0]} = {run['chosen'][swept[0]]:.3g}, chosen on {on}."
     content = Content(
         lead=f"{len(rows.class_names)} classes, {rows_used(rows, run)}.{at}",
         cards=cards(_CARDS, results["metrics"][split]),
@@ -70,7 +74,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
             int(np.clip(220 + 24 * k, 420, 900)),
         )
     )
-    if len(results["sweep"]) > 1 and results["chosen"].keys() & {"C", "alpha"}:
+    if varied(results) is not None:
         (second if k > 20 else first).append(sweep_plot(content, results))
     probabilities = results["predictions"][split]
     y = rows.y[rows.of(split)]
@@ -83,10 +87,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
             "reliability",
             plots.reliability_figure(bins),
             "Reliability",
-            f"How often a prediction of that confidence is right. Temperature {results['temperature']:.3f}, from "
-            "out-of-fold scores."
-            if "uncalibrated" in results
-            else "How often a prediction of that confidence is right.",
+            f"How often a prediction of that confidence is right. {_calibration(results)}",
         )
     )
     second += content.curves(results, "accuracy")
@@ -94,15 +95,50 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
     content.pair(second)
 
 
+def _calibration(results: dict[str, Any]) -> str:
+    """Say what the probabilities were divided by, and from how many rows that is known."""
+    rows, temperature = results["calibration"]["rows"], results["temperature"]
+    if not rows:
+        return "No temperature was fitted."
+    if rows < calibration.LEAST_ROWS and temperature == 1.0:
+        return (
+            f"No temperature was fitted: {rows} training rows were held out, and it is fitted from "
+            f"{calibration.LEAST_ROWS} on."
+        )
+    return (
+        f"Scores are divided by a temperature of {temperature:.3g}, fitted on {rows} training rows that were held out. "
+        f"It is fitted from {calibration.LEAST_ROWS} such rows on, and shrunk towards 1 where they are few."
+    )
+
+
+def varied(results: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
+    """Return the setting that a head has chosen among several values, with the entries that differ in it alone."""
+    chosen = results["chosen"]
+    for name in ("C", "alpha", "shrinkage", "n_neighbors"):
+        if name not in chosen:
+            continue
+        same = [
+            entry
+            for entry in results["sweep"]
+            if name in entry and all(entry[other] == chosen[other] for other in entry.keys() & chosen.keys() - {name})
+        ]
+        if len(same) > 1:
+            return name, sorted(same, key=lambda entry: float(entry[name]))
+    return None
+
+
 def sweep_plot(content: Content, results: dict[str, Any]) -> dict[str, Any]:
-    """Keep the figure of the choice among values of C, or of ridge's strength."""
-    if "C" in results["chosen"]:
-        figure = plots.sweep_figure(results["sweep"], results["chosen"]["C"])
-        hint = "Cross-validated on the training rows only; the dashed line is the value taken, × did not converge."
-        return content.plot("sweep", figure, "Choice of C", hint, 420)
-    figure = plots.alpha_figure(results["sweep"], results["chosen"]["alpha"])
-    hint = "Squared error of training rows left out of the fit; the dashed line is the value taken."
-    return content.plot("sweep", figure, "Choice of alpha", hint, 420)
+    """Keep the figure of the choice among values of C, of ridge's strength and their like."""
+    swept = varied(results)
+    assert swept is not None
+    name, entries = swept
+    if "accuracy" in entries[0]:
+        figure = plots.sweep_figure(entries, results["chosen"][name], name)
+        hint = "On training rows held out of each fit; the dashed line is the value taken, × did not converge."
+    else:
+        figure = plots.alpha_figure(entries, results["chosen"][name])
+        hint = "Squared error of training rows left out of the fit; the dashed line is the value taken."
+    return content.plot("sweep", figure, f"Choice of {name}", hint, 420)
 
 
 def _class_row(entry: dict[str, Any]) -> list[dict[str, Any]]:

@@ -61,7 +61,7 @@ def write_report(
         .render(
             title=f"{what}{run['head']} head on {Path(run['cache']['path']).name}",
             interval_note=(
-                f"Under each figure its 95 % bootstrap interval over the {measured} {split} rows"
+                f"Under each figure its 95 % interval over the {measured} {split} rows"
                 f"{', whole groups resampled together' if rows.groups is not None else ''}."
             ),
             lead=content.lead,

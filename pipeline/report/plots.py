@@ -38,12 +38,12 @@ _LAYOUT: dict[str, Any] = {
 
 
 def sweep_figure(sweep: Sequence[dict[str, Any]], chosen: float, parameter: str = "C") -> Any:
-    """Draw cross-validated accuracy and log loss against the value tried, folds as a band.
+    """Draw cross-validated accuracy and log loss against the value tried, folds as a band where they are known.
 
     Parameters
     ----------
     sweep : sequence of dict
-        Entries with the parameter, ``accuracy``, ``log_loss``, ``accuracy_folds`` and ``converged``.
+        Entries with the parameter, ``accuracy``, ``log_loss``, and perhaps ``accuracy_folds`` and ``converged``.
     chosen : float
         The value taken.
     parameter : str
@@ -53,17 +53,18 @@ def sweep_figure(sweep: Sequence[dict[str, Any]], chosen: float, parameter: str 
 
     x = [entry[parameter] for entry in sweep]
     figure = go.Figure()
-    folds = np.asarray([entry["accuracy_folds"] for entry in sweep], dtype=np.float64)
-    figure.add_scatter(
-        x=[*x, *x[::-1]],
-        y=[*folds.max(axis=1), *folds.min(axis=1)[::-1]],
-        fill="toself",
-        fillcolor="rgba(31,95,168,0.13)",
-        mode="lines",
-        line={"width": 0},
-        hoverinfo="skip",
-        name="accuracy, range of folds",
-    )
+    if all("accuracy_folds" in entry for entry in sweep):
+        folds = np.asarray([entry["accuracy_folds"] for entry in sweep], dtype=np.float64)
+        figure.add_scatter(
+            x=[*x, *x[::-1]],
+            y=[*folds.max(axis=1), *folds.min(axis=1)[::-1]],
+            fill="toself",
+            fillcolor="rgba(31,95,168,0.13)",
+            mode="lines",
+            line={"width": 0},
+            hoverinfo="skip",
+            name="accuracy, range of folds",
+        )
     marks = ["circle" if entry.get("converged", True) else "x" for entry in sweep]
     figure.add_scatter(
         x=x,
