@@ -56,6 +56,23 @@ def test_rows_of_a_group_come_together_or_not_at_all(tmp_path: Path) -> None:
     assert together.high - together.low > 3 * (alone.high - alone.low)
 
 
+def test_runs_that_are_right_on_the_same_few_rows_may_differ_on_others(tmp_path: Path) -> None:
+    right = np.ones(10, dtype=bool)
+    first, second = compare_runs([a_run(tmp_path / "one", right), a_run(tmp_path / "second", right)])
+    assert first.figure.low < 0.8
+    assert second.difference.value == 0
+    assert -0.3 < second.difference.low < -0.1
+    assert 0.1 < second.difference.high < 0.3
+
+
+def test_classes_that_tie_are_right_in_equal_parts(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        lines = ["key,split,label,predicted,p_a,p_b", *(f"{i},test,{'ab'[i % 2]},a,0.5,0.5" for i in range(20))]
+        (tmp_path / name / "predictions.csv").write_text("\n".join(lines))
+    assert compare_runs([tmp_path / "one", tmp_path / "two"])[0].figure.value == 0.5
+
+
 def test_equal_heads_are_not_told_apart(tmp_path: Path) -> None:
     rng = np.random.default_rng(1)
     _, second = compare_runs([a_run(tmp_path / n, rng.random(500) < 0.8) for n in ("one", "second")])

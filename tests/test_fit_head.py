@@ -12,6 +12,7 @@ import pipeline.cache
 from pipeline.errors import HeadError
 from pipeline.fit_head import FitResult, FitSettings, fit_head, fit_heads, new_run_folder
 from pipeline.heads import load_head
+from pipeline.heads.registry import HEADS
 from tests.heads.standin import StandIn, blobs, stand_in
 
 if TYPE_CHECKING:
@@ -299,9 +300,8 @@ def broken(kind: str) -> StandIn:
         cache.labels[:] = -1
     elif kind == "nothing done":
         cache.status[:] = 0
-    elif kind == "a single row of a class":
-        cache.labels[cache.labels == 2] = 0
-        cache.labels[0] = 2
+    elif kind == "a single row of every class":
+        cache.labels[3:] = -1
     elif kind == "split without train":
         cache.columns["split"] = np.full(len(cache), "test")
     elif kind == "not finite":
@@ -317,10 +317,10 @@ def broken(kind: str) -> StandIn:
         ("one class", "at least 2 classes, found only 'ant'"),
         ("no label", "has a label: put the images into class folders"),
         ("nothing done", "finish pipeline extract"),
-        ("a single row of a class", "at least 2 training rows of every class, found 1 of 'cat'"),
+        ("a single row of every class", "a class with at least 2 training rows, found 1 of each"),
         ("split without train", "mark the training rows"),
         ("not finite", "not finite"),
-        ("one group a class", "single group"),
+        ("one group a class", "none can be held out"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(fit: Any, tmp_path: Path, kind: str, message: str) -> None:
@@ -336,7 +336,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(fit: Any, tmp_path: Path, kind
         ({"head": "logistik"}, "did you mean logistic"),
         ({"layer": "pen"}, "no layer 'pen'"),
         ({"target": "colour"}, "no column 'colour'"),
-        ({"folds": 1}, "at least 2 folds"),
+        ({"folds": 1}, "at least 2 for the number of folds, got 1"),
+        ({"seed": -1}, "from 0 to 4294967295 for the seed, got -1"),
+        ({"seed": 2**32}, "for the seed"),
+        ({"Cs": (0.0,)}, "positive numbers for C"),
+        ({"replicates": 0}, "number of resamples"),
+        ({"head": "knn", "params": {"n_neighbors": 0}}, "n_neighbors"),
+        ({"head": "svm", "params": {"C": -1.0}}, "'C' parameter of LinearSVC"),
         ({"test_share": 1.0}, "between 0 and 1"),
         ({"head": "ridge", "estimator": "sklearn.svm:SVC"}, "a run has one head"),
         ({"estimator": "sklearn.svm:SVX"}, "did you mean"),
@@ -366,7 +372,48 @@ def test_fewer_folds_and_left_out_rows_are_said(fit: Any) -> None:
     assert notes[0] == "left out: 10 of 240 rows that failed or are still to do"
     assert notes[1].startswith("left out: ")
     assert notes[1].endswith("of 230 rows without a label")
-    assert notes[2] == "3 folds instead of 5: the smallest class has 3 training rows"
+    # A class may have fewer rows than there are folds.
+    assert len(notes) == 2
+
+
+def test_one_mistyped_label_stops_nothing(fit: Any) -> None:
+    cache = replace(stand_in(), label_names=("ant", "bee", "cat", "bbe"))
+    cache.labels[7] = 3
+    notes: list[str] = []
+    result = fit(cache, say=notes.append)
+    assert notes == [
+        "trained on, but held out by no fold: 1 classes with a single training row (bbe): add images of them, or look "
+        "for a mistyped label"
+    ]
+    assert result.metrics["test"]["accuracy"]["value"] > 0.75
+    assert load_head(result.run_dir).class_names == ("ant", "bbe", "bee", "cat")
+
+
+def test_one_mistyped_label_in_a_group_stops_nothing(fit: Any) -> None:
+    cache = replace(stand_in(columns={"group": np.arange(240) // 4}), label_names=("ant", "bee", "cat", "bbe"))
+    cache.labels[7] = 3
+    result = fit(cache)
+    assert any("(bbe)" in note and "single training group" in note for note in result.notes)
+    assert result.metrics["test"]["accuracy"]["value"] > 0.75
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_every_head_of_two_classes_is_saved_and_loaded(fit: Any, head: str) -> None:
+    cache = stand_in()
+    cache.labels[cache.labels == 2] = 0
+    result = fit(cache, head=head, report=False, learning_curve=False)
+    loaded = load_head(result.run_dir)  # without trust
+    assert loaded.model.outputs == 2
+    found = loaded.predict(cache.embeddings)
+    assert (found == np.asarray(("ant", "bee"))[cache.labels]).mean() > 0.85
+
+
+def test_figures_of_a_few_rows_that_are_all_right_are_no_points(fit: Any) -> None:
+    result = fit(stand_in(60, spread=0.1), head="lda")
+    figures = result.metrics["test"]
+    for name in ("accuracy", "balanced_accuracy", "macro_f1"):
+        assert figures[name]["value"] == figures[name]["high"] == 1
+        assert 0.6 < figures[name]["low"] < 0.9
 
 
 def test_a_class_may_be_called_none(fit: Any) -> None:

@@ -123,7 +123,8 @@ def check_labels(
     scores, y, rows = head.oof_scores_[checked], y[checked], rows[checked]
     probabilities = softmax(scores / fit_temperature(scores, y))
     quality = get_label_quality_scores(y, probabilities, method="self_confidence")
-    issue = find_label_issues(y, probabilities, filter_by="both", n_jobs=1)
+    # A class of a single row has none left here, and may be suggested all the same.
+    issue = find_label_issues(y, probabilities, filter_by="both", n_jobs=1, min_examples_per_class=0)
     order = np.lexsort((rows, quality))
     table = frame(
         {

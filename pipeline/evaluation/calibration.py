@@ -72,6 +72,10 @@ def softmax(scores: Floats) -> Floats:
     return np.asarray(shifted)
 
 
+ROWS_A_CLASS = 20
+"""Rows a class below which temperatures above 1 are expected less: held-out scores come from fits on fewer rows, and
+look less sure than the head itself where each row is a good part of its class."""
+
 LEAST_ROWS = 10
 """Rows from which the temperature of scores that are log-probabilities is fitted at all."""
 
@@ -123,10 +127,11 @@ def fit_temperature(
     if not len(y) or (log_probabilities and len(y) < LEAST_ROWS):
         return 1.0
     at_truth, mean = scores[np.arange(len(y)), y], np.average(scores, axis=1, weights=copies)
-    width = PRIOR_WIDTH if log_probabilities else np.inf
+    below = PRIOR_WIDTH if log_probabilities else np.inf
+    above = below * min(1.0, float(len(y) / (ROWS_A_CLASS * scores.shape[1])) ** 0.5)
 
     def loss(log_t: float) -> float:
-        t = np.exp(log_t)
+        t, width = np.exp(log_t), above if log_t > 0 else below
         total = logsumexp(scores / t, axis=1, b=copies)
         unseen = UNSEEN_ROWS * (total - mean / t).mean()
         return float((total - at_truth / t).sum() + unseen + 0.5 * (log_t / width) ** 2)

@@ -123,9 +123,13 @@ def hold_out(
         )
     parts, taken = _parts(share, min(n_groups, _MOST_PARTS))
     code, names = (np.unique(np.asarray(each), return_inverse=True)[1].ravel() for each in (y, groups))
-    held = (_stratified_group_folds(code, names, parts, seed) < taken).astype(np.int64)
-    if every_class:
-        held = np.where(_with_every_class_trained(held, code, names, only=1) == 1, 1, 0)
+    fold = _stratified_group_folds(code, names, parts, seed)
+    for shift in range(parts):
+        held = ((fold - shift) % parts < taken).astype(np.int64)
+        if every_class:
+            held = np.where(_with_every_class_trained(held, code, names, only=1) == 1, 1, 0)
+        if held.any():
+            break
     if not held.any():
         raise HeadError(
             "every group has a class that no other group has, so none can be held out: "

@@ -36,6 +36,17 @@ def test_rows_without_a_label_take_no_part_and_names_may_have_gaps() -> None:
     assert len(found.table) == 80
 
 
+def test_a_class_of_one_row_is_left_out_and_said() -> None:
+    pytest.importorskip("cleanlab")
+    cache = archive(121, spread=0.5, images=False)
+    cache.labels[120] = 2
+    cache.labels[:120][cache.labels[:120] == 2] = 0
+    said: list[str] = []
+    found = check_labels(cache, folds=3, say=said.append)
+    assert len(found.table) == 120
+    assert said == ["not checked: 1 rows that no fold can hold out, since a class has no other rows (cat)"]
+
+
 def test_what_cannot_be_checked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("cleanlab")
     cache = archive(9, images=False)

@@ -35,6 +35,28 @@ def test_a_class_column_keeps_its_names_and_gaps() -> None:
     assert [target.names[k] for k in target.y[target.known]] == ["b", "a", "b"]
 
 
+@pytest.mark.parametrize("word", ["NA", "n/a", "NULL", "None", " ", "?"])
+def test_a_word_for_missing_among_numbers_is_no_class(word: str) -> None:
+    said: list[str] = []
+    target = read(["1", "2", "3", word] * 5, said=said)
+    assert [target.names[k] for k in np.unique(target.y[target.known])] == ["1", "2", "3"]
+    assert target.known.sum() == 15
+    assert "5 rows that say" in said[0]
+
+
+def test_the_same_word_among_names_is_a_name() -> None:
+    target = read(["NA", "ZA", "AO", "NA"])
+    assert target.known.all()
+    assert "NA" in target.names
+
+
+def test_whole_numbers_keep_their_names_beside_an_empty_cell() -> None:
+    for values in ([1.0, 2.0, 3.0, 1.0], [1.0, 2.0, np.nan, 3.0]):
+        target = read(values)
+        assert [target.names[k] for k in np.unique(target.y[target.known])] == ["1", "2", "3"]
+    assert read([1.5, 2.0, 1.5]).names == ("1.5", "2.0")
+
+
 def test_numbers_come_from_numbers_and_from_texts() -> None:
     whole = read([3, 1, 2, 3], task="regression")
     assert (whole.y.tolist(), whole.names) == ([3, 1, 2, 3], ("c",))

@@ -55,6 +55,31 @@ def test_any_estimator_predicts_as_itself(name: str, task: str, kind: str) -> No
     assert (fitted.oof_scores is None) == (task == "regression")
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 4])
+@pytest.mark.parametrize("shape", ["ovo", "ovr"])
+def test_columns_of_pairs_are_not_taken_for_classes(n_classes: int, shape: str) -> None:
+    X, y = blobs(120, n_classes=n_classes, spread=2.0)
+    options = FitOptions(folds=3, params={"decision_function_shape": shape})
+    fitted = estimator_by_name("sklearn.svm:SVC", "classification")(X, y, None, options)
+    np.testing.assert_array_equal(fitted.model.scores(X).argmax(axis=1), fitted.estimator.predict(X))
+    pairs = shape == "ovo" and n_classes > 2
+    assert fitted.chosen["scores"] == ("predict" if pairs else "decision_function")
+    assert bool(fitted.warnings) == pairs
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize(
+    "name",
+    ["pipeline.heads:RidgeHead", "pipeline.heads:CentroidHead", "sklearn.linear_model:RidgeClassifier",
+     "sklearn.discriminant_analysis:LinearDiscriminantAnalysis", "sklearn.linear_model:SGDClassifier"],
+)  # fmt: skip
+def test_linear_estimators_of_any_shape_are_arrays(name: str, n_classes: int) -> None:
+    X, y = blobs(90, n_classes=n_classes)
+    fitted = estimator_by_name(name, "classification")(X, y, None, FitOptions(folds=3))
+    assert fitted.model.kind == "linear"
+    np.testing.assert_array_equal(fitted.model.scores(X).argmax(axis=1), fitted.estimator.predict(X))
+
+
 class OnlyPredicts(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     """A classifier of somebody's own, with the least that scikit-learn asks for."""
 
