@@ -5,6 +5,7 @@ Axes: N rows used, K classes.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -123,8 +124,10 @@ def check_labels(
     scores, y, rows = head.oof_scores_[checked], y[checked], rows[checked]
     probabilities = softmax(scores / fit_temperature(scores, y))
     quality = get_label_quality_scores(y, probabilities, method="self_confidence")
-    # A class of a single row has none left here, and may be suggested all the same.
-    issue = find_label_issues(y, probabilities, filter_by="both", n_jobs=1, min_examples_per_class=0)
+    with warnings.catch_warnings():
+        # A class of a single row has none left here, and may be suggested all the same.
+        warnings.filterwarnings("ignore", "May not flag all label issues", UserWarning)
+        issue = find_label_issues(y, probabilities, filter_by="both", n_jobs=1)
     order = np.lexsort((rows, quality))
     table = frame(
         {
