@@ -86,7 +86,7 @@ def find_duplicates(
     use_pixels : bool
         Whether near pairs are judged by the source images, where these are there.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------

@@ -70,7 +70,7 @@ def check_labels(
     seed : int
         Of the folds.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------

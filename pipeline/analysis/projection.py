@@ -77,7 +77,7 @@ def map_cache(
     seed : int
         The same seed gives the same map on one machine.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------

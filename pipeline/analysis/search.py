@@ -83,11 +83,11 @@ def search(
         hierarchical navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: worth its building for very many
         queries.
     weights : str, optional
-        The backbone's weights, when the cache was made with those of a file.
+        The weights file, when the cache was made with one.
     run : RunSettings, optional
         How to run the network on images from outside.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------

@@ -75,7 +75,7 @@ def build(name: str, weights: str | None) -> Body:
     try:
         with quick_to_fail():
             module = timm.create_model(full_name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub's client raises whatever its transport does
+    except Exception as error:  # the hub's client raises many kinds of errors
         raise cannot_download(name, error) from None
     config: Any = module.pretrained_cfg
     resolved = f"{architecture}.{config['tag']}"

@@ -22,7 +22,7 @@ HUB_TIMEOUT_S = 10.0
 
 
 def is_file(weights: str | None) -> bool:
-    """Tell whether ``--weights`` names a file rather than a set of weights."""
+    """Return whether ``--weights`` names a file rather than a set of weights."""
     return weights is not None and (Path(weights).is_file() or Path(weights).suffix in (".safetensors", ".pth", ".pt"))
 
 

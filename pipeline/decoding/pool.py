@@ -1,7 +1,7 @@
 """Reading and decoding beside the forward pass: worker processes fill a ring of batches in shared memory.
 
-Memory is bounded by the ring, whatever the number of images. Batches come out in order. A worker that dies or hangs is
-replaced, and the image it was on is found in the worker status, a line of shared memory per worker.
+The ring bounds the memory for any number of images. Batches come out in order. A worker that dies or hangs is
+replaced. The worker status, a line of shared memory per worker, gives the image that it was decoding.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
 TASKS_PER_WORKER = 2
 CRASHES_TO_BLAME = 2
-"""A worker may be killed from outside; the image it was on is blamed when it happens to it twice."""
+"""Deaths of a worker after which its image fails: one death may come from outside."""
 KILLS_TO_BLAME = 3
 """The same for SIGKILL and SIGTERM, which no decoder sends itself."""
 MAX_DEATHS_WITHOUT_PROGRESS = 20
-"""Workers that may die one after the other with nothing done between: then it is the machine, not an image."""
+"""Consecutive deaths of workers without progress after which the cause is the machine, not an image."""
 CHECK_EVERY_S = 0.25
 # Not ``-m``: its classes would be those of ``__main__``, and could not be sent back.
 WORKER = "import sys; from pipeline.decoding.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -62,12 +62,12 @@ WORKER = "import sys; from pipeline.decoding.worker import main; main(int(sys.ar
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one image may take.
+    """Limits of one image.
 
     Attributes
     ----------
     seconds : float
-        For reading and decoding, from its turn on: what was read ahead of it costs it nothing.
+        For reading and decoding, once its turn comes; prefetching it does not count.
     memory : int
         Bytes, per worker.
     """
@@ -85,7 +85,7 @@ class Batch:
     rows : (n,) int64
         Their rows; n is the batch size but for the last one.
     images : (B, H, W, 3) uint8
-        Shared memory, valid until `release`; positions from n on, and those that failed, hold anything.
+        Shared memory, valid until `release`; positions from n on, and those that failed, are undefined.
     encoded : (B, E) uint8
         The same for JPEGs that were left to the GPU, as many bytes of each as its outcome says.
     outcomes : list of Outcome
@@ -203,7 +203,7 @@ class DecodePool:
             yield batch
 
     def close(self) -> None:
-        """End the workers, whatever they are doing."""
+        """End the workers at once."""
         self._stopped = True
         self._wake()
         if self._thread is not None:

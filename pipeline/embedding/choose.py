@@ -53,7 +53,7 @@ def choose_engine(
     stop : threading.Event, optional
         When set, the check is cut short: nothing is going to be computed.
     say : callable
-        Is told when ``auto`` had to fall back.
+        Called with a message when ``auto`` had to fall back.
 
     Returns
     -------

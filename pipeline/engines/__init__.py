@@ -41,7 +41,7 @@ def open_engine(
     batch_size : int
         Images per batch; 0 takes what suits the engine and the device.
     say : callable
-        Is told when ``auto`` had to fall back.
+        Called with a message when ``auto`` had to fall back.
 
     Raises
     ------

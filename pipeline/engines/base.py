@@ -57,7 +57,7 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of threads and device memory."""
+        """Release threads and device memory."""
 
     @property
     def replicas(self) -> tuple[Engine, ...]:

@@ -87,7 +87,7 @@ class Convertible(ABC):
         Parameters
         ----------
         layer : str or None
-            Whose embeddings to put in; None for none.
+            Whose embeddings to include; None for none.
 
         Returns
         -------
@@ -116,7 +116,7 @@ class Convertible(ABC):
         Parameters
         ----------
         layer : str or None
-            Whose embeddings to put in; None for none.
+            Whose embeddings to include; None for none.
 
         Returns
         -------

@@ -1,4 +1,4 @@
-"""Sources: where images come from. One file per kind; `open_source` picks by content, never by a name's ending."""
+"""Sources: where images come from. One file per kind; `open_source` picks by content, never by a suffix of the name."""
 
 from __future__ import annotations
 

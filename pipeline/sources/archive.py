@@ -121,7 +121,7 @@ class Listing:
 
 
 def is_sidecar(name: bytes) -> bool:
-    """Tell whether a member is named as one that holds a label."""
+    """Return whether a member is named as one that holds a label."""
     base = name.rpartition(b"/")[2].lower()
     return b"." + base.partition(b".")[2] in SIDECARS and not base.startswith(b".")
 

@@ -229,7 +229,7 @@ def unchanged_since(known: Known, now: Known) -> NDArray[np.bool_]:
 
 
 def named_like_an_image(key: bytes) -> bool:
-    """Tell by the name's ending; for places where looking inside would cost a request per image."""
+    """Tell by the suffix of the name; for places where looking inside would cost a request per image."""
     return os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES
 
 

@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class FilesSource(Source):
     """Image files below a folder; a key is the path relative to it, and the first level gives the class.
 
-    On this machine content decides what an image is. Over a network that would cost a request for each file, so the
-    name's ending does.
+    On the local machine content decides what is an image. Over a network this would cost a request for each file, so
+    the suffix of the name decides.
 
     Parameters
     ----------
@@ -135,4 +135,4 @@ def _is_image(store: Store, file: File) -> bool:
     try:
         return is_image(store.head(file.path, SNIFF_BYTES))
     except OSError:
-        return True  # not known to be something else: its row will say why it cannot be read
+        return True  # its kind is unknown: its row will give the reason why it cannot be read

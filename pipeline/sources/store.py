@@ -60,7 +60,7 @@ class Store(ABC):
 
     @abstractmethod
     def is_folder(self, path: str) -> bool:
-        """Tell whether there is a folder at ``path``."""
+        """Return whether there is a folder at ``path``."""
 
     @abstractmethod
     def glob(self, pattern: str) -> list[str]:
@@ -98,7 +98,7 @@ class LocalStore(Store):
         return File(os.path.join(os.getcwd(), path), info.st_size, info.st_mtime_ns)
 
     def is_folder(self, path: str) -> bool:
-        """Tell whether there is a folder."""
+        """Return whether there is a folder."""
         return os.path.isdir(path)
 
     def glob(self, pattern: str) -> list[str]:
@@ -186,7 +186,7 @@ class RemoteStore(Store):
             return _file(path, self._fs.info(path))
 
     def is_folder(self, path: str) -> bool:
-        """Tell whether anything lies below the path."""
+        """Return whether anything lies below the path."""
         if self.protocol in ("http", "https"):  # fsspec would fetch the whole file to look for links in it
             return path.endswith("/")
         with _as_os_error(path):

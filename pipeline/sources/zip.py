@@ -44,8 +44,8 @@ UNIX, LINK_MODE = 3, 0o12
 class ZipSource(ArchiveSource):
     """The images in zip archives; see `ArchiveSource`.
 
-    On this machine content decides what an image is. Over a network that would cost a request for each member, so the
-    name's ending does.
+    On the local machine content decides what is an image. Over a network this would cost a request for each member, so
+    the suffix of the name decides.
     """
 
     kind = "zip"
@@ -147,5 +147,5 @@ def _sniff(read: ZipReader, member: zipfile.ZipInfo) -> int:
         if member.compress_type == zipfile.ZIP_DEFLATED:
             head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, SNIFF_BYTES)
     except (OSError, zlib.error):
-        return IMAGE  # not known to be something else: its row will say why it cannot be read
+        return IMAGE  # its kind is unknown: its row will give the reason why it cannot be read
     return reason_for(head[:SNIFF_BYTES])

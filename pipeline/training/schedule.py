@@ -76,7 +76,7 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def diverged(losses: Sequence[float]) -> bool:
-    """Tell whether a range test has seen enough."""
+    """Return whether a range test has seen enough."""
     curve = smoothed(losses)
     return not math.isfinite(losses[-1]) or (len(curve) > 2 and curve[-1] > _TOO_HIGH * min(curve))
 

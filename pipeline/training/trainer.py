@@ -250,7 +250,7 @@ class Trainer:
             started = time.perf_counter()
 
     def _any(self, here: bool) -> bool:
-        """Tell whether something holds in any process: all of them then do the same next."""
+        """Return whether something holds in any process: all of them then do the same next."""
         if self._world == 1:
             return here
         flag = torch.tensor([float(here)], device=self._accelerator.device)
