@@ -1,4 +1,4 @@
-"""Sources: where images come from. One file per kind; `open_source` picks by content, never by a suffix of the name."""
+"""Sources of images. One file per kind; `open_source` decides by content, never by the suffix of a name."""
 
 from __future__ import annotations
 

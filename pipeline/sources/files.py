@@ -1,4 +1,4 @@
-"""Image files that a glob names, and folders behind an fsspec URL."""
+"""Image files that match a glob, and folders behind an fsspec URL."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class FilesSource(Source):
         self._paths = self.items.keys if paths == keys else np.array(paths, dtype=np.bytes_)
 
     def locator(self, i: int) -> tuple[bytes, int]:
-        """Return the path of item ``i`` relative to the root, credentials and all, and its size."""
+        """Return the path of item ``i`` relative to the root, including credentials, and its size."""
         return bytes(self._paths[i]), int(self.items.sizes[i])
 
     def reader(self) -> Reader:
@@ -119,7 +119,7 @@ class FilesReader:
 
 
 def relative(path: str, root: str) -> str:
-    """Return a path below ``root`` as seen from it.
+    """Return a path relative to ``root``.
 
     Examples
     --------

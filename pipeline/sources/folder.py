@@ -36,12 +36,12 @@ class FolderSource(Source):
     location : str
         The folder.
     known : Known, optional
-        Files among them of the same size and time are taken for images unseen: a resumed run opens only what is new.
+        Known files of the same size and time are not opened again: a resumed run opens only new files.
 
     Raises
     ------
     SourceError
-        Nothing there, or no image in it.
+        The folder does not exist, or has no image.
     """
 
     kind = "folder"

@@ -36,7 +36,7 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")
 SNIFF_PACKED = 512
 """Bytes of deflated data that hold the first `SNIFF_BYTES`, with the tables that go before them."""
 EXTRA_GUESS = 64
-"""Bytes of extra field that are read along with the data, so that one read does."""
+"""Bytes of the extra field that are read with the data, so that one read suffices."""
 ENCRYPTED_FLAG = 0x1
 UNIX, LINK_MODE = 3, 0o12
 
@@ -96,7 +96,7 @@ class ZipReader:
         return data
 
     def packed(self, file: File, offset: int, size: int, name_bytes: int) -> bytes:
-        """Return the first bytes of a member as packed, which follow a header whose length only itself tells."""
+        """Return the first bytes of a member as packed, after a header that states its own length."""
         most = LOCAL_HEADER.size + name_bytes + EXTRA_GUESS + size
         block = self.store.read(file, offset, min(most, file.size - offset))
         if len(block) < LOCAL_HEADER.size or not block.startswith(SIGNATURE):
