@@ -58,9 +58,7 @@ def _acquire(path: Path) -> int:
         # Checked before it is opened: closing any descriptor of the file would release the lock of this process.
         with contextlib.suppress(OSError):
             if file_identity(path.stat()) in _held:
-                raise LockedError(
-                    f"{path.with_suffix('')} is being written by this very process: wait for it to finish"
-                )
+                raise LockedError(f"{path.with_suffix('')} is being written by this process: wait for it to finish")
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:

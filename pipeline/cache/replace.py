@@ -37,7 +37,7 @@ def publish(finished: Path, path: Path) -> None:
         put_in_place(finished, path)
     except OSError as error:
         raise CacheError(
-            f"cannot put the finished file in the place of {path} ({error.strerror}): repair the disk, then run "
+            f"cannot replace {path} by the finished file ({error.strerror}): repair the disk, then run "
             "the same command again"
         ) from None
 

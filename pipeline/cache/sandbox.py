@@ -104,9 +104,7 @@ def _ask_child(path: Path, seconds: float, memory: int) -> bytes:
         started = child.stdout.readline() == READY
         watchdog.cancel()
         if not started:
-            raise CacheError(
-                "expected a child process that reads HDF5, but it did not start: check that the installation is whole"
-            )
+            raise CacheError("expected a child process that reads HDF5, but it did not start: check the installation")
         try:
             answer, _ = child.communicate(f"{memory}\n".encode(), timeout=seconds)
         except subprocess.TimeoutExpired:

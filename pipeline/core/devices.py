@@ -37,7 +37,7 @@ def pick_devices(device: str) -> tuple[torch.device, ...]:
         return tuple(torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count()))
     devices = tuple(_device(name.strip()) for name in device.split(","))
     if len(devices) > 1 and ({d.type for d in devices} != {"cuda"} or len(set(devices)) < len(devices)):
-        raise EngineError(f"expected different GPUs such as cuda:0,cuda:1, found {device!r}: correct --device")
+        raise EngineError(f"--device: expected distinct GPUs such as cuda:0,cuda:1, got {device!r}: name each GPU once")
     return devices
 
 

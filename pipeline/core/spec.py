@@ -53,9 +53,9 @@ def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, w
     have, want = _numeric(found), _numeric(wanted)
     fields = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
     differences = "; ".join(
-        f"{name} is {_short(have.get(name))} there and {_short(want.get(name))} here" for name in fields
+        f"expected {name} {_short(want.get(name))}, got {_short(have.get(name))}" for name in fields
     )
-    raise FingerprintError(f"{where} holds other numbers: {differences}: {hint}")
+    raise FingerprintError(f"{where}: {differences}: {hint}")
 
 
 def _numeric(spec: Mapping[str, Any]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def decode_device(device: str) -> torch.device:
     if first.type != "cuda":
         found = "none" if device == "auto" else f"--device {device}"
         raise EngineError(
-            f"--decode gpu needs a CUDA device, found {found}: leave it out, or work on a cache that was made without"
+            f"--decode gpu needs a CUDA device, found {found}: leave it out, or use a cache made without it"
         )
     return first
 

@@ -355,8 +355,8 @@ class DecodePool:
         _end(worker)
         if not worker.ready and worker.process.returncode >= 0:
             raise PipelineError(
-                f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it "
-                "said stands above; check that the installation is whole"
+                f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: its "
+                "message is above: check that the installation is complete"
             )
         line = self._worker_status[worker.number]
         in_progress = {int(row) for row in (line[ROW], *line[READING])} - {NO_ROW}
@@ -370,7 +370,7 @@ class DecodePool:
         self._deaths_without_progress = 0 if any(outcomes.values()) else self._deaths_without_progress + 1
         if self._deaths_without_progress >= MAX_DEATHS_WITHOUT_PROGRESS:
             raise PipelineError(
-                f"expected decode workers to live, but {self._deaths_without_progress} ended one after the other "
+                f"expected decode workers to run, but {self._deaths_without_progress} ended one after the other "
                 f"with no image done ({how}): check the memory of the machine, or use fewer --workers; "
                 "everything before is committed"
             )

@@ -366,7 +366,7 @@ def _connect(ray: Any, address: str | None) -> bool:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise EngineError(
-            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): look at 'ray status'"
+            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): check 'ray status'"
         ) from None
     finally:
         if threading.current_thread() is threading.main_thread():  # Ray replaces them by its own
@@ -444,8 +444,8 @@ def _as_ours(error: Exception) -> PipelineError:
         return cause
     lines = [line for line in str(cause or error).strip().splitlines() if line.strip()]
     return EngineError(
-        f"the cluster gave up ({first_line(Exception(lines[-1] if lines else type(error).__name__))}): what had come "
-        "back is kept; look at the cluster with 'ray status', then run the same command again"
+        f"the cluster gave up ({first_line(Exception(lines[-1] if lines else type(error).__name__))}): finished rows "
+        "are kept; check the cluster with 'ray status', then run the same command again"
     )
 
 

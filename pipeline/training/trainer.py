@@ -476,7 +476,7 @@ class Trainer:
         there = {**found["settings"], "processes": found["processes"]}
         differing = [name for name in wanted if wanted[name] != there.get(name)]
         if differing:
-            fields = "; ".join(f"{name} is {there.get(name)!r} there and {wanted[name]!r} here" for name in differing)
+            fields = "; ".join(f"expected {name} {wanted[name]!r}, got {there.get(name)!r}" for name in differing)
             raise PipelineError(
                 f"{self._checkpoint.parent} holds an unfinished fine-tuning of other settings: {fields}: use the same, "
                 "or --restart to start again"
