@@ -156,10 +156,10 @@ def test_several_layers_in_one_pass(cache_file: Path, image_folder: Path, tmp_pa
 def test_other_settings_are_refused_by_field(cache_file: Path, image_folder: Path) -> None:
     before = cache_file.read_bytes()
     for settings, field in (
-        (ExtractSettings(run=SETTINGS.run, dtype="float16"), "dtype is float32 there and float16 here"),
+        (ExtractSettings(run=SETTINGS.run, dtype="float16"), "expected dtype float16, got float32"),
         (
             ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=5)),
-            "decode.max_pixels is 200000000 there and 5 here",
+            "expected decode.max_pixels 5, got 200000000",
         ),
         (ExtractSettings(run=SETTINGS.run, weights="random"), "weights.sha256"),
     ):

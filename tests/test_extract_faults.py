@@ -226,7 +226,7 @@ def test_signals_commit_within_five_seconds_and_the_same_command_goes_on(
         assert process.wait(timeout=30) == code
         assert path.stat().st_mtime - asked < 5  # the last commit; the interpreter may take longer to end
         assert process.stderr is not None
-        assert "the same command goes on" in process.stderr.read()
+        assert "the same command resumes" in process.stderr.read()
     cache = open_cache(path)
     done = int((cache.status == 1).sum())
     assert 0 < done < len(cache)

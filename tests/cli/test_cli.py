@@ -122,7 +122,7 @@ def test_a_signal_commits_and_the_same_command_goes_on(
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - sent < 5
     assert process.returncode == code, said
-    assert "the same command goes on" in said
+    assert "the same command resumes" in said
     done = int((open_cache(tmp_path / "c.h5").status == 1).sum())
     assert 0 < done < len(paths)
     again = subprocess.run(command, capture_output=True, text=True, check=True)

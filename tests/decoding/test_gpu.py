@@ -209,7 +209,7 @@ def test_a_cache_by_the_gpu_is_checked_and_is_another(mixed_folder: Path, tmp_pa
     by_pillow_too = [cache.keys.tolist().index(name) for name in names]
     assert np.array_equal(cache.embeddings[by_pillow_too], other.embeddings[by_pillow_too])
     assert extract(str(mixed_folder), tmp_path / "gpu.h5", SETTINGS).computed == 0
-    with pytest.raises(FingerprintError, match=r"decode\.jpeg_decoder is gpu there and absent here"):
+    with pytest.raises(FingerprintError, match=r"expected decode\.jpeg_decoder absent, got gpu"):
         extract(str(mixed_folder), tmp_path / "gpu.h5", by_pillow)
 
 
@@ -256,7 +256,7 @@ def test_without_cuda_it_says_so_in_one_line(
     result = CliRunner().invoke(cli, command)
     assert result.exit_code == 1
     assert result.stderr == (
-        "error: --decode gpu needs a CUDA device, found none: leave it out, or work on a cache that was made without\n"
+        "error: --decode gpu needs a CUDA device, found none: leave it out, or use a cache made without it\n"
     )
     assert list(tmp_path.glob("*.h5")) == []
     assert "found --device cpu" in CliRunner().invoke(cli, [*command, "--device", "cpu"]).stderr

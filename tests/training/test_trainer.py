@@ -151,7 +151,7 @@ def test_a_loss_that_is_no_number_ends_the_run(probe: Probe, tmp_path: Path) -> 
 def test_other_settings_do_not_go_on(probe: Probe, tmp_path: Path) -> None:
     stop = threading.Event()
     build(probe, tmp_path, stop=stop, progress=lambda done, total: stop.set()).run()
-    with pytest.raises(PipelineError, match=r"lr is 0\.003 there and 0\.1 here"):
+    with pytest.raises(PipelineError, match=r"expected lr 0\.1, got 0\.003"):
         build(probe, tmp_path, dataclasses.replace(SETTINGS, lr=0.1)).run()
 
 
