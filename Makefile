@@ -16,8 +16,17 @@ INSTALLED := .venv/.installed
 DEV       := .venv/.installed-dev
 PIP       := $(BIN)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
 
+# A test file runs in one process, so that its fixtures are made once; the files are shared out.
+PARALLEL  := -n auto --dist loadfile
+# What `make check` leaves out: tests that load a network, start an engine or many processes, or run a whole stage.
+HEAVY     := analysis/test_projection.py analysis/test_search.py backbones cache/test_verify.py cli/test_cli.py \
+             core/test_shards.py core/test_slurm.py decoding/test_gpu.py decoding/test_pool.py embedding engines faults \
+             sources/test_same_images.py test_docs.py test_extract.py test_extract_faults.py test_finetune.py \
+             test_fit_head.py test_predict.py training
+
 .DEFAULT_GOAL := help
-.PHONY: help install extract fit-head finetune lint format test test-slow test-faults test-browser coverage bench docs clean
+.PHONY: help install extract fit-head finetune check lint format test test-slow test-faults \
+	test-browser test-lowest test-newest coverage bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
@@ -40,17 +49,20 @@ data/digits: | $(INSTALLED)
 	@mkdir -p data
 	$(BIN)/python scripts/make_images.py digits $@
 
+check: lint ## Check style and types and run the quick tests, in under a minute
+	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(HEAVY)) $(ARGS)
+
 lint: $(DEV) ## Check style and types
-	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(DEV) ## Mend style
+format: $(DEV) ## Correct style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(DEV) ## Run the tests that are quick
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## Run all tests but the slow ones
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
