@@ -23,14 +23,19 @@ HEAVY     := analysis/test_projection.py analysis/test_search.py backbones cache
              core/test_shards.py core/test_slurm.py decoding/test_gpu.py decoding/test_pool.py embedding engines faults \
              sources/test_same_images.py test_docs.py test_extract.py test_extract_faults.py test_finetune.py \
              test_fit_head.py test_predict.py training
+# What computes embeddings, and so depends on the processor.
+ENGINES   := tests/engines tests/embedding tests/backbones tests/training tests/decoding/test_gpu.py \
+             tests/test_extract.py tests/test_predict.py
+# tests/avx2/sitecustomize.py says what these do.
+AVX2      := PYTHONPATH=tests/avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
 
 .DEFAULT_GOAL := help
-.PHONY: help install extract fit-head finetune check lint format test test-slow test-faults \
+.PHONY: help install extract fit-head finetune check lint format test test-avx2 test-slow test-faults \
 	test-browser test-lowest test-newest coverage bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(INSTALLED) ## Create .venv and install the package
 
@@ -63,6 +68,10 @@ format: $(DEV) ## Correct style
 
 test: $(DEV) ## Run all tests but the slow ones
 	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-avx2: $(DEV) ## Run the tests of engines and extraction without AVX-512 and bfloat16 (on x86)
+	$(AVX2) $(BIN)/python tests/avx2/check.py
+	$(AVX2) $(BIN)/python -m pytest $(PARALLEL) $(ENGINES) $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
