@@ -26,6 +26,7 @@ HEAVY     := analysis/test_projection.py analysis/test_search.py backbones cache
 # What computes embeddings, and so depends on the processor.
 ENGINES   := tests/engines tests/embedding tests/backbones tests/training tests/decoding/test_gpu.py \
              tests/test_extract.py tests/test_predict.py
+UV        := .venvs/uv/bin/uv
 # tests/avx2/sitecustomize.py says what these do.
 AVX2      := PYTHONPATH=tests/avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
 
@@ -86,6 +87,24 @@ data/pillow-images: | $(INSTALLED)
 test-browser: $(DEV) ## Look at the pages in headless Chromium (Debian: apt-get install chromium)
 	$(PIP) --editable '.[dev,browser]'
 	$(BIN)/python -m pytest -m browser $(ARGS)
+
+# A version of Python, or the path of an interpreter.
+test-lowest: AT ?= 3.11
+test-newest: AT ?= 3.13
+
+test-lowest: $(UV) ## Run the tests with the lowest versions that pyproject.toml allows (AT=3.11)
+	$(UV) venv --quiet --clear --python $(AT) .venvs/lowest
+	$(UV) pip install --quiet --python .venvs/lowest --resolution lowest-direct --editable '.[dev]'
+	.venvs/lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+test-newest: $(UV) ## Run the tests with the newest versions there are, whatever constraints.txt says (AT=3.13)
+	$(UV) venv --quiet --clear --python $(AT) .venvs/newest
+	$(UV) pip install --quiet --python .venvs/newest --upgrade --editable '.[dev]'
+	.venvs/newest/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+$(UV):
+	$(PYTHON) -m venv .venvs/uv
+	.venvs/uv/bin/pip --quiet --disable-pip-version-check install uv
 
 coverage: $(DEV) ## Run the quick tests under branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
