@@ -9,7 +9,7 @@ import click
 from pipeline.cli.base import SEED, ProgressLine, cli, say, stop_on_signal
 
 
-class _Rate(click.ParamType[Any]):
+class _Rate(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A learning rate, or auto."""
 
     name = "RATE|auto"
