@@ -20,6 +20,8 @@ author = "the maintainers"
 copyright = "the maintainers, Apache-2.0"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+# They would turn the -- of an option into a dash.
+smartquotes = False
 html_theme = "furo"
 html_title = "embedding-pipeline"
 html_show_sphinx = False
