@@ -20,10 +20,15 @@ class Ran:
 
 def run_command(*arguments: object) -> Ran:
     """Run ``pipeline`` with arguments; an exception that the command line does not handle is the caller's."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    data, messages = io.BytesIO(), io.BytesIO()
+    with (
+        contextlib.redirect_stdout(io.TextIOWrapper(data, "utf-8", write_through=True)) as out,
+        contextlib.redirect_stderr(io.TextIOWrapper(messages, "utf-8", write_through=True)) as err,
+    ):
         try:
             cli.main([str(argument) for argument in arguments], prog_name="pipeline")
         except SystemExit as end:
             code = end.code
-    return Ran(int(code or 0), out.getvalue(), err.getvalue())
+        out.flush()
+        err.flush()
+        return Ran(int(code or 0), data.getvalue().decode(), messages.getvalue().decode())
