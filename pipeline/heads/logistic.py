@@ -464,7 +464,7 @@ def _has_fallen(walked: list[list[PathPoint]]) -> bool:
     """Say whether the best C lies behind.
 
     So it is when at the last two values the log loss has clearly risen above its least, and accuracy is no better than
-    before; or at the last one, when it has risen by four times as much and accuracy has fallen by a standard error.
+    before; or at the last one, when it has risen by twice as much and accuracy has fallen by a standard error.
     Where the classes are not yet told apart both only waver, by far less than ``_CLEAR_RISE``.
     """
     complete = min(len(points) for points in walked)
@@ -476,7 +476,7 @@ def _has_fallen(walked: list[list[PathPoint]]) -> bool:
     rise = _CLEAR_RISE * math.log(len(walked[0][0].intercept))
     best = max(accuracy[:-1])
     error = (best * (1 - best) / len(tried[0].hits)) ** 0.5  # binomial
-    if loss[-1] > min(loss[:-1]) + 4 * rise and accuracy[-1] < best - error:
+    if loss[-1] > min(loss[:-1]) + 2 * rise and accuracy[-1] < best - error:
         return True
     return min(loss[-2:]) > min(loss[:-2]) + rise and max(accuracy[-2:]) <= max(accuracy[:-2])
 
