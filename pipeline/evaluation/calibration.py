@@ -118,7 +118,7 @@ def fit_temperature(
     Examples
     --------
     >>> scores, y = np.array([[2.0, -2.0], [-2.0, 2.0]] * 50), np.array([0, 1] * 50)
-    >>> fit_temperature(scores, y) < fit_temperature(scores[:10], y[:10]) < 1
+    >>> fit_temperature(scores, y) < fit_temperature(scores[:10], y[:10])
     True
     """
     from scipy.optimize import minimize_scalar
