@@ -23,11 +23,11 @@ from safetensors.torch import save
 
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
-from pipeline.compare import Comparison, compare_runs, predictions_of
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
+from pipeline.fitting.compare import Comparison, compare_runs, predictions_of
 from pipeline.fitting.rows import Rows, select_rows
 from pipeline.fitting.run_folder import (
     RUN_FILE,
@@ -264,7 +264,7 @@ def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dic
     run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
     if start.settings.report:
         from pipeline.report import write_report  # imports plotly: not every run has a page
-        from pipeline.report.training import training_content  # with it
+        from pipeline.report.finetuning import training_content  # with it
 
         before = predictions_of(start.probe, results["held_out"])
         content = training_content(start.cache, start.rows, results, run, before)

@@ -16,6 +16,7 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.fitting.curves import few_shot_curve, learning_curve
+from pipeline.fitting.measure import TASKS, measure_splits
 from pipeline.fitting.rows import Rows, layer_of, possible_folds, read_rows, select_rows
 from pipeline.fitting.run_folder import (
     RUN_FILE,
@@ -29,12 +30,11 @@ from pipeline.fitting.run_folder import (
 )
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
-from pipeline.fitting.tasks import TASKS, measure_splits
-from pipeline.heads.fitted import FitOptions, FittedHead
+from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
 from pipeline.heads.saved import LoadedHead
-from pipeline.heads.streaming import StreamedRows
+from pipeline.heads.streamed_rows import StreamedRows
 
 if TYPE_CHECKING:
     import os
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.heads.fitted import Fitter
+    from pipeline.heads.fit import Fitter
 
 __all__ = ["FitResult", "FitSettings", "fit_head", "fit_heads", "new_run_folder"]
 
@@ -328,7 +328,7 @@ def _fitter(settings: FitSettings) -> Fitter:
     if settings.estimator is None:
         assert settings.head is not None
         return find_head(settings.head, settings.task)
-    from pipeline.heads.estimators import estimator_by_name
+    from pipeline.heads.sklearn import estimator_by_name
 
     return estimator_by_name(settings.estimator, settings.task)
 

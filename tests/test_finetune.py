@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from pipeline.cache import open_cache
-from pipeline.compare import compare_runs
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune
 from pipeline.fit_head import FitSettings, fit_head
+from pipeline.fitting.compare import compare_runs
 from pipeline.heads import load_head
 from pipeline.predict import predict
 from pipeline.training.settings import TrainSettings

@@ -174,7 +174,7 @@ def compare(runs: tuple[str, ...], split: str) -> None:
     difference to the first with a paired bootstrap interval, the rows that only one of the two has right (or nearer),
     and the exact p-value of McNemar's test (or the sign test).
     """
-    from pipeline.compare import compare_runs
+    from pipeline.fitting.compare import compare_runs
 
     found = compare_runs(runs, split=split)
     click.echo(f"run\t{found[0].measure}\tdifference\tlow\thigh\tonly_first\tonly_this\tp_value")

@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.evaluation import bootstrap
+from pipeline.fitting.measure import TASKS
 from pipeline.fitting.rows import read_rows, strata
-from pipeline.fitting.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
-    from pipeline.heads.fitted import FittedHead
+    from pipeline.heads.fit import FittedHead
 
     Floats = NDArray[np.float64]
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.evaluation import classification
-from pipeline.fitting.tasks import TASKS
+from pipeline.fitting.measure import TASKS
 from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, LoadedHead, save_head
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.fitting.rows import Rows
-    from pipeline.heads.fitted import FittedHead
+    from pipeline.heads.fit import FittedHead
 
 RUN_FILE = "run.json"
 RUN_FORMAT = "embedding-pipeline run"
@@ -113,7 +113,7 @@ def write_fit(
     fitted : FittedHead
         For the estimator.
     results : dict
-        Of `pipeline.fitting.tasks.measure_splits`; for classes, ``confusion`` is added.
+        Of `pipeline.fitting.measure.measure_splits`; for classes, ``confusion`` is added.
     rows : Rows
         The rows used.
     cache : Cache
@@ -127,7 +127,7 @@ def write_fit(
     write_json(folder / "metrics.json", results["metrics"])
     write_predictions(folder / "predictions.csv", results["predictions"], rows, cache)
     if rows.task == "classification":
-        from pipeline.report import save_confusion
+        from pipeline.fitting.confusion_png import save_confusion
 
         split = results["held_out"]
         predicted = results["predictions"][split].argmax(axis=1)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.heads.base import ClassHead
 from pipeline.heads.knn import KnnHead as KnnHead  # head.joblib files of earlier versions name it here
 from pipeline.heads.model import linear_scores
-from pipeline.heads.validation import ClassHead
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

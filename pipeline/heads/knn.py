@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import HeldOut, choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import ClassHead
 from pipeline.heads.model import HeadModel
 from pipeline.heads.neighbours import (
     METRICS,
@@ -26,7 +27,6 @@ from pipeline.heads.neighbours import (
     unit_rows,
     vote_weights,
 )
-from pipeline.heads.validation import ClassHead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

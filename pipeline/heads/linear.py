@@ -34,11 +34,11 @@ from sklearn.utils.validation import check_consistent_length, column_or_1d
 from pipeline.errors import HeadError
 from pipeline.evaluation.choice import UNSEEN_ROWS, choose, held_out
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers, hold_out
-from pipeline.heads import streaming
+from pipeline.heads import streamed_rows
 from pipeline.heads.logistic import LinearClassifier
 from pipeline.heads.model import linear_scores
-from pipeline.heads.softmax_path import threads_for
-from pipeline.heads.streaming import StreamedRows
+from pipeline.heads.solver.path import threads_for
+from pipeline.heads.streamed_rows import StreamedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -381,7 +381,7 @@ def _plan(
     plans = [of(_FOLD_RATES, _FOLD_CS, folds) for folds in (_FOLDS, 4, 3)]
     plans += [of(one, _FOLD_CS, 3), of(one, _FOLD_CS, 2), of(one, _FOLD_CS[1::2], 2), of(one, _FOLD_CS[1::2], 1)]
     plans += [of(one, _FOLD_CS[3:10:2], 1)]
-    if (_FOLDS + 2) * n * (width + 1) * 4 > streaming.BUFFER_BYTES:
+    if (_FOLDS + 2) * n * (width + 1) * 4 > streamed_rows.BUFFER_BYTES:
         return None
     for plan in plans:
         sets = plan.folds + 1

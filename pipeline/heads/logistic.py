@@ -17,9 +17,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from pipeline.evaluation.calibration import softmax
 from pipeline.evaluation.choice import HeldOut, choose
 from pipeline.evaluation.splits import fold_count, fold_numbers
+from pipeline.heads.base import ClassHead, check_setting, is_count, is_positive
 from pipeline.heads.model import linear_scores
-from pipeline.heads.softmax_path import ALL_ROWS, PathPoint, SoftmaxPath
-from pipeline.heads.validation import ClassHead, check_setting, is_count, is_positive
+from pipeline.heads.solver.path import ALL_ROWS, PathPoint, SoftmaxPath
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.heads.estimators import REFIT_TOL, Kind, explained, fit_estimator, logistic_sweep, scaled, two_sided
-from pipeline.heads.fitted import FittedHead, with_params, without_weights
+from pipeline.heads.fit import FittedHead, with_params, without_weights
 from pipeline.heads.model import HeadModel
+from pipeline.heads.sklearn import REFIT_TOL, Kind, explained, fit_estimator, logistic_sweep, scaled, two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.heads.fitted import FitOptions
+    from pipeline.heads.fit import FitOptions
 
 
 def fit_labels_logistic(

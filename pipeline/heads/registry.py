@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import HeadError, near_names
-from pipeline.heads.estimators import (
+from pipeline.heads.fit import FitOptions, FittedHead, with_params, without_weights
+from pipeline.heads.model import HeadModel
+from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
+from pipeline.heads.sklearn import (
     REFIT_TOL,
     class_head,
     explained,
@@ -23,15 +26,12 @@ from pipeline.heads.estimators import (
     scaled,
     two_columns,
 )
-from pipeline.heads.fitted import FitOptions, FittedHead, with_params, without_weights
-from pipeline.heads.model import HeadModel
-from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from pipeline.heads.fitted import Fitter
-    from pipeline.heads.streaming import StreamedRows
+    from pipeline.heads.fit import Fitter
+    from pipeline.heads.streamed_rows import StreamedRows
 
 
 _SWEEP_FROM = 4

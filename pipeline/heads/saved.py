@@ -335,7 +335,7 @@ def _strict_json(text: str) -> Any:
 
 def _method_of_old(estimator: Any) -> str:
     """Return the method whose scores runs were fitted on before they named it."""
-    from pipeline.heads.estimators import METHODS
+    from pipeline.heads.sklearn import METHODS
 
     return next((method for method in METHODS if hasattr(estimator, method)), METHODS[-1])
 
@@ -348,7 +348,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
         )
     import joblib
 
-    from pipeline.heads.estimators import EstimatorModel
+    from pipeline.heads.sklearn import EstimatorModel
 
     try:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))

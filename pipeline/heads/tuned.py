@@ -18,9 +18,9 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.evaluation.choice import choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import ClassHead
 from pipeline.heads.choosing import NOTHING_HELD_OUT, group_numbers, measure
-from pipeline.heads.estimators import linear_arrays, scores_of
-from pipeline.heads.validation import ClassHead
+from pipeline.heads.sklearn import linear_arrays, scores_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

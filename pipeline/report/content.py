@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pipeline.report import plots
-from pipeline.report.parts import thumbnail
+from pipeline.report.rendering import thumbnail
 from pipeline.sources.reopen import image_bytes
 
 MOST_IMAGES = 24
@@ -138,3 +138,33 @@ def picture(cache: Any, number: int, label: str, predicted: str, remark: str) ->
         "predicted": predicted,
         "confidence": remark,
     }
+
+
+def varied(results: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
+    """Return the setting that a head has chosen among several values, with the entries that differ in it alone."""
+    chosen = results["chosen"]
+    for name in ("C", "alpha", "shrinkage", "n_neighbors"):
+        if name not in chosen:
+            continue
+        same = [
+            entry
+            for entry in results["sweep"]
+            if name in entry and all(entry[other] == chosen[other] for other in entry.keys() & chosen.keys() - {name})
+        ]
+        if len(same) > 1:
+            return name, sorted(same, key=lambda entry: float(entry[name]))
+    return None
+
+
+def sweep_plot(content: Content, results: dict[str, Any]) -> dict[str, Any]:
+    """Keep the figure of the choice among values of C, of ridge's strength and their like."""
+    swept = varied(results)
+    assert swept is not None
+    name, entries = swept
+    if "accuracy" in entries[0]:
+        figure = plots.sweep_figure(entries, results["chosen"][name], name)
+        hint = "On training rows held out of each fit; the dashed line is the value taken, × did not converge."
+    else:
+        figure = plots.alpha_figure(entries, results["chosen"][name])
+        hint = "Squared error of training rows left out of the fit; the dashed line is the value taken."
+    return content.plot("sweep", figure, f"Choice of {name}", hint, 420)

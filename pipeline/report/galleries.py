@@ -17,7 +17,7 @@ from pipeline.core.files import replacing
 from pipeline.core.text import valid_text
 from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
-from pipeline.report.parts import script_json, templates, thumbnail
+from pipeline.report.rendering import script_json, templates, thumbnail
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.classes import classes_content
-from pipeline.report.labels import labels_content
-from pipeline.report.numbers import numbers_content
-from pipeline.report.parts import script_json, templates
+from pipeline.report.classification import classes_content
+from pipeline.report.multilabel import labels_content
+from pipeline.report.regression import numbers_content
+from pipeline.report.rendering import script_json, templates
 
 if TYPE_CHECKING:
     import os

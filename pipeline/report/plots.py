@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.figures import shortened
+from pipeline.core.text import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,9 +15,9 @@ from pipeline.embedding.from_spec import decode_of_spec, make_spec
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.classification import confusion_matrix
 from pipeline.evaluation.splits import hold_out
+from pipeline.fitting.measure import measure_splits
 from pipeline.fitting.settings import FitSettings
-from pipeline.fitting.tasks import measure_splits
-from pipeline.heads.fitted import FittedHead
+from pipeline.heads.fit import FittedHead
 from pipeline.heads.model import HeadModel
 from pipeline.training.images import check_unchanged
 from pipeline.training.network import check_logits

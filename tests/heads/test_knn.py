@@ -18,7 +18,7 @@ from pipeline.errors import HeadError
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import held_out
 from pipeline.heads import KnnHead, load_head, save_head
-from pipeline.heads.fitted import FitOptions
+from pipeline.heads.fit import FitOptions
 from pipeline.heads.knn import SMOOTHING
 from pipeline.heads.model import HeadModel
 from pipeline.heads.neighbours import METRICS, WEIGHTS, smallest

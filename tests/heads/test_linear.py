@@ -21,9 +21,9 @@ from pipeline.evaluation.choice import held_out, hits
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads import LinearHead, LogisticHead
 from pipeline.heads import linear as module
-from pipeline.heads.fitted import FitOptions
+from pipeline.heads.fit import FitOptions
 from pipeline.heads.registry import fit_linear
-from pipeline.heads.streaming import StreamedRows
+from pipeline.heads.streamed_rows import StreamedRows
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def test_rows_sorted_by_class_are_mixed(tmp_path: Path, monkeypatch: pytest.Monk
     X, y = blobs(3000, 12, 3)
     order = np.argsort(y, kind="stable")
     X, y = X[order], y[order]
-    monkeypatch.setattr("pipeline.heads.streaming._RUN_BYTES", 12 * 4 * 8)
-    monkeypatch.setattr("pipeline.heads.streaming.BUFFER_BYTES", 12 * 4 * 600)
+    monkeypatch.setattr("pipeline.heads.streamed_rows._RUN_BYTES", 12 * 4 * 8)
+    monkeypatch.setattr("pipeline.heads.streamed_rows.BUFFER_BYTES", 12 * 4 * 600)
     streamed, whole = LinearHead().fit(mapped(tmp_path / "rows", X), y), LinearHead().fit(X, y)
     assert streamed.score(X, y) == pytest.approx(whole.score(X, y), abs=0.01)
 

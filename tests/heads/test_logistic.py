@@ -15,7 +15,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads import CentroidHead, KnnHead, LdaHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
-from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath, _Pairs, _Preconditioner
+from pipeline.heads.solver.path import ALL_ROWS, SoftmaxPath, _Pairs, _Preconditioner
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Pictures as files."""
+"""Draw the confusion matrix as ``confusion.png``."""
 
 from __future__ import annotations
 
@@ -7,25 +7,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.text import shortened
+
 if TYPE_CHECKING:
     import os
 
     from numpy.typing import NDArray
 
 _MOST_NAMES = 40
-_LONGEST_NAME = 24
-
-
-def shortened(name: str) -> str:
-    """Cut a long name in its middle.
-
-    Examples
-    --------
-    >>> shortened("a name that would not leave any room")
-    'a name that…eave any room'
-    """
-    half = _LONGEST_NAME // 2
-    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half - 1 :]}"
 
 
 def save_confusion(path: str | os.PathLike[str], confusion: NDArray[Any], class_names: tuple[str, ...]) -> None:

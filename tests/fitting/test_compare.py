@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from pipeline.compare import compare_runs
 from pipeline.errors import HeadError
+from pipeline.fitting.compare import compare_runs
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.report import plots
-from pipeline.report.classes import classes_content
+from pipeline.report.classification import classes_content
 from pipeline.report.content import MOST_IMAGES, picture
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.compare import Prediction
+    from pipeline.fitting.compare import Prediction
     from pipeline.report.content import Content
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from pipeline.cache.concat import ConcatenatedRows
 from pipeline.errors import HeadError
-from pipeline.heads import streaming
-from pipeline.heads.streaming import StreamedRows
+from pipeline.heads import streamed_rows
+from pipeline.heads.streamed_rows import StreamedRows
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +71,7 @@ def test_the_map_itself_is_never_read(tmp_path: Path) -> None:
 
 
 def test_runs_come_in_another_order_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streaming, "_RUN_BYTES", 16)
+    monkeypatch.setattr(streamed_rows, "_RUN_BYTES", 16)
     rows = StreamedRows(mapped(tmp_path / "rows", np.arange(400, dtype=np.float32).reshape(200, 2)))
     rng = np.random.default_rng(0)
     first, second = ([c.positions for c in rows.chunks(rng, buffer_bytes=160)] for _ in range(2))

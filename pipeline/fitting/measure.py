@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
-    from pipeline.heads.fitted import FittedHead
+    from pipeline.heads.fit import FittedHead
     from pipeline.heads.model import HeadModel
 
     Floats = NDArray[np.float64]

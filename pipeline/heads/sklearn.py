@@ -17,7 +17,7 @@ from pipeline.errors import HeadError, first_line, near_names
 from pipeline.evaluation.calibration import softmax
 from pipeline.evaluation.choice import hits
 from pipeline.evaluation.splits import fold_numbers
-from pipeline.heads.fitted import FittedHead, with_params
+from pipeline.heads.fit import FittedHead, with_params
 from pipeline.heads.model import HeadModel
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.heads.fitted import FitOptions, Fitter
+    from pipeline.heads.fit import FitOptions, Fitter
 
     Data = NDArray[np.float32]
     Scores = NDArray[np.float64]

@@ -7,9 +7,9 @@ import pytest
 from sklearn.base import BaseEstimator, ClassifierMixin
 
 from pipeline.errors import HeadError
-from pipeline.heads.estimators import estimator_by_name
-from pipeline.heads.fitted import FitOptions
+from pipeline.heads.fit import FitOptions
 from pipeline.heads.registry import HEADS, MULTILABEL_HEADS, REGRESSION_HEADS, find_head
+from pipeline.heads.sklearn import estimator_by_name
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:

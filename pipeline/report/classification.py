@@ -8,7 +8,17 @@ import numpy as np
 
 from pipeline.evaluation import calibration, classification
 from pipeline.report import plots
-from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, text_cell
+from pipeline.report.content import (
+    MOST_IMAGES,
+    Content,
+    cards,
+    number_cell,
+    picture,
+    rows_used,
+    sweep_plot,
+    text_cell,
+    varied,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -109,36 +119,6 @@ def _calibration(results: dict[str, Any]) -> str:
         f"Scores are divided by a temperature of {temperature:.3g}, fitted on {rows} training rows that were held out. "
         f"It is fitted from {calibration.LEAST_ROWS} such rows on, and shrunk towards 1 where they are few."
     )
-
-
-def varied(results: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
-    """Return the setting that a head has chosen among several values, with the entries that differ in it alone."""
-    chosen = results["chosen"]
-    for name in ("C", "alpha", "shrinkage", "n_neighbors"):
-        if name not in chosen:
-            continue
-        same = [
-            entry
-            for entry in results["sweep"]
-            if name in entry and all(entry[other] == chosen[other] for other in entry.keys() & chosen.keys() - {name})
-        ]
-        if len(same) > 1:
-            return name, sorted(same, key=lambda entry: float(entry[name]))
-    return None
-
-
-def sweep_plot(content: Content, results: dict[str, Any]) -> dict[str, Any]:
-    """Keep the figure of the choice among values of C, of ridge's strength and their like."""
-    swept = varied(results)
-    assert swept is not None
-    name, entries = swept
-    if "accuracy" in entries[0]:
-        figure = plots.sweep_figure(entries, results["chosen"][name], name)
-        hint = "On training rows held out of each fit; the dashed line is the value taken, × did not converge."
-    else:
-        figure = plots.alpha_figure(entries, results["chosen"][name])
-        hint = "Squared error of training rows left out of the fit; the dashed line is the value taken."
-    return content.plot("sweep", figure, f"Choice of {name}", hint, 420)
 
 
 def _class_row(entry: dict[str, Any]) -> list[dict[str, Any]]:

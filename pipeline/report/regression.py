@@ -8,8 +8,7 @@ import numpy as np
 
 from pipeline.evaluation import regression
 from pipeline.report import plots
-from pipeline.report.classes import sweep_plot
-from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used
+from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, sweep_plot
 
 _CARDS = {
     "r2": ("R²", "share of the variance that the prediction explains; 0 is the mean of all, 1 is perfect"),
