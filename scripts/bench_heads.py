@@ -167,7 +167,8 @@ def single(data: Data, options: Any) -> dict[str, Any]:
 
 def sweep(data: Data, options: Any, values: list[float]) -> dict[str, Any]:
     """Walk up all values of C on one split."""
-    from pipeline.heads.solver.path import ALL_ROWS, SoftmaxPath
+    from pipeline.heads.solver.fold_path import ALL_ROWS
+    from pipeline.heads.solver.path import SoftmaxPath
 
     k = int(data.y.max()) + 1
     path, prepared = timed(lambda: SoftmaxPath(data.X, data.y, k))
@@ -313,7 +314,8 @@ def ridge(data: Data, options: Any) -> dict[str, Any]:
 def heads(data: Data, options: Any) -> list[dict[str, Any]]:
     """Every head at its defaults: accuracy on the test rows with its interval."""
     from pipeline.evaluation.classification import classification_metrics
-    from pipeline.heads.registry import HEADS, STREAMED, FitOptions, find_head
+    from pipeline.heads.fit import FitOptions
+    from pipeline.heads.registry import HEADS, STREAMED, find_head
     from pipeline.heads.streamed_rows import StreamedRows
 
     out = []

@@ -5,13 +5,14 @@ Axes: N rows, D features, K classes, labels or targets.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import HeadError, near_names
+from pipeline.errors import HeadError, first_line, near_names
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     import numpy as np
     from numpy.typing import NDArray
@@ -99,7 +100,7 @@ def with_params(estimator: Any, params: Mapping[str, Any], name: str) -> Any:
     return estimator.set_params(**params)
 
 
-def without_weights(options: FitOptions, name: str) -> None:
+def refuse_class_weights(options: FitOptions, name: str) -> None:
     """Refuse class weights for a head that has none.
 
     Raises
@@ -112,3 +113,22 @@ def without_weights(options: FitOptions, name: str) -> None:
             f"the {name} head has no class weights, so it takes no --balanced: "
             "take --head logistic, ridge, lda or svm on classes, or leave it out"
         )
+
+
+@contextlib.contextmanager
+def explained(estimator: Any) -> Iterator[None]:
+    """Turn scikit-learn's errors about settings and data into one line."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise HeadError(
+            f"{type(estimator).__name__} fails ({first_line(error)}): change it with --set, or the data"
+        ) from error
+
+
+def scaled(estimator: Any, options: FitOptions) -> Any:
+    """Standardise the features first where that is asked for."""
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), estimator) if options.scaling == "standard" else estimator

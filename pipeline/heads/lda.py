@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 
-from pipeline.evaluation.calibration import softmax
 from pipeline.evaluation.choice import choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import SoftmaxHead
 from pipeline.heads.choosing import NOTHING_HELD_OUT, group_numbers, measure, scored_rows, two_score_columns
-from pipeline.heads.classic import LinearClassHead
+from pipeline.heads.fit import FitOptions, scaled, with_params
 from pipeline.heads.moments import TrainingRows
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class _Discriminants:
         return (weighted[1:] - weighted[:1], intercept[1:] - intercept[:1]) if two else (weighted, intercept)
 
 
-class LdaHead(LinearClassHead):
+class LdaHead(SoftmaxHead):
     """Linear discriminant analysis with a shrunk covariance, the shrinkage chosen by cross-validation.
 
     At one shrinkage it is scikit-learn's `LinearDiscriminantAnalysis` with ``solver="lsqr"``.
@@ -109,6 +109,8 @@ class LdaHead(LinearClassHead):
     >>> head.score(X, y) > 0.95
     True
     """
+
+    takes_groups = True
 
     def __init__(
         self,
@@ -160,11 +162,6 @@ class LdaHead(LinearClassHead):
         self.chosen_ = {"shrinkage": self.shrinkage_}
         self.coef_, self.intercept_ = rows.as_given(*_Discriminants(total, data.shape[1], weight).coef(self.shrinkage_))
         return self
-
-    def predict_proba(self, X: ArrayLike) -> Floats:
-        """Return class probabilities (N, K)."""
-        scores = self.decision_function(X)
-        return softmax(two_score_columns(scores[:, None]) if scores.ndim == 1 else scores)
 
     def at_chosen(self) -> LdaHead:
         """Return a head at the chosen shrinkage, to be fitted to other rows; it leaves none out."""
@@ -236,3 +233,9 @@ def _indicators(codes: Ints, n_classes: int) -> Target:
         return out
 
     return target
+
+
+def make_lda(options: FitOptions) -> Any:
+    """Return the unfitted head of these options."""
+    estimator = LdaHead(class_weight=options.class_weight, cv=options.folds, random_state=options.seed)
+    return scaled(with_params(estimator, options.params, "the lda head"), options)

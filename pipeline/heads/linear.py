@@ -32,12 +32,14 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
 from pipeline.errors import HeadError
+from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import UNSEEN_ROWS, choose, held_out
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers, hold_out
 from pipeline.heads import streamed_rows
-from pipeline.heads.logistic import LinearClassifier
-from pipeline.heads.model import linear_scores
-from pipeline.heads.solver.path import threads_for
+from pipeline.heads.base import SoftmaxHead
+from pipeline.heads.fit import FitOptions, FittedHead, explained, with_params
+from pipeline.heads.model import HeadModel, linear_scores, two_columns
+from pipeline.heads.solver.threads import threads_for
 from pipeline.heads.streamed_rows import StreamedRows
 
 if TYPE_CHECKING:
@@ -112,7 +114,7 @@ _WIDEST_COVARIANCE = 4096
 """Above this width the preconditioner is the features' variances alone."""
 
 
-class LinearHead(LinearClassifier):
+class LinearHead(SoftmaxHead):
     """Multinomial logistic regression by stochastic gradient; learning rate and weight decay are chosen on the way.
 
     Parameters
@@ -179,6 +181,8 @@ class LinearHead(LinearClassifier):
     >>> head.coef_.shape, bool(head.score(X, y) > 0.9)
     ((3, 4), True)
     """
+
+    takes_groups = True
 
     def __init__(
         self,
@@ -276,7 +280,7 @@ class LinearHead(LinearClassifier):
         self.curve_, self.candidates_, self.n_iter_ = best.curve, training.summary(), best.steps
         self.C_ = self._equivalent_c(best.candidate[1] * training.unit, len(codes))
         self.validation_rows_, self.validation_scores_ = data.held, best.scores
-        self._take(*training.solution(best))
+        self._set_solution(*training.solution(best))
 
     def _fit_streamed(
         self,
@@ -310,7 +314,7 @@ class LinearHead(LinearClassifier):
         self.validation_scores_ = np.zeros((0, len(intercept)))
         if len(validation):
             self.validation_scores_ = _scores(held_out_rows, coef, intercept)
-        self._take(coef, intercept)
+        self._set_solution(coef, intercept)
 
     def _equivalent_c(self, penalty: float, n_rows: int) -> float:
         """Return the C of scikit-learn's objective; for two classes it penalises one vector instead of two halves."""
@@ -910,3 +914,50 @@ def _numbers(
     if not values or not all(math.isfinite(value) and is_possible(value) for value in values):
         raise ValueError(f"{name}: expected one or more {kind} numbers, got {given!r}: give some such as {example}")
     return values
+
+
+def fit_linear(
+    rows: StreamedRows, y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit `LinearHead` on rows that may be streamed; the temperature comes from the rows that it holds out."""
+    if options.scaling != "none":
+        raise HeadError("the linear head steps in the features' own covariance, so it takes no --scaling: leave it out")
+    estimator = with_params(
+        LinearHead(
+            class_weight=options.class_weight,
+            device=options.device,
+            random_state=options.seed,
+            progress=options.progress,
+        ),
+        options.params,
+        "the linear head",
+    )
+    with explained(estimator):
+        estimator.fit(rows, y, groups)
+    estimator.set_params(progress=None)
+    temperature = fit_temperature(estimator.validation_scores_, y[estimator.validation_rows_])
+    warnings = []
+    for name, chosen, tried in (
+        ("learning_rates", estimator.learning_rate_, estimator.learning_rates_),
+        ("weight_decays", estimator.weight_decay_, estimator.weight_decays_),
+    ):
+        if len(tried) > 2 and chosen in (tried[0], tried[-1]):
+            around = ",".join(f"{factor * chosen:.3g}" for factor in (0.3, 1, 3))
+            warnings.append(
+                f"the best value {chosen:.3g} of {name} lies at the end of those tried: try --set '{name}=({around})'"
+            )
+    coef, intercept = two_columns(estimator.coef_, estimator.intercept_)
+    return FittedHead(
+        estimator,
+        HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept), temperature),
+        chosen={
+            "learning_rate": estimator.learning_rate_,
+            "weight_decay": estimator.weight_decay_,
+            "equivalent_C": estimator.C_,
+            "folds": estimator.n_folds_,
+            "validation_rows": len(estimator.validation_rows_),
+            "steps": estimator.n_iter_,
+        },
+        sweep=estimator.curve_,
+        warnings=warnings,
+    )

@@ -79,6 +79,13 @@ def linear_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64
     return out
 
 
+def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Turn scikit-learn's one row for two classes into two rows with the same softmax."""
+    if len(coef) == 1:
+        return np.concatenate([np.zeros_like(coef), coef]), np.concatenate([np.zeros_like(intercept), intercept])
+    return coef, intercept
+
+
 def expected_shapes(kind: str, width: int, outputs: int, arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
     """Return the shape that every array of a head must have.
 

@@ -14,8 +14,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.evaluation.choice import choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import LinearClassHead
 from pipeline.heads.choosing import NOTHING_HELD_OUT, group_numbers, measure, scored_rows, two_score_columns
-from pipeline.heads.classic import LinearClassHead
+from pipeline.heads.fit import FitOptions, refuse_class_weights, scaled, with_params
 from pipeline.heads.model import linear_scores
 from pipeline.heads.moments import TrainingRows
 
@@ -177,6 +178,8 @@ class RidgeHead(LinearClassHead):
     True
     """
 
+    takes_groups = True
+
     def __init__(
         self, *, alphas: Sequence[float] = DEFAULT_ALPHAS, class_weight: Any = None, cv: int | None = GROUP_FOLDS
     ) -> None:
@@ -312,6 +315,8 @@ class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # t
     True
     """
 
+    takes_groups = True
+
     def __init__(self, *, alphas: Sequence[float] = DEFAULT_ALPHAS) -> None:
         self.alphas = alphas
 
@@ -348,3 +353,15 @@ class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # t
         data = np.asarray(validate_data(self, X, dtype=np.float32, reset=False))
         out = linear_scores(data, np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_))
         return out[:, 0] if self.coef_.ndim == 1 else out
+
+
+def make_ridge(options: FitOptions) -> Any:
+    """Return the unfitted head of classes of these options."""
+    estimator = RidgeHead(class_weight=options.class_weight, cv=options.folds)
+    return scaled(with_params(estimator, options.params, "the ridge head"), options)
+
+
+def make_ridge_regression(options: FitOptions) -> Any:
+    """Return the unfitted head of numbers of these options."""
+    refuse_class_weights(options, "ridge regression")
+    return scaled(with_params(RidgeRegressionHead(), options.params, "the ridge head"), options)

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.errors import HeadError
 from pipeline.heads.model import ARRAYS, LINKS_OF, HeadModel, arrays_of, expected_shapes
 from pipeline.heads.neighbours import METRICS, WEIGHTS
+from pipeline.heads.sklearn import METHODS, EstimatorModel
 
 if TYPE_CHECKING:
     import os
@@ -335,8 +336,6 @@ def _strict_json(text: str) -> Any:
 
 def _method_of_old(estimator: Any) -> str:
     """Return the method whose scores runs were fitted on before they named it."""
-    from pipeline.heads.sklearn import METHODS
-
     return next((method for method in METHODS if hasattr(estimator, method)), METHODS[-1])
 
 
@@ -347,8 +346,6 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             "say --trust if it is your own, or fit one of the built-in heads"
         )
     import joblib
-
-    from pipeline.heads.sklearn import EstimatorModel
 
     try:
         facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))

@@ -17,8 +17,8 @@ from pipeline.errors import HeadError, first_line, near_names
 from pipeline.evaluation.calibration import softmax
 from pipeline.evaluation.choice import hits
 from pipeline.evaluation.splits import fold_numbers
-from pipeline.heads.fit import FittedHead, with_params
-from pipeline.heads.model import HeadModel
+from pipeline.heads.fit import FittedHead, explained, scaled, with_params
+from pipeline.heads.model import HeadModel, two_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -35,26 +35,6 @@ _LARGEST_LOGIT = 36.0
 _CHECK_ROWS = 256
 _LEAST_AGREEMENT = 0.9
 """Share of rows on which scores must lead to the predicted class: some estimators break ties in another way."""
-
-REFIT_TOL = 1e-3
-"""Relative gap of the fits behind learning curves, whose scores do not notice more."""
-
-
-def logistic_sweep(options: FitOptions) -> Any:
-    """Return an unfitted `pipeline.heads.LogisticSweep` of these options."""
-    from pipeline.heads.logistic import LogisticSweep
-
-    sweep = LogisticSweep(
-        Cs=options.Cs,
-        cv=options.folds,
-        scoring=options.scoring,
-        scaling=options.scaling,
-        class_weight=options.class_weight,
-        device=options.device,
-        random_state=options.seed,
-        progress=options.progress,
-    )
-    return with_params(sweep, options.params, "the logistic head")
 
 
 class EstimatorModel(HeadModel):
@@ -203,13 +183,6 @@ def model_of(estimator: Any, rows: Data, link: str, outputs: int, method: str | 
         expected, found = (scores - scores.mean(axis=1, keepdims=True) for scores in (expected, found))
     near = np.allclose(found, expected, rtol=1e-3, atol=1e-3 * (np.abs(expected).max() + 1e-12))
     return ours if near else theirs
-
-
-def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Turn scikit-learn's one row for two classes into two rows with the same softmax."""
-    if len(coef) == 1:
-        return np.concatenate([np.zeros_like(coef), coef]), np.concatenate([np.zeros_like(intercept), intercept])
-    return coef, intercept
 
 
 def linear_arrays(estimator: Any) -> tuple[Scores, Scores]:
@@ -371,11 +344,9 @@ def _pinned(fitted: Any) -> Any:
 
 
 def _fit_with_groups(estimator: Any, X: Data, y: NDArray[Any], groups: NDArray[Any] | None) -> Any:
-    """Fit; a head that chooses something by leaving rows out learns which belong together."""
-    from sklearn.utils.validation import has_fit_parameter
-
+    """Fit; a head that chooses something by leaving rows out (``takes_groups``) gets the groups."""
     last = _last_step(estimator)
-    if groups is None or not (type(last).__module__.startswith("pipeline.") and has_fit_parameter(last, "groups")):
+    if groups is None or not getattr(last, "takes_groups", False):
         return estimator.fit(X, y)
     name = "groups" if last is estimator else f"{estimator.steps[-1][0]}__groups"
     return estimator.fit(X, y, **{name: groups})
@@ -397,25 +368,6 @@ def _heard(said: list[str]) -> Iterator[None]:
         text = f"{warning.category.__name__}: {first_line(warning.message)}"  # type: ignore[arg-type]
         if text not in said:
             said.append(text)
-
-
-@contextlib.contextmanager
-def explained(estimator: Any) -> Iterator[None]:
-    """Turn scikit-learn's complaints about settings and data into one line."""
-    try:
-        yield
-    except (ValueError, TypeError) as error:
-        raise HeadError(
-            f"{type(estimator).__name__} fails ({first_line(error)}): change it with --set, or the data"
-        ) from error
-
-
-def scaled(estimator: Any, options: FitOptions) -> Any:
-    """Standardise the features first where that is asked for."""
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    return make_pipeline(StandardScaler(), estimator) if options.scaling == "standard" else estimator
 
 
 # --- by name -------------------------------------------------------------------------------------------------
