@@ -174,7 +174,7 @@ def test_what_cannot_be_written_or_measured_is_refused_before_training(probe: Pr
         finetune(probe.cache_path, probe.run, probe.run, SETTINGS)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("It was a dark and stormy night.")
-    with pytest.raises(HeadError, match="exists and is no run folder"):
+    with pytest.raises(HeadError, match="exists and is not a run folder"):
         finetune(probe.cache_path, probe.run, tmp_path / "thesis", SETTINGS)
     shutil.copytree(probe.run, tmp_path / "other")
     text = (probe.run / "predictions.csv").read_text().splitlines(keepends=True)

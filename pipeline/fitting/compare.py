@@ -6,24 +6,24 @@ Axes: N rows, B bootstrap replicates.
 from __future__ import annotations
 
 import csv
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
 from pipeline.errors import HeadError
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.shares import effective_rows, share_interval
+from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.run_folder import PREDICTIONS_FILE, read_run
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    import numpy as np
     from numpy.typing import NDArray
 
-_MEASURES = {"classification": "accuracy", "multilabel": "subset accuracy", "regression": "MAE"}
+    from pipeline.evaluation.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -86,60 +86,77 @@ def compare_runs(
     McNemar, "Note on the sampling error of the difference between correlated proportions or percentages",
     Psychometrika 12 (1947); the exact form is a binomial test of the rows on which the two disagree.
     """
-    from scipy.stats import binomtest
+    task = _common_task(runs)
+    tables = _tables_of_same_rows(runs, split)
+    keys = sorted(tables[0])
+    cost = [_cost(task, [table[key] for key in keys]) for table in tables]
+    groups = [group for key in keys if (group := tables[0][key].group) is not None] or None
+    intervals = _intervals(task, cost, groups, seed=seed, replicates=replicates)
+    return [
+        Comparison(
+            str(run),
+            task.measure_name,
+            intervals[f"figure {i}"],
+            intervals[f"difference {i}"],
+            *_test_of_counts(int((cost[0] < cost[i]).sum()), int((cost[i] < cost[0]).sum())),
+        )
+        for i, run in enumerate(runs)
+    ]
 
+
+def _common_task(runs: Sequence[str | os.PathLike[str]]) -> Task:
     if len(runs) < 2:
-        raise HeadError(f"expected at least 2 runs to compare, got {len(runs)}")
-    tasks = [_task(Path(run)) for run in runs]
-    for run, task in zip(runs, tasks, strict=True):
-        if task != tasks[0]:
-            raise HeadError(f"{runs[0]} is a run of {tasks[0]}, {run} one of {task}: compare runs of one task")
+        raise HeadError(f"expected at least 2 runs to compare, got {len(runs)}: name another run")
+    names = [_task_name(Path(run)) for run in runs]
+    for run, name in zip(runs, names, strict=True):
+        if name != names[0]:
+            raise HeadError(
+                f"expected runs of one task, found {names[0]} in {runs[0]} and {name} in {run}: "
+                "compare runs of one task"
+            )
+    return TASKS[names[0]]
+
+
+def _task_name(run: Path) -> str:
+    """Return the task of a run; classification where its ``run.json`` does not say."""
+    try:
+        name = read_run(run)["task"]
+    except (HeadError, KeyError):
+        return "classification"
+    if name not in TASKS:
+        raise HeadError(f"{run} holds a run for each target: compare the folders below it")
+    return str(name)
+
+
+def _tables_of_same_rows(runs: Sequence[str | os.PathLike[str]], split: str) -> list[dict[str, Prediction]]:
     first, *others = [predictions_of(Path(run), split) for run in runs]
     for run, other in zip(runs[1:], others, strict=True):
         _check_same_rows(runs[0], run, first, other)
-    keys = sorted(first)
-    cost = [_cost(tasks[0], [table[key] for key in keys]) for table in (first, *others)]
+    return [first, *others]
+
+
+def _intervals(
+    task: Task, cost: list[NDArray[np.float64]], groups: list[str] | None, *, seed: int, replicates: int
+) -> dict[str, bootstrap.Interval]:
+    """Return each run's figure and its difference to the first one's, on the same resampled rows."""
     # A figure that falls as rows get better is a mean cost; one that rises counts the rows without cost.
-    scored = cost if tasks[0] == "regression" else [1 - c for c in cost]
+    scored = cost if task.measure_is_cost else [1 - c for c in cost]
 
     def measure(weight: NDArray[np.float64]) -> dict[str, float]:
         mean = [float(weight @ row / weight.sum()) for row in scored]
         figures = {f"figure {i}": value for i, value in enumerate(mean)}
         return figures | {f"difference {i}": value - mean[0] for i, value in enumerate(mean)}
 
-    groups = [group for key in keys if (group := first[key].group) is not None]
-    intervals = bootstrap.bootstrap_intervals(
-        measure, len(keys), seed=seed, replicates=replicates, groups=groups or None
-    )
-    if tasks[0] != "regression":
-        intervals |= _of_shares(scored, intervals, groups or None)
-    out = []
-    for i, run in enumerate(runs):
-        only_first, only_this = int((cost[0] < cost[i]).sum()), int((cost[i] < cost[0]).sum())
-        differ = only_first + only_this
-        out.append(
-            Comparison(
-                str(run),
-                _MEASURES[tasks[0]],
-                intervals[f"figure {i}"],
-                intervals[f"difference {i}"],
-                only_first,
-                only_this,
-                float(binomtest(only_this, differ).pvalue) if differ else 1.0,
-            )
-        )
-    return out
+    intervals = bootstrap.bootstrap_intervals(measure, len(cost[0]), seed=seed, replicates=replicates, groups=groups)
+    return intervals if task.measure_is_cost else intervals | _of_shares(scored, intervals, groups)
 
 
-def _task(run: Path) -> str:
-    """Return the task of a run; classification where its ``run.json`` does not say."""
-    try:
-        task = json.loads((run / "run.json").read_text(encoding="utf-8"))["task"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return "classification"
-    if task not in _MEASURES:
-        raise HeadError(f"{run} holds a run for each target: compare the folders below it")
-    return str(task)
+def _test_of_counts(only_first: int, only_this: int) -> tuple[int, int, float]:
+    """Return the counts and the p-value of their exact two-sided test."""
+    from scipy.stats import binomtest
+
+    differ = only_first + only_this
+    return only_first, only_this, float(binomtest(only_this, differ).pvalue) if differ else 1.0
 
 
 def _of_shares(
@@ -165,15 +182,11 @@ def _of_shares(
     return out
 
 
-def _cost(task: str, rows: list[Prediction]) -> NDArray[np.float64]:
-    """Return what each row's prediction is off: from 0 to 1, or the absolute error of a number."""
-    if task != "regression":
-        return np.asarray([1.0 - row.hit for row in rows], dtype=np.float64)
+def _cost(task: Task, rows: list[Prediction]) -> NDArray[np.float64]:
     try:
-        numbers = np.asarray([(row.label, row.predicted) for row in rows], dtype=np.float64)
+        return task.cost([row.label for row in rows], [row.predicted for row in rows], [row.hit for row in rows])
     except ValueError as error:
         raise HeadError(f"expected numbers in the predictions of a regression ({error}): fit the head again") from None
-    return np.abs(numbers[:, 1] - numbers[:, 0])
 
 
 class Prediction(NamedTuple):
@@ -202,7 +215,7 @@ def predictions_of(run: Path, split: str) -> dict[str, Prediction]:
     HeadError
         It has no predictions, or none on this split.
     """
-    file = run / "predictions.csv"
+    file = run / PREDICTIONS_FILE
     try:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
             table = {row["key"]: Prediction.of(row) for row in csv.DictReader(lines) if row["split"] == split}

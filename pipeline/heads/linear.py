@@ -31,6 +31,7 @@ import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
+from pipeline.core.items import not_finite_error
 from pipeline.errors import HeadError
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import UNSEEN_ROWS, choose, held_out
@@ -894,10 +895,7 @@ def _whole(rows: StreamedRows) -> NDArray[Any]:
     data = np.asarray(held.array[held.index])
     bad = np.flatnonzero(~np.isfinite(data).all(axis=1))
     if len(bad):
-        raise HeadError(
-            f"expected finite values, row {int(rows.index[bad[0]])} holds NaN or infinity: extract it again in "
-            "float32, or leave it out"
-        )
+        raise not_finite_error(HeadError, int(rows.index[bad[0]]))
     return data
 
 

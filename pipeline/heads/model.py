@@ -44,14 +44,6 @@ ARRAYS: dict[str, tuple[str, ...]] = {
 SHARES_ARRAYS = ("neighbours", "classes", "n_neighbors")
 """The arrays of a k-NN head whose link is ``"shares"``: uniform votes by cosine, as earlier versions wrote it."""
 
-LINKS_OF: dict[str, tuple[str, ...]] = {
-    "classification": ("softmax", "shares"),
-    "multilabel": ("sigmoid",),
-    "regression": ("identity",),
-}
-"""How each task turns scores into predictions: class probabilities or shares of neighbours, one probability a label,
-numbers."""
-
 
 def arrays_of(kind: str, link: str) -> tuple[str, ...]:
     """Return the names of the arrays of a head of this kind and link."""
@@ -129,7 +121,7 @@ class HeadModel:
     arrays : mapping of str to ndarray
         As `arrays_of` lists them.
     link : str
-        One of those in ``LINKS_OF``.
+        One of `pipeline.evaluation.tasks.Task.links`.
     outputs : int
         K or T.
     temperature : float

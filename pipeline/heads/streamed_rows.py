@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 
+from pipeline.core.items import not_finite_error
 from pipeline.errors import HeadError
 
 if TYPE_CHECKING:
@@ -125,11 +126,7 @@ class StreamedRows:
             out = buffer[done : done + len(index)]
             file.read(index, out)
             if not np.isfinite(out).all():
-                bad = int(index[np.flatnonzero(~np.isfinite(out).all(axis=1))[0]])
-                raise HeadError(
-                    f"expected finite values, row {bad} holds NaN or infinity: extract it again in float32, "
-                    "or leave it out"
-                )
+                raise not_finite_error(HeadError, int(index[np.flatnonzero(~np.isfinite(out).all(axis=1))[0]]))
             done += len(index)
         return Chunk(buffer, np.arange(done), positions)
 

@@ -100,7 +100,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
             f"How often a prediction of that confidence is right. {_calibration(results)}",
         )
     )
-    second += content.curves(results, "accuracy")
+    second += content.curves(results, rows.task)
     content.layout += [first] if len(first) < 3 else [first[:1], first[1:]]
     content.pair(second)
 

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.tasks import TASKS
 from pipeline.report import plots
 from pipeline.report.rendering import thumbnail
 from pipeline.sources.reopen import image_bytes
 
 MOST_IMAGES = 24
-
-SCORE_NAMES = {"accuracy": "accuracy", "r2": "R²", "mean_average_precision": "mean average precision"}
-"""How the score of a curve is called."""
 
 
 @dataclass
@@ -56,10 +54,10 @@ class Content:
         """Lay plots out two in a row."""
         self.layout += [places[i : i + 2] for i in range(0, len(places), 2)]
 
-    def curves(self, results: dict[str, Any], score: str) -> list[dict[str, Any]]:
+    def curves(self, results: dict[str, Any], task: str) -> list[dict[str, Any]]:
         """Keep the learning curve and the few-shot curve, where there are any."""
         places = []
-        name = SCORE_NAMES[score]
+        score, name = TASKS[task].score, TASKS[task].score_name
         if results.get("learning_curve"):
             places.append(
                 self.plot(

@@ -101,7 +101,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
             "How often a label of that probability is there, over all labels.",
         )
     )
-    content.pair(places + content.curves(results, "mean_average_precision"))
+    content.pair(places + content.curves(results, rows.task))
 
 
 def _label_row(entry: dict[str, Any]) -> list[dict[str, Any]]:

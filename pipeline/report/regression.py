@@ -53,7 +53,7 @@ def numbers_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[st
     ]
     if len(results["sweep"]) > 1:
         places.append(sweep_plot(content, results))
-    content.pair(places + content.curves(results, "r2"))
+    content.pair(places + content.curves(results, rows.task))
     content.tables.append(
         {
             "id": "parts",

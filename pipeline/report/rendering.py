@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+
 THUMBNAIL = 160
 
 
@@ -24,8 +26,6 @@ def templates(*folders: Path) -> Any:
 
 def thumbnail(data: bytes | None, side: int = THUMBNAIL, quality: int = 82) -> str | None:
     """Return a small JPEG as a data URI, or None where the image is gone or no longer readable."""
-    from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
-
     if data is None:
         return None
     try:

@@ -108,7 +108,7 @@ def test_numbers_are_compared_by_their_errors(tmp_path: Path) -> None:
     assert (first.measure, first.figure.value, second.figure.value) == ("MAE", 2.0, 1.0)
     assert second.difference.value == second.difference.low == second.difference.high == -1.0
     assert (second.only_first, second.only_this) == (0, 200)
-    with pytest.raises(HeadError, match="a run of regression"):
+    with pytest.raises(HeadError, match="found regression in"):
         compare_runs([runs[0], a_run(tmp_path / "classes", np.ones(3, bool))])
     (tmp_path / "second/run.json").write_text('{"task": "several"}')
     with pytest.raises(HeadError, match="a run for each target"):
