@@ -16,12 +16,27 @@ INSTALLED := .venv/.installed
 DEV       := .venv/.installed-dev
 PIP       := $(BIN)/pip --quiet --disable-pip-version-check install --constraint constraints.txt
 
+# A test file runs in one process, so that its fixtures are made once; the files are shared out.
+PARALLEL  := -n auto --dist loadfile
+# What `make check` leaves out: tests that load a network, start an engine or many processes, or run a whole stage.
+HEAVY     := analysis/test_projection.py analysis/test_search.py backbones cache/test_verify.py cli/test_cli.py \
+             core/test_shards.py core/test_slurm.py decoding/test_gpu.py decoding/test_pool.py embedding engines faults \
+             sources/test_same_images.py test_docs.py test_extract.py test_extract_faults.py test_finetune.py \
+             test_fit_head.py test_predict.py training
+# What computes embeddings, and so depends on the processor.
+ENGINES   := tests/engines tests/embedding tests/backbones tests/training tests/decoding/test_gpu.py \
+             tests/test_extract.py tests/test_predict.py
+UV        := .venvs/uv/bin/uv
+# tests/avx2/sitecustomize.py says what these do.
+AVX2      := PYTHONPATH=tests/avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell
+
 .DEFAULT_GOAL := help
-.PHONY: help install extract fit-head finetune lint format test test-slow test-faults test-browser coverage bench docs clean
+.PHONY: help install extract fit-head finetune check lint format test test-avx2 test-slow test-faults \
+	test-browser test-lowest test-newest coverage bench docs clean
 .DELETE_ON_ERROR:
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/  \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
 install: $(INSTALLED) ## Create .venv and install the package
 
@@ -40,17 +55,24 @@ data/digits: | $(INSTALLED)
 	@mkdir -p data
 	$(BIN)/python scripts/make_images.py digits $@
 
+check: lint ## Check style and types and run the quick tests, in under a minute
+	$(BIN)/python -m pytest $(PARALLEL) $(addprefix --ignore=tests/,$(HEAVY)) $(ARGS)
+
 lint: $(DEV) ## Check style and types
-	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(DEV) ## Mend style
+format: $(DEV) ## Correct style
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-test: $(DEV) ## Run the tests that are quick
-	$(BIN)/python -m pytest $(ARGS)
+test: $(DEV) ## Run all tests but the slow ones
+	$(BIN)/python -m pytest $(PARALLEL) $(ARGS)
+
+test-avx2: $(DEV) ## Run the tests of engines and extraction without AVX-512 and bfloat16 (on x86)
+	$(AVX2) $(BIN)/python tests/avx2/check.py
+	$(AVX2) $(BIN)/python -m pytest $(PARALLEL) $(ENGINES) $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -66,6 +88,24 @@ test-browser: $(DEV) ## Look at the pages in headless Chromium (Debian: apt-get 
 	$(PIP) --editable '.[dev,browser]'
 	$(BIN)/python -m pytest -m browser $(ARGS)
 
+# A version of Python, or the path of an interpreter.
+test-lowest: AT ?= 3.11
+test-newest: AT ?= 3.13
+
+test-lowest: $(UV) ## Run the tests with the lowest versions that pyproject.toml allows (AT=3.11)
+	$(UV) venv --quiet --clear --python $(AT) .venvs/lowest
+	$(UV) pip install --quiet --python .venvs/lowest --resolution lowest-direct --editable '.[dev]'
+	.venvs/lowest/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+test-newest: $(UV) ## Run the tests with the newest versions there are, whatever constraints.txt says (AT=3.13)
+	$(UV) venv --quiet --clear --python $(AT) .venvs/newest
+	$(UV) pip install --quiet --python .venvs/newest --upgrade --editable '.[dev]'
+	.venvs/newest/bin/python -m pytest $(PARALLEL) $(ARGS)
+
+$(UV):
+	$(PYTHON) -m venv .venvs/uv
+	.venvs/uv/bin/pip --quiet --disable-pip-version-check install uv
+
 coverage: $(DEV) ## Run the quick tests under branch coverage
 	$(BIN)/python -m pytest --cov --cov-report=term-missing:skip-covered $(ARGS)
 
@@ -73,9 +113,10 @@ bench: $(INSTALLED) ## Measure extraction and the cache (docs/performance.md)
 	$(BIN)/python scripts/bench_extract.py
 	$(BIN)/python scripts/bench_cache.py
 
-docs: $(DEV) ## Write the command reference, and run every code block of README and docs (R too, where it is)
+docs: $(DEV) ## Write the command reference and build the site; any warning fails it
+	$(PIP) --editable '.[dev,docs]'
 	$(BIN)/python scripts/make_cli_reference.py
-	$(BIN)/python -m pytest tests/test_docs.py -m '' $(ARGS)
+	$(BIN)/python -m sphinx -b html -W --keep-going -q docs site $(ARGS)
 
 clean: ## Remove what make made, but for data and the environment
 	rm -rf build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage

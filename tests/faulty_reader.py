@@ -53,4 +53,6 @@ class FaultyReader:
             raise ValueError("a reader of its own mind")
         elif what == "slow":
             time.sleep(0.05)
+            with Path(self.log).open("a") as log:
+                log.write(f"read {number}\n")
         return picture(int(number or 0))

@@ -16,6 +16,7 @@ from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources.reopen import image_bytes
+from scripts.trivial_network import trivial_network
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,7 +80,8 @@ def test_failed_images_are_rows_with_a_reason(image_folder: Path, tmp_path: Path
     (root / "bee" / "empty-looking.jpg").write_bytes(b"\xff\xd8\xff\xe0" + bytes(50))
     Image.new("L", (500, 500)).save(root / "cat" / "large.png")
     settings = ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=400 * 400))
-    summary = extract(str(root), tmp_path / "c.h5", settings)
+    with trivial_network():
+        summary = extract(str(root), tmp_path / "c.h5", settings)
     cache = open_cache(tmp_path / "c.h5")
     status = dict(zip(cache.keys.tolist(), cache.status.tolist(), strict=True))
     assert status["ant/cut.png"] == Status.CORRUPT
@@ -100,7 +102,8 @@ def test_an_image_that_vanishes_fails_in_its_row(image_folder: Path, tmp_path: P
     shutil.copytree(image_folder, tmp_path / "images")
     source = open_source(str(tmp_path / "images"))
     (tmp_path / "images" / source[5].key).unlink()
-    extract(source, tmp_path / "c.h5", SETTINGS)
+    with trivial_network():
+        extract(source, tmp_path / "c.h5", SETTINGS)
     cache = open_cache(tmp_path / "c.h5")
     assert cache.status[5] == Status.UNREADABLE
     assert (np.delete(cache.status, 5) == Status.DONE).all()
@@ -156,10 +159,10 @@ def test_several_layers_in_one_pass(cache_file: Path, image_folder: Path, tmp_pa
 def test_other_settings_are_refused_by_field(cache_file: Path, image_folder: Path) -> None:
     before = cache_file.read_bytes()
     for settings, field in (
-        (ExtractSettings(run=SETTINGS.run, dtype="float16"), "dtype is float32 there and float16 here"),
+        (ExtractSettings(run=SETTINGS.run, dtype="float16"), "expected dtype float16, got float32"),
         (
             ExtractSettings(run=SETTINGS.run, decode=DecodePolicy(max_pixels=5)),
-            "decode.max_pixels is 200000000 there and 5 here",
+            "expected decode.max_pixels 5, got 200000000",
         ),
         (ExtractSettings(run=SETTINGS.run, weights="random"), "weights.sha256"),
     ):

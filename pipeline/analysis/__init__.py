@@ -1,1 +1,1 @@
-"""What a cache says about its images, besides heads."""
+"""Analyses of a cache other than heads."""

@@ -32,7 +32,7 @@ _REDUCED = 64
 
 @dataclass(frozen=True)
 class LabelSuggestions:
-    """What to label next.
+    """Images to label next.
 
     Attributes
     ----------
@@ -40,9 +40,9 @@ class LabelSuggestions:
         ``rank``, ``key``, ``label`` and ``score`` (k-centre: the cosine distance to the nearest row chosen or
         labelled before it; typicality: the inverse of the mean distance to its neighbours), in the order of choice.
     rows : (B,) int64
-        The row of the cache of each line.
+        The cache row of each line.
     candidates : int
-        How many rows it was chosen from.
+        Number of candidates.
     """
 
     table: Any
@@ -73,8 +73,8 @@ def select(
     layer : str
         Which layer.
     among_all : bool
-        Choose among all rows as if none was labelled; else among those without a label, as far as possible from those
-        with one.
+        Choose among all rows as if none was labelled. Otherwise among rows without a label, far from those with
+        one.
     seed : int
         Of the clustering.
 
@@ -112,7 +112,7 @@ def select(
 def _k_centre(
     embeddings: NDArray[Any], rows: Ints, labelled: NDArray[np.bool_], k: int, seed: int
 ) -> tuple[Ints, NDArray[np.float64]]:
-    """Take the row farthest from all that is chosen or labelled, again and again; begin at the middle."""
+    """Repeatedly take the row farthest from all chosen or labelled rows; begin at the most central one."""
     open_ = np.flatnonzero(~labelled)
     points = unit(take(embeddings, rows[open_]))
     distance = np.full(len(open_), np.inf)
@@ -132,14 +132,14 @@ def _k_centre(
         distance = np.minimum(distance, apart) if n or len(held) else apart.astype(np.float64)
         distance[best] = -np.inf
     if not len(held):
-        score[0] = np.nan  # nothing was there to be far from
+        score[0] = np.nan  # there is no earlier row
     return chosen, np.where(np.isfinite(score), score.clip(0), score)
 
 
 def _typical(
     embeddings: NDArray[Any], rows: Ints, labelled: NDArray[np.bool_], k: int, seed: int
 ) -> tuple[Ints, NDArray[np.float64]]:
-    """Cluster, then take the most typical row of the largest cluster with the fewest labels, again and again."""
+    """Cluster, then repeatedly take the most typical row of the largest cluster with the fewest labels."""
     from sklearn.cluster import MiniBatchKMeans
 
     points = principal_components(embeddings, rows, _REDUCED)

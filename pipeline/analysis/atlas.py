@@ -1,4 +1,4 @@
-"""Apple's embedding-atlas on a cache: its own browser of maps, with search, histograms and selections."""
+"""Apple's embedding-atlas on a cache: a browser for maps, with search, histograms and selections."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def check_atlas() -> None:
     Raises
     ------
     AnalysisError
-        It is not.
+        It is not installed.
     """
     if importlib.util.find_spec("embedding_atlas") is None:
         raise AnalysisError(

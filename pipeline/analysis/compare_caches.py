@@ -1,6 +1,6 @@
-"""Embeddings of the same images held against each other: other backbones, or other layers of one.
+"""Comparison of embeddings of the same images: by different backbones, or layers of one.
 
-Axes: N common rows, D features, Q rows asked about.
+Axes: N common rows, D features, Q sampled rows.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class CacheComparison:
         own vote) with ``low`` and ``high``, ``difference`` to the first with ``difference_low`` and
         ``difference_high``, on the same resampled rows (95 % bootstrap). Empty where no common row has a label.
     pairs : pandas.DataFrame
-        For each two: ``first``, ``second``, ``cka``, ``overlap`` (mean share of common neighbours) with ``low`` and
+        For each pair: ``first``, ``second``, ``cka``, ``overlap`` (mean share of common neighbours) with ``low`` and
         ``high``.
     rows, asked : int
-        Common rows, and how many of them were asked for their neighbours.
+        Common rows, and the number of sampled rows whose neighbours were searched.
     """
 
     separation: Any
@@ -72,7 +72,7 @@ def compare_caches(
     k : int
         Neighbours whose overlap is counted.
     most_asked : int
-        Rows, drawn at random, whose neighbours are looked for among all common rows.
+        Randomly drawn rows whose neighbours are searched among all common rows.
     replicates : int
         Bootstrap resamples.
     seed : int
@@ -147,7 +147,7 @@ def _pair_table(
     k: int,
     bootstrap: Callable[..., dict[str, Any]],
 ) -> dict[str, list[Any]]:
-    """Return a line for each two embeddings."""
+    """Return a line for each pair of embeddings."""
     lines = []
     for a, b in combinations(range(len(named)), 2):
         shared = np.array([len(np.intersect1d(x, y)) / k for x, y in zip(neighbours[a], neighbours[b], strict=True)])
@@ -201,7 +201,7 @@ def take_any(embeddings: NDArray[Any], rows: Ints) -> NDArray[np.float32]:
 
 
 class _View:
-    """Some rows of a map, under numbers of their own, read when asked for."""
+    """Some rows of a map, renumbered, read on request."""
 
     def __init__(self, embeddings: NDArray[Any], rows: Ints) -> None:
         self._embeddings, self._rows = embeddings, rows

@@ -30,29 +30,29 @@ _CANDIDATE_COSINE = 0.45
 _WHITENED = 256
 _BLOCK = 4096
 _ALL_PAIRS_ROWS = 1500
-"""Up to here every pair is looked at: too few rows to whiten well, and few enough pairs."""
+"""Up to this number of rows every pair is compared: too few rows to whiten well, and few enough pairs."""
 _ROWS_PER_COMPONENT = 5
 
 
 @dataclass(frozen=True)
 class Duplicates:
-    """What was found.
+    """The duplicates that were found.
 
     Attributes
     ----------
     table : pandas.DataFrame
-        ``group`` (numbered from 1), ``key``, ``label``, ``similarity`` (to the image of the same group that is most
-        like it) and ``how`` (``exact`` or ``near``); images without a twin are left out.
+        ``group`` (numbered from 1), ``key``, ``label``, ``similarity`` (to the most similar image of the same
+        group) and ``how`` (``exact`` or ``near``); images without a duplicate are left out.
     rows : (M,) int64
-        The row of the cache of each line.
+        The cache row of each line.
     pairs : (P, 2) int64
         Rows of the cache of every near pair.
     exact, near : int
         Pairs of either kind; of images with the same bytes each is paired with the first.
     by_pixels : bool
-        Whether near pairs were judged by their pixels; else by the cosine of their embeddings.
+        Whether near pairs were compared by pixels; otherwise by the cosine of their embeddings.
     unread : int
-        Images that could not be compared by pixels: gone, or no longer readable.
+        Images that could not be compared by pixels: missing, or no longer readable.
     """
 
     table: Any
@@ -80,13 +80,13 @@ def find_duplicates(
         An open cache.
     threshold : float, optional
         Similarity from which two images are the same picture: the correlation of their pixels, by default 0.992, or,
-        where pixels are not looked at, the cosine of their embeddings, by default 0.98.
+        without pixels, the cosine of their embeddings, by default 0.98.
     layer : str
         Which layer.
     use_pixels : bool
-        Whether near pairs are judged by the source images, where these are there.
+        Whether near pairs are compared by the source images, where these exist.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------
@@ -95,17 +95,17 @@ def find_duplicates(
 
     Notes
     -----
-    Equal content hashes are exact duplicates. Near ones are looked for in two steps. Pairs whose whitened
+    Equal content hashes are exact duplicates. Near duplicates are searched in two steps. Pairs whose whitened
     embeddings (the 256 largest principal components, each scaled to variance 1) have a cosine of 0.45 are candidates:
-    whitening takes away what all the images have in common. Then `pipeline.analysis.pixels.pixel_similarity` lays
-    small copies of the two over one another. Without pixels things photographed alike cannot be told from copies;
+    whitening removes what all the images have in common. Then `pipeline.analysis.pixels.pixel_similarity` aligns
+    small copies of the two. Without pixels, objects photographed alike cannot be distinguished from copies;
     docs/analysis.md has the figures.
     """
     embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
-    first, twin = exact_pairs(np.asarray(cache.content_hash)[rows])
+    first, duplicate = exact_pairs(np.asarray(cache.content_hash)[rows])
     # Byte-identical images share one embedding: compare one representative of each.
-    representatives = np.setdiff1d(np.arange(len(rows)), twin)
+    representatives = np.setdiff1d(np.arange(len(rows)), duplicate)
     copies, there = (
         small_copies(cache, rows[representatives])
         if use_pixels
@@ -126,7 +126,7 @@ def find_duplicates(
         bar = COSINE_THRESHOLD if threshold is None else threshold
         at, other, similarity = near_pairs(embeddings, bar, rows=rows[representatives])
         i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
-    table, lines = _grouped(cache, rows, (first, twin), (i, j, similarity))
+    table, lines = _grouped(cache, rows, (first, duplicate), (i, j, similarity))
     unread = int((~there).sum()) if by_pixels else 0
     return Duplicates(table, lines, rows[np.stack([i, j], axis=1)], len(first), len(i), by_pixels, unread)
 
@@ -134,7 +134,7 @@ def find_duplicates(
 def _near_by_pixels(
     embeddings: NDArray[Any], rows: Ints, copies: NDArray[np.uint8], threshold: float
 ) -> tuple[Ints, Ints, NDArray[np.float32]]:
-    """Return the pairs of images with alike pixels, as places in ``rows``, and how alike they are."""
+    """Return the pairs of images with similar pixels, as positions in ``rows``, and their similarity."""
     i, j = _candidates(embeddings, rows)
     similarity = pixel_similarity(copies, i, j, threshold)
     near = similarity >= threshold
@@ -142,7 +142,7 @@ def _near_by_pixels(
 
 
 def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
-    """Return the pairs worth looking at, as places in ``rows``."""
+    """Return the candidate pairs, as positions in ``rows``."""
     if len(rows) <= _ALL_PAIRS_ROWS:
         i, j = np.triu_indices(len(rows), 1)
         return i.astype(np.int64), j.astype(np.int64)
@@ -150,7 +150,7 @@ def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
     spread = whitened.std(axis=0)
     whitened /= np.maximum(spread, 1e-4 * spread.max() + 1e-12)
     unit(whitened)
-    # Whitened rows spread evenly over all directions: no bound would spare products, so they are simply multiplied.
+    # Whitened rows spread evenly over all directions: no bound would save products, so all are computed.
     found = []
     for a in range(0, len(whitened), _BLOCK):
         for b in range(a, len(whitened), _BLOCK):

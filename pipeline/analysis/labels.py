@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 DEFAULT_CS = (0.001, 0.01, 0.1)
-"""One value a decade: which rows look wrong hardly depends on C, and a larger one only takes longer."""
+"""One value per decade: the ranking hardly depends on C, and a larger C only takes longer."""
 
 
 @dataclass(frozen=True)
 class LabelCheck:
-    """What a check of the labels found.
+    """The result of checking labels.
 
     Attributes
     ----------
     table : pandas.DataFrame
-        ``key``, ``given``, ``suggested``, ``quality`` (probability of the given label, from heads that have not seen
-        the row), ``is_issue``; most doubtful first.
+        ``key``, ``given``, ``suggested``, ``quality`` (out-of-fold probability of the given label), ``is_issue``;
+        most doubtful first.
     rows : (N,) int64
-        The row of the cache of each line.
+        The cache row of each line.
     accuracy : float
         Share of rows whose given label is the most probable one.
     C : float
-        The strength taken.
+        The value of C that was chosen.
     """
 
     table: Any
@@ -63,7 +63,7 @@ def check_labels(
     Parameters
     ----------
     cache : Cache
-        An open cache. Rows of every split take part; the split is of no matter here.
+        An open cache. Rows of every split take part.
     layer : str
         Which layer.
     Cs : sequence of float
@@ -73,7 +73,7 @@ def check_labels(
     seed : int
         Of the folds.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------

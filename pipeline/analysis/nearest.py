@@ -32,15 +32,15 @@ def nearest(
     Parameters
     ----------
     embeddings : (N, D)
-        Finite. Whatever has rows to slice and index: an array, a map of a file.
+        Finite. An array, or a map of a file.
     queries : (Q, D)
         Finite.
     k : int
         How many; as many as there are rows, at most.
     rows : (n,) int64, optional
-        Look among these only, in rising order.
+        Search only these rows, in ascending order.
     skip : (Q,) int64, optional
-        A row that is not to be found for that query (itself); -1 for none.
+        A row to exclude for that query (itself); -1 for none.
 
     Returns
     -------
@@ -51,10 +51,10 @@ def nearest(
 
     Notes
     -----
-    A product in float32 sifts: it is off by no more than (D + 2) · 2⁻²⁴ (Higham, *Accuracy and Stability
-    of Numerical Algorithms*, 2002, section 3.1), so whatever comes within twice that of the k-th best is computed
-    again in float64. The result is that of comparing every pair in float64, whatever the block sizes and the linear
-    algebra library.
+    A product in float32 selects candidates. Its error is at most (D + 2) · 2⁻²⁴ (Higham, *Accuracy and Stability
+    of Numerical Algorithms*, 2002, section 3.1), so all values within twice that of the k-th best are computed
+    again in float64. The result is that of comparing every pair in float64, for any block size and linear algebra
+    library.
 
     Examples
     --------
@@ -90,7 +90,7 @@ def _candidates(
     least: NDArray[np.float64],
     k: int,
 ) -> tuple[Ints, Ints]:
-    """Return (query, column) of all that may belong to the k best, given the k-th best so far."""
+    """Return (query, column) of all candidates for the k best, given the k-th best so far."""
     scores = sifter @ block.T
     for query in np.flatnonzero(np.isin(leave, these)):
         scores[query, np.searchsorted(these, leave[query])] = -np.inf

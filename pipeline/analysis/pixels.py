@@ -1,7 +1,7 @@
-"""Do two images show the same picture? Small grey copies are laid over one another and correlated.
+"""Whether two images show the same picture: small grey copies are aligned and correlated.
 
-Embeddings alone cannot tell: among things photographed alike, the nearest other thing is nearer than a recompressed
-copy.
+Embeddings alone do not suffice: among objects photographed alike, the nearest other object is nearer than a
+recompressed copy.
 
 Axes: N rows, P pairs, V values of a grid of G × G.
 """
@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 SIDE = 32
-"""Grid of the small copies: enough to tell garments apart, 1 kB a row."""
+"""Grid of the small copies: enough to distinguish garments, 1 kB per row."""
 _SMALLEST_BOX = 0.88
-"""The most that is taken for a crop: 12 % of a side."""
+"""Largest crop: 12 % of a side."""
 _FINE, _COARSE = (1.0, 3.0), (0.7, 2.1)
 """Standard deviations, in cells of the grid, of the two blurs whose difference is correlated."""
 _TANGENT_LEAST = 0.93
 _COARSE_LEAST = 0.97
 MOST_DIFFERENCE = 3.8
-"""Grey levels of 255 (root mean square, slightly blurred) that a copy may be off: light and dark things correlate."""
+"""Grey levels of 255 (root mean square, slightly blurred) that a copy may differ: light and dark objects correlate."""
 _FLAT = 1.0
-"""Contrast, in grey levels, below which an image shows nothing that could be compared."""
+"""Contrast, in grey levels, below which an image is too uniform to be compared."""
 _CHUNK = 4096
 
 
@@ -46,16 +46,16 @@ def small_copies(cache: Any, rows: Ints) -> tuple[NDArray[np.uint8], NDArray[np.
     Parameters
     ----------
     cache : Cache
-        For its images.
+        The cache whose images are read.
     rows : (n,) int64
-        Which.
+        Rows of the cache.
 
     Returns
     -------
     copies : (n, 32, 32) uint8
         Grey, the whole image squeezed into a square.
     there : (n,) bool
-        False where the image is gone or no longer readable.
+        False where the image is missing or no longer readable.
     """
     copies = np.zeros((len(rows), SIDE, SIDE), np.uint8)
     there = np.zeros(len(rows), np.bool_)
@@ -66,7 +66,7 @@ def small_copies(cache: Any, rows: Ints) -> tuple[NDArray[np.uint8], NDArray[np.
             if copy is not None:
                 copies[n], there[n] = copy, True
 
-    # The filters of warnings belong to the process: decoding sets and resets them, which threads would do crosswise.
+    # Warning filters belong to the process, and decoding sets and resets them: threads would interfere.
     with warnings.catch_warnings(), ThreadPoolExecutor(processor_count()) as threads:
         warnings.simplefilter("ignore")
         list(threads.map(fill, range(0, len(rows), 256)))
@@ -96,20 +96,20 @@ def pixel_similarity(copies: NDArray[np.uint8], i: Ints, j: Ints, least: float) 
     i, j : (P,) int64
         The pairs.
     least : float
-        What is of interest: pairs that a coarser look puts well below it are not looked at finely.
+        Similarity of interest: pairs that a coarse step puts well below it are not refined.
 
     Returns
     -------
     (P,) float32
         Correlation in [-1, 1] of the two pictures, blurred and freed of slow shading, with one of them cropped by up to
-        12 % where that fits best; 0 where a coarser look was enough, where grey levels differ by more than
-        `MOST_DIFFERENCE`, or where a picture shows nothing.
+        12 % where that fits best; 0 where a coarse step was enough, where grey levels differ by more than
+        `MOST_DIFFERENCE`, or where a picture has no contrast.
 
     Notes
     -----
-    Three looks, each at what the former left. The first needs no resampling: how much of one picture lies
+    Three steps, each on the remaining pairs. The first needs no resampling: how much of one picture lies
     in the span of the other and of its derivatives by shift and size (tangent distance: Simard, LeCun and Denker,
-    "Efficient pattern recognition using a new transformation distance", NIPS 1992). It also tells which of the two
+    "Efficient pattern recognition using a new transformation distance", NIPS 1992). It also decides which of the two
     would be the crop. The second and third follow the alignment by Gauss-Newton steps on the correlation (Evangelidis
     and Psarakis, "Parametric image alignment using enhanced correlation coefficient maximization", IEEE TPAMI 30,
     2008), on 16 × 16 and on 32 × 32 cells. Pictures are resampled first and filtered then: the other way round a crop

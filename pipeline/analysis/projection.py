@@ -39,7 +39,7 @@ class Projection:
     table : pandas.DataFrame
         ``key``, ``label``, ``x``, ``y``.
     rows : (N,) int64
-        The row of the cache of each line.
+        The cache row of each line.
     method : str
     """
 
@@ -59,14 +59,14 @@ def map_cache(
     seed: int = 0,
     say: Callable[[str], None] = lambda text: None,
 ) -> Projection:
-    """Give every image that is done a place in the plane.
+    """Compute two coordinates for every image that is done.
 
     Parameters
     ----------
     cache : Cache
         An open cache.
     method : {"pca", "umap", "tsne"}
-        ``pca``: the two directions of largest variance; distances mean what they say, most structure is hidden.
+        ``pca``: the two directions of largest variance; distances are meaningful, but most structure is hidden.
         ``umap`` (McInnes, Healy and Melville, arXiv:1802.03426, 2018) and ``tsne`` (van der Maaten and Hinton, JMLR
         9, 2008) keep neighbours together; distances between groups, and their sizes, mean little. Both start from 50
         principal components.
@@ -77,7 +77,7 @@ def map_cache(
     seed : int
         The same seed gives the same map on one machine.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------
@@ -151,7 +151,7 @@ def _by_umap(components: Floats, n_neighbors: int, min_dist: float, n_epochs: in
     from sklearn.neighbors import NearestNeighbors
 
     k = min(n_neighbors, len(components) - 1)
-    # Exact neighbours cost seconds at 50 columns, less than UMAP's own approximate ones, and do not hang on the seed.
+    # Exact neighbours cost seconds at 50 columns, less than UMAP's own approximate ones, and do not depend on the seed.
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(components)
     distance, neighbours = search.kneighbors(components)
     reducer = _umap().UMAP(
@@ -165,7 +165,8 @@ def _by_umap(components: Floats, n_neighbors: int, min_dist: float, n_epochs: in
         n_jobs=1,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that the seed rules out threads, and that new points cannot be placed later
+        # UMAP warns that a seed rules out threads, and that new points cannot be added later.
+        warnings.simplefilter("ignore")
         return np.asarray(reducer.fit_transform(components), dtype=np.float32)
 
 
@@ -178,7 +179,7 @@ def _by_tsne(components: Floats, seed: int) -> Floats:
 
 
 def _start(components: Floats, spread: float) -> Floats:
-    """Return the first two components at that spread: where a map starts decides how far its parts can be compared.
+    """Return the first two components, scaled: the start of a map decides whether distant parts are comparable.
 
     Kobak and Linderman, "Initialization is critical for preserving global data structure in both t-SNE and UMAP",
     Nature Biotechnology 39, 2021.

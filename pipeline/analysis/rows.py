@@ -1,4 +1,4 @@
-"""Which rows of a cache a question is asked of, and how the answer becomes a table."""
+"""The rows of a cache that an analysis uses, and their labels."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
     ----------
     cache : Cache
     embeddings : (N, D)
-        The layer that is going to be read.
+        The layer that will be read.
     least : int
-        How many rows the question needs.
+        The least number of rows.
 
     Raises
     ------
@@ -51,14 +51,14 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
 
 
 def take(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Copy rows as float32, (n, D); a run of neighbours is sliced, which is quicker."""
+    """Copy rows as float32, (n, D); consecutive rows are sliced, which is faster."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (len(rows) < 3 or (np.diff(rows) == 1).all()):
         return np.array(embeddings[rows[0] : rows[-1] + 1], dtype=np.float32)
     return np.asarray(embeddings[rows], dtype=np.float32)
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale rows to length 1, in place; a row of zeros stays one."""
+    """Scale rows to length 1, in place; a row of zeros stays zero."""
     norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))
     rows /= np.where(norm > 0, norm, 1)[:, None]
     return rows

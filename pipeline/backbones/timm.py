@@ -45,7 +45,7 @@ def build(name: str, weights: str | None) -> Body:
     Raises
     ------
     BackboneError
-        Unknown name or tag, weights that cannot be had or do not fit.
+        Unknown name or tag, weights that are not available or do not fit.
     """
     wanted = name.removeprefix(PREFIX)
     architecture, _, tag = wanted.partition(".")
@@ -68,14 +68,14 @@ def build(name: str, weights: str | None) -> Body:
     known = timm.list_pretrained(f"{architecture}*")
     known = [full for full in known if full.partition(".")[0] == architecture]
     full_name = f"{architecture}.{tag}" if tag else architecture
-    # timm would go on with random features where there are no weights.
+    # Without weights timm would continue with random features.
     if not known or (tag and full_name not in known):
         found = f"there is no {full_name!r}, {near_names(full_name, known)}" if known else "timm has none"
         raise BackboneError(f"expected pretrained weights for {name}: {found}: pass --weights with a tag or a file")
     try:
         with quick_to_fail():
             module = timm.create_model(full_name, pretrained=True, num_classes=0)
-    except Exception as error:  # the hub's client raises whatever its transport does
+    except Exception as error:  # the hub's client raises many kinds of errors
         raise cannot_download(name, error) from None
     config: Any = module.pretrained_cfg
     resolved = f"{architecture}.{config['tag']}"

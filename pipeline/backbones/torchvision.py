@@ -1,7 +1,7 @@
 """``torchvision/NAME``: any classification network of torchvision, weights by enum name.
 
 The weights entry brings its own transforms; the classifier's last layer is replaced by the identity, so that the
-network's output is what that layer would have seen.
+network's output is the input of that layer.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def build(name: str, weights: str | None) -> Body:
     Raises
     ------
     BackboneError
-        Unknown name or weights, weights that cannot be had or do not fit.
+        Unknown name or weights, weights that are not available or do not fit.
     """
     short = name.removeprefix(PREFIX)
     if name not in names():
@@ -89,7 +89,7 @@ def build(name: str, weights: str | None) -> Body:
 def _weights_entry(short: str, weights: str | None) -> Any:
     known = models.get_model_weights(short)
     if weights is not None and is_file(weights):
-        # A copy of published weights keeps its name, and wants the transforms it was published with.
+        # A copy of published weights keeps its name and needs the transforms of its publication.
         published = {member.url.rpartition("/")[2]: member for member in known}
         return published.get(Path(weights).name, known.DEFAULT)
     if weights in (None, "DEFAULT", RANDOM):

@@ -22,7 +22,7 @@ HUB_TIMEOUT_S = 10.0
 
 
 def is_file(weights: str | None) -> bool:
-    """Tell whether ``--weights`` names a file rather than a set of weights."""
+    """Return whether ``--weights`` names a file rather than a set of weights."""
     return weights is not None and (Path(weights).is_file() or Path(weights).suffix in (".safetensors", ".pth", ".pt"))
 
 
@@ -37,7 +37,7 @@ def read_weights(file: str) -> dict[str, Tensor]:
     Raises
     ------
     BackboneError
-        Missing, damaged, or something else than a flat mapping of names to tensors.
+        Missing, damaged, or not a flat mapping of names to tensors.
     """
     path = Path(file)
     try:
@@ -65,7 +65,7 @@ def read_weights(file: str) -> dict[str, Tensor]:
 
 
 def load_strictly(module: nn.Module, state: dict[str, Tensor], *, origin: str, ignore: tuple[str, ...] = ()) -> None:
-    """Load a state dict in which every tensor fits, and none is missing or left over.
+    """Load a state dict strictly: every tensor fits, and none is missing or unused.
 
     Parameters
     ----------
@@ -76,7 +76,7 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, origin: str, i
     origin : str
         For the error message.
     ignore : tuple of str
-        Prefixes of the classifier's tensors, which may be there or not.
+        Prefixes of the classifier's tensors, which are optional.
 
     Raises
     ------
@@ -118,7 +118,7 @@ def quick_to_fail() -> Iterator[None]:
 
 
 def cannot_download(what: str, error: Exception) -> BackboneError:
-    """Return the error for weights that a hub did not give: both ways out are named."""
+    """Return the error for weights that a hub did not provide; it names both remedies."""
     return BackboneError(
         f"cannot download the weights of {what} ({first_line(error)}): pass --weights FILE with a copy of them, "
         "or use the bundled --backbone efficientnet_lite0"

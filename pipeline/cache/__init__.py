@@ -1,4 +1,4 @@
-"""The cache: one HDF5 file of embeddings. The only package that knows HDF5; none of it imports torch."""
+"""The cache: one HDF5 file of embeddings. The only package that uses HDF5; it never imports torch."""
 
 from __future__ import annotations
 

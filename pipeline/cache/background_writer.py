@@ -1,4 +1,4 @@
-"""Writing beside the forward pass: a thread that takes finished batches and commits every other second."""
+"""Writing during the forward pass: a thread that takes finished batches and commits at intervals."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BackgroundWriter:
     writer : CacheWriter
         Closed when this is.
     commit_every : float
-        Seconds between commits: what a kill may cost.
+        Seconds between commits: the work that a kill may cost.
     """
 
     def __init__(self, writer: CacheWriter, *, commit_every: float = COMMIT_EVERY_S) -> None:
@@ -51,12 +51,12 @@ class BackgroundWriter:
         Raises
         ------
         CacheError
-            The thread met one; nothing more is written.
+            The thread raised one; nothing more is written.
         """
         self._put(lambda: self._writer.write(rows, outputs, hashes))
 
     def fail(self, row: int, key: str, status: int, reason: str, content_hash: bytes) -> None:
-        """Queue a failed row and the line that says why."""
+        """Queue a failed row and its reason."""
 
         def record() -> None:
             self._writer.fail(row, status, content_hash)
@@ -65,7 +65,7 @@ class BackgroundWriter:
         self._put(record)
 
     def close(self) -> None:
-        """Write and commit what is queued; raise what the thread met."""
+        """Write and commit what is queued; raise the error of the thread, if any."""
         self._queue.put(None)
         self._thread.join()
         if self._error is not None:
@@ -83,7 +83,7 @@ class BackgroundWriter:
             self._error = error
             with contextlib.suppress(CacheError):
                 self._writer.close()
-            while not self._ended:  # let the producer come by and see the error
+            while not self._ended:  # let the producer see the error
                 self._ended = self._queue.get() is None
 
     def _serve(self) -> None:
@@ -101,7 +101,7 @@ class BackgroundWriter:
                 # Reasons first: a committed failure always has its line.
                 try:
                     append_reasons(self._writer.path, self._reasons)
-                finally:  # rows have their space already: a full disk need not cost them
+                finally:  # rows have their space already: a full disk does not affect them
                     self._writer.commit()
                 self._reasons.clear()
                 due = time.monotonic() + self._every
@@ -113,4 +113,4 @@ class BackgroundWriter:
 
 
 def _nothing() -> None:
-    """Stand in for a job when it is only time to commit."""
+    """Replace a job when only a commit is due."""

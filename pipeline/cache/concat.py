@@ -43,7 +43,7 @@ def open_cache(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     Raises
     ------
     CacheError
-        One of them is missing or no cache, nothing fits the pattern, or they do not belong together.
+        One of them is missing or is not a cache, no file fits the pattern, or they do not belong together.
     """
     if not isinstance(path, (str, os.PathLike)):
         several = [Path(one) for one in path]
@@ -60,17 +60,17 @@ def open_cache(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
 
 
 class ConcatCache(Cache):
-    """Caches of the same numbers, one after the other: those of a job array in the order of the whole list.
+    """Caches of one fingerprint, concatenated: shards of a job array in the order of the whole list.
 
-    Embeddings and layers are `ConcatenatedRows`, which read from the files what is asked for; what is small (status,
-    keys, labels) is put together when it is first used, as it is then.
+    Embeddings and layers are `ConcatenatedRows`, which read rows from the files on request. Small arrays (status,
+    keys, labels) are concatenated at their first use.
 
     Parameters
     ----------
     parts : sequence of Cache
         At least one. Shards may be incomplete here; other caches must share no key.
     name : str, optional
-        What to call them.
+        Their name in messages.
 
     Attributes
     ----------
@@ -105,7 +105,7 @@ class ConcatCache(Cache):
             self._refuse_doubles()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the parts, each of which knows how: this object's own arrays are put together again."""
+        """Pickle the parts, each of which pickles itself: the arrays of this object are concatenated again."""
         return ConcatCache, (list(self.parts), str(self.path))
 
     @property
@@ -153,7 +153,7 @@ class ConcatCache(Cache):
 
 
 class ConcatenatedRows:
-    """(N, D) arrays one after the other, read when indexed: as much of an ndarray as reading rows takes.
+    """Concatenated (N, D) arrays, read when indexed, with the part of the ndarray interface that reading needs.
 
     Rows are taken by a number, a slice, an array of numbers or a mask, further axes as NumPy does, all of it
     with `np.asarray`; what comes back are ordinary arrays.
@@ -266,7 +266,7 @@ def check_all_same_numbers(caches: Sequence[Cache]) -> None:
 
 
 def common_source(caches: Sequence[Cache]) -> dict[str, str]:
-    """Say where the images of several caches are: ``root`` only where it is the same for all."""
+    """Return where the images of several caches are: ``root`` only where it is the same for all."""
     first = caches[0].source
     if all(cache.source == first for cache in caches):
         return first

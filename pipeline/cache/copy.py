@@ -1,4 +1,4 @@
-"""Copying rows from one cache into another, each checked against its checksum on the way."""
+"""Copying rows from one cache into another, each checked against its checksum."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHUNK_BYTES = 16 << 20
 
 
 def chunks(rows: int, row_bytes: int) -> Iterator[slice]:
-    """Cut rows into slices of about 16 MiB, so that memory stays bounded whatever their number and width."""
+    """Cut rows into slices of about 16 MiB, so that memory stays bounded."""
     step = max(1, min(1 << 16, CHUNK_BYTES // max(1, row_bytes)))
     yield from (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 

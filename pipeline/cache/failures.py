@@ -55,7 +55,7 @@ def append_reasons(cache: Path, reasons: Iterable[tuple[str, str]]) -> None:
 
 
 def read_reasons(cache: Path) -> dict[str, str]:
-    """Return the latest reason by key; half-written lines are passed over."""
+    """Return the latest reason by key; half-written lines are skipped."""
     found: dict[str, str] = {}
     try:
         text = failures_path(cache).read_text("ascii", errors="replace")

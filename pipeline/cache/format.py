@@ -1,7 +1,7 @@
-"""The file itself: what lies where, and how an empty one is laid out. `docs/format.md` says it in MUST and MAY.
+"""The file itself: its structure, and how an empty one is laid out. `docs/format.md` specifies it.
 
-All metadata is written once, here; afterwards only the *mutable* datasets change, by plain writes at fixed offsets. So
-HDF5's own structures cannot be caught half written, and any reader can open the file at any moment.
+All metadata is written once, here; afterwards only the *mutable* datasets change, by plain writes at fixed offsets.
+HDF5's own structures are therefore never half written, and any reader can open the file at any moment.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ MTIMES = "source_mtime_ns"
 
 @dataclass(frozen=True, slots=True)
 class Extent:
-    """Where a contiguous dataset's bytes lie in the file.
+    """The place of a contiguous dataset's bytes in the file.
 
     Attributes
     ----------
@@ -91,7 +91,7 @@ def create(
     path : Path
         Must not exist; the caller renames it into place.
     items : ItemTable
-        What the rows will be of.
+        The items of the rows.
     widths : mapping of str to int
         Embedding width of each layer; the first is the one that goes to `/embeddings`.
     dtype : data type
@@ -115,7 +115,7 @@ def create(
             target = _Target(raw.fileno())
             _lay_out_hdf5(target, items, widths, kind, attributes)
             target.raise_any()
-            # A full disk is an error now, not after a night; it also gives the file its final length.
+            # A full disk is an error now, not hours later. This also gives the file its final length.
             _allocate(raw.fileno(), os.fstat(raw.fileno()).st_size)
             extents = read_extents(path)
             os.pwrite(raw.fileno(), static_sha256(path, extents), extents[STATIC_SHA256].offset)
@@ -173,7 +173,7 @@ class _Target:
         return size
 
     def flush(self) -> None:
-        """Do nothing: what counts is the sync at the end."""
+        """Do nothing: the sync at the end makes the file durable."""
 
 
 def _lay_out_hdf5(
@@ -266,7 +266,7 @@ def read_extents(path: Path) -> dict[str, Extent]:
 
 
 def open_hdf5(path: Path) -> h5py.File:
-    """Open for reading, without HDF5's own lock: the writer's lock is ours, and readers are never blocked."""
+    """Open for reading, without HDF5's own lock: the project has its own writer lock, which never blocks readers."""
     return h5py.File(path, "r", locking=False)
 
 
@@ -323,12 +323,12 @@ def file_attributes(
 
 
 def is_mutable(name: str) -> bool:
-    """Tell whether a dataset changes after creation."""
+    """Return whether a dataset changes after creation."""
     return name in (EMBEDDINGS, STATUS, CRC, LEDGER_CRC, CONTENT_HASH) or name.startswith(LAYERS + "/")
 
 
 def static_sha256(path: Path, extents: Mapping[str, Extent]) -> bytes:
-    """Hash all that never changes after creation: HDF5's metadata, item list, attributes, gaps."""
+    """Hash everything that never changes after creation: HDF5's metadata, item list, attributes, gaps."""
     holes = sorted(
         (extent.offset, extent.offset + extent.nbytes)
         for name, extent in extents.items()
@@ -349,7 +349,7 @@ def static_sha256(path: Path, extents: Mapping[str, Extent]) -> bytes:
 
 
 def row_crcs(rows: NDArray[np.int64], pieces: Sequence[NDArray[Any]]) -> NDArray[np.uint32]:
-    """Return the checksum of each row: CRC-32 of its bytes in all pieces, in turn, seeded with the row number.
+    """Return the checksum of each row: CRC-32 of its bytes in all pieces, seeded with the row number.
 
     Parameters
     ----------
@@ -398,7 +398,7 @@ def _datasets(file: h5py.File) -> Iterator[tuple[str, h5py.Dataset]]:
 
 
 def _reserve(group: h5py.Group, name: str, shape: tuple[int, ...], dtype: np.dtype[Any]) -> h5d.DatasetID:
-    """Create a contiguous dataset that has its place in the file at once and is never filled."""
+    """Create a contiguous dataset that is allocated at once and never filled."""
     plan = h5p.create(h5p.DATASET_CREATE)
     plan.set_layout(h5d.CONTIGUOUS)
     plan.set_alloc_time(h5d.ALLOC_TIME_EARLY)

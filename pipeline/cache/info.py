@@ -1,4 +1,4 @@
-"""What is in a cache, and what made it, as plain data."""
+"""The contents of a cache and what produced it, as plain data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises
     ------
     CacheError
-        The file is no cache.
+        The file is not a cache.
     """
     cache = open_cache(path)
     counts = np.bincount(cache.status, minlength=2)

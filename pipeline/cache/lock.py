@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 _held: set[tuple[int, int]] = set()
-"""Locks of this process: record locks do not keep a process from itself."""
+"""Locks of this process: a record lock does not exclude the process that holds it."""
 
 
 def lock_path(cache: Path) -> Path:
@@ -45,7 +45,7 @@ def write_lock(cache: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(identity)
-        # Removed while still locked: whoever opened it meanwhile sees, in `_acquire`, that it is gone.
+        # Removed while still locked: a process that opened it meanwhile notices the removal in `_acquire`.
         with contextlib.suppress(OSError):
             path.unlink()
         os.close(fd)
@@ -55,12 +55,10 @@ def _acquire(path: Path) -> int:
     import fcntl
 
     while True:
-        # Looked at before it is opened: closing any descriptor of the file would free this process's own lock.
+        # Checked before it is opened: closing any descriptor of the file would release the lock of this process.
         with contextlib.suppress(OSError):
             if file_identity(path.stat()) in _held:
-                raise LockedError(
-                    f"{path.with_suffix('')} is being written by this very process: wait for it to finish"
-                )
+                raise LockedError(f"{path.with_suffix('')} is being written by this process: wait for it to finish")
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Several caches of the same numbers → one: the parts of a job array, or archives that grew apart."""
+"""Several caches of one fingerprint → one: the shards of a job array, or caches of different archives."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OnDuplicate = Literal["refuse", "first", "last"]
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """What a merge made.
+    """The result of a merge.
 
     Attributes
     ----------
@@ -57,21 +57,20 @@ def merge(
 ) -> Merged:
     """Write the rows of several caches into a new one.
 
-    Shards of one list (see `pipeline.cache.shard`) have to be there all of them, and come in the order of the list: the
-    result is the file that one run over the whole list would have made. Of other caches' rows with the same key one is
-    taken: a computed one before a failed one before one to do. Where their content,
-    label or columns differ, ``on_duplicate`` decides.
+    Shards of one list (see `pipeline.cache.shard`) must be complete. They are merged in the order of the list, and the
+    result is the file of a single run. Of other caches' rows with the same key one is taken: a computed row before a
+    failed row before a row to do. Where their content, label or columns differ, ``on_duplicate`` decides.
 
     Parameters
     ----------
     paths : sequence of path
         Caches of one fingerprint.
     output : path
-        Must not exist; appears when it is whole.
+        Must not exist; appears when it is complete.
     on_duplicate : {"refuse", "first", "last"}
-        Which of the caches, in the order given, is right about an image that they disagree on.
+        Which of the caches, in the order given, to use for an image on which they differ.
     say : callable
-        Is told when the caches were made with different versions of libraries.
+        Called with a message when the caches were made with different versions of libraries.
 
     Returns
     -------
@@ -83,7 +82,7 @@ def merge(
         The caches hold different numbers; the message names the fields.
     CacheError
         The output exists or cannot be written, an input is damaged, the caches disagree on an image, or shards are
-        missing, doubled or of different lists.
+        missing, given twice or of different lists.
     """
     output = Path(output)
     if output.exists():
@@ -107,7 +106,7 @@ def merge(
 
 
 def _in_order(caches: list[Cache], say: Say) -> tuple[list[Cache], bool]:
-    """Return the caches, shards in the order of their list, and whether they are the shards of one."""
+    """Return the caches, with shards in the order of their list, and whether they are the shards of one list."""
     check_all_same_numbers(caches)
     shards = in_order(caches, complete=True)
     caches = shards or caches
@@ -118,7 +117,7 @@ def _in_order(caches: list[Cache], say: Say) -> tuple[list[Cache], bool]:
 
 
 def _plans(caches: Sequence[Cache], taken: NDArray[np.int64]) -> list[CopyPlan]:
-    """Say which row of which cache each row of the new file is."""
+    """Return which row of which cache each row of the new file is."""
     starts = np.cumsum([0, *map(len, caches)])
     local = [taken - start for start in starts[:-1]]
     return [
@@ -128,7 +127,7 @@ def _plans(caches: Sequence[Cache], taken: NDArray[np.int64]) -> list[CopyPlan]:
 
 
 def _write(output: Path, items: ItemTable, caches: Sequence[Cache], plans: Sequence[CopyPlan]) -> None:
-    """Make the new file appear, whole, and its reasons beside it."""
+    """Write the new file, atomically, and the file of reasons beside it."""
 
     def fill(part: Path) -> None:
         for plan, damaged in zip(plans, fill_from(part, plans), strict=True):
@@ -155,7 +154,7 @@ def _write(output: Path, items: ItemTable, caches: Sequence[Cache], plans: Seque
 
 
 def _check_is_the_list(items: ItemTable, shard: Cache) -> None:
-    """Refuse shards that were labelled with a list which they are not, whatever they say of themselves."""
+    """Refuse shards whose record does not match the list of their items."""
     if shard.shard is not None and items_sha256(items) != shard.shard.items_sha256:
         raise CacheError(
             f"the shards from {shard.path} on are not the item list they name: run pipeline verify on each, and "

@@ -1,4 +1,4 @@
-"""Reading a cache: one object with the arrays of the file, mapped, never copied. Does not import torch."""
+"""Reading a cache: one object with the arrays of the file, mapped and not copied. Does not import torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LazyArrays(Mapping[str, "NDArray[Any]"]):
-    """Arrays by name, each made when first asked for, and kept."""
+    """Arrays by name, each made at its first use and kept."""
 
     def __init__(self, names: Iterable[str], make: Callable[[str], NDArray[Any]]) -> None:
         self._made: dict[str, NDArray[Any] | None] = dict.fromkeys(names)
@@ -63,7 +63,7 @@ class Cache:
     Raises
     ------
     CacheError
-        It is missing, something else, damaged in structure, or of a newer format.
+        It is missing, not a cache, damaged in structure, or of a newer format.
 
     Attributes
     ----------
@@ -138,7 +138,7 @@ class Cache:
 
     @cached_property
     def embeddings(self) -> NDArray[Any]:
-        """(N, D) map of the penultimate layer; rows that are not done hold nothing of use."""
+        """(N, D) map of the penultimate layer; the contents of rows that are not done are undefined."""
         return self._map(fmt.EMBEDDINGS)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""Putting a whole new file where readers look, so that they see the old one or the new one, nothing between."""
+"""Replacing a file atomically: readers see the old file or the new one."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ UNFINISHED = ".new"
 
 
 def unfinished_path(cache: Path) -> Path:
-    """Return where the update of ``cache`` is filled: laid out whole, with rows still to do."""
+    """Return the path at which the update of ``cache`` is filled: a complete file with rows to do."""
     return cache.with_name(cache.name + UNFINISHED)
 
 
 def publish(finished: Path, path: Path) -> None:
-    """Give ``finished`` the name ``path``, durably and at one instant.
+    """Rename ``finished`` to ``path``, durably and atomically.
 
     Raises
     ------
     CacheError
-        The disk failed; ``path`` is what it was.
+        The disk failed; ``path`` is unchanged.
     """
     try:
         put_in_place(finished, path)
     except OSError as error:
         raise CacheError(
-            f"cannot put the finished file in the place of {path} ({error.strerror}): repair the disk, then run "
+            f"cannot replace {path} by the finished file ({error.strerror}): repair the disk, then run "
             "the same command again"
         ) from None
 
@@ -51,7 +51,7 @@ def lay_out(
     attributes: Mapping[str, str | int],
     fill: Callable[[Path], None] = lambda part: None,
 ) -> None:
-    """Make a cache of rows to do appear at ``path``, whole or not at all. Hold the write lock meanwhile.
+    """Create a cache of rows to do at ``path``, atomically. The caller holds the write lock.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def lay_out(
     items, widths, dtype, attributes
         See `pipeline.cache.format.create`.
     fill : callable
-        Given the path of the file before it appears; may write rows known already.
+        Called with the path of the file before it appears; may write known rows.
 
     Raises
     ------
     CacheError
-        The space, the folder or the disk does not serve; nothing is left behind.
+        Too little space, an unusable folder or a disk error; no file is left.
     """
     with replacing(path, CacheError) as part:
         fmt.create(part, items, widths=widths, dtype=dtype, attributes=attributes)
@@ -73,7 +73,7 @@ def lay_out(
 
 
 def remove(path: Path) -> None:
-    """Remove a file that is of no use any more, if it is there.
+    """Remove a file that is no longer needed, if it exists.
 
     Raises
     ------

@@ -1,7 +1,7 @@
-"""Looking into a file that may be damaged or hostile: HDF5 parses it in a process of its own, with limits.
+"""Reading the structure of a file that may be damaged or hostile: HDF5 parses it in a child process, with limits.
 
-HDF5 trusts the structures it reads; a flipped bit or malice can make it crash, loop or ask for all memory. Here that
-costs a child.
+HDF5 trusts the structures it reads; a flipped bit or an attack can make it crash, loop or ask for all memory. Here only
+the child process is affected.
 """
 
 from __future__ import annotations
@@ -53,9 +53,9 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
     ----------
     path : Path
     seconds : float
-        What parsing may take.
+        The time that parsing may take.
     memory : int
-        Bytes it may take, where the system has such a limit.
+        Memory in bytes, where the system has such a limit.
 
     Raises
     ------
@@ -104,9 +104,7 @@ def _ask_child(path: Path, seconds: float, memory: int) -> bytes:
         started = child.stdout.readline() == READY
         watchdog.cancel()
         if not started:
-            raise CacheError(
-                "expected a child process that reads HDF5, but it did not start: check that the installation is whole"
-            )
+            raise CacheError("expected a child process that reads HDF5, but it did not start: check the installation")
         try:
             answer, _ = child.communicate(f"{memory}\n".encode(), timeout=seconds)
         except subprocess.TimeoutExpired:
@@ -118,7 +116,7 @@ def _ask_child(path: Path, seconds: float, memory: int) -> bytes:
 
 
 def main(path: str) -> None:
-    """Be the child: parse, and print what there is as JSON."""
+    """Run in the child process: parse, and print the layout as JSON."""
     sys.stdout.buffer.write(READY)
     sys.stdout.buffer.flush()
     limit_memory(int(sys.stdin.readline()))
@@ -132,7 +130,7 @@ def main(path: str) -> None:
         }
     except CacheError as error:
         found = {"error": str(error)}
-    except Exception as error:  # whatever h5py makes of it, the file is not one of ours, or no longer
+    except Exception as error:  # on any error of h5py the file is not a cache, or is damaged
         found = {"error": str(fmt.not_a_cache(Path(path), error))}
     print(json.dumps(found))
 

@@ -1,4 +1,4 @@
-"""Caches that hold parts of one item list: whether they fit together, and in which order."""
+"""Caches of parts of one item list: whether they belong together, and their order."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def check_same_shard(path: Path, found: ShardRecord | None, wanted: ShardRecord | None) -> None:
-    """Refuse to go on with the cache of another shard: its rows would be taken for images that are gone.
+    """Refuse to resume the cache of another shard: its rows would count as removed images.
 
     Raises
     ------

@@ -1,6 +1,6 @@
-"""Keeping up with a changing archive: which rows of a cache still hold for a new item list.
+"""Updates for a changed archive: which rows of a cache are still valid for a new item list.
 
-`plan_update` decides, and touches no file but to hash images it must look at; `open_update` makes the file to fill.
+`plan_update` decides, and reads only images that it must hash; `open_update` makes the file to fill.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
 
 @dataclass(frozen=True, slots=True)
 class UpdatePlan:
-    """Which old row each item of a new list may take over, and what that makes of the archive.
+    """Which old row each item of a new list takes over, and how the archive changed.
 
     Attributes
     ----------
@@ -52,7 +52,7 @@ class UpdatePlan:
     relabelled: int = 0
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of images by what happened to them."""
+        """Return the numbers of images by kind of change."""
         names = ("added", "changed", "deleted", "renamed", "relabelled", "unchanged")
         return {name: getattr(self, name) for name in names}
 
@@ -77,9 +77,9 @@ def plan_update(
     content_hash : (N_old, 16) uint8
         Of the old items; zeros where unknown.
     hash_items : callable
-        Hashes images of the new list; asked only about those that key, size and time leave in doubt.
+        Hashes images of the new list; called only where key, size and time do not decide.
     check_content : bool
-        Trust no time: ask about every image whose hash is known.
+        Ignore times: hash every image whose old hash is known.
 
     Returns
     -------
@@ -136,7 +136,7 @@ def match(old: NDArray[np.bytes_], new: NDArray[np.bytes_]) -> NDArray[np.int64]
 
 
 def same_items(old: ItemTable, new: ItemTable) -> bool:
-    """Tell whether two item lists are the same in every column."""
+    """Return whether two item lists are the same in every column."""
     return (
         len(old) == len(new)
         and old.label_names == new.label_names
@@ -160,8 +160,8 @@ def open_update(
 ) -> tuple[Path, UpdatePlan | None, int]:
     """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
 
-    The new file holds every row of the old one that still stands, and those of an update that was interrupted. It takes
-    the old one's place only when `pipeline.cache.replace.publish` is called; readers see the old file until then.
+    The new file holds every old row that is still valid, and the rows of an interrupted update. It replaces the old
+    file only when `pipeline.cache.replace.publish` is called; readers see the old file until then.
 
     Parameters
     ----------
@@ -176,17 +176,17 @@ def open_update(
     check_content : bool
         See `plan_update`.
     check : callable
-        Called now and then; may raise to stop.
+        Called at intervals; may raise to stop.
 
     Returns
     -------
     (Path, UpdatePlan or None, int)
-        The file to fill; what changed, None where nothing did; how many old rows were damaged and are computed anew.
+        The file to fill; what changed, None where nothing did; how many old rows were damaged and are computed again.
 
     Raises
     ------
     CacheError
-        Not one image of the cache is in the new list: it is another archive's.
+        No image of the cache is in the new list: the cache belongs to another archive.
     """
     old, unfinished = Cache(path), unfinished_path(path)
     same = same_items(old.items, items) and not _moved(old, attributes)
@@ -201,7 +201,7 @@ def open_update(
     if unfinished.is_file():
         newer = Cache(unfinished)
         if newer.fingerprint != old.fingerprint:
-            remove(unfinished)  # of a cache that lay here before this one
+            remove(unfinished)  # of an earlier cache at this path
         elif same_items(newer.items, items) and not _moved(newer, attributes) and not check_content:
             return unfinished, plan, 0
         else:
@@ -226,7 +226,7 @@ def _check_same_archive(old: Cache, plan: UpdatePlan) -> None:
 
 
 def _keep_reasons(path: Path, old: Cache, items: ItemTable, origin: NDArray[np.int64]) -> None:
-    """Give the failures of renamed images their line under the new key."""
+    """Write the reasons of renamed failed images under the new key."""
     reasons = old.reasons()
     rows = np.flatnonzero(np.isin(origin, list(reasons))) if reasons else ()
     renamed = [

@@ -1,7 +1,7 @@
-"""Finding any flipped bit, swapped row, truncation or foreign file in a cache, whatever the file would do to HDF5.
+"""Detection of flipped bits, swapped rows, truncation and foreign files, without risk from a hostile file.
 
-Bytes that never change are covered by one SHA-256, every row by its checksums, and the two together are
-all of the file but rows still to do.
+One SHA-256 covers the bytes that never change, and checksums cover every row. Together they cover the whole file
+except rows that are still to do.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Findings:
     rows, done, failed, to_do : int
         All rows, and those of each kind.
     uncommitted : int
-        Rows to do that hold a whole row: written, and not committed when the writer stopped.
+        Rows to do that hold a complete row: written, but not committed when the writer stopped.
     images_changed, images_gone : list of str
-        Keys of done rows whose image has other content now, or cannot be read; empty where images were not looked at.
+        Keys of done rows whose image has changed, or cannot be read; empty where images were not compared.
     """
 
     rows: int = 0
@@ -77,9 +77,9 @@ def verify(
     path : path
         The cache; may be being written meanwhile.
     hash_images : callable, optional
-        Given the cache, returns what hashes its images by row: the images are then compared with the cache as well.
+        Takes the cache and returns a function that hashes its images by row. Images are then compared too.
     progress : callable
-        Called with (rows looked at, rows failed, rows in all).
+        Called with (rows checked, rows failed, rows in total).
 
     Returns
     -------
@@ -109,7 +109,7 @@ def _verify(path: Path, hash_images: HashImages | None, progress: Progress) -> F
         stored = os.pread(raw.fileno(), 32, extents[fmt.STATIC_SHA256].offset)
         if fmt.static_sha256(path, extents) != stored:
             damage.add("its metadata or item list does not match its hash")
-            damage.raise_any()  # nothing that depends on it means anything
+            damage.raise_any()  # the other checks depend on it
         read = _RowReader(raw.fileno(), extents)
         row_bytes = sum(extents[name].row_bytes for name in read.layers)
         for part in chunks(findings.rows, row_bytes):
@@ -190,7 +190,7 @@ def _expected(
 
 
 class _RowReader:
-    """Reads rows by plain reads: no map, so that a file cut off meanwhile is an error and not a SIGBUS."""
+    """Reads rows by plain reads: on a map, a truncation meanwhile would be a SIGBUS instead of an error."""
 
     def __init__(self, fd: int, extents: Mapping[str, Extent]) -> None:
         self._fd, self._extents = fd, extents
@@ -212,35 +212,35 @@ class _RowReader:
         return np.frombuffer(data, dtype=extent.dtype).reshape(len(rows), *extent.shape[1:])
 
     def key(self, row: int) -> str:
-        """Return a row's key, for people."""
+        """Return a row's key for display."""
         return os.fsdecode(bytes(self(fmt.KEYS, np.array([row]))[0]))
 
 
 def _check_rows(rows: NDArray[np.int64], read: _RowReader, findings: Findings, damage: _Damage) -> None:
-    status = read(fmt.STATUS, rows)  # first: a writer sets it last, so what it vouches for is there
+    status = read(fmt.STATUS, rows)  # read first: a writer sets it last, so the row it refers to is complete
     stored, ledger, hashes = read(fmt.CRC, rows), read(fmt.LEDGER_CRC, rows), read(fmt.CONTENT_HASH, rows)
     layers = [read(name, rows) for name in read.layers]
     whole = row_crcs(rows, layers) == stored
     ended = status != Status.TODO
-    vouched = ledger_crcs(rows, np.where(ended, status, Status.DONE).astype(np.uint8), stored, hashes) == ledger
+    ledger_ok = ledger_crcs(rows, np.where(ended, status, Status.DONE).astype(np.uint8), stored, hashes) == ledger
     finite = np.all([np.isfinite(layer).all(axis=1) for layer in layers], axis=0)
     labels = read(fmt.LABELS, rows)
     wrong = {
-        "its status, checksum or content hash is damaged": ended & ~vouched,
-        "its embedding is damaged": ended & vouched & ~whole,
-        "its status is none there is": ended & vouched & ~np.isin(status, list(Status)),
-        "its embedding is not finite": (status == Status.DONE) & vouched & whole & ~finite,
+        "its status, checksum or content hash is damaged": ended & ~ledger_ok,
+        "its embedding is damaged": ended & ledger_ok & ~whole,
+        "its status is unknown": ended & ledger_ok & ~np.isin(status, list(Status)),
+        "its embedding is not finite": (status == Status.DONE) & ledger_ok & whole & ~finite,
         "its label has no name": (labels < -1) | (labels >= read.classes),
     }
     if any(rows_wrong.any() for rows_wrong in wrong.values()):
-        # A retry may have taken the row up again between two of the reads above.
+        # A retry may have reset the row between two of the reads above.
         unmoved = read(fmt.STATUS, rows) == status
         for what, rows_wrong in wrong.items():
             damage.add_rows(what, rows[rows_wrong & unmoved], read)
     findings.done += int((status == Status.DONE).sum())
     findings.failed += int((status > Status.DONE).sum())
     findings.to_do += int((~ended).sum())
-    findings.uncommitted += int((~ended & whole & vouched).sum())
+    findings.uncommitted += int((~ended & whole & ledger_ok).sum())
 
 
 def _check_images(cache: Cache, hash_images: HashImages, findings: Findings, progress: Progress) -> None:

@@ -1,4 +1,4 @@
-"""Writing rows so that a kill or a power cut at any instant loses no committed row and shows no wrong one.
+"""Writing rows: a kill or a power cut at any moment loses no committed row and shows no wrong row.
 
 The commit order is: the rows' bytes, checksums and hashes; ``fdatasync``; only then their status. Every write goes to a
 fixed offset of a file whose space is already reserved; nothing but `os.pwrite` touches it.
@@ -79,7 +79,7 @@ class CacheWriter:
         hashes: NDArray[np.uint8],
         statuses: NDArray[np.uint8] | None = None,
     ) -> None:
-        """Write finished rows; `commit` makes them count.
+        """Write finished rows; `commit` makes them visible.
 
         Parameters
         ----------
@@ -103,7 +103,7 @@ class CacheWriter:
         self._write_rows(np.array([row]), zeros, hashes, np.array([status], dtype=np.uint8))
 
     def commit(self) -> int:
-        """Make everything written so far durable, then count it as done.
+        """Make everything written so far durable, then mark it as done.
 
         Returns
         -------
@@ -129,7 +129,7 @@ class CacheWriter:
         self._sync()
 
     def close(self) -> None:
-        """Commit, make the statuses durable too, and let go of the file."""
+        """Commit, make the statuses durable too, and close the file."""
         if self._fd < 0:
             return
         try:

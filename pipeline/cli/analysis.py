@@ -1,4 +1,4 @@
-"""The commands that ask a cache: search, duplicates, check-labels, map, select, compare-caches, explore."""
+"""The commands that analyse a cache: search, duplicates, check-labels, map, select, compare-caches, explore."""
 
 from __future__ import annotations
 
@@ -17,10 +17,21 @@ if TYPE_CHECKING:
 
     from pipeline.embedding.settings import RunSettings
 
-_layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to look at.")
-_output = click.option("-o", "--output", metavar="OUT.csv", help="Write the table there.  [default: standard output]")
-_page = click.option("--page", metavar="OUT.html", help="Write a page with the images too.")
-_seed = click.option("--seed", default=0, show_default=True, type=SEED, help="The same seed gives the same answer.")
+_layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to use.")
+_output = click.option(
+    "-o",
+    "--output",
+    metavar="OUT.csv",
+    help="Write the table to this file, as CSV or Parquet.  [default: CSV to standard output]",
+)
+_page = click.option("--page", metavar="OUT.html", help="Also write a page that shows the images.  [default: none]")
+_seed = click.option(
+    "--seed",
+    default=0,
+    show_default=True,
+    type=SEED,
+    help="Seed of random numbers. The same seed gives the same result.",
+)
 
 
 def _give(table: Any, output: str | None) -> None:
@@ -43,9 +54,13 @@ def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None
 @cli.command()
 @click.argument("cache", type=click.Path())
 @click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
-@click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Images for each query.")
-@click.option("--approximate", is_flag=True, help="Through a graph of neighbours (faiss); says its recall.")
-@click.option("--weights", metavar="FILE", help="The backbone's weights, when the cache was made with those of a file.")
+@click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Number of images per query.")
+@click.option(
+    "--approximate",
+    is_flag=True,
+    help="Search a graph of neighbours (faiss) and report its recall. Pays for very many queries.  [default: exact]",
+)
+@click.option("--weights", metavar="FILE", help="The weights file, when the cache was made with one.")
 @_layer
 @_output
 @_page
@@ -63,7 +78,7 @@ def search(
 ) -> None:
     """Find the images of CACHE that are nearest to each QUERY: an image file, or a key of the cache.
 
-    ``-`` as the only QUERY reads one for each line of standard input.
+    With ``-`` as the only QUERY, each line of standard input is a query.
     """
     from pipeline.analysis.search import search as find
     from pipeline.cache import open_cache
@@ -88,9 +103,13 @@ def search(
 @click.option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True),
-    help="Similarity of near duplicates.  [default: 0.992 of pixels, or 0.98 of embeddings]",
+    help="Least similarity of near duplicates. Lower finds more.  [default: 0.992 of pixels, 0.98 of embeddings]",
 )
-@click.option("--no-images", is_flag=True, help="Judge by embeddings alone, which also pair things that look alike.")
+@click.option(
+    "--no-images",
+    is_flag=True,
+    help="Compare embeddings only. Faster, but also pairs different objects that look alike.",
+)
 @_layer
 @_output
 @_page
@@ -122,9 +141,9 @@ def duplicates(
 @click.argument("cache", type=click.Path())
 @click.option(
     "--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True,
-    help="Strengths of the head to choose from. Repeatable.  [default: 0.001, 0.01, 0.1]",
+    help="Value of C to choose from. Repeatable.  [default: 0.001, 0.01, 0.1]",
 )  # fmt: skip
-@click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="Folds that hold rows out.")
+@click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="Number of folds.")
 @_seed
 @_layer
 @_output
@@ -132,7 +151,7 @@ def duplicates(
 def check_labels(
     cache: str, cs: tuple[float, ...], folds: int, seed: int, layer: str, output: str | None, page: str | None
 ) -> None:
-    """Rank the labels of CACHE, most doubtful first, by heads that have not seen the row."""
+    """Rank the labels of CACHE by out-of-fold probabilities, most doubtful first."""
     from pipeline.analysis.labels import DEFAULT_CS
     from pipeline.analysis.labels import check_labels as check
     from pipeline.cache import open_cache
@@ -154,10 +173,16 @@ def check_labels(
 @cli.command("map")
 @click.argument("cache", type=click.Path())
 @click.option(
-    "--method", default="umap", show_default=True, type=click.Choice(["pca", "umap", "tsne"]), help="How to lay it out."
+    "--method", default="umap", show_default=True, type=click.Choice(["pca", "umap", "tsne"]), help="The projection."
 )
-@click.option("--neighbours", default=15, show_default=True, type=click.IntRange(2), help="Of UMAP: few show detail.")
-@click.option("--epochs", type=click.IntRange(1), help="Of UMAP.  [default: 200 above 10 000 rows, 500 below]")
+@click.option(
+    "--neighbours",
+    default=15,
+    show_default=True,
+    type=click.IntRange(2),
+    help="Neighbours of UMAP. Fewer show more detail.",
+)
+@click.option("--epochs", type=click.IntRange(1), help="Epochs of UMAP.  [default: 200 above 10 000 rows, 500 below]")
 @_seed
 @_layer
 @_output
@@ -172,7 +197,7 @@ def map_(
     output: str | None,
     page: str | None,
 ) -> None:
-    """Lay the images of CACHE out in the plane: a table of key, label, x, y (CSV or Parquet)."""
+    """Compute two coordinates per image of CACHE: a table of key, label, x, y."""
     from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache
 
@@ -181,7 +206,7 @@ def map_(
     found = map_cache(opened, method, layer=layer, n_neighbors=neighbours, n_epochs=epochs, seed=seed, say=say)
     if output is not None or page is None:
         _give(found.table, output)
-    say(f"{len(found.table)} images laid out by {method} in {time.perf_counter() - started:.1f} s")
+    say(f"{len(found.table)} images projected by {method} in {time.perf_counter() - started:.1f} s")
     if page is not None:
         from pipeline.report.galleries import write_map_page
 
@@ -190,15 +215,20 @@ def map_(
 
 @cli.command()
 @click.argument("cache", type=click.Path())
-@click.option("-k", "k", default=100, show_default=True, type=click.IntRange(1), help="How many images.")
+@click.option("-k", "k", default=100, show_default=True, type=click.IntRange(1), help="Number of images.")
 @click.option(
     "--method",
     default="typicality",
     show_default=True,
     type=click.Choice(["k-centre", "typicality"]),
-    help="typicality for the first labels, k-centre when there are many.",
+    help="How to choose. typicality suits the first labels, k-centre suits many labels.",
 )
-@click.option("--all", "among_all", is_flag=True, help="Choose among all rows, as if none had a label.")
+@click.option(
+    "--all",
+    "among_all",
+    is_flag=True,
+    help="Choose among all rows, as if none had a label.  [default: rows without a label]",
+)
 @_seed
 @_layer
 @_output
@@ -223,15 +253,15 @@ def select(
 
 @cli.command("compare-caches")
 @click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="A.h5 [B.h5...]")
-@click.option("--layer", "layers", multiple=True, help="Only this layer. Repeatable.  [default: all]")
-@click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Neighbours that are compared.")
+@click.option("--layer", "layers", multiple=True, help="Compare only this layer. Repeatable.  [default: all]")
+@click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Number of neighbours to compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @_seed
 def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_json: bool, seed: int) -> None:
     """Compare embeddings of the same images: several caches, or the layers of one.
 
-    Prints how well each separates the labels (nearest neighbours, with intervals and the paired difference to the
-    first), then for each two their CKA and how many neighbours they share.
+    Prints how well each embedding separates the labels (nearest neighbours, with intervals and the paired difference
+    to the first), then, for each pair, linear CKA and the share of common neighbours.
     """
     from pipeline.analysis.compare_caches import compare_caches as compare
     from pipeline.cache import open_cache
@@ -248,21 +278,25 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
         if len(table):
             click.echo(table.to_csv(index=False, sep="\t", float_format="%.4f", lineterminator="\n"))
     if not len(found.separation):
-        say("no common row has a label: how well they separate classes cannot be told")
-    say(f"{found.rows} common images, {found.asked} of them asked for their neighbours")
+        say("no common row has a label: separation of classes was not measured")
+    say(f"{found.rows} common images, neighbours searched for {found.asked} of them")
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("cache", type=click.Path())
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]")
-@click.option("-o", "--output", metavar="OUT.parquet", help="Keep the table there.  [default: CACHE.h5.atlas.parquet]")
+@click.option("-o", "--output", metavar="OUT.parquet", help="The table to write.  [default: CACHE.h5.atlas.parquet]")
 @click.option(
-    "--method", default="umap", show_default=True, type=click.Choice(["pca", "umap", "tsne"]), help="Of the map."
+    "--method",
+    default="umap",
+    show_default=True,
+    type=click.Choice(["pca", "umap", "tsne"]),
+    help="The projection of the map.",
 )
 @_seed
 @_layer
 def explore(cache: str, options: tuple[str, ...], output: str | None, method: Any, seed: int, layer: str) -> None:
-    """Open CACHE in Apple's embedding-atlas; OPTIONS go to it, such as ``--port 5060``."""
+    """Open CACHE in Apple's embedding-atlas. OPTIONS are passed to it, such as ``--port 5060``."""
     from pipeline.analysis.atlas import atlas_command, check_atlas, write_atlas_table
     from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache

@@ -1,4 +1,4 @@
-"""What every command shares: the group with its exit codes, messages, signals, progress, the options of a run."""
+"""Shared by all commands: the group with its exit codes, messages, signals, progress, and the options of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
 LOG_EVERY_S = 30.0
 SEED = click.IntRange(0, 2**32 - 1)
-"""What every generator of random numbers takes."""
+"""The range that every random number generator accepts."""
 
 
 class _Stopped(BaseException):
@@ -35,7 +35,7 @@ class _Stopped(BaseException):
 
 
 class _Commands(click.Group):
-    """Turns what went wrong into one line and an exit code."""
+    """Turns errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -49,14 +49,14 @@ class _Commands(click.Group):
         except KeyboardInterrupt:  # a command that had nothing to commit
             ctx.exit(128 + signal.SIGINT)
         except BrokenPipeError:
-            # The reader of our output (head, a pager) has had enough.
+            # The reader of the output (head, a pager) closed the pipe.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             ctx.exit(0)
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that it clears away what it has begun."""
+    """Let SIGTERM end a command as Ctrl-C does, so that it removes its temporary files."""
 
     def handle(signum: int, frame: FrameType | None) -> None:
         raise _Stopped(signum)
@@ -84,22 +84,22 @@ def cli() -> None:
 
 @contextlib.contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """Give an event that SIGINT and SIGTERM set; a second signal ends the process at once.
+    """Yield an event that SIGINT and SIGTERM set; a second signal ends the process at once.
 
     Raises
     ------
     _Stopped
-        On leaving, when a signal had come.
+        On leaving, when a signal was received.
     """
     stop = threading.Event()
-    came: list[int] = []
+    received: list[int] = []
 
     def handle(signum: int, frame: FrameType | None) -> None:
-        if came:
+        if received:
             os._exit(128 + signum)
-        came.append(signum)
+        received.append(signum)
         stop.set()
-        say("\nstopping: committing what is done (once more to stop at once)")
+        say("\nstopping: committing what is done (repeat to stop at once)")
 
     before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -107,12 +107,12 @@ def stop_on_signal() -> Iterator[threading.Event]:
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
-    if came:
-        raise _Stopped(came[0])
+    if received:
+        raise _Stopped(received[0])
 
 
 class ProgressLine:
-    """A bar with images/s and time left on a terminal, a line now and then in a log."""
+    """A bar with images/s and time left on a terminal, an occasional line in a log."""
 
     def __init__(self, what: str, unit: str = "images") -> None:
         self._what, self._unit = what, unit
@@ -150,13 +150,13 @@ class ProgressLine:
             )
 
     def close(self) -> None:
-        """Leave the terminal in order."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.close()
 
 
 class CountOrAuto(click.IntRange):
-    """A number from 1 up to a most, or ``auto``, which becomes 0."""
+    """A number from 1 to a maximum, or ``auto``, which becomes 0."""
 
     name = "number or auto"
 
@@ -195,16 +195,21 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
                 default="auto",
                 show_default=True,
                 type=click.Choice(["auto", "float32", "mixed", "bfloat16", "float16"]),
-                help="Of the network; auto takes the fastest whose numbers agree with float32.",
+                help="The network's precision. auto: for extract, the fastest that agrees with float32; otherwise, "
+                "the cache's.",
             ),
             click.option(
-                "--engine", default="auto", show_default=True, type=click.Choice(["auto", "openvino", "torch"])
+                "--engine",
+                default="auto",
+                show_default=True,
+                type=click.Choice(["auto", "openvino", "torch"]),
+                help="The software that runs the network. auto: OpenVINO on a CPU where it can, PyTorch elsewhere.",
             ),
             click.option(
                 "--device",
                 default="auto",
                 show_default=True,
-                help="cpu, mps, cuda (the first GPU), cuda:1, cuda:all, cuda:0,cuda:2.",
+                help="Where the network runs: cpu, mps, cuda (the first GPU), cuda:1, cuda:all, or cuda:0,cuda:2.",
             ),
             click.option(
                 "--batch-size",
@@ -212,20 +217,20 @@ def run_options(command: Callable[..., None]) -> Callable[..., None]:
                 metavar="N|auto",
                 default="auto",
                 show_default=True,
-                help="Images per forward pass; auto: what suits the device.",
+                help="Images per forward pass. auto: a size that depends on the device.",
             ),
             click.option(
                 "--workers",
                 type=click.IntRange(1, 256),
                 default=None,
-                help="Decode processes.  [default: one per processor]",
+                help="Number of decode processes.  [default: one per processor]",
             ),
             click.option(
                 "--time-limit",
                 default=60.0,
                 show_default=True,
                 type=click.FloatRange(0.1),
-                help="Seconds an image may take.",
+                help="Seconds that decoding one image may take. An image that takes longer fails.",
             ),
         ]
     ):

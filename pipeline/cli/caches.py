@@ -11,10 +11,10 @@ from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, say
 
 @cli.command()
 @click.argument("cache", type=click.Path())
-@click.option("--failed", is_flag=True, help="List the failed images, one line each: key, tab, reason.")
+@click.option("--failed", is_flag=True, help="Print only the failed images, one per line: key, tab, reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(cache: str, failed: bool, as_json: bool) -> None:
-    """Show what is in a cache and what made it."""
+    """Show what is in a cache and what produced it."""
     from pipeline.cache.info import describe, describe_failures
 
     if failed:
@@ -42,12 +42,12 @@ def _one_line(value: Any) -> str:
 
 @cli.command()
 @click.argument("cache", type=click.Path())
-@click.option("--images", is_flag=True, help="Compare the image files with the cache as well.")
+@click.option("--images", is_flag=True, help="Compare the image files with the cache too. Reads all images.")
 def verify(cache: str, images: bool) -> None:
     """Check every byte of a cache.
 
-    Exit code 0: sound and complete. 1: damaged; the message says what and where. 3: sound, but rows are to do or
-    failed, or images are not what they were.
+    Exit code 0: sound and complete. 1: damaged; the message says what and where. 3: sound, but some rows are to do or
+    failed, or images have changed.
     """
     from pipeline.cache.verify import verify as verify_cache
     from pipeline.sources.reopen import reopen_source
@@ -65,7 +65,7 @@ def verify(cache: str, images: bool) -> None:
     if found.uncommitted:
         say(f"{found.uncommitted} of those to do are written, not committed: pipeline extract computes them again")
     for keys, what in (
-        (found.images_changed, "have other content now"),
+        (found.images_changed, "have changed"),
         (found.images_gone, "cannot be read any more"),
     ):
         if keys:
@@ -80,16 +80,16 @@ def verify(cache: str, images: bool) -> None:
 
 @cli.command()
 @click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="A.h5 B.h5...")
-@click.option("-o", "--output", required=True, metavar="C.h5", help="The cache to write; must not exist.")
+@click.option("-o", "--output", required=True, metavar="C.h5", help="The cache to write. It must not exist.")
 @click.option(
     "--on-duplicate", default="refuse", show_default=True, type=click.Choice(["refuse", "first", "last"]),
-    help="Which cache is right about an image that they disagree on.",
+    help="Which cache to use for an image on which they differ. refuse: stop with an error.",
 )  # fmt: skip
 def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", "first", "last"]) -> None:
-    """Put the rows of several caches, made with the same settings, into a new one.
+    """Merge the rows of several caches with the same settings into a new one.
 
-    The shards of a job array (pipeline extract --shard) have to be there all of them; the new cache is then the one
-    that a single run would have made.
+    Of a job array (pipeline extract --shard), all shards must be given. The new cache is then the one that a single
+    run would have made.
     """
     from pipeline.cache.merge import merge as merge_caches
 
@@ -106,18 +106,30 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
     "kind",
     required=True,
     type=click.Choice(["parquet", "npy", "csv", "h5ad", "onnx"]),
-    help="The kind of file.",
+    help="The format of the file.",
 )
 @click.option("-o", "--output", required=True, metavar="OUT", help="The file to write.")
-@click.option("--split", "splits", multiple=True, metavar="NAME", help="Only rows of this split. Repeatable.")
-@click.option("--label", "labels", multiple=True, metavar="NAME", help="Only rows of this class. Repeatable.")
+@click.option(
+    "--split",
+    "splits",
+    multiple=True,
+    metavar="NAME",
+    help="Write only rows of this split. Repeatable.  [default: all]",
+)
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="NAME",
+    help="Write only rows of this class. Repeatable.  [default: all]",
+)
 @click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to write.")
 def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: tuple[str, ...], layer: str) -> None:
-    """Write the done rows of CACHE, with keys, labels and columns, as a file of another kind.
+    """Write the done rows of CACHE, with keys, labels and columns, in another format.
 
-    parquet: a column 'embedding' of lists. npy: an array, and OUT.csv with a line for each of its rows. csv: columns
-    e0, e1, … h5ad: for scanpy and its relatives (needs anndata). onnx: of a run folder in CACHE's place, its network
-    and head as one file, from images to probabilities.
+    parquet: a column 'embedding' of lists. npy: an array, and OUT.csv with one line per row of it. csv: columns e0,
+    e1, … h5ad: for scanpy and related tools (needs anndata). onnx: network and head as one file, from images to
+    probabilities; CACHE is then a run folder.
     """
     if kind == "onnx":
         from pipeline.training.onnx import export_onnx

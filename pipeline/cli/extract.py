@@ -15,54 +15,76 @@ if TYPE_CHECKING:
 
 @cli.command()
 @click.argument("images")
-@click.option("-o", "--output", required=True, metavar="CACHE.h5", help="The cache to write, or to complete.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="CACHE.h5",
+    help="The cache to write. An existing cache is completed or updated.",
+)
 @click.option(
     "--backbone",
     metavar="NAME",
-    help="See 'pipeline backbones'.  [default: that of --weights RUN/, or efficientnet_lite0]",
+    help="The network; 'pipeline backbones' lists the names.  [default: that of --weights RUN/, or efficientnet_lite0]",
 )
 @click.option(
-    "--weights", metavar="W", help="Name of the weights, a .safetensors or .pth file, a fine-tuned RUN/, or 'random'."
+    "--weights",
+    metavar="W",
+    help="The weights: a name, a .safetensors or .pth file, a fine-tuned RUN/, or 'random'.  [default: the backbone's]",
 )
 @click.option(
     "--layer", "layers", multiple=True, metavar="NODE[:POOLING]",
-    help="Another layer besides 'penultimate'; pooling is avg, max, gem, cls or flatten. Repeatable.",
+    help="Store another layer besides 'penultimate'. POOLING is avg, max, gem, cls or flatten. Repeatable.",
 )  # fmt: skip
 @click.option(
-    "--dtype", default="float32", show_default=True, type=click.Choice(["float32", "float16"]), help="Of the file."
+    "--dtype",
+    default="float32",
+    show_default=True,
+    type=click.Choice(["float32", "float16"]),
+    help="The type of the stored embeddings. float16 halves the file.",
 )
 @click.option(
-    "--max-pixels", default=200_000_000, show_default=True, type=click.IntRange(1), help="Larger images fail."
+    "--max-pixels",
+    default=200_000_000,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images with more pixels than this fail.",
 )
 @click.option(
     "--jpeg-scale", default="full", show_default=True, type=click.Choice(["full", "half"]),
-    help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the size they are resized to; other numbers.",
+    help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the target size. Changes the embeddings.",
 )  # fmt: skip
 @click.option(
     "--decode", "decoder", default="cpu", show_default=True, type=click.Choice(["cpu", "gpu"]),
-    help="gpu: decode JPEGs on the CUDA device too, if embeddings keep cosine 0.9995 to Pillow's; other numbers.",
+    help="gpu: decode JPEGs on the GPU if embeddings keep cosine 0.9995 to Pillow's pixels. Changes the embeddings.",
 )  # fmt: skip
 @click.option(
     "--labels", metavar="TABLE",
-    help="CSV or Parquet with a column 'key', and 'label', 'split', 'group' or more, for any kind of IMAGES.",
+    help="Take labels from TABLE, for any kind of IMAGES: CSV or Parquet with 'key', and 'label', 'split', 'group', …",
 )  # fmt: skip
-@click.option("--allow-missing", is_flag=True, help="Files a table names and that do not exist become failed rows.")
 @click.option(
-    "--check-content", is_flag=True, help="Compare the content of every image with the cache, not only size and time."
+    "--allow-missing",
+    is_flag=True,
+    help="Turn files that a table names and that do not exist into failed rows, instead of stopping.",
 )
-@click.option("--retry-failed", is_flag=True, help="Try again the images that failed before.")
-@click.option("--max-failures", metavar="N|P%", help="Stop early when more images fail than this.")
+@click.option(
+    "--check-content",
+    is_flag=True,
+    help="Compare the content of every image with the cache, not only size and time. Reads all images.",
+)
+@click.option("--retry-failed", is_flag=True, help="Retry the images that failed before.")
+@click.option("--max-failures", metavar="N|P%", help="Stop when more images than this fail.  [default: no limit]")
 @click.option(
     "--shard", metavar="I/N|slurm",
-    help="Only part I of N, from 1; slurm: of the array's task. '{shard}' in CACHE.h5 becomes I. See pipeline merge.",
+    help="Extract part I of N, from 1; slurm: of this array task. '{shard}' in CACHE.h5 becomes I. See pipeline merge.",
 )  # fmt: skip
 @click.option(
     "--ray", "ray_address", metavar="[ADDRESS]", is_flag=False, flag_value="",
-    help="Compute on the Ray cluster at ADDRESS; without it on the one around, or one started here.",
+    help="Run on the Ray cluster at ADDRESS. Without ADDRESS: use the running cluster, or start a local one.",
 )  # fmt: skip
 @click.option(
     "--ray-actors", type=click.IntRange(1), default=None,
-    help="Engines on the cluster, at most.  [default: as many as it has room for]",
+    help="The largest number of engines on the cluster.  [default: as many as it has room for]",
 )  # fmt: skip
 @run_options
 def extract(
@@ -87,11 +109,11 @@ def extract(
 ) -> None:
     """Embed every image of IMAGES into a cache.
 
-    IMAGES is a folder (sub-folders are classes), a CSV or Parquet table with a column 'path' and, if you like,
-    'label', 'split', 'group' and more, a tar or zip archive, a Parquet or HDF5 file of images, a glob or a brace
+    IMAGES is a folder (sub-folders are classes), a CSV or Parquet table with a column 'path' (and optionally
+    'label', 'split', 'group' and others), a tar or zip archive, a Parquet or HDF5 file of images, a glob or a brace
     pattern of these ('shards-{000..099}.tar'), or an fsspec URL of any (s3://, gs://, http(s)://, hf://).
 
-    Stop it at any time: the same command goes on where it stopped.
+    The command can be stopped at any time. The same command resumes.
     """
     from pipeline.core.shards import Shard
     from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
@@ -130,7 +152,7 @@ def extract(
         _say_summary(summary, output)
         if summary.stopped:
             left = summary.total - summary.already - summary.computed - summary.failed
-            say(f"stopped; the same command goes on: {left} left")
+            say(f"stopped, {left} left: the same command resumes")
     if summary.failed:
         say(f"{summary.failed} images failed: 'pipeline info --failed {output}' lists them")
         click.get_current_context().exit(EXIT_SOME_FAILED)
@@ -158,7 +180,11 @@ def _say_summary(summary: Summary, output: str) -> None:
 
 
 @cli.command()
-@click.option("--family", type=click.Choice(["efficientnet_lite0", "torchvision", "timm"]), help="Only this one's.")
+@click.option(
+    "--family",
+    type=click.Choice(["efficientnet_lite0", "torchvision", "timm"]),
+    help="List only this family.  [default: all]",
+)
 def backbones(family: str | None) -> None:
     """List the names that --backbone takes."""
     from pipeline.backbones import list_backbones

@@ -9,7 +9,7 @@ import click
 from pipeline.cli.base import SEED, ProgressLine, cli, say, stop_on_signal
 
 
-class _Rate(click.ParamType[Any]):
+class _Rate(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A learning rate, or auto."""
 
     name = "RATE|auto"
@@ -29,55 +29,90 @@ class _Rate(click.ParamType[Any]):
 @cli.command()
 @click.argument("cache", type=click.Path())
 @click.argument("probe", metavar="RUN/", type=click.Path())
-@click.option("-o", "--output", required=True, metavar="RUN2/", help="The run folder to write, or to replace.")
+@click.option(
+    "-o", "--output", required=True, metavar="RUN2/", help="The run folder to write. An existing run is replaced."
+)
 @click.option(
     "--schedule", default="lp-ft", show_default=True, type=click.Choice(["lp-ft", "gradual", "head-only"]),
-    help="What learns: everything; stage by stage from the top; the head alone.",
+    help="What is trained. lp-ft: everything; gradual: stage by stage from the top; head-only: the head.",
 )  # fmt: skip
-@click.option("--epochs", default=5, show_default=True, type=click.IntRange(1))
-@click.option("--lr", default="3e-4", show_default=True, type=_Rate(), help="Of the head; auto: from a range test.")
+@click.option(
+    "--epochs", default=5, show_default=True, type=click.IntRange(1), help="Passes over the training images, at most."
+)
+@click.option(
+    "--lr", default="3e-4", show_default=True, type=_Rate(), help="Learning rate of the head. auto: by a range test."
+)
 @click.option(
     "--layer-decay", default=0.8, show_default=True, type=click.FloatRange(0, 1, min_open=True),
-    help="Learning rate of a block as a share of the one above it.",
+    help="Learning rate of a block, as a share of that of the block above it. 1: all blocks learn at one rate.",
 )  # fmt: skip
-@click.option("--weight-decay", default=0.05, show_default=True, type=click.FloatRange(0))
-@click.option("--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "sgd"]))
 @click.option(
-    "--warmup", default=0.1, show_default=True, type=click.FloatRange(0, 1, max_open=True), help="Share of the steps."
+    "--weight-decay", default=0.05, show_default=True, type=click.FloatRange(0), help="Weight decay of the optimizer."
 )
-@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images to a step.")
 @click.option(
-    "--micro-batch", type=click.IntRange(1), help="Images at once, added up to a step.  [default: the whole step]"
+    "--optimizer", default="adamw", show_default=True, type=click.Choice(["adamw", "sgd"]),
+    help="The optimizer. sgd has momentum 0.9.",
+)  # fmt: skip
+@click.option(
+    "--warmup", default=0.1, show_default=True, type=click.FloatRange(0, 1, max_open=True),
+    help="Share of the steps in which the learning rate rises.",
+)  # fmt: skip
+@click.option("--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images per optimizer step.")
+@click.option(
+    "--micro-batch",
+    type=click.IntRange(1),
+    help="Images per forward pass. Fewer need less memory.  [default: the whole step]",
 )
-@click.option("--label-smoothing", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True))
-@click.option("--mixup", default=0.0, show_default=True, type=click.FloatRange(0), help="α; 0 for none.")
+@click.option(
+    "--label-smoothing", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True),
+    help="Label smoothing of the loss.",
+)  # fmt: skip
+@click.option("--mixup", default=0.0, show_default=True, type=click.FloatRange(0), help="α of mixup. 0: no mixup.")
 @click.option(
     "--augment", default="flip", show_default=True, type=click.Choice(["none", "flip", "standard", "strong"]),
-    help="flip; standard: random crops too; strong: TrivialAugment too.",
+    help="Random changes of training images. flip: mirrors; standard: crops too; strong: TrivialAugment too.",
 )  # fmt: skip
-@click.option("--balanced", is_flag=True, help="Weigh rare classes up.")
-@click.option("--clip", default=1.0, show_default=True, type=click.FloatRange(0), help="Norm of gradients; 0: any.")
+@click.option("--balanced", is_flag=True, help="Weight the loss so that all classes count equally.")
+@click.option(
+    "--clip",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Clip gradients to this norm. 0: do not clip.",
+)
 @click.option(
     "--ema", default=0.0, show_default=True, type=click.FloatRange(0, 1, max_open=True),
-    help="Decay of an average of the weights, which is then kept; 0 for none.",
+    help="Decay of a moving average of the weights; the average is kept. 0: no average.",
 )  # fmt: skip
-@click.option("--train-statistics", is_flag=True, help="Let batch normalisation's running statistics move.")
+@click.option(
+    "--train-statistics",
+    is_flag=True,
+    help="Update the running statistics of batch normalisation.  [default: keep them]",
+)
 @click.option(
     "--patience", default=3, show_default=True, type=click.IntRange(0),
-    help="Epochs without a better validation loss before the end; 0: all epochs.",
+    help="End after this many epochs without a better validation loss. 0: never end early.",
 )  # fmt: skip
 @click.option(
-    "--start", default="fitted", show_default=True, type=click.Choice(["fitted", "random"]), help="Of the head."
+    "--start", default="fitted", show_default=True, type=click.Choice(["fitted", "random"]),
+    help="The head to start from. random: a new head, to measure what the fitted one is worth.",
+)  # fmt: skip
+@click.option(
+    "--seed", default=0, show_default=True, type=SEED, help="Seed of all random numbers. The same seed repeats a run."
 )
-@click.option("--seed", default=0, show_default=True, type=SEED)
 @click.option(
     "--precision", default="auto", show_default=True, type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
-    help="Of training; auto: bfloat16 where the device computes in it.",
+    help="Precision of training. auto: bfloat16 where the device has it, float32 elsewhere.",
 )  # fmt: skip
-@click.option("--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]))
-@click.option("--workers", type=click.IntRange(1, 256), help="Decode processes.  [default: one per processor]")
-@click.option("--weights", metavar="W", help="The backbone's weights, when the cache was made with those of a file.")
-@click.option("--restart", is_flag=True, help="Begin anew where a stopped run could go on.")
+@click.option(
+    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Where to train. auto: the GPU where there is one.",
+)  # fmt: skip
+@click.option(
+    "--workers", type=click.IntRange(1, 256), help="Number of decode processes.  [default: one per processor]"
+)
+@click.option("--weights", metavar="W", help="The weights file, when the cache was made with one.")
+@click.option("--restart", is_flag=True, help="Discard a checkpoint and start again.  [default: resume]")
 @click.option("--no-report", is_flag=True, help="Do not write report.html.")
 def finetune(
     cache: str,
@@ -91,11 +126,11 @@ def finetune(
     no_report: bool,
     **train: Any,
 ) -> None:
-    """Train the network behind CACHE, gently, from the head of RUN/ on, and measure whether it was worth it.
+    """Train the network behind CACHE, starting from the head of RUN/, and measure the gain.
 
-    The images of the cache must still be there. Stop it at any time: the same command goes on where it stopped. RUN2/
-    is a backbone (extract --weights RUN2/) with its head (predict RUN2/). Several GPUs: start it with torchrun or
-    accelerate launch.
+    The images of the cache must still exist. The command can be stopped at any time; the same command resumes. RUN2/
+    is a backbone (extract --weights RUN2/) with its head (predict RUN2/). For several GPUs, start the command with
+    torchrun or accelerate launch.
     """
     from pipeline.embedding.settings import RunSettings
     from pipeline.finetune import FinetuneSettings
@@ -117,6 +152,6 @@ def finetune(
         finally:
             progress.close()
         if result.stopped:
-            say("stopped; the same command goes on")
+            say("stopped: the same command resumes")
     if result.metrics:
         say(f"{result.run_dir}: {result.advice}")

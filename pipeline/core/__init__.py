@@ -1,1 +1,1 @@
-"""What every other part builds on: items, specs, files, devices. Knows no source, network, engine or cache."""
+"""Shared by all other parts: items, specs, files, devices. Depends on no source, network, engine or cache."""

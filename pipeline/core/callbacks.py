@@ -1,4 +1,4 @@
-"""What a long task calls while it runs: lines for people, counts for a progress bar, a request to stop."""
+"""Callbacks of a long task: lines for the user, counts for a progress bar, a request to stop."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 Say = Callable[[str], None]
-"""Receives a line for people."""
+"""Called with a line for the user."""
 Progress = Callable[[int, int, int], None]
-"""Receives rows ready, rows failed, rows in all."""
+"""Called with rows ready, rows failed, rows in total."""
 
 
 def ignore(*values: object) -> None:
@@ -18,12 +18,12 @@ def ignore(*values: object) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Callbacks:
-    """The callbacks of a task, passed on as one.
+    """The callbacks of a task, passed as one object.
 
     Attributes
     ----------
     stop : threading.Event
-        When set, the task ends as soon as what is finished is safe.
+        When set, the task ends as soon as finished rows are durable.
     say : callable
     progress : callable
     """

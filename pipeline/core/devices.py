@@ -1,4 +1,4 @@
-"""Devices of PyTorch by name: which there are, what they are called, in which precisions they are fast."""
+"""PyTorch devices: names, availability, and the precisions in which they are fast."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ if TYPE_CHECKING:
     import torch
 
 BFLOAT16_SINCE, FLOAT16_SINCE = (8, 0), (7, 0)
-"""Compute capabilities whose tensor cores work in these types; before, they are slower than float32 or not there."""
+"""Compute capabilities whose tensor cores work in these types; older ones lack them or are slower than in float32."""
 
 
 def pick_devices(device: str) -> tuple[torch.device, ...]:
-    """Return the devices of that name.
+    """Return the devices that a name stands for.
 
     Parameters
     ----------
     device : str
         ``auto`` (CUDA, then MPS, then the CPU), ``cpu``, ``mps``, ``cuda`` (the first), ``cuda:1``, ``cuda:all``, or
-        several with commas between.
+        several separated by commas.
 
     Raises
     ------
     EngineError
-        The name means nothing, this machine has no such device, or the devices cannot work side by side.
+        The name is unknown, this machine has no such device, or the devices cannot be combined.
     """
     import torch  # takes a second: only where a device is asked for
 
@@ -37,7 +37,7 @@ def pick_devices(device: str) -> tuple[torch.device, ...]:
         return tuple(torch.device(f"cuda:{i}") for i in range(torch.cuda.device_count()))
     devices = tuple(_device(name.strip()) for name in device.split(","))
     if len(devices) > 1 and ({d.type for d in devices} != {"cuda"} or len(set(devices)) < len(devices)):
-        raise EngineError(f"expected different GPUs such as cuda:0,cuda:1, found {device!r}: correct --device")
+        raise EngineError(f"--device: expected distinct GPUs such as cuda:0,cuda:1, got {device!r}: name each GPU once")
     return devices
 
 
@@ -61,7 +61,7 @@ def _device(name: str) -> torch.device:
 
 
 def device_precisions(device: torch.device) -> tuple[str, ...]:
-    """Return the precisions that a device is fast in, fastest first."""
+    """Return the precisions in which a device is fast, fastest first."""
     import torch  # takes a second: only where a device is asked for
 
     if device.type != "cuda":
@@ -72,7 +72,7 @@ def device_precisions(device: torch.device) -> tuple[str, ...]:
 
 
 def describe_device(device: torch.device) -> str:
-    """Return the device's name for people."""
+    """Return the name of a device for display."""
     import torch  # takes a second: only where a device is asked for
 
     return f"{device} ({torch.cuda.get_device_name(device)})" if device.type == "cuda" else str(device)

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all."""
+"""Atomic writes: files and folders that appear complete or not at all."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 PART = ".part"
-"""The ending of a file or folder that is being written."""
+"""Suffix of a file or folder that is being written."""
 
 
 @contextlib.contextmanager
 def replacing(
     path: str | os.PathLike[str], error: type[PipelineError] = PipelineError, *, shared: bool = False
 ) -> Iterator[Path]:
-    """Give the path of a file to write, which takes the place of ``path`` when the block ends.
+    """Yield the path of a file to write, which replaces ``path`` when the block ends.
 
-    Readers see the old file or the whole new one. The new one is on the disk before it gets its name. If the block
+    Readers see the old file or the complete new one. The new file is synced before it is renamed. If the block
     raises, ``path`` stays as it was and the unfinished file is removed.
 
     Parameters
@@ -32,9 +32,9 @@ def replacing(
     path : path
         Replaced where it exists.
     error : type
-        What an `OSError` becomes.
+        The error that replaces an `OSError`.
     shared : bool
-        Several processes may write the same file at once: each gets an unfinished file of its own. Else there is one
+        Several processes may write the same file at once: each gets its own unfinished file. Otherwise there is one
         name for it, so that what a killed run left behind is removed by the next.
 
     Raises
@@ -60,8 +60,8 @@ def replacing(
 
 
 def put_in_place(finished: Path, path: Path) -> None:
-    """Give a finished file the name ``path``, durably and at one instant; raises `OSError`."""
-    # Before the rename: else a power cut could leave the name on a file whose bytes never came to the disk.
+    """Rename a finished file to ``path``, durably and atomically; raises `OSError`."""
+    # Before the rename: after a power cut the name could otherwise belong to a file without its bytes.
     _sync(finished, os.O_RDWR)
     finished.replace(path)
     _sync(path.parent, os.O_RDONLY)
@@ -69,7 +69,7 @@ def put_in_place(finished: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = PipelineError) -> Iterator[Path]:
-    """Give the path of a folder to fill, which takes the place of ``path`` when the block ends.
+    """Yield the path of a folder to fill, which replaces ``path`` when the block ends.
 
     If the block raises, the unfinished folder is removed and ``path`` stays as it was.
 
@@ -78,7 +78,7 @@ def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = 
     path : path
         Replaced where it exists; its parents are made.
     error : type
-        What an `OSError` becomes.
+        The error that replaces an `OSError`.
 
     Raises
     ------
@@ -110,7 +110,7 @@ def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = 
 
 
 def file_identity(info: os.stat_result) -> tuple[int, int]:
-    """Return what tells one file from another, whatever their names: device and inode."""
+    """Return what identifies a file independently of its name: device and inode."""
     return info.st_dev, info.st_ino
 
 

@@ -1,4 +1,4 @@
-"""Items and what became of them: the item list as columns, the status of a row, the hash of an image's bytes."""
+"""Items and their outcomes: the item list as columns, the status of a row, the hash of an image's bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Reader = Callable[[Any], bytes]
-"""Takes a locator (what `pipeline.sources.Source.locator` returned), gives the bytes for the decoder; raises
+"""Takes a locator (what `pipeline.sources.Source.locator` returned), returns the bytes for the decoder; raises
 `OSError`."""
 
 HASH_BYTES = 16
@@ -77,7 +77,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that was seen and is not an item, with the reason."""
+    """A file that was found and is not an item, with the reason."""
 
     key: str
     reason: str
@@ -90,7 +90,7 @@ class ItemTable:
     Attributes
     ----------
     keys : (N,) fixed-length bytes
-        File-system bytes of the keys (UTF-8 but for names that are not).
+        File-system bytes of the keys: UTF-8, except for file names that are not.
     labels : (N,) int32
         Index into ``label_names``; -1 for none.
     label_names : tuple of str

@@ -1,4 +1,4 @@
-"""Parts of an item list, for job arrays: which part a job takes, and what its cache records about it."""
+"""Parts of an item list, for job arrays: the part of a job, and its record in the cache."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Shard:
 
     @classmethod
     def parse(cls, text: str, environ: Mapping[str, str] = os.environ) -> Shard:
-        """Read ``"I/N"`` with I from 1 to N, or ``"slurm"`` for what Slurm says of the array's task.
+        """Read ``"I/N"`` with I from 1 to N, or ``"slurm"`` for the part of this Slurm array task.
 
         Raises
         ------
@@ -56,7 +56,7 @@ class Shard:
         return cls(int(number), int(count))
 
     def name(self, output: str) -> str:
-        """Put the number, with as many digits as the count, where ``output`` has ``{shard}``.
+        """Replace ``{shard}`` in ``output`` by the number, with as many digits as the count.
 
         Examples
         --------

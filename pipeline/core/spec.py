@@ -1,4 +1,4 @@
-"""What produced a cache, and the fingerprint of all in it that changes numbers."""
+"""What produced a cache, and the fingerprint of all fields that change numbers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DESCRIPTIVE = frozenset({"weights.name", "weights.origin"})
 
 
 def canonical_json(data: Any) -> str:
-    """Return JSON in one spelling: sorted names, no spaces, ASCII."""
+    """Return JSON in one spelling: sorted names, no spaces, ASCII; see `docs/format.md`."""
     return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
@@ -53,9 +53,9 @@ def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, w
     have, want = _numeric(found), _numeric(wanted)
     fields = sorted(name for name in have.keys() | want.keys() if have.get(name) != want.get(name))
     differences = "; ".join(
-        f"{name} is {_short(have.get(name))} there and {_short(want.get(name))} here" for name in fields
+        f"expected {name} {_short(want.get(name))}, got {_short(have.get(name))}" for name in fields
     )
-    raise FingerprintError(f"{where} holds other numbers: {differences}: {hint}")
+    raise FingerprintError(f"{where}: {differences}: {hint}")
 
 
 def _numeric(spec: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def _numeric(spec: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    """Return the leaves by dotted path; a list of named things is keyed by name, another list is a leaf."""
+    """Return the leaves by dotted path; a list of named elements is keyed by name, any other list is a leaf."""
     if isinstance(value, Mapping):
         return {
             path: leaf

@@ -1,4 +1,4 @@
-"""The process and its machine: processors, memory limits, the folder of kept files, versions, child processes."""
+"""The process and its machine: processors, memory limits, the cache folder of the user, versions, child processes."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 PACKAGE_ROOT = Path(__file__).parent.parent.parent
-"""The folder that a child process has to find the package in."""
+"""The folder from which a child process imports the package."""
 
 
 def processor_count() -> int:
-    """Return how many processors this process may use: under taskset, a container or a batch system not all of them.
+    """Return how many processors this process may use; taskset, a container or a batch system may limit them.
 
     ``PYTHON_CPU_COUNT`` overrides what the system says, as it does for `os.process_cpu_count`.
     """
@@ -30,19 +30,19 @@ def processor_count() -> int:
 
 
 def cache_folder() -> Path:
-    """Return the folder of kept files: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
+    """Return the user's cache folder: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
     return Path(base) / "embedding-pipeline"
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment of a Python child process that imports this very package."""
+    """Return the environment of a Python child process that imports this same package."""
     path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path}
 
 
 def limit_memory(limit: int) -> None:
-    """Bound the address space of this process to what it has now and ``limit`` bytes; 0 sets no limit.
+    """Limit the address space of this process to its present size plus ``limit`` bytes; 0 sets no limit.
 
     An allocation beyond it is a `MemoryError` here, instead of the kernel killing a process of its choice.
     """

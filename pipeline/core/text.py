@@ -1,4 +1,4 @@
-r"""Text that any library and any file takes: names whose bytes are not UTF-8, label sets, names of columns."""
+r"""Text that every library and file accepts: names whose bytes are not UTF-8, label sets, names of columns."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SET_SEPARATOR = "|"
-"""Stands between the labels of a set; alone it is the empty set."""
+"""Separates the labels of a set; alone it is the empty set."""
 
 OTHER_SET_SEPARATOR = ";"
-"""Stands between them in a column in which the first one does not occur."""
+"""Separates them in a column that does not contain the first separator."""
 
 _LONGEST_NAME = 24
 
 
 def valid_text(texts: NDArray[np.str_] | Iterable[Any]) -> list[str]:
-    r"""Return text that any library takes: bytes of a name that are not UTF-8 are shown as ``\xff``.
+    r"""Return text that every library accepts: bytes of a name that are not UTF-8 are shown as ``\xff``.
 
     Examples
     --------
@@ -36,7 +36,7 @@ def valid_text(texts: NDArray[np.str_] | Iterable[Any]) -> list[str]:
 
 
 def free_name(name: str, taken: Container[str]) -> str:
-    """Return a column's name, with ``column_`` before it as often as it is taken.
+    """Return a free name for a column: ``column_`` is prepended until the name is free.
 
     Examples
     --------

@@ -1,7 +1,7 @@
 """JPEGs decoded and prepared on a CUDA device, by nvJPEG through torchvision.
 
-Decode workers read, hash and look at headers as ever, and leave the bytes of plain JPEGs in shared memory; here a
-batch of them becomes pixels. All code but nvJPEG's runs on the CPU too, and so do its tests.
+Decode workers read, hash and parse headers as usual, and leave the bytes of plain JPEGs in shared memory. This module
+decodes a batch of them. All code except nvJPEG also runs on the CPU, where it is tested.
 
 Axes: B images, H W pixels, E bytes.
 """
@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 RESAMPLING = ("bilinear", "bicubic")
 """Which PyTorch resizes with antialiasing, as Pillow does."""
 AT_ONCE = 32
-"""JPEGs a call decodes: what is on the device at full size is bounded by it, and by `GPU_PIXELS`."""
+"""JPEGs per call; with `GPU_PIXELS` it bounds the full-size pixels on the device."""
 
 
 def decode_device(device: str) -> torch.device:
-    """Return the GPU that decodes: the first one where several compute.
+    """Return the GPU that decodes: the first where several compute.
 
     Parameters
     ----------
@@ -58,7 +58,7 @@ def decode_device(device: str) -> torch.device:
     if first.type != "cuda":
         found = "none" if device == "auto" else f"--device {device}"
         raise EngineError(
-            f"--decode gpu needs a CUDA device, found {found}: leave it out, or work on a cache that was made without"
+            f"--decode gpu needs a CUDA device, found {found}: leave it out, or use a cache made without it"
         )
     return first
 
@@ -66,8 +66,8 @@ def decode_device(device: str) -> torch.device:
 class GpuDecodePool(DecodePool):
     """A decode pool whose plain JPEGs are decoded and prepared on a device; see `is_plain_jpeg`.
 
-    What the device refuses goes to decode workers after all, so that a damaged file has the outcome it always has, in
-    a process of its own.
+    Images that the device refuses go to decode workers. A damaged file therefore has its usual outcome, in a process
+    of its own.
 
     Parameters
     ----------
@@ -79,7 +79,7 @@ class GpuDecodePool(DecodePool):
     Raises
     ------
     EngineError
-        The weights' resampling is not one of `RESAMPLING`, or the device decodes nothing.
+        The weights' resampling is not one of `RESAMPLING`, or the device cannot decode.
     """
 
     def __init__(
@@ -117,13 +117,13 @@ class GpuDecodePool(DecodePool):
             yield batch
 
     def close(self) -> None:
-        """End the workers, whatever they are doing."""
+        """End the workers at once."""
         super().close()
         if self._refused is not None:
             self._refused.close()
 
     def _prepare(self, batch: Batch) -> list[int]:
-        """Put the images of the JPEGs that were left for the device in their places; return which it refused."""
+        """Decode the JPEGs that were left for the device into their slots; return those it refused."""
         left = [outcome for outcome in batch.outcomes if outcome.encoded]
         refused = []
         for start in range(0, len(left), AT_ONCE):
@@ -142,7 +142,7 @@ class GpuDecodePool(DecodePool):
     def _prepare_refused(
         self, batch: Batch, positions: list[int], locator: Callable[[int], Any], stop: threading.Event | None
     ) -> bool:
-        """Let workers decode these; return whether they did, before a stop."""
+        """Let workers decode these; return whether they finished before a stop."""
         self._refused = self._refused or self._pool_of_refused()
         through = False
         for other in self._refused.batches(batch.rows[positions], locator, stop):  # one, as it fits into one
@@ -197,7 +197,7 @@ def prepared(image: Tensor, preprocess: Preprocess) -> Tensor:
 
 
 def _check_decoder(device: torch.device) -> None:
-    """Find out whether there is a decoder at all: one that refuses every image would only be slow."""
+    """Check that a decoder exists: one that refuses every image would only be slow."""
     file = io.BytesIO()
     Image.new("RGB", (16, 16)).save(file, "JPEG")
     try:
@@ -212,7 +212,7 @@ def _decoded(encoded: list[Tensor], device: torch.device) -> list[Tensor]:
     from torchvision.io import ImageReadMode, decode_jpeg
 
     if device.type == "cuda":
-        # It writes on its own stream, into memory that work of this one, called off by an error, may still write to.
+        # It writes on its own stream, into memory that cancelled work of this stream may still write to.
         torch.cuda.current_stream(device).synchronize()
     with warnings.catch_warnings():
         # It is deprecated for TorchCodec, which would be one more package, of one PyTorch version each.

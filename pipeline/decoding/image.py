@@ -1,4 +1,4 @@
-"""Bytes → uint8 RGB: one stated policy for orientation, transparency, depth, animation and size.
+"""Bytes → uint8 RGB, by one policy for orientation, transparency, depth, animation and size.
 
 Needs Pillow and NumPy only: decode workers import this module and `pipeline.decoding.preprocess`, and start quickly.
 """
@@ -25,9 +25,9 @@ FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF
 
 PILLOW, GPU = JPEG_DECODERS = "pillow", "gpu"
 GPU_BYTES, GPU_PIXELS = 2 << 20, 1 << 25
-"""Larger JPEGs are Pillow's: they would take too much shared or device memory. Other values would be other numbers."""
+"""Pillow decodes larger JPEGs: they would take too much shared or device memory. Part of what defines the numbers."""
 GPU_SHRINK = 1.45
-"""By which a JPEG of subsampled colour shrinks at least: nvJPEG repeats its colours where others interpolate them."""
+"""Least reduction of a JPEG with subsampled colours: nvJPEG repeats the colours that other decoders interpolate."""
 _END_OF_IMAGE = b"\xff\xd9"
 _ADOBE_YCBCR = 1
 
@@ -46,7 +46,7 @@ _MAGIC = (
 )
 
 
-# EXIF orientation → what makes the picture upright (TIFF 6.0, tag 274).
+# EXIF orientation → the operation that makes the picture upright (TIFF 6.0, tag 274).
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -59,7 +59,7 @@ _TURNS = {
 
 
 class DecodeError(Exception):
-    """An image that cannot be decoded, with the status its row gets.
+    """An image that cannot be decoded, with the status of its row.
 
     Attributes
     ----------
@@ -79,9 +79,9 @@ class DecodePolicy:
     Attributes
     ----------
     orientation : str
-        ``"exif"``: the EXIF orientation is applied (one that cannot be read counts as none).
+        ``"exif"``: the EXIF orientation is applied; one that cannot be read is ignored.
     background : str
-        ``"white"``: what shows through transparent pixels.
+        ``"white"``: the colour behind transparent pixels.
     depth : str
         ``"scale16"``: 16-bit samples are divided by 257 and rounded; 32-bit and float ones have no known range and
         fail.
@@ -94,9 +94,9 @@ class DecodePolicy:
         least twice the size they are then resized to.
     jpeg_decoder : str
         ``"pillow"``, or ``"gpu"``: the JPEGs that `is_plain_jpeg` knows are decoded and prepared on a CUDA device
-        (`pipeline.decoding.gpu`), and all other images as ever.
+        (`pipeline.decoding.gpu`), and all other images by Pillow.
     formats : tuple of str
-        Pillow's names of the formats that are decoded at all.
+        Pillow's names of the formats that are accepted.
     """
 
     orientation: str = "exif"
@@ -117,7 +117,7 @@ class DecodePolicy:
 
 
 def is_image(head: bytes) -> bool:
-    """Tell from a file's first `SNIFF_BYTES` bytes whether it claims to be an image of an allowed format."""
+    """Return whether a file's first `SNIFF_BYTES` bytes are those of an allowed image format."""
     if head.startswith(_MAGIC):
         return True
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
@@ -145,13 +145,13 @@ def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uin
     Raises
     ------
     DecodeError
-        The bytes are no image of an allowed format, or a damaged or too large one.
+        The image has no allowed format, is damaged, or is too large.
     """
     return np.asarray(decode_image(data, policy))
 
 
 def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None = None) -> Image.Image:
-    """Decode to an upright RGB Pillow image; the form that `pipeline.decoding.preprocess` continues from.
+    """Decode to an upright RGB Pillow image, the input of `pipeline.decoding.preprocess`.
 
     Parameters
     ----------
@@ -169,7 +169,7 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata; the pixels are what counts here
+            warnings.simplefilter("ignore")  # Pillow warns of unusual metadata, which does not matter for the pixels
             image = Image.open(io.BytesIO(data), formats=policy.formats)
             _check_size(image, policy)
             if resize_short is not None and policy.jpeg_scale == "half" and image.format in ("JPEG", "MPO"):
@@ -186,18 +186,18 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
         raise DecodeError(Status.TOO_LARGE, str(error)) from None
     except MemoryError:
         raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
-    except Exception as error:  # Pillow's plugins raise whatever a damaged file makes them raise
+    except Exception as error:  # on damaged files Pillow's plugins raise many kinds of errors
         raise DecodeError(Status.CORRUPT, _reason(error)) from None
 
 
 def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
-    """Tell whether any JPEG decoder would make of these bytes about what `decode_image` makes of them.
+    """Return whether every JPEG decoder gives nearly the pixels of `decode_image`.
 
-    That is: a whole file of moderate size, in YCbCr, that no policy turns, refuses or converts, and whose colours are
-    not subsampled or shrink enough afterwards, to a shorter side of ``resize_short`` pixels. Only the header is looked
-    at; what else is wrong with the file is for the decoder to find.
+    This requires a complete file of moderate size, in YCbCr, that no policy rotates, refuses or converts. Its colours
+    are not subsampled, or the image is reduced enough afterwards, to a shorter side of ``resize_short`` pixels. Only
+    the header is parsed; the decoder finds other damage.
     """
-    if len(data) > GPU_BYTES or not data.endswith(_END_OF_IMAGE):  # a cut file is Pillow's to refuse
+    if len(data) > GPU_BYTES or not data.endswith(_END_OF_IMAGE):  # Pillow refuses a truncated file
         return False
     try:
         with warnings.catch_warnings():
@@ -210,21 +210,21 @@ def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
                 and image.mode == "RGB"
                 and image.width * image.height <= GPU_PIXELS
                 and (not subsampled or min(image.size) >= GPU_SHRINK * resize_short)
-                and [component[0] for component in image.layer] == [1, 2, 3]  # others may stand for R, G and B
+                and [component[0] for component in image.layer] == [1, 2, 3]  # other components may be R, G and B
                 and image.info.get("adobe_transform", _ADOBE_YCBCR) == _ADOBE_YCBCR
                 and _orientation(image) not in _TURNS
             )
-    except Exception:  # `decode_image` meets it again, and says what it is
+    except Exception:  # `decode_image` raises it again, with its kind
         return False
 
 
 def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
-    """Return an image that Pillow has opened already as `decode_image` would have: upright, RGB.
+    """Convert an open Pillow image as `decode_image` does: upright, RGB.
 
     Raises
     ------
     DecodeError
-        It is too large, its pixels have no known range, or they turn out to be damaged.
+        It is too large or damaged, or its pixels have no known range.
     """
     try:
         _check_size(image, policy)

@@ -1,7 +1,7 @@
 """Reading and decoding beside the forward pass: worker processes fill a ring of batches in shared memory.
 
-Memory is bounded by the ring, whatever the number of images. Batches come out in order. A worker that dies or hangs is
-replaced, and the image it was on is found in the worker status, a line of shared memory per worker.
+The ring bounds the memory for any number of images. Batches come out in order. A worker that dies or hangs is
+replaced. The worker status, a line of shared memory per worker, gives the image that it was decoding.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ if TYPE_CHECKING:
 
 TASKS_PER_WORKER = 2
 CRASHES_TO_BLAME = 2
-"""A worker may be killed from outside; the image it was on is blamed when it happens to it twice."""
+"""Deaths of a worker after which its image fails: one death may come from outside."""
 KILLS_TO_BLAME = 3
 """The same for SIGKILL and SIGTERM, which no decoder sends itself."""
 MAX_DEATHS_WITHOUT_PROGRESS = 20
-"""Workers that may die one after the other with nothing done between: then it is the machine, not an image."""
+"""Consecutive deaths of workers without progress after which the cause is the machine, not an image."""
 CHECK_EVERY_S = 0.25
 # Not ``-m``: its classes would be those of ``__main__``, and could not be sent back.
 WORKER = "import sys; from pipeline.decoding.worker import main; main(int(sys.argv[1]), int(sys.argv[2]))"
@@ -62,12 +62,12 @@ WORKER = "import sys; from pipeline.decoding.worker import main; main(int(sys.ar
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one image may take.
+    """Limits of one image.
 
     Attributes
     ----------
     seconds : float
-        For reading and decoding, from its turn on: what was read ahead of it costs it nothing.
+        For reading and decoding, once its turn comes; prefetching it does not count.
     memory : int
         Bytes, per worker.
     """
@@ -85,7 +85,7 @@ class Batch:
     rows : (n,) int64
         Their rows; n is the batch size but for the last one.
     images : (B, H, W, 3) uint8
-        Shared memory, valid until `release`; positions from n on, and those that failed, hold anything.
+        Shared memory, valid until `release`; positions from n on, and those that failed, are undefined.
     encoded : (B, E) uint8
         The same for JPEGs that were left to the GPU, as many bytes of each as its outcome says.
     outcomes : list of Outcome
@@ -171,7 +171,7 @@ class DecodePool:
     def batches(
         self, rows: NDArray[np.int64], locator: Callable[[int], Any], stop: threading.Event | None = None
     ) -> Iterator[Batch]:
-        """Yield the batches of ``rows``, in order; release each when the engine is through with it.
+        """Yield the batches of ``rows``, in order; release each when the engine has finished with it.
 
         Parameters
         ----------
@@ -185,7 +185,7 @@ class DecodePool:
         Raises
         ------
         PipelineError
-            The workers do not even start, or die one after the other whatever they are given.
+            The workers do not start, or die one after the other on all images.
         """
         self._thread = threading.Thread(
             target=self._pump_guarded, args=(rows, locator), daemon=True, name="decode-pool"
@@ -203,7 +203,7 @@ class DecodePool:
             yield batch
 
     def close(self) -> None:
-        """End the workers, whatever they are doing."""
+        """End the workers at once."""
         self._stopped = True
         self._wake()
         if self._thread is not None:
@@ -227,7 +227,7 @@ class DecodePool:
     def _pump_guarded(self, rows: NDArray[np.int64], locator: Callable[[int], Any]) -> None:
         try:
             self._pump(rows, locator)
-        except BaseException as error:  # handed to the consumer, which raises it
+        except BaseException as error:  # passed to the consumer, which raises it
             self._ready.put(error)
 
     def _pump(self, rows: NDArray[np.int64], locator: Callable[[int], Any]) -> None:
@@ -283,7 +283,7 @@ class DecodePool:
             )
 
     def _emit(self, filling: dict[int, _Filling], number: int) -> int:
-        """Pass on the batches that are complete and whose turn it is; return how many."""
+        """Pass on complete batches in order; return how many."""
         count = 0
         while True:
             turn = next((f for f in filling.values() if f.number == number + count), None)
@@ -339,14 +339,14 @@ class DecodePool:
                 )
             )
         except OSError:
-            worker.ready = False  # it died at once: the pump will find its connection closed
+            worker.ready = False  # it died at once: the pump notices the closed connection
 
     def _send(self, worker: _Worker, task: Task) -> None:
         worker.tasks.append(task)
         try:
             worker.connection.send(task)
         except OSError:
-            return  # it died: the pump will find its connection closed, and give the task to another
+            return  # it died: the pump notices the closed connection and reassigns the task
 
     def _replace_dead_worker(
         self, worker: _Worker, filling: dict[int, _Filling], pending: deque[Task], crashes: dict[int, int]
@@ -355,26 +355,26 @@ class DecodePool:
         _end(worker)
         if not worker.ready and worker.process.returncode >= 0:
             raise PipelineError(
-                f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: what it "
-                "said stands above; check that the installation is whole"
+                f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: its "
+                "message is above: check that the installation is complete"
             )
         line = self._worker_status[worker.number]
         in_progress = {int(row) for row in (line[ROW], *line[READING])} - {NO_ROW}
         how, strikes = _manner_of_death(worker.process.returncode)
-        blamed: dict[int, Outcome | None] = dict.fromkeys(in_progress)
+        outcomes: dict[int, Outcome | None] = dict.fromkeys(in_progress)
         if len(in_progress) == 1:  # with several candidates the cause is unknown: retry each image alone
             (row,) = in_progress
             crashes[row] = crashes.get(row, 0) + 1
             if crashes[row] >= strikes:
-                blamed[row] = _failed(Status.DECODER_CRASHED, how)
-        self._deaths_without_progress = 0 if any(blamed.values()) else self._deaths_without_progress + 1
+                outcomes[row] = _failed(Status.DECODER_CRASHED, how)
+        self._deaths_without_progress = 0 if any(outcomes.values()) else self._deaths_without_progress + 1
         if self._deaths_without_progress >= MAX_DEATHS_WITHOUT_PROGRESS:
             raise PipelineError(
-                f"expected decode workers to live, but {self._deaths_without_progress} ended one after the other "
+                f"expected decode workers to run, but {self._deaths_without_progress} ended one after the other "
                 f"with no image done ({how}): check the memory of the machine, or use fewer --workers; "
                 "everything before is committed"
             )
-        self._replace(worker, blamed, filling, pending)
+        self._replace(worker, outcomes, filling, pending)
 
     def _end_hung_workers(self, filling: dict[int, _Filling], pending: deque[Task]) -> None:
         now = time.monotonic_ns()
@@ -384,7 +384,7 @@ class DecodePool:
             if since == IDLE or (now - since) < self._limits.seconds * 1e9:
                 continue
             if int(self._worker_status[worker.number, SINCE]) != since:
-                continue  # it went on between the two looks: the row is not the one that took long
+                continue  # it proceeded between the two reads: the row is not the one that exceeded the limit
             _end(worker)
             reason = f"took longer than {self._limits.seconds:g} s"
             self._replace(worker, {row: _failed(Status.TIMED_OUT, reason)}, filling, pending)
@@ -396,9 +396,9 @@ class DecodePool:
         filling: dict[int, _Filling],
         pending: deque[Task],
     ) -> None:
-        """Start a new worker; its predecessor's tasks go back to the queue, each suspect alone or not at all.
+        """Start a new worker; its predecessor's tasks return to the queue, each row in progress alone or as failed.
 
-        ``in_progress`` are the rows it was on or read ahead, with the outcome of those that are to blame.
+        ``in_progress`` are the rows that it was decoding or prefetching, with the outcome of those that fail.
         """
         for task in worker.tasks:
             requeue = []
@@ -408,7 +408,7 @@ class DecodePool:
                     requeue.append(item)
                 elif (outcome := in_progress[row]) is not None:
                     filling[task.slot].outcomes[position] = replace(outcome, position=position)
-                else:  # nothing is read ahead beside it: should it happen again, it was this one
+                else:  # nothing is prefetched beside it: a second death is then due to this image
                     pending.append(Task(task.slot, (item,)))
             if requeue:
                 pending.append(Task(task.slot, tuple(requeue)))
@@ -428,7 +428,7 @@ def _failed(status: Status, reason: str) -> Outcome:
 
 
 def _manner_of_death(returncode: int) -> tuple[str, int]:
-    """Return how a worker ended, for people, and how often that may happen to an image before it is blamed."""
+    """Return how a worker ended, for display, and after how many such deaths its image fails."""
     if returncode >= 0:
         return f"the decoder ended with exit code {returncode}", CRASHES_TO_BLAME
     from_outside = -returncode in (signal.SIGKILL, signal.SIGTERM)

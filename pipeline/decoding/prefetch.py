@@ -1,7 +1,7 @@
-"""Reading the images of a task side by side, ahead of their decoding: what slow storage needs.
+"""Prefetching: reading the images of a task concurrently, before they are decoded. Slow storage needs it.
 
-A decode worker reads an image when its turn comes, while that is quick. Once reads take long (a network file system, an
-object store, a disk that has to seek), threads do it, several at once, while the worker decodes.
+While reads are fast, a decode worker reads each image just before it decodes it. Once reads are slow (a network file
+system, an object store, a seeking disk), several threads read while the worker decodes.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     from pipeline.core.items import Reader
 
 SLOW_READ_S = 0.002
-"""Mean time of a task's reads from which on the next task's are done ahead; below, threads cost what they bring."""
+"""Mean read time of a task, in seconds, above which the next task is prefetched; below, threads gain nothing."""
 AHEAD_BYTES = 64 << 20
-"""What may be held ahead of decoding, taking every image for as large as the largest so far."""
+"""Bytes that may be prefetched, counting every image as large as the largest so far."""
 
 
 class Prefetcher:
-    """The bytes of one task after the other, image by image, in order.
+    """Reads the images of successive tasks, in order.
 
     Parameters
     ----------
     reader : Reader
     reading : (n,) int64
-        Where it is noted which rows the threads are on, so that one that ends the process can be found; n is how many
+        Records which rows the threads are reading, so that one that ends the process is known; n is how many
         images a task may have, and how many threads there are.
     no_row : int
-        What stands there for none.
+        The value for no row.
     """
 
     def __init__(self, reader: Reader, reading: NDArray[Any], no_row: int) -> None:
@@ -48,14 +48,14 @@ class Prefetcher:
         self._slow = False
         self._largest = 1
         self._threads = ThreadPoolExecutor(len(reading), thread_name_prefix="read")
-        # All of them now, not when they are first needed: their stacks are no part of what an image may take.
+        # Start all of them now: their stacks must not count against the memory limit of an image.
         together = threading.Barrier(len(reading) + 1)
         for _ in reading:
             self._threads.submit(together.wait)
         together.wait()
 
     def begin(self, items: Sequence[tuple[int, int, Any]]) -> None:
-        """Go on to a task's items, (position, row, locator) each; those of the one before have all been taken."""
+        """Start a task with items (position, row, locator); all items of the previous task have been taken."""
         if self._seconds:
             self._slow = sum(self._seconds) / len(self._seconds) >= SLOW_READ_S
         self._items, self._turn, self._unread, self._seconds = items, 0, 0, []
@@ -73,19 +73,19 @@ class Prefetcher:
 
     @property
     def holds(self) -> bool:
-        """Whether there is anything read, or being read, ahead."""
+        """Whether anything is prefetched or being prefetched."""
         return bool(self._ahead)
 
     def take_again(self) -> bytes:
-        """Return the bytes of the item last taken once more, and let go of what was read ahead of its turn."""
+        """Return the bytes of the last item again, and release all prefetched items."""
         for future in self._ahead.values():
-            future.exception()  # waits until it is there
+            future.exception()  # waits until it is read
         self._ahead.clear()
         self._unread, self._slow = self._turn, False
         return self._read(self._turn - 1)
 
     def _read_on(self) -> None:
-        """Let threads read as many of the task's items as may be held."""
+        """Let threads read as many items of the task as the limit allows."""
         while self._unread < len(self._items) and (len(self._ahead) + 1) * self._largest <= AHEAD_BYTES:
             self._reading[self._unread] = self._items[self._unread][1]
             self._ahead[self._unread] = self._threads.submit(self._read, self._unread)

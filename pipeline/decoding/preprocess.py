@@ -1,6 +1,6 @@
 """The weights' own resize, crop, interpolation, mean and standard deviation, as plain data.
 
-The geometric part runs here, on uint8, with the very resampler of the reference (Pillow); the normalisation runs inside
+The geometric part runs here, on uint8, with the resampler of the reference (Pillow); the normalisation runs inside
 the engine's graph, where it costs nothing.
 """
 
@@ -54,7 +54,7 @@ class Preprocess:
 
     @property
     def resize_short(self) -> int:
-        """Shorter side after resizing, in pixels: what a scaled decode has to leave twice of."""
+        """Shorter side after resizing, in pixels; a scaled decode keeps at least twice as many."""
         return max(self.resize)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
@@ -84,7 +84,7 @@ class Preprocess:
         Returns
         -------
         (H, W, 3) uint8
-            What the engine takes.
+            The input of the engine.
         """
         size = self.resized(*image.size)
         if size != image.size:

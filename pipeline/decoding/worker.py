@@ -1,6 +1,6 @@
 """A decode worker: reads, hashes, decodes and prepares images into shared memory.
 
-`pipeline.decoding.pool` starts it: a process of its own, so that a decoder that crashes, hangs or eats memory costs one
+`pipeline.decoding.pool` starts it as a separate process: a decoder that crashes, hangs or uses up memory then costs one
 image, not the run.
 """
 
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 TASK_IMAGES = 8
 NO_ROW, IDLE = -1, 0
 ROW, SINCE, READING = 0, 1, slice(2, 2 + TASK_IMAGES)
-"""Columns of the worker status: the row in progress, its start in monotonic nanoseconds, the rows read ahead."""
+"""Columns of the worker status: the row in progress, its start in monotonic nanoseconds, the prefetched rows."""
 ORPHAN_AFTER = 2
-"""A worker on one image for this many time limits has lost the process that should have ended it."""
+"""After this many time limits on one image, the worker ends itself: its main process must be gone."""
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a worker needs to know once.
+    """The settings of a worker, sent once.
 
     Attributes
     ----------
@@ -79,7 +79,7 @@ class Task:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What became of one image.
+    """The outcome of one image.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ def _encoded_shape(images: tuple[int, ...], policy: DecodePolicy) -> tuple[int, 
 
 
 def shared_bytes(images: tuple[int, ...], workers: int, policy: DecodePolicy) -> int:
-    """Size of the memory that `views` divides; what is never written in it takes no room."""
+    """Size of the memory that `views` divides; pages that are never written take no memory."""
     return worker_status_bytes(workers) + math.prod(images) + math.prod(_encoded_shape(images, policy))
 
 
@@ -157,7 +157,7 @@ def _work(
         data = read_bytes()
     except MemoryError:
         return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
-    except Exception as error:  # whatever a reader raises is about this one image
+    except Exception as error:  # any error of a reader concerns this image only
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
         return Outcome(position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
     read = time.perf_counter()
@@ -200,13 +200,13 @@ def main(connection_fd: int, memory_fd: int) -> None:
             outcomes = []
             ahead.begin(task.items)
             for position, row, _ in task.items:
-                line[SINCE] = IDLE  # first, so that no time is ever beside a row it does not belong to
+                line[SINCE] = IDLE  # first, so that a time never stands beside another row
                 line[ROW] = row
                 line[SINCE] = time.monotonic_ns()
                 _alarm(setup.seconds * ORPHAN_AFTER)
                 place = images[task.slot, position], encoded[task.slot, position]
                 outcome = _work(setup, position, ahead.take, *place)
-                if outcome.status == Status.OUT_OF_MEMORY and ahead.holds:  # then it was not short of memory alone
+                if outcome.status == Status.OUT_OF_MEMORY and ahead.holds:  # prefetched images also used memory
                     outcome = _work(setup, position, ahead.take_again, *place)
                 outcomes.append(outcome)
             line[SINCE] = IDLE
@@ -216,6 +216,6 @@ def main(connection_fd: int, memory_fd: int) -> None:
 
 
 def _alarm(seconds: float) -> None:
-    """Let the kernel end this process after so long, even in the middle of a decoder; 0 calls it off."""
+    """Let the kernel end this process after this time, even inside a decoder; 0 cancels it."""
     if hasattr(signal, "setitimer"):  # not on Windows
         signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -1,4 +1,4 @@
-"""Where the time of an extraction went, and what would make it faster."""
+"""The distribution of an extraction's time, and what would make it faster."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 LIMIT_SHARE = 0.5
-"""A part that the loop waits for at least this share of its time is what limits the run."""
+"""A part limits the run when the loop waits for it at least this share of its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,8 +19,8 @@ class Bottleneck:
     Attributes
     ----------
     shares : dict of str to float
-        ``network`` and ``decoding``: how much of the time the loop waited for either. ``read``, ``decode``, ``write``:
-        how busy the decode workers (all of them together) and the writer were, 0 to 1.
+        ``network`` and ``decoding``: share of the time in which the loop waited for either. ``read``, ``decode``,
+        ``write``: how busy the decode workers (all of them together) and the writer were, 0 to 1.
     limit : str
         ``network``, ``decoding``, ``storage``, ``disk`` or ``nothing in particular``.
     advice : str

@@ -39,21 +39,21 @@ def choose_engine(
     stop: threading.Event | None = None,
     say: Say = ignore,
 ) -> tuple[Engine, dict[str, Any]]:
-    """Open an engine that keeps the numbers contract on images of this source.
+    """Open an engine that satisfies the numbers contract on images of this source.
 
     The precision asked for, or with ``auto`` each that the device has, fastest first, is compared with eager float32
-    PyTorch on `CHECK_IMAGES` images spread over the source. OpenVINO gives way to torch when even its float32 fails.
+    PyTorch on `CHECK_IMAGES` images spread over the source. If even float32 on OpenVINO fails, torch replaces it.
 
     Parameters
     ----------
     source, backbone, decode, settings
         See `embed`.
     rows : (n,) int64, optional
-        Which items the sample may come from: a resumed run does not try again what failed.
+        Items for the sample: a resumed run does not retry failed items.
     stop : threading.Event, optional
-        When set, the check is cut short: nothing is going to be computed.
+        When set, the check ends early, since nothing will be computed.
     say : callable
-        Is told when ``auto`` had to fall back.
+        Called with a message when ``auto`` had to fall back.
 
     Returns
     -------
@@ -81,7 +81,7 @@ def choose_decode(
     stop: threading.Event | None = None,
     say: Say = ignore,
 ) -> tuple[DecodePolicy, dict[str, Any]]:
-    """Let the GPU decode only where that keeps the embeddings what they are.
+    """Let the GPU decode only if the embeddings stay equal within the tolerance.
 
     Those of a sample prepared on the GPU are compared with those of the same images prepared by Pillow, both computed
     by eager float32 PyTorch.
@@ -94,7 +94,7 @@ def choose_decode(
     Returns
     -------
     decode : DecodePolicy
-        The one given, or the same with Pillow where the least cosine is below `LEAST_GPU_COSINE`.
+        The policy given, or the same with Pillow if the least cosine is below `LEAST_GPU_COSINE`.
     self_check : dict
         ``gpu_decode`` where the GPU was to decode: how many ``images`` of the sample it decoded, and the least
         ``cosine`` where it decoded any; -1 where an image failed in one way and not in the other.
@@ -151,7 +151,7 @@ def _cosine_of_gpu_decoding(
 def engine_for(
     sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, *, say: Say
 ) -> tuple[Engine, dict[str, Any]]:
-    """Open an engine that keeps the numbers contract on prepared images, (n, H, W, 3) uint8; see `choose_engine`."""
+    """Open an engine that satisfies the numbers contract on prepared images (n, H, W, 3); see `choose_engine`."""
     from pipeline.engines import idle_gpus, open_engine, precisions, selfcheck  # imports torch
 
     def open_with(precision: str, name: str) -> Engine:
@@ -170,7 +170,7 @@ def engine_for(
     if settings.device == AUTO and (idle := idle_gpus(engine)):
         say(f"{idle} more GPUs are idle: --device cuda:all takes all of them")
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
-    if not len(sample):  # nothing to compare with: only what was asked for, or float32
+    if not len(sample):  # no images to compare: only the requested precision, or float32
         return engine, {"images": 0, "cosine": {}}
     for precision in wanted:
         if precision != engine.precision:
@@ -213,7 +213,7 @@ def _sample(
 ) -> tuple[NDArray[np.uint8], list[Outcome]]:
     """Return up to `CHECK_IMAGES` prepared images, (n, H, W, 3) uint8, spread over the rows given.
 
-    The outcomes are also those of the images that failed and are not among them.
+    The outcomes include those of images that failed and are not returned.
     """
     rows = sample_rows(among)
     with ring_pool(source.reader(), backbone, len(rows), 0, decode, settings) as pool:

@@ -1,4 +1,4 @@
-"""Images → embeddings, without a cache: decoding and the forward pass side by side, and where the time goes."""
+"""Images → embeddings, without a cache: concurrent decoding and forward passes, with their times."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pipeline.sources import Source
 
 STOP_WITHIN_S = 2.0
-"""How long a stopped run waits for the batches under way: what is done has to be on the disk within 5 s."""
+"""Seconds that a stopped run waits for batches in progress: finished rows must be on the disk within 5 s."""
 STOP_CHECK_S = 0.2
 
 
@@ -62,7 +62,7 @@ def embed(
     batch : Batch
         Released when the next one is asked for.
     embeddings : dict of str to (B, D) float32
-        By layer; positions that failed or are beyond the batch's rows hold anything.
+        By layer; positions that failed or are beyond the batch's rows are undefined.
     """
     with pool_for(engine, source.reader(), backbone, decode, settings) as pool:
         yield from embed_through(pool, engine, rows, source.locator, stop=stop, seconds=seconds)
@@ -77,7 +77,7 @@ def embed_through(
     stop: threading.Event | None = None,
     seconds: defaultdict[str, float] | None = None,
 ) -> Iterator[tuple[Batch, Embeddings]]:
-    """Yield every batch of ``rows`` with its embeddings, through a pool that is there already; see `embed`."""
+    """Yield every batch of ``rows`` with its embeddings, through an existing pool; see `embed`."""
     seconds = defaultdict(float) if seconds is None else seconds
     stop = stop or threading.Event()
     for batch, outputs in _forward(pool.batches(rows, locator, stop), engine, stop, seconds):
@@ -90,7 +90,7 @@ def embed_through(
 def _forward(
     batches: Iterator[Batch], engine: Engine, stop: threading.Event, seconds: defaultdict[str, float]
 ) -> Iterator[tuple[Batch, Embeddings]]:
-    """Yield batches with their embeddings, as many under way as the engine likes; end early when told to stop."""
+    """Yield batches with their embeddings, with the engine's number in progress; end early after a stop."""
     under_way: deque[tuple[Batch, Future[Embeddings]]] = deque()
     give_up = math.inf
     while True:

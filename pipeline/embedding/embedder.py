@@ -1,4 +1,4 @@
-"""The network of a cache or head, run on new images as it was run on the cache's own.
+"""The network of a cache or head, run on new images exactly as on the cache's own.
 
 Axes: n images, D embedding width.
 """
@@ -34,7 +34,7 @@ NOT_FINITE = "the network gave a value that is not finite"
 
 @dataclass
 class Embedder:
-    """A backbone with all that belongs to its numbers, and its engine once one is open.
+    """A backbone with everything that defines its numbers, and its engine once one is open.
 
     Attributes
     ----------
@@ -107,7 +107,7 @@ class Embedder:
         ------
         batch : Batch
         embeddings : (n, D) float32
-            As the cache would hold them; those of failed images hold anything.
+            Rounded as in the cache; those of failed images are undefined.
         reasons : list of str
             Why an image has no embedding; empty where it has one.
         """
@@ -119,8 +119,8 @@ class Embedder:
             yield batch, embeddings, reasons_of(embeddings, failed)
 
     def rounded(self, embeddings: NDArray[Any]) -> NDArray[np.float32]:
-        """Round to what the cache's type holds: a float16 cache is part of the numbers."""
-        with np.errstate(over="ignore"):  # what the type cannot hold is not finite, and fails
+        """Round to the cache's type: a float16 cache is part of the numbers."""
+        with np.errstate(over="ignore"):  # values beyond the type's range become infinite, and the row fails
             return embeddings.astype(self.dtype, copy=False).astype(np.float32, copy=False)
 
     def close(self) -> None:
@@ -131,6 +131,6 @@ class Embedder:
 
 
 def reasons_of(embeddings: NDArray[np.float32], failed: list[str]) -> list[str]:
-    """Return why each image has no embedding: why it failed before, or that its embedding is not finite."""
+    """Return why each image has no embedding: its failure, or that its embedding is not finite."""
     finite = np.asarray(np.isfinite(embeddings).all(axis=1))
     return [reason or ("" if sound else NOT_FINITE) for reason, sound in zip(failed, finite, strict=True)]

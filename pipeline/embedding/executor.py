@@ -1,7 +1,7 @@
-"""Where images become embeddings: on this machine, or on many (`pipeline.embedding.ray`).
+"""Executors, which compute embeddings on this machine or on many (`pipeline.embedding.ray`).
 
 An executor is opened on a sample of the images, which decides engine and precision once, and is then given rows.
-Planning and writing are not its business: `pipeline.extract` does them.
+`pipeline.extract` plans and writes.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 
 class EmbeddedRows(Protocol):
-    """Rows that are through, and what became of each."""
+    """Finished rows, and the outcome of each."""
 
     rows: NDArray[np.int64]
     outcomes: list[Outcome]
@@ -44,7 +44,7 @@ class Executor(ABC):
     name, device, precision : str
         Of the engine, once opened; see `pipeline.engines.Engine`.
     decode : DecodePolicy
-        The one asked for, once opened, or that with Pillow where decoding on the GPU failed its check.
+        The requested policy, once opened, or the same with Pillow if decoding on the GPU failed its check.
     workers : int
         Decode processes, all together.
     """
@@ -75,7 +75,7 @@ class Executor(ABC):
         Raises
         ------
         EngineError
-            See `pipeline.embedding.choose.choose_engine` and `choose_decode`; nothing is left open.
+            See `pipeline.embedding.choose.choose_engine` and `choose_decode`; no engine is left open.
         """
 
     @abstractmethod
@@ -86,7 +86,7 @@ class Executor(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of what was opened."""
+        """Release what was opened."""
 
 
 class LocalExecutor(Executor):

@@ -1,4 +1,4 @@
-"""Specs of caches and heads, and what they describe: backbone and decoding."""
+"""Specs of caches and heads, and the backbone and decoding that they describe."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     Raises
     ------
     BackboneError
-        Its weights cannot be had.
+        Its weights are not available.
     FingerprintError
-        What was built is not what the spec says; the message names the fields.
+        The result does not match the spec; the message names the fields.
     """
     name = spec["weights"]["name"]
     if weights is None and name in ("file", FINE_TUNED):
@@ -66,7 +66,7 @@ def decode_of_spec(spec: Mapping[str, Any]) -> DecodePolicy:
 def spec_of_decode(decode: DecodePolicy) -> dict[str, Any]:
     """Return a decode policy as a spec's JSON-like ``decode``.
 
-    A decoder of JPEGs other than Pillow is named; Pillow is not, as in the caches made before there was another.
+    A JPEG decoder other than Pillow is named. Pillow is not, so that older caches keep their fingerprint.
     """
     spec = {**asdict(decode), "formats": list(decode.formats)}
     if decode.jpeg_decoder == PILLOW:

@@ -41,25 +41,25 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     backbone : str, optional
         See ``pipeline backbones``; by default the cache's, or without a cache the bundled EfficientNet-Lite0.
     weights : str, optional
-        As for ``pipeline extract --weights``; also where the weights are that a cache was made with, if from a file.
+        As for ``pipeline extract --weights``; also the weights file of a cache that was made with one.
     layer : str
         ``penultimate``, or ``NODE[:POOLING]``.
     cache : path, optional
         A cache that ``pipeline extract`` made. Images it holds are looked up, not computed, and the others are computed
-        with its weights, preprocessing and precision. A file that is where the cache found it, with the same size and
-        time, is known by its key; any other by its content. The cache is only read.
+        with its weights, preprocessing and precision. A file at the path of the cache, with the same size and time,
+        is found by its key; any other image by its content. The cache is only read.
     precision : str, optional
-        ``float32``, ``bfloat16`` or ``float16``; by default the cache's, or float32. There is no ``auto``: what one
-        call found out could differ from what the next one does.
+        ``float32``, ``bfloat16`` or ``float16``; by default the cache's, or float32. There is no ``auto``: its
+        choice could differ between two calls.
     engine, device, batch_size, workers
-        As for ``pipeline extract``; 0 takes what suits the machine.
+        As for ``pipeline extract``; 0 chooses by the machine.
     on_error : {"raise", "nan"}
-        What becomes of an image that cannot be read: an error that names it, or a row of NaN.
+        The result for an image that cannot be read: an error that names it, or a row of NaN.
 
     Notes
     -----
-    ``fit`` learns nothing, so that the embedder may stand first in a ``Pipeline`` without leaking anything from test
-    rows. An embedder holds its parameters and nothing else: it clones and pickles. The network is opened when it is
+    ``fit`` learns nothing, so an embedder as the first step of a ``Pipeline`` leaks nothing from test rows. An embedder
+    holds only its parameters, so it can be cloned and pickled. The network is opened when it is
     first needed, is checked against float32 PyTorch on the first images, and is kept open for the next call of any
     embedder in this process with the same parameters.
 
@@ -125,7 +125,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         Raises
         ------
         PipelineError
-            An image cannot be read (unless ``on_error="nan"``), or the network cannot be had.
+            An image cannot be read (unless ``on_error="nan"``), or the network is not available.
         """
         cache = self._open_cache()
         images = _listed(X)
@@ -187,7 +187,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                     f"expected the {name} of {cache.path}, {cache.spec[name]}, found {name}={asked!r}: leave it out, "
                     "or use another cache"
                 )
-        cache.layer(self.layer)  # refuses one that is not there
+        cache.layer(self.layer)  # refuses a missing layer
         return cache
 
     def _settings(self, cache: Cache | None) -> RunSettings:
@@ -241,7 +241,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                         yield first_row + i, reason or embedding
 
 
-ImageEmbedder.__module__ = "pipeline"  # pickles name the public place, which outlives moves
+ImageEmbedder.__module__ = "pipeline"  # pickles name the public path, which stays when files move
 
 _kept: tuple[Any, Embedder] | None = None
 _keeping = threading.Lock()
@@ -250,7 +250,7 @@ _keeping = threading.Lock()
 def _network(
     backbone: str | None, weights: str | None, layer: str, settings: RunSettings, cache: Cache | None
 ) -> Embedder:
-    """Return the network with these numbers; the one used last is kept open, with its threads and device memory."""
+    """Return the network of these numbers; the last one used stays open, with its threads and device memory."""
     global _kept
     wanted = (backbone, weights, layer, settings, None if cache is None else cache.fingerprint, os.getpid())
     with _keeping:
@@ -269,7 +269,7 @@ def _network(
 
 
 def _listed(X: Any) -> list[Any]:
-    """Return the images as a list, whatever holds them."""
+    """Return the images of any container as a list."""
     if isinstance(X, (str, bytes, os.PathLike, Image.Image)):
         raise PipelineError(f"expected a sequence of images, found one {type(X).__name__}: put it into a list")
     if hasattr(X, "iloc"):  # a table, or one column of it
@@ -287,7 +287,7 @@ def _as_pillow(image: Any) -> Image.Image:
     Raises
     ------
     PipelineError
-        It is of no kind that holds an image.
+        Its type is not supported.
     """
     if isinstance(image, Image.Image):
         return image
@@ -303,7 +303,7 @@ def _as_pillow(image: Any) -> Image.Image:
 
 
 def _rows_of(cache: Cache, paths: dict[int, bytes]) -> dict[int, int]:
-    """Return which done row of the cache holds each path's image, by position; those it does not hold are left out."""
+    """Return the done row of each path's image, by position; images that the cache lacks are left out."""
     found = _by_key(cache, paths)
     others = [i for i in paths if i not in found]
     if others:
@@ -317,7 +317,7 @@ def _rows_of(cache: Cache, paths: dict[int, bytes]) -> dict[int, int]:
 
 
 def _by_key(cache: Cache, paths: dict[int, bytes]) -> dict[int, int]:
-    """Find the paths that name an item's own file, with size and time as they were: then it was not touched since."""
+    """Find the paths that are an item's file with unchanged size and time: such a file is unchanged."""
     if "root" not in cache.source or not paths:
         return {}
     root, items = os.fsencode(cache.source["root"]), cache.items
@@ -335,7 +335,7 @@ def _by_key(cache: Cache, paths: dict[int, bytes]) -> dict[int, int]:
         try:
             info = os.stat(paths[i])
         except OSError:
-            continue  # reading it will say why
+            continue  # reading it raises the error
         if (info.st_size, info.st_mtime_ns) == (int(items.sizes[row]), int(items.mtimes_ns[row])):
             found[i] = row
     return found

@@ -1,4 +1,4 @@
-"""Decode pools whose ring keeps an engine busy."""
+"""Decode pools that are large enough to keep an engine busy."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from pipeline.engines import Engine
 
 RING_IMAGES = 64
-"""Prepared images waiting for the engine, at least; more do not make it faster."""
+"""Least number of prepared images in the ring; more do not make the engine faster."""
 
 
 def pool_for(
     engine: Engine, reader: Reader, backbone: Backbone, decode: DecodePolicy, settings: RunSettings
 ) -> DecodePool:
-    """Return a decode pool whose ring keeps an engine busy; see `embed`."""
+    """Return a decode pool that keeps an engine busy; see `embed`."""
     return ring_pool(reader, backbone, engine.batch_size, engine.in_flight, decode, settings)
 
 
 def worker_count(settings: RunSettings) -> int:
-    """Return how many decode processes there will be."""
+    """Return the number of decode processes."""
     return settings.workers or processor_count()
 
 
@@ -44,7 +44,7 @@ def ring_pool(
 ) -> DecodePool:
     """Return a pool with room for the batches of an engine, and for every worker to decode into."""
     workers = worker_count(settings)
-    waiting = max(RING_IMAGES, workers * TASKS_PER_WORKER * TASK_IMAGES)  # no worker is short of room to decode into
+    waiting = max(RING_IMAGES, workers * TASKS_PER_WORKER * TASK_IMAGES)  # every worker has room to decode into
     return open_pool(
         reader,
         decode,
@@ -60,7 +60,7 @@ def ring_pool(
 def open_pool(
     reader: Reader, decode: DecodePolicy, preprocess: Preprocess, *, device: str = AUTO, **sizes: Any
 ) -> DecodePool:
-    """Return a decode pool that keeps the policy: on ``device`` too, where the policy says so.
+    """Return a decode pool for a policy; it decodes on ``device`` too, if the policy asks for it.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ def open_pool(
     Raises
     ------
     EngineError
-        The policy asks for a GPU, and there is none, or the weights' resampling is not to be had on it.
+        The policy asks for a GPU, and there is none, or the GPU lacks the weights' resampling.
     """
     if decode.jpeg_decoder != GPU:
         return DecodePool(reader, decode, preprocess, **sizes)

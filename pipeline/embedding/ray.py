@@ -1,7 +1,7 @@
 """A cluster, through Ray Data: an engine with its decode workers per actor, one writer on the driver.
 
-Ray Data gives rows to a pool of actors, holds them back while the writer is behind, and gives the rows of actors and
-nodes that are lost to others. Rows come back in any order and are placed by number; what had come back is in the cache.
+Ray Data distributes rows to a pool of actors, waits while the writer is behind, and redistributes the rows of lost
+actors and nodes. Rows return in any order and are written by number; rows that have returned are in the cache.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ if TYPE_CHECKING:
     from pipeline.sources import Source
 
 CHUNK_IMAGES = 256
-"""Rows that an actor is given at once, at least: what is computed again when it is lost."""
+"""Least number of rows per chunk: a chunk is computed again when its actor is lost."""
 CHUNK_BATCHES = 8
 CONNECT_WITHIN_S = 10.0
 CHECK_RETRIES = 3
-"""How often the self-check is tried again when its node is lost; for chunks of rows Ray Data does it without end."""
+"""Retries of the self-check when its node is lost; Ray Data retries chunks of rows without limit."""
 LAYER = "layer:"
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing is sent to anyone unless the user asks for it
+    "RAY_USAGE_STATS_ENABLED": "0",  # no usage data are sent unless the user asks for it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it otherwise warns of
-    "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors come as exceptions
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a stop must not start a cluster of its own
+    "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors are raised as exceptions
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a stop must not start another cluster
 }
 """Settings that Ray reads from the environment when it is imported."""
 WAITS = ("wait for decode", "wait for forward")
 
 
 class RayExecutor(Executor):
-    """Computes on a Ray cluster; the files must lie at the same paths on all of its nodes.
+    """Computes on a Ray cluster; the files must be at the same paths on all of its nodes.
 
     An actor takes the processors of the smallest node (or one GPU, where the cluster has any, and its share of the
     processors). The choice of engine and precision is made once, on a node of the cluster.
@@ -95,7 +95,7 @@ class RayExecutor(Executor):
         Raises
         ------
         EngineError
-            The cluster is not to be reached or has no processor, the images are to be decoded on the GPU, or as
+            The cluster cannot be reached or has no processor, the images are to be decoded on the GPU, or as
             `Executor.open` says.
         """
         if decode.jpeg_decoder == GPU:
@@ -125,7 +125,7 @@ class RayExecutor(Executor):
     def embed(
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
     ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
-        """Yield chunks of rows as they come back; see `Executor.embed`.
+        """Yield chunks of rows as they return; see `Executor.embed`.
 
         Raises
         ------
@@ -156,7 +156,7 @@ class RayExecutor(Executor):
             yield _Result(result["row"], _outcomes(result)), outputs
 
     def close(self) -> None:
-        """Leave the cluster; end it where it was started here."""
+        """Disconnect; shut the cluster down if it was started here."""
         if self._started:
             self._ray.shutdown()
         if self._pump is not None:  # a shutdown wakes it, and it says so
@@ -164,7 +164,7 @@ class RayExecutor(Executor):
         self._quiet.close()
 
     def _until_stopped(self, results: Any, stop: threading.Event) -> Iterator[dict[str, NDArray[Any]]]:
-        """Yield what comes back; a thread waits for it, so that a stop is seen meanwhile."""
+        """Yield results; a thread waits for them, so that a stop is noticed meanwhile."""
         ready: queue.Queue[dict[str, NDArray[Any]] | BaseException | None] = queue.Queue(1)
         ended = threading.Event()
 
@@ -215,7 +215,7 @@ class RayExecutor(Executor):
         task = ray.remote(num_cpus=room.cpus, num_gpus=room.gpus, max_retries=CHECK_RETRIES)(_choose)
         chosen = task.remote(sample, backbone, decode, run, room.cpus)
         while not ray.wait([chosen], timeout=STOP_CHECK_S)[0]:
-            if stop.is_set():  # nothing is going to be computed
+            if stop.is_set():  # nothing will be computed
                 return _Chosen("none", "none", {"precision": "float32", "batch_size": 1}, {}, [])
         try:
             found: _Chosen = ray.get(chosen)
@@ -226,7 +226,7 @@ class RayExecutor(Executor):
 
 @dataclass(frozen=True, slots=True)
 class ActorResources:
-    """What an actor takes, and how many there is room for."""
+    """The resources of an actor, and how many actors fit."""
 
     cpus: int
     gpus: int
@@ -238,7 +238,7 @@ class ActorResources:
 
 @dataclass(frozen=True, slots=True)
 class _Setup:
-    """What an actor needs once; engine, device, precision and batch size are decided."""
+    """The settings of an actor, sent once; engine, device, precision and batch size are decided."""
 
     reader: Reader
     backbone: Backbone
@@ -249,7 +249,7 @@ class _Setup:
 
 @dataclass(frozen=True, slots=True)
 class _Chosen:
-    """What `_choose` found on a node of the cluster."""
+    """The result of `_choose` on a node of the cluster."""
 
     name: str
     device: str
@@ -286,7 +286,7 @@ def _choose(sample: Source, backbone: Backbone, decode: DecodePolicy, run: RunSe
 
 
 class _Embedder:
-    """An actor: an engine and its decode workers, which stay while chunks come and go."""
+    """An actor: an engine and its decode workers, which serve successive chunks."""
 
     def __init__(self, setup: Any) -> None:
         import ray
@@ -329,7 +329,7 @@ class _Embedder:
 
 
 def _take_processors(cpus: int) -> None:
-    """Keep to what Ray lent: other actors may be on the same machine."""
+    """Use only the processors that Ray assigned: other actors may be on the same machine."""
     os.environ["PYTHON_CPU_COUNT"] = str(cpus)
 
 
@@ -337,7 +337,7 @@ def _take_processors(cpus: int) -> None:
 
 
 def _import_ray() -> Any:
-    """Return Ray, told to be quiet.
+    """Return Ray, configured to print nothing.
 
     Raises
     ------
@@ -357,7 +357,7 @@ def _import_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> bool:
-    """Connect to a cluster, or start one on this machine; return whether that was to be done."""
+    """Connect to a cluster, or start one on this machine; return whether one was started."""
     if ray.is_initialized():
         return False
     _check_address(address or os.environ.get("RAY_ADDRESS", ""))
@@ -366,22 +366,22 @@ def _connect(ray: Any, address: str | None) -> bool:
         ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         raise EngineError(
-            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): look at 'ray status'"
+            f"no Ray cluster at {address or 'this machine'} ({first_line(error)}): check 'ray status'"
         ) from None
     finally:
-        if threading.current_thread() is threading.main_thread():  # Ray puts its own in their place
+        if threading.current_thread() is threading.main_thread():  # Ray replaces them by its own
             for signum, handler in handlers.items():
                 signal.signal(signum, handler)
     return True
 
 
 def _check_address(address: str) -> None:
-    """Find out at once what Ray tries for minutes.
+    """Check the address at once, where Ray would retry for minutes.
 
     Raises
     ------
     EngineError
-        Nobody answers there, or it is the address of a Ray client, which has no Ray Data.
+        Nothing answers there, or it is the address of a Ray client, which has no Ray Data.
     """
     if address.startswith("ray://"):
         raise EngineError(
@@ -400,12 +400,12 @@ def _check_address(address: str) -> None:
 
 
 def _actor_resources(ray: Any, device: str) -> ActorResources:
-    """Return what an actor takes on this cluster, and how many fit.
+    """Return the resources of an actor on this cluster, and how many fit.
 
     Raises
     ------
     EngineError
-        No node has a processor, or the GPU asked for.
+        No node has a processor, or the requested GPU.
     """
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = ([int(node.get(kind, 0)) for node in nodes] for kind in ("CPU", "GPU"))
@@ -420,7 +420,7 @@ def _actor_resources(ray: Any, device: str) -> ActorResources:
 
 
 def _tables(source: Source, rows: NDArray[np.int64], at_once: int) -> list[Any]:
-    """Return rows and locators as Arrow tables, one for each time that an actor is called."""
+    """Return rows and locators as Arrow tables, one per call of an actor."""
     import pyarrow as pa
 
     def table(part: Sequence[int]) -> Any:
@@ -444,14 +444,14 @@ def _as_ours(error: Exception) -> PipelineError:
         return cause
     lines = [line for line in str(cause or error).strip().splitlines() if line.strip()]
     return EngineError(
-        f"the cluster gave up ({first_line(Exception(lines[-1] if lines else type(error).__name__))}): what had come "
-        "back is kept; look at the cluster with 'ray status', then run the same command again"
+        f"the cluster gave up ({first_line(Exception(lines[-1] if lines else type(error).__name__))}): finished rows "
+        "are kept; check the cluster with 'ray status', then run the same command again"
     )
 
 
 @contextlib.contextmanager
 def _quietly(data: Any) -> Iterator[None]:
-    """Silence Ray Data's own messages and bars; ours are said by the command line."""
+    """Silence Ray Data's own messages and bars; the command line prints those of this project."""
     context, logger = data.DataContext.get_current(), logging.getLogger("ray.data")
     level, bars = logger.level, context.enable_progress_bars
     context.enable_progress_bars = False

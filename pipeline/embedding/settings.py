@@ -11,7 +11,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How to run on this machine; none of it but the precision changes numbers.
+    """How to run on this machine; only the precision changes numbers.
 
     Attributes
     ----------
@@ -20,13 +20,13 @@ class RunSettings:
     precision : str
         ``auto`` takes the fastest that passes the self-check.
     batch_size : int
-        Images per forward pass; 0 takes what suits the engine.
+        Images per forward pass; 0 chooses by the engine.
     workers : int
         Decode processes; 0 takes one per processor.
     limits : Limits
-        What an image may take.
+        Time and memory limits of an image.
     fixed_precision : bool
-        The precision is that of a cache. Images that fall short of the contract then cause a warning, not a change.
+        The precision is that of a cache. Images that miss the contract then cause a warning, not a change.
     """
 
     engine: str = AUTO

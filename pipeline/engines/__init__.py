@@ -1,4 +1,4 @@
-"""Engines: what runs a backbone on this machine. One file per engine; `open_engine` chooses."""
+"""Engines, which run a backbone on this machine. One file per engine; `open_engine` chooses."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ def open_engine(
     precision : str
         One of `PRECISIONS`.
     batch_size : int
-        Images per batch; 0 takes what suits the engine and the device.
+        Images per batch; 0 chooses by engine and device.
     say : callable
-        Is told when ``auto`` had to fall back.
+        Called with a message when ``auto`` had to fall back.
 
     Raises
     ------
     EngineError
-        The device or the precision is not to be had here.
+        The device or the precision is not available here.
     """
-    # Not at the top: both engines take seconds to import, and one of them may not be installed.
+    # Not at the top: both engines take seconds to import, and OpenVINO may not be installed.
     from pipeline.engines.multi_device import MultiEngine
     from pipeline.engines.torch import TorchEngine, default_batch
 

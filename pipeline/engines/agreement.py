@@ -7,9 +7,9 @@ from enum import Enum
 LEAST_COSINE = {"float32": 0.99999, "mixed": 0.999, "bfloat16": 0.999, "float16": 0.999}
 """Per row, by precision."""
 LEAST_GPU_COSINE = 0.9995
-"""Between embeddings of images prepared on the GPU and by Pillow: as far apart as scaled decoding may bring them."""
+"""Between embeddings of images prepared on the GPU and by Pillow; equal to the tolerance of scaled decoding."""
 MIN_RESUME_COSINE = 0.99
-"""Least cosine at which more rows of a cache are computed in its precision, though these fall short of the contract."""
+"""Least cosine at which more rows of a cache are computed in its precision, though these miss the contract."""
 
 
 class Agreement(Enum):
@@ -21,15 +21,15 @@ class Agreement(Enum):
 
 
 def agreement(cosine: float, least: float, *, fixed: bool) -> Agreement:
-    """Judge a cosine to the reference.
+    """Classify a cosine to the reference.
 
     Parameters
     ----------
     cosine : float
     least : float
-        What counts as equal.
+        Least cosine that counts as equal.
     fixed : bool
-        More rows of a cache: what was chosen for it stays, unless the cosine is below `MIN_RESUME_COSINE`.
+        For more rows of a cache: its precision is kept unless the cosine is below `MIN_RESUME_COSINE`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What every engine offers: batches of uint8 images in, float32 embeddings out, several batches under way at once."""
+"""The interface of engines: batches of uint8 images in, float32 embeddings out, several batches at a time."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Engine(ABC):
     name : str
         ``"torch"`` or ``"openvino"``.
     device : str
-        For people: ``"cpu"``, ``"cuda:0 (NVIDIA …)"``.
+        For display: ``"cpu"``, ``"cuda:0 (NVIDIA …)"``.
     precision : str
-        One of `PRECISIONS`: the type of the layers' arithmetic; ``mixed``: bfloat16, and float32 where that does not
-        suit.
+        One of `PRECISIONS`: the type of the layers' arithmetic; ``mixed``: bfloat16, and float32 where bfloat16 is too
+        coarse.
     batch_size : int
-        B; fixed, so that a row does not depend on how many came with it.
+        B; fixed, so that a row does not depend on the number of images beside it.
     in_flight : int
         How many batches to keep submitted for full speed.
     """
@@ -48,7 +48,7 @@ class Engine(ABC):
         Parameters
         ----------
         images : (B, H, W, 3) uint8
-            Exactly ``batch_size`` of them; must stay untouched until the future is done.
+            Exactly ``batch_size`` of them; must not be changed until the future is done.
 
         Returns
         -------
@@ -57,15 +57,15 @@ class Engine(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of threads and device memory."""
+        """Release threads and device memory."""
 
     @property
     def replicas(self) -> tuple[Engine, ...]:
-        """The engines behind this one, one per device: each has to keep the numbers contract."""
+        """The engines behind this one, one per device; each must satisfy the numbers contract."""
         return (self,)
 
     def run(self, images: NDArray[np.uint8]) -> Embeddings:
-        """Embed up to ``batch_size`` images; fewer are padded, and only theirs come back."""
+        """Embed up to ``batch_size`` images; fewer are padded, and the rows of the padding are dropped."""
         count = len(images)
         if count < self.batch_size:
             images = np.concatenate([images, np.zeros((self.batch_size - count, *images.shape[1:]), np.uint8)])

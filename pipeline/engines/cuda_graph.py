@@ -1,4 +1,4 @@
-"""CUDA graphs: a forward pass recorded once and replayed, without Python and kernel launches in between.
+"""CUDA graphs: a forward pass recorded once and replayed, without Python and kernel launches between operations.
 
 All batches have one shape, which is what a graph needs. Recording costs a few passes, and every batch of an engine is
 a replay of the same recording, the first one too, so that a row does not depend on how long the run was.
@@ -21,7 +21,7 @@ WARM_UP_PASSES = 2
 def capture_graph(
     network: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor, stream: torch.cuda.Stream
 ) -> Callable[[Tensor], tuple[Tensor, ...]]:
-    """Return a function that does what ``network`` does, for batches of this shape.
+    """Return a function that computes ``network`` for batches of this shape.
 
     Parameters
     ----------
@@ -35,8 +35,8 @@ def capture_graph(
     Returns
     -------
     callable
-        Its outputs are overwritten by the next call. A network that cannot be recorded, such as one that looks at
-        its values on the way, comes back itself.
+        Its outputs are overwritten by the next call. A network that cannot be recorded, such as one that inspects
+        its values, is returned itself.
 
     Raises
     ------

@@ -25,9 +25,9 @@ CHECK_IMAGES = 2
 def fold_batchnorm(backbone: Backbone) -> EmbeddingNetwork:
     """Return a copy of a backbone's network with the batch normalisations folded that can be.
 
-    The graph of operations is only looked at, to find normalisations that are all that a convolution feeds; the
-    modules are then exchanged in the copy, whose Python code and hooks stay. A network whose code cannot be traced,
-    or that gives other numbers afterwards, comes back as it was.
+    The graph of operations only serves to find normalisations that are the sole user of a convolution. The modules are
+    then replaced in the copy, whose Python code and hooks stay. A network whose code cannot be traced, or whose numbers
+    would change, is returned unchanged.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ def _cosine(a: Tensor, b: Tensor) -> float:
 
 
 class _Tracer(fx.Tracer):
-    """Sees convolutions and normalisations of any library as single operations."""
+    """Traces convolutions and normalisations of any library as single operations."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, (nn.Conv2d, nn.BatchNorm2d)) or super().is_leaf_module(m, module_qualified_name)
@@ -75,7 +75,7 @@ def _pairs(module: nn.Module) -> list[tuple[str, str]]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             nodes = [node for node in _Tracer().trace(module).nodes if node.op == "call_module"]
-    except Exception:  # control flow that depends on the images, or whatever else the network's code does
+    except Exception:  # control flow that depends on the images, or another obstacle in the network's code
         return []
     targets = [str(node.target) for node in nodes]
     pairs = []
@@ -96,7 +96,7 @@ def _foldable(conv: nn.Module, norm: nn.Module) -> bool:
     plain_norm = type(norm) is nn.BatchNorm2d or type(norm).__name__ == "BatchNormAct2d"
     if not (plain_conv and plain_norm and isinstance(norm, nn.BatchNorm2d)):
         return False
-    watched = conv._forward_hooks or norm._forward_hooks  # a layer that somebody asked for stays what it is
+    watched = conv._forward_hooks or norm._forward_hooks  # a requested layer stays as it is
     return norm.running_mean is not None and norm.running_var is not None and not watched
 
 

@@ -1,4 +1,4 @@
-"""Several devices of one machine: the same engine on each, batches dealt in turn."""
+"""Several devices of one machine: the same engine on each, batches in rotation."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class MultiEngine(Engine):
     """Replicas of one engine, each on a device of its own.
 
-    Whoever submits gets a future per batch, and takes the results in the order of the batches: which device computed
-    one, and which was quicker, changes no row's place.
+    The caller receives a future per batch and takes the results in the order of the batches. The place of a row does
+    not depend on the device that computed it, nor on its speed.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class MultiEngine(Engine):
         return self._replicas
 
     def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:
-        """Start a batch on the device whose turn it is; see `Engine.submit`."""
+        """Start a batch on the next device; see `Engine.submit`."""
         return next(self._turn).submit(images)
 
     def close(self) -> None:

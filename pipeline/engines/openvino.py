@@ -39,8 +39,8 @@ _PRECISIONS = {"float32": "f32", "mixed": "bf16", "bfloat16": "bf16"}
 class OpenVinoEngine(Engine):
     """The network compiled for this CPU, one stream per core.
 
-    A stream runs a whole batch on one core. Streams never wait for each other, so decode workers on the same cores slow
-    the forward pass down by what they take and no more.
+    A stream runs a whole batch on one core. Streams never wait for each other, so decode workers on the same cores take
+    only their own processor time from the forward pass.
 
     Parameters
     ----------
@@ -80,7 +80,7 @@ class OpenVinoEngine(Engine):
                     "NUM_STREAMS": processor_count(),
                 },
             )
-        except Exception as error:  # tracing and conversion raise whatever the network's code does
+        except Exception as error:  # tracing and conversion raise any error of the network's code
             raise EngineError(
                 f"OpenVINO cannot run {backbone.name} ({first_line(error)}): use --engine torch"
             ) from None
@@ -92,12 +92,12 @@ class OpenVinoEngine(Engine):
     def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:
         """Start a batch on a free stream; see `Engine.submit`."""
         future: Future[Embeddings] = Future()
-        # The request reads the images where they are; held here, their memory outlives it whatever the caller does.
+        # The request reads the images in place; the reference here keeps their memory alive until it ends.
         self._queue.start_async([images], userdata=(future, images), share_inputs=True)
         return future
 
     def close(self) -> None:
-        """Wait for what was started."""
+        """Wait for the batches that were started."""
         self._queue.wait_all()
 
     def _finish(self, request: Any, job: tuple[Future[Embeddings], NDArray[np.uint8]]) -> None:
@@ -115,7 +115,7 @@ def supported_precisions() -> tuple[str, ...]:
 
 
 def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> ov.Model:
-    """Return the converted network, from the cache folder where that serves."""
+    """Return the converted network, from the cache folder if possible."""
     try:
         return core.read_model(_converted(backbone, mixed=mixed))
     except (OSError, RuntimeError):  # the folder cannot be written, or what is kept there is damaged
@@ -124,7 +124,7 @@ def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> ov.Model:
 
 
 def _converted(backbone: Backbone, *, mixed: bool) -> Path:
-    """Return the file of the converted network, made now if need be."""
+    """Return the file of the converted network; convert it first if necessary."""
     versions = [metadata.version(name) for name in ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")]
     identity = f"{backbone.to_spec()}|{versions}" + "|mixed" * mixed
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
@@ -138,7 +138,7 @@ def _converted(backbone: Backbone, *, mixed: bool) -> Path:
         try:
             unfinished.rename(folder)
         except OSError:
-            if not file.is_file():  # another process may have been quicker
+            if not file.is_file():  # another process may have written it first
                 raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

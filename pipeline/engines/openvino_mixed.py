@@ -1,10 +1,10 @@
-"""A mixed precision for networks that bfloat16 as a whole does not suit, such as those of depthwise convolutions.
+"""A mixed precision for networks that lose accuracy in bfloat16, such as those with depthwise convolutions.
 
-Measured on EfficientNet-Lite0 (docs/performance.md), bfloat16 loses its digits in three places:
+Measured on EfficientNet-Lite0 (docs/performance.md), bfloat16 loses accuracy in three places:
 
-- The first layers. They look at nearly raw pixels, and all that follows amplifies their errors. They stay float32.
-- The rounding of depthwise filters. Nine weights that nearly cancel answer a smooth surface with their small sum, which
-  rounding each weight for itself changes by far more than its share; so they are rounded to keep it.
+- The first layers. They process nearly raw pixels, and later layers amplify their errors. They stay float32.
+- The rounding of depthwise filters. Nine weights that nearly cancel answer a smooth surface with their small sum.
+  Rounding each weight alone changes this sum strongly, so they are rounded to keep it.
 - The linear outputs of blocks. OpenVINO rounds a convolution's bias to the type of its output; these narrow maps stay
   float32, and with them the sums of the residual connections.
 """
@@ -68,8 +68,8 @@ def keep_float32(file: Path, names: set[str]) -> None:
 def round_keeping_sums(filters: NDArray[Any]) -> NDArray[np.float32]:
     """Round (n, k) filters to bfloat16 values so that the sum of each row changes as little as possible.
 
-    Each weight becomes one of the two bfloat16 values around it: the nearest, but for those that are moved to the other
-    to make up for the errors of the rest.
+    Each weight becomes one of the two bfloat16 values around it: the nearest, except for those moved to the other
+    value to compensate the errors of the rest.
     """
     exact = np.asarray(filters, dtype=np.float64)
     # Rounded by the mantissa, since NumPy has no bfloat16.

@@ -17,7 +17,7 @@ REFERENCE_BATCH = 8
 
 
 def reference(backbone: Backbone, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    """Return what eager float32 PyTorch on the CPU makes of images: the slow reference.
+    """Return the slow reference: embeddings of images by eager float32 PyTorch on the CPU.
 
     Parameters
     ----------

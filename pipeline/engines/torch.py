@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 CUDA_SLOTS, SLOTS = 3, 2
-"""Batches under way: on CUDA one is copied in, one computed, one copied out."""
+"""Batches in progress: on CUDA one is copied in, one computed, one copied out."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Slot:
-    """A batch's way to the device and back.
+    """The buffers of a batch on the host and on the device.
 
     Attributes
     ----------
@@ -55,11 +55,11 @@ class TorchEngine(Engine):
     """PyTorch in inference mode: channels last, batch normalisation folded, normalisation on the device.
 
     uint8 images go to the device, a quarter of the bytes of float32. On CUDA they go from pinned memory on a stream of
-    their own while the batch before is computed, and the forward pass is a CUDA graph. Elsewhere the same code runs
+    their own while the previous batch is computed, and the forward pass is a CUDA graph. Elsewhere the same code runs
     with streams and events that do nothing.
 
     A batch that does not fit the device's memory is passed in parts of half the size, down to single images, from then
-    on; it comes back as one batch.
+    on; it is returned as one batch.
 
     Parameters
     ----------
@@ -72,7 +72,7 @@ class TorchEngine(Engine):
     Attributes
     ----------
     precisions : tuple of str
-        Those the device is fast in, fastest first.
+        Those in which the device is fast, fastest first.
 
     Raises
     ------
@@ -81,7 +81,7 @@ class TorchEngine(Engine):
 
     Notes
     -----
-    ``float32`` on CUDA switches off TF32 convolutions for the whole process: their ten bits of mantissa are no float32.
+    ``float32`` on CUDA switches off TF32 convolutions for the whole process: their mantissa has only ten bits.
     """
 
     name = "torch"
@@ -97,7 +97,7 @@ class TorchEngine(Engine):
         on_cuda = device.type == "cuda"
         if on_cuda and precision == "float32":
             torch.backends.cudnn.allow_tf32 = False
-        self._streams: Any = torch.cuda if on_cuda else torch.cpu  # those of torch.cpu do nothing, at once
+        self._streams: Any = torch.cuda if on_cuda else torch.cpu  # those of torch.cpu do nothing
         self.in_flight = CUDA_SLOTS if on_cuda else SLOTS
         self._slots: queue.SimpleQueue[_Slot] = queue.SimpleQueue()
         network = fold_batchnorm(backbone)
@@ -108,8 +108,8 @@ class TorchEngine(Engine):
             for _ in range(self.in_flight):
                 self._slots.put(self._slot(backbone))
             self._uploading, self._computing = (self._stream() for _ in range(2))
-            self._streams.synchronize(device)  # streams of our own do not wait for the weights' way there
-        except RuntimeError as error:  # out of memory is one
+            self._streams.synchronize(device)  # our streams do not wait for the copy of the weights
+        except RuntimeError as error:  # includes out of memory
             raise EngineError(
                 f"{self.device} cannot hold the network ({first_line(error)}): free its memory, or use --device cpu"
             ) from None
@@ -123,12 +123,12 @@ class TorchEngine(Engine):
         return self._collector.submit(self._collect, self._launcher.submit(self._launch, images))
 
     def close(self) -> None:
-        """Wait for what was launched, call off the rest, and stop the threads."""
+        """Wait for launched batches, cancel the rest, and stop the threads."""
         self._launcher.shutdown(wait=False, cancel_futures=True)
         self._collector.shutdown(wait=True)  # whose tasks free the slots that a launch may be waiting for
         self._replay = None
 
-    # ---- the launching thread: hands work to the device, waits for none of it on CUDA ----
+    # ---- the launching thread: submits work to the device; on CUDA it never waits for it ----
 
     def _launch(self, images: NDArray[np.uint8]) -> _Slot:
         slot = self._slots.get()
@@ -148,7 +148,7 @@ class TorchEngine(Engine):
         return slot
 
     def _compute(self, slot: _Slot) -> None:
-        """Fill a slot's outputs, in as many passes as the memory asks for."""
+        """Fill a slot's outputs, in as many passes as the memory requires."""
         while True:
             try:
                 for part in _parts(self.batch_size, self._at_once):
@@ -214,7 +214,7 @@ class TorchEngine(Engine):
 
 
 def _parts(count: int, at_once: int) -> list[slice]:
-    """Cut a batch into parts of one size, the last of which overlaps the one before rather than being shorter.
+    """Divide a batch into parts of one size; the last part overlaps its predecessor instead of being shorter.
 
     Examples
     --------
@@ -226,7 +226,7 @@ def _parts(count: int, at_once: int) -> list[slice]:
 
 
 def default_batch(device: torch.device, image_shape: tuple[int, int, int]) -> int:
-    """Return the images per batch that suit a device and images of (H, W, 3)."""
+    """Return the images per batch for a device and images of (H, W, 3)."""
     if device.type != "cuda":
         return 64 if device.type == "mps" else 16
     return _cuda_batch(torch.cuda.get_device_properties(device).total_memory, image_shape)
@@ -234,14 +234,14 @@ def default_batch(device: torch.device, image_shape: tuple[int, int, int]) -> in
 
 MOST_AT_ONCE = 256
 BYTES_PER_VALUE = 160
-"""Of device memory for each byte of an image: what ResNet-50's widest layers take at once in float32, twice over."""
+"""Bytes of device memory per byte of an image: twice the need of ResNet-50's widest layers in float32."""
 
 
 def _cuda_batch(memory: int, image_shape: tuple[int, int, int]) -> int:
     """Return the largest power of two that surely fits half of a device's memory, 256 at most: more is not faster.
 
-    By the whole memory, not what is free now: a batch size is part of what makes rows equal bit for bit. Where less is
-    free than half, batches are halved as they come.
+    By the whole memory, not by what is free now: rows are equal bit for bit only at one batch size. Where less than
+    half is free, batches are halved at run time.
 
     Examples
     --------

@@ -118,7 +118,7 @@ def fit_temperature(
     Examples
     --------
     >>> scores, y = np.array([[2.0, -2.0], [-2.0, 2.0]] * 50), np.array([0, 1] * 50)
-    >>> fit_temperature(scores, y) < fit_temperature(scores[:10], y[:10]) < 1
+    >>> fit_temperature(scores, y) < fit_temperature(scores[:10], y[:10])
     True
     """
     from scipy.optimize import minimize_scalar
@@ -128,7 +128,8 @@ def fit_temperature(
         return 1.0
     at_truth, mean = scores[np.arange(len(y)), y], np.average(scores, axis=1, weights=copies)
     below = PRIOR_WIDTH if log_probabilities else np.inf
-    above = below * min(1.0, float(len(y) / (ROWS_A_CLASS * scores.shape[1])) ** 0.5)
+    classes = scores.shape[1] if copies is None else float(copies[0].sum())
+    above = below * min(1.0, float(len(y) / (ROWS_A_CLASS * classes)) ** 0.5)
 
     def loss(log_t: float) -> float:
         t, width = np.exp(log_t), above if log_t > 0 else below

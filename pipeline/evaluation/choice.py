@@ -24,7 +24,7 @@ Without them a few rows that are all right speak for scores without bound: no lo
 wrong. Half a row is Jeffreys' prior of a share (Krichevsky and Trofimov, "The performance of universal encoding", IEEE
 Trans. Inf. Theory 27, 1981)."""
 
-STANDARD_ERRORS = 0.5
+ACCURACY_ERRORS, LOSS_ERRORS = 0.75, 0.5
 """Differences to the best candidate up to so many standard errors do not tell two candidates apart."""
 
 
@@ -123,7 +123,9 @@ def choose(
     -----
     The one-standard-error rule (Breiman, Friedman, Olshen and Stone, "Classification and regression trees", 1984,
     section 3.4.3) on differences that are paired row by row, which makes them far smaller than those of means, and with
-    half a standard error. First by accuracy, then by log loss among those left; ``docs/heads.md`` has the trials.
+    less than one standard error. The least log loss bounds the regularisation from below, since the accuracy of few
+    rows says little about weaker ones. Among the others accuracy decides first, then log loss among those left;
+    ``docs/heads.md`` has the trials.
 
     Examples
     --------
@@ -134,21 +136,24 @@ def choose(
     """
     allowed = [i for i in range(len(candidates)) if usable is None or usable[i]] or list(range(len(candidates)))
     loss = {i: candidates[i].guarded_losses() for i in allowed}
-    if by == "accuracy":
-        best = max(allowed, key=lambda i: (candidates[i].accuracy, -loss[i].mean()))
-        allowed = [i for i in allowed if not _is_worse(candidates[best].hits - candidates[i].hits, groups)]
     best = min(allowed, key=lambda i: loss[i].mean())
-    ties = [i for i in allowed if i <= best and not _is_worse(loss[i] - loss[best], groups)]
+    if by == "accuracy":
+        allowed = [i for i in allowed if i <= best]
+        top = max(allowed, key=lambda i: (candidates[i].accuracy, -loss[i].mean()))
+        lost = {i: candidates[top].hits - candidates[i].hits for i in allowed}
+        allowed = [i for i in allowed if not _is_worse(lost[i], groups, ACCURACY_ERRORS)]
+        best = min(allowed, key=lambda i: loss[i].mean())
+    ties = [i for i in allowed if i <= best and not _is_worse(loss[i] - loss[best], groups, LOSS_ERRORS)]
     inside = [i for i in ties if 0 < i < len(candidates) - 1]
     return (inside or ties)[0]
 
 
-def _is_worse(excess: Floats, groups: NDArray[np.integer] | None) -> bool:
-    """Tell whether a mean excess stands clear of its noise."""
+def _is_worse(excess: Floats, groups: NDArray[np.integer] | None, errors: float) -> bool:
+    """Tell whether a mean excess is larger than so many of its standard errors."""
     mean = float(excess.mean())
     parts: Floats = excess - mean
     if groups is not None:
         parts = np.bincount(groups, weights=parts)[np.unique(groups)].astype(np.float64)
     count = len(parts)
     error = float(np.sqrt((parts**2).sum() * count / max(count - 1, 1))) / len(excess)
-    return not mean <= STANDARD_ERRORS * error + 1e-12
+    return not mean <= errors * error + 1e-12

@@ -133,7 +133,8 @@ def groups_of(n: int, i: Ints, j: Ints) -> Ints:
 
     if not n:
         return np.zeros(0, np.int64)
-    links = coo_array((np.ones(len(i), np.int8), (i, j)), shape=(n, n))
+    # SciPy 1.11.1 takes only 32-bit indices: with others it prints an error and returns uninitialised groups.
+    links = coo_array((np.ones(len(i), np.int8), (i.astype(np.int32), j.astype(np.int32))), shape=(n, n))
     _, part = connected_components(links, directed=False)
     _, first = np.unique(part, return_index=True)
     return np.asarray(first[part], dtype=np.int64)

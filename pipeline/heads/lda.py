@@ -111,6 +111,8 @@ class LdaHead(SoftmaxHead):
     """
 
     takes_groups = True
+    scale_is_known = False
+    """A covariance of few rows makes the scores far too sure: the temperature must be free."""
 
     def __init__(
         self,
@@ -193,7 +195,7 @@ class LdaHead(SoftmaxHead):
         kept = np.zeros((len(tried), len(some), 1 if k == 2 else k), dtype=np.float32)
         for part, number, scores in folds.scores(some, tried):
             kept[number, np.searchsorted(some, part)] = scores
-        measured = [measure(two_score_columns(one), codes[some], log_probabilities=True) for one in kept]
+        measured = [measure(two_score_columns(one), codes[some], log_probabilities=False) for one in kept]
         best = choose(measured, groups=group_numbers(groups, some))
         self.shrinkage_ = tried[best]
         self.sweep_ = [

@@ -436,7 +436,8 @@ def _has_fallen(solved: list[list[PathPoint]]) -> bool:
     """Say whether the best C lies behind.
 
     So it is when at the last two values the log loss has clearly risen above its least, and accuracy is no better than
-    before. Where the classes are not yet told apart both only waver, by far less than ``_CLEAR_RISE``.
+    before; or at the last one, when it has risen by twice as much and accuracy has fallen by a standard error.
+    Where the classes are not yet told apart both only waver, by far less than ``_CLEAR_RISE``.
     """
     complete = min(len(points) for points in solved)
     if complete < 3:
@@ -445,8 +446,11 @@ def _has_fallen(solved: list[list[PathPoint]]) -> bool:
     accuracy = [each.accuracy for each in tried]
     loss = [float(each.guarded_losses().mean()) for each in tried]
     rise = _CLEAR_RISE * math.log(len(solved[0][0].intercept))
-    least = min(loss[:-2])
-    return min(loss[-2:]) > least + rise and max(accuracy[-2:]) <= max(accuracy[:-2])
+    best = max(accuracy[:-1])
+    error = (best * (1 - best) / len(tried[0].hits)) ** 0.5  # binomial
+    if loss[-1] > min(loss[:-1]) + 2 * rise and accuracy[-1] < best - error:
+        return True
+    return min(loss[-2:]) > min(loss[:-2]) + rise and max(accuracy[-2:]) <= max(accuracy[:-2])
 
 
 def _is_standard(scaling: str) -> bool:

@@ -289,7 +289,9 @@ def fit_estimator(
 
         model = model_from(fitted)
         expected = scores_of(fitted, rows, kind.link, kind.outputs, method)
-        log_probabilities = gives_log_probabilities(fitted, method, expected, rows, kind.link)
+        log_probabilities = getattr(last, "scale_is_known", True) and gives_log_probabilities(
+            fitted, method, expected, rows, kind.link
+        )
         pinned = _pinned(fitted)
         scores = None
         if options.calibrate and kind.link != "identity":

@@ -1,4 +1,4 @@
-"""A selection of a cache as other libraries take it: pandas, Arrow, AnnData, PyTorch; each imported when asked for."""
+"""A selection of a cache for other libraries: pandas, Arrow, AnnData, PyTorch; each is imported on request."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from pipeline.selection.torch import EmbeddingDataset
 
 OWN_NAMES = ("key", "label", "status", "embedding")
-"""What tables call what a cache itself knows, beside ``e0``, ``e1``, …; a column called so becomes ``column_NAME``."""
+"""Reserved names in tables, besides ``e0``, ``e1``, …; a column of this name becomes ``column_NAME``."""
 
 
 class Convertible(ABC):
-    """The conversions of a selection, from what a selection knows of its rows.
+    """The conversions of a selection, based on its properties.
 
     Attributes
     ----------
@@ -69,12 +69,12 @@ class Convertible(ABC):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """All that produced the numbers."""
+        """Everything that produced the numbers."""
         return self.cache.spec
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of what in ``spec`` changes numbers."""
+        """SHA-256 of the fields of ``spec`` that change numbers."""
         return self.cache.fingerprint
 
     @abstractmethod
@@ -87,14 +87,14 @@ class Convertible(ABC):
         Parameters
         ----------
         layer : str or None
-            Whose embeddings to put in; None for none.
+            Whose embeddings to include; None for none.
 
         Returns
         -------
         DataFrame
             Indexed by ``key``: ``label`` (categorical, missing where there is none), ``status`` where the selection
             holds more than done rows, the further columns, then the embedding as ``e0`` to ``e{D-1}``, of the cache's
-            type. The embeddings are copied by pandas as it likes.
+            type. pandas may copy the embeddings.
 
         Raises
         ------
@@ -116,7 +116,7 @@ class Convertible(ABC):
         Parameters
         ----------
         layer : str or None
-            Whose embeddings to put in; None for none.
+            Whose embeddings to include; None for none.
 
         Returns
         -------
@@ -149,7 +149,7 @@ class Convertible(ABC):
         return pa.table(columns).replace_schema_metadata(metadata)
 
     def to_anndata(self, layer: str = PENULTIMATE) -> anndata.AnnData:
-        """Return an annotated matrix, as scanpy and its relatives take it.
+        """Return an annotated matrix, for scanpy and related tools.
 
         Parameters
         ----------
@@ -184,7 +184,7 @@ class Convertible(ABC):
         )
 
     def _facts(self) -> dict[str, Any]:
-        """Return what is known of each row beside its key and embedding: label, status where it matters, columns."""
+        """Return the properties of each row besides key and embedding: label, status if it varies, columns."""
         import pandas as pd
 
         facts: dict[str, Any] = {

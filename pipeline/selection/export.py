@@ -1,4 +1,4 @@
-"""A cache as a file of another kind: Parquet, NumPy, CSV, AnnData. Streams, but for AnnData; whole or not at all."""
+"""A cache as another kind of file: Parquet, NumPy, CSV, AnnData. Streams, except for AnnData; writes atomically."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def export(
     Raises
     ------
     PipelineError
-        The cache, the selection or the output cannot be used; the output is what it was.
+        The cache, the selection or the output cannot be used; the output is unchanged.
     """
     selection = open_selection(cache) if isinstance(cache, (str, os.PathLike)) else cache
     selection = selection.select(split=split, label=label)
@@ -79,7 +79,7 @@ def export(
 
 
 class _Sink(Protocol):
-    """What Arrow's writers of CSV and Parquet have in common."""
+    """The common interface of Arrow's writers of CSV and Parquet."""
 
     def write_table(self, table: pa.Table) -> None: ...
 
@@ -165,7 +165,7 @@ def _flat(table: pa.Table, width: int) -> pa.Table:
 
 
 def _check_output(path: Path, kind: str) -> None:
-    """Find out before the work begins whether the file can be written, and is none that somebody wants."""
+    """Check before the work begins that the file can be written and replaces no other kind of file."""
     if path.is_dir() or not path.parent.is_dir():
         found = "a folder" if path.is_dir() else f"no folder {path.parent}"
         raise PipelineError(f"expected a file name to export to, found {found} at {path}: name a file in a folder")

@@ -28,7 +28,7 @@ def frame(columns: Mapping[str, Any]) -> Any:
 
 
 def write_table(table: Any, path: str | os.PathLike[str]) -> None:
-    """Write a data frame as Parquet where the name ends so, else as CSV; it appears when it is whole.
+    """Write a data frame as Parquet where the name ends so, else as CSV; it appears when it is complete.
 
     Raises
     ------

@@ -1,7 +1,7 @@
 """Rows of a cache as analyses want them: the done ones, chosen by split or label, joined with a table.
 
-`pipeline.open` is where other people's scripts begin. A selection has the properties of a cache, and becomes what other
-libraries take (`pipeline.selection.convert`). Imports neither torch nor pandas before they are needed.
+`pipeline.open` is the entry point for scripts. A selection has the properties of a cache and converts to the types of
+other libraries (`pipeline.selection.convert`). Imports neither torch nor pandas before they are needed.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache
 
 TAKEN = (KEY, "label", "embedding")
-"""Names that tables made of a selection use themselves."""
+"""Names that are reserved in tables of a selection."""
 BLOCK_BYTES = 64 << 20
 
 
 class Unmatched(NamedTuple):
-    """What a join left over: rows of the selection without a line in the table, and lines without a row."""
+    """The unmatched rest of a join: rows of the selection without a line in the table, and lines without a row."""
 
     rows: int
     lines: int
 
 
 class Selection(Convertible):
-    """Some rows of a cache, in an order; made by `pipeline.open` and by its own methods, each of which gives a new one.
+    """Selected rows of a cache, in an order. `pipeline.open` returns one, and each of its methods a new one.
 
     Parameters
     ----------
@@ -64,19 +64,19 @@ class Selection(Convertible):
     Attributes
     ----------
     cache : Cache
-        The file, with every row, whatever became of it.
+        The file, with every row and its status.
     rows : (n,) int64
-        The rows' numbers in the file.
+        Row numbers in the file.
     wanted_status : str
-        Which outcomes are in it.
+        The selected outcomes.
     unmatched : Unmatched or None
-        What the last `join` left over.
+        The unmatched rest of the last `join`.
 
     Notes
     -----
-    Nothing is read before it is asked for. Rows that follow each other in the file, such as those of a cache that is
-    all done, come as a slice of the map, without a copy; others are copied into memory when a property is first asked
-    for, and kept. `blocks` walks through selections that are larger than memory.
+    Data are read on first use. Consecutive rows of the file, such as those of a complete cache, are a slice of the
+    memory map, without a copy. Other rows are copied into memory at the first use of a property, and kept. `blocks`
+    iterates over selections that are larger than memory.
     """
 
     def __init__(self, cache: Cache, status: str = DONE) -> None:
@@ -107,7 +107,7 @@ class Selection(Convertible):
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle which rows, not what they hold."""
+        """Pickle the row numbers, not the data."""
         return _rebuild, (self.cache, self.wanted_status, self._candidates, self._joined, self.unmatched)
 
     def __getitem__(self, index: slice | ArrayLike) -> Selection:
@@ -157,7 +157,7 @@ class Selection(Convertible):
         return self.cache.content_hash[self._span]
 
     def image_bytes(self, position: int) -> bytes | None:
-        """Return the bytes of an image file, or None where it is gone or the source is none of files."""
+        """Return the bytes of an image file, or None where it is missing or cannot be read."""
         return image_bytes(self.cache, int(self.rows[position]))
 
     def select(
@@ -168,19 +168,19 @@ class Selection(Convertible):
         status: str | None = None,
         rows: ArrayLike | None = None,
     ) -> Selection:
-        """Choose rows by what is known of them; what is left out does not matter.
+        """Choose rows by their properties; arguments left out do not restrict.
 
         Parameters
         ----------
         split : str or several
-            Of the column ``split``.
+            Values of the column ``split``.
         label : str or several
             Class names.
         status : str
-            Takes the place of the outcome chosen so far, so that ``open(path).select(status="failed")`` is what failed;
+            Replaces the outcome chosen so far: ``open(path).select(status="failed")`` has the failed rows;
             see `Selection`.
         rows : (m,) int
-            Numbers of rows in the file; they come in this order.
+            Row numbers in the file, in this order.
 
         Raises
         ------
@@ -221,12 +221,12 @@ class Selection(Convertible):
         ----------
         table : pandas or Arrow table, or path of a CSV or Parquet file
         on : str
-            The table's column that holds the keys; or a column that both have, such as ``group``.
+            The table's column of keys, or a column that both have, such as ``group``.
         columns : sequence of str, optional
             Which columns of the table to add; all by default.
         say : callable
-            Told how many rows and lines found no match (`unmatched` of the result has the same numbers), and which
-            columns were left out, as their texts are long.
+            Called with the numbers of rows and lines without a match (also in `unmatched` of the result), and with the
+            columns that were left out because of long texts.
 
         Returns
         -------
@@ -259,7 +259,7 @@ class Selection(Convertible):
         return joined
 
     def blocks(self, layer: str = PENULTIMATE) -> Iterator[Selection]:
-        """Yield the selection in pieces of a few thousand rows, about 64 MB each: what streams through large caches."""
+        """Yield the selection in pieces of a few thousand rows, about 64 MB each."""
         size = max(1, BLOCK_BYTES // (self.layer_width(layer) * self.dtype.itemsize))
         for start in range(0, len(self), size):
             yield self[start : start + size]
@@ -315,13 +315,13 @@ def open_selection(path: str | os.PathLike[str], status: str = DONE) -> Selectio
     Raises
     ------
     CacheError
-        The file is no cache.
+        The file is not a cache.
     PipelineError
         There is no such outcome.
 
     See Also
     --------
-    pipeline.open_cache : the file as it is, every row, whatever became of it.
+    pipeline.open_cache : the file as it is, with every row.
     """
     return Selection(open_cache(path), status)
 
@@ -341,7 +341,7 @@ def _rebuild(
 
 
 def _span(rows: NDArray[np.int64]) -> slice | NDArray[np.int64]:
-    """Return rows that follow each other as a slice, which a map gives without a copy."""
+    """Return consecutive rows as a slice, which needs no copy of a map."""
     if len(rows) == 0:
         return slice(0, 0)
     first, last = int(rows[0]), int(rows[-1])

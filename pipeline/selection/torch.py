@@ -20,8 +20,8 @@ class EmbeddingDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
     """A PyTorch map-style data set over a selection: embedding (D,) float32, label int64 (-1 for none).
 
     It serves any ``torch.utils.data.DataLoader``. A batch is gathered from the map at once, so shuffled batches cost a
-    copy of their rows and no more; `loader` also leaves out the loader's stacking of rows, which costs more than
-    reading them. Workers map the file themselves: what travels to them is the path.
+    copy of their rows and no more. `loader` also avoids the loader's stacking of rows, which costs more than reading
+    them. Workers receive only the path and map the file themselves.
 
     Parameters
     ----------
@@ -73,7 +73,7 @@ class EmbeddingDataset(Dataset[tuple[torch.Tensor, torch.Tensor]]):
         Parameters
         ----------
         batch_size, shuffle, drop_last, generator
-            As DataLoader has them.
+            As in DataLoader.
         **options
             Further arguments of DataLoader, such as ``num_workers`` or ``pin_memory``.
         """

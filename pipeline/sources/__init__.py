@@ -1,4 +1,4 @@
-"""Sources: where images come from. One file per kind; `open_source` picks by content, never by a name's ending."""
+"""Sources of images. One file per kind; `open_source` decides by content, never by the suffix of a name."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""What tar and zip archives share: which members are images, how they are named, and where their labels come from.
+"""Shared by tar and zip archives: which members are images, their keys, and their labels.
 
-A member's name is a key and nothing else: no file is ever made of it. Bytes are read into memory, by offset, under a
-limit.
+A member's name is only a key and never used as a path. Bytes are read into memory, by offset, up to a limit.
 """
 
 from __future__ import annotations
@@ -75,7 +74,7 @@ class Listing:
         self._sidecar_labels: dict[bytes, dict[str, str]] = {}
 
     def add(self, name: bytes, reason: int = IMAGE, **numbers: int) -> None:
-        """Add a member, or say why it is none."""
+        """Add a member, with the reason when it is skipped."""
         name = _normal(name)
         if len(name) > MAX_NAME_BYTES:
             name, reason = name[:MAX_NAME_BYTES], LONG_NAME
@@ -87,7 +86,7 @@ class Listing:
             values.append(numbers.get(column, -1))
 
     def add_sidecar(self, name: bytes, data: bytes) -> None:
-        """Take a label from the bytes of a ``.cls`` or ``.json`` member; one that holds none is no image either."""
+        """Take a label from the bytes of a ``.cls`` or ``.json`` member; one without a label is skipped as well."""
         sample = _sample(_normal(name))
         before = self._sidecar_labels.get(sample, {})
         if name.lower().endswith(b".cls"):
@@ -100,14 +99,14 @@ class Listing:
             self.add(name, NOT_AN_IMAGE)
 
     def columns(self) -> Columns:
-        """Return all as arrays of equal length: ``name``, ``reason``, the numbers, and what sidecars say."""
+        """Return all as arrays of equal length: ``name``, ``reason``, the numbers, and the sidecar labels."""
         names = np.array(self._names, dtype=np.bytes_) if self._names else np.zeros(0, "S1")
         reasons = np.array(self._reasons, dtype=np.uint8)
         images = np.flatnonzero(reasons == IMAGE)
         last = len(images) - 1 - np.unique(names[images][::-1], return_index=True)[1]
         earlier = np.ones(len(images), dtype=np.bool_)
         earlier[last] = False
-        reasons[images[earlier]] = SUPERSEDED  # what unpacking would leave is the last
+        reasons[images[earlier]] = SUPERSEDED  # unpacking would leave the last one
         columns: Columns = {"name": names, "reason": reasons}
         columns |= {name: np.array(values, dtype=np.int64) for name, values in self._numbers.items()}
         for what in ("label", "split", "group") if self._sidecar_labels else ():
@@ -121,13 +120,13 @@ class Listing:
 
 
 def is_sidecar(name: bytes) -> bool:
-    """Tell whether a member is named as one that holds a label."""
+    """Return whether a member's name is that of a sidecar label."""
     base = name.rpartition(b"/")[2].lower()
     return b"." + base.partition(b".")[2] in SIDECARS and not base.startswith(b".")
 
 
 def reason_for(head: bytes) -> int:
-    """Return `IMAGE` for what begins like one, the reason otherwise."""
+    """Return `IMAGE` for bytes that begin like an image, otherwise the reason."""
     return IMAGE if is_image(head) else NOT_AN_IMAGE
 
 
@@ -181,9 +180,9 @@ class ArchiveSource(Source):
     Attributes
     ----------
     numbers : tuple of str
-        What finds a member in its archive.
+        Finds a member in its archive.
     unreadable : tuple of exception types
-        What `_list` raises for a damaged archive.
+        The errors that `_list` raises for a damaged archive.
 
     Raises
     ------
@@ -239,7 +238,7 @@ class ArchiveSource(Source):
     @staticmethod
     @abstractmethod
     def _list(store: Store, file: File, listing: Listing) -> None:
-        """Put the members of an archive into the listing."""
+        """Add the members of an archive to the listing."""
 
     def locator(self, i: int) -> tuple[int, ...]:
         """Return the number of item ``i``'s archive, and what finds the member in it."""
@@ -264,7 +263,7 @@ def _labels_and_columns(
 
 
 class SkippedMembers(Sequence[Skipped]):
-    """Members that are no items, made into objects only when they are looked at."""
+    """Skipped members, made into objects only when they are accessed."""
 
     def __init__(self, prefixes: Sequence[bytes], indexes: Sequence[Columns]) -> None:
         self._parts = [
@@ -293,7 +292,7 @@ class SkippedMembers(Sequence[Skipped]):
 
 
 def key_prefixes(paths: Sequence[str]) -> list[bytes]:
-    """Return what goes before the members' names, so that keys of several archives differ; no credentials of URLs.
+    """Return the prefixes of the members' names, which make keys of several archives differ; without credentials.
 
     Raises
     ------
@@ -313,7 +312,7 @@ def key_prefixes(paths: Sequence[str]) -> list[bytes]:
 
 
 def _texts(index: Columns, what: str, rows: NDArray[np.int64]) -> list[str]:
-    """Return what sidecars say of some members, empty where nothing was."""
+    """Return the sidecar values of some members, empty where there are none."""
     if what not in index:
         return [""] * len(rows)
     names = [*(name.decode("utf-8", "replace") for name in index[f"{what}_names"].tolist()), ""]

@@ -1,4 +1,4 @@
-"""The index of an archive, made once and kept: which members it has and where their bytes lie.
+"""The index of an archive, made once and stored: its members and the places of their bytes.
 
 A file per archive under ``~/.cache/embedding-pipeline/indexes``, of NumPy arrays; columns, so that a million members
 cost as many bytes as they need. An index of another size or time, or a damaged one, is made again.
@@ -31,18 +31,18 @@ Columns = dict[str, "NDArray[Any]"]
 
 INDEX_VERSION = 1
 OF = "of"
-"""The array that says which file, as it then was, the index describes."""
+"""The array that identifies the file, with size and time, that the index describes."""
 
 
 def index_folder() -> Path:
-    """Return where indexes are kept."""
+    """Return the folder of the stored indexes."""
     return cache_folder() / "indexes"
 
 
 def cached_index(
     kind: str, store: Store, file: File, make: Callable[[], Columns], *, needed: Collection[str]
 ) -> Columns:
-    """Return the index of an archive: the one kept, or a new one, which is then kept.
+    """Return the index of an archive: the stored one, or a new one, which is then stored.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ def cached_index(
         Of the archive.
     store : Store
     file : File
-        The archive as it is now; one that its store knows neither size nor stamp of is indexed anew each time.
+        The archive as it is now; without a size or stamp from its store it is indexed every time.
     make : callable
         Makes the index.
     needed : collection of str
@@ -70,12 +70,12 @@ def cached_index(
 
 
 def _load(path: Path, of: NDArray[np.int64], needed: Collection[str]) -> Columns | None:
-    """Return the index, or None where there is none of that file, or a damaged one.
+    """Return the stored index, or None where it is missing, damaged, or of another state of the file.
 
-    CRC-32 tells, but for the arrays' names, which are compared with those needed.
+    CRC-32 detects damage, except in the arrays' names, which are compared with those needed.
     """
     try:
-        # Opened here: np.load leaves a file it makes no sense of open.
+        # Opened here: np.load leaves a file open that it cannot read.
         with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
             if not np.array_equal(arrays[OF], of) or not set(needed) <= set(arrays.files):
                 return None
@@ -87,7 +87,7 @@ def _load(path: Path, of: NDArray[np.int64], needed: Collection[str]) -> Columns
 
 
 def _keep(path: Path, columns: Columns) -> None:
-    """Write the index; where that fails it is made again next time."""
+    """Write the index; after a failure it is made again next time."""
     with contextlib.suppress(OSError, SourceError):
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path, SourceError, shared=True) as part, part.open("wb") as file:

@@ -1,4 +1,4 @@
-"""What every kind of source offers: an ordered list of items, and a reader of their bytes.
+"""The interface of a source: an ordered list of items, and a reader of their bytes.
 
 The list is columnar (arrays, not objects), so that ten million items stay within memory. The reader is a small
 picklable callable: decode workers get the reader and one locator at a time, never the list.
@@ -32,11 +32,11 @@ Known = tuple["NDArray[np.bytes_]", "NDArray[np.int64]", "NDArray[np.int64]"]
 """Keys, sizes and modification times (ns) of items listed before, such as those of a cache."""
 
 MAX_FILE_BYTES = 1 << 30
-"""A file above this is refused unread: no photograph is that large, and /dev/zero has no end."""
+"""A larger file is refused unread: no photograph is that large, and /dev/zero has no end."""
 
 
 MAX_MEMBER_BYTES = 512 << 20
-"""A member of an archive above this, packed or unpacked, is refused unread."""
+"""A larger member of an archive, packed or unpacked, is refused unread."""
 
 IMAGE_SUFFIXES = frozenset(
     b".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .avif .tif .tiff .ppm .pgm .pbm .pnm "
@@ -74,7 +74,7 @@ class Source(ABC):
     items : ItemTable
         The list.
     skipped : sequence of Skipped
-        Files that were seen and left out.
+        Files that were found and left out.
     """
 
     kind: str
@@ -134,7 +134,7 @@ class Source(ABC):
     def describe(self) -> dict[str, str]:
         """Return where the images are, for the cache, without credentials.
 
-        ``location`` is for people; ``root``, the folder that keys are relative to, or else ``address`` is for
+        ``location`` is for display; ``root``, the folder that keys are relative to, or else ``address`` is for
         `pipeline.sources.reopen_source`.
         """
         described = {"kind": self.kind, "location": public(self.location)}
@@ -161,7 +161,7 @@ class FileReader:
         OSError
             Missing, unreadable, not a regular file, or larger than `MAX_FILE_BYTES`.
         """
-        # O_NONBLOCK: opening a FIFO that nobody writes to would wait for ever.
+        # O_NONBLOCK: opening a FIFO without a writer would wait for ever.
         fd = os.open(os.path.join(self.root, locator), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         with os.fdopen(fd, "rb", buffering=0) as file:
             info = os.fstat(fd)
@@ -173,7 +173,7 @@ class FileReader:
 
 
 def in_threads(function: Callable[[_Given], _Found], items: Sequence[_Given]) -> Iterator[_Found]:
-    """Yield the function's values in order; for calls that wait for the disk. Few are under way, however many come."""
+    """Yield the function's values in order; for calls that wait for the disk. Few run at a time."""
     with ThreadPoolExecutor(LISTING_THREADS) as threads:
         for start in range(0, len(items), LISTING_CHUNK):
             yield from threads.map(function, items[start : start + LISTING_CHUNK])
@@ -185,7 +185,7 @@ def key_array(keys: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     Raises
     ------
     SourceError
-        A key occurs twice: rows could not be told apart.
+        A key occurs twice: rows could not be distinguished.
     """
     array = np.array(keys, dtype=np.bytes_)
     if len(array) > 1:
@@ -200,12 +200,12 @@ def key_array(keys: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bytes_]:
 
 
 def public_names(paths: Sequence[str]) -> list[str]:
-    """Return paths as keys show them: URLs without their credentials.
+    """Return paths as keys: URLs without their credentials.
 
     Raises
     ------
     SourceError
-        Different URLs are the same without: rows could not be told apart.
+        Different URLs are equal without them: rows could not be distinguished.
     """
     names = [public(path) if "://" in path else path for path in paths]
     if len(set(names)) < len(set(paths)):
@@ -219,7 +219,7 @@ def public_names(paths: Sequence[str]) -> list[str]:
 
 
 def unchanged_since(known: Known, now: Known) -> NDArray[np.bool_]:
-    """Tell which files of ``now`` are among ``known``, of the same size and time."""
+    """Return which files of ``now`` are among ``known``, of the same size and time."""
     if not len(known[0]) or not len(now[0]):
         return np.zeros(len(now[0]), dtype=np.bool_)
     order = np.argsort(known[0], kind="stable")
@@ -229,7 +229,7 @@ def unchanged_since(known: Known, now: Known) -> NDArray[np.bool_]:
 
 
 def named_like_an_image(key: bytes) -> bool:
-    """Tell by the name's ending; for places where looking inside would cost a request per image."""
+    """Decide by the suffix of the name, where inspecting the content would cost a request per image."""
     return os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES
 
 
@@ -246,7 +246,7 @@ def labels_from_folders(
     >>> labels_from_folders([b"cat/1.png", b"2.png"])
     (array([ 0, -1], dtype=int32), ('cat',), {})
     """
-    # Of millions of keys no list of parts is held, and every name is one object.
+    # Of millions of keys no list of parts is stored, and equal names share one object.
     text = functools.cache(os.fsdecode)
     tops = {key.split(b"/", 1)[0].lower() if b"/" in key else None for key in keys}
     columns = {}

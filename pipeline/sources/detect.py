@@ -1,4 +1,4 @@
-"""What a file holds, told by its content."""
+"""The kind of a file, detected by its content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 
 
 def kind_of(store: Store, file: File) -> str:
-    """Tell a file's kind from its first bytes."""
+    """Return the kind of a file, by its first bytes."""
     head = store.head(file.path, HEAD_BYTES)
     if head[257:262] == b"ustar" or _is_old_tar(head):
         return "tar"
@@ -31,7 +31,7 @@ def kind_of(store: Store, file: File) -> str:
 
 
 def _is_old_tar(head: bytes) -> bool:
-    """Tell a tar archive without the mark of POSIX by its header's checksum."""
+    """Return whether this is a tar archive without the POSIX magic, by its header's checksum."""
     digits = head[148:156].strip(b" \0")
     if len(head) < 512 or not digits or not digits.isdigit() or any(byte > 0x37 for byte in digits):
         return False
@@ -39,7 +39,7 @@ def _is_old_tar(head: bytes) -> bool:
 
 
 def has_images(store: Store, file: File) -> bool:
-    """Tell a Parquet file of images from a table of paths."""
+    """Return whether a Parquet file holds images rather than paths."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -47,5 +47,5 @@ def has_images(store: Store, file: File) -> bool:
         with store.open(file.path) as raw:
             schema: Any = pq.read_schema(raw)
     except (pa.ArrowException, OSError):
-        return False  # the table's reader will say what is wrong with it
+        return False  # the table's reader raises the error
     return bool(image_columns(schema)) and ("path" not in schema.names or bool({"image", "img"} & set(schema.names)))

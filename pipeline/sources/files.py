@@ -1,4 +1,4 @@
-"""Image files that a glob names, and folders behind an fsspec URL."""
+"""Image files that match a glob, and folders behind an fsspec URL."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 class FilesSource(Source):
     """Image files below a folder; a key is the path relative to it, and the first level gives the class.
 
-    On this machine content decides what an image is. Over a network that would cost a request for each file, so the
-    name's ending does.
+    On the local machine content decides what is an image. Over a network this would cost a request for each file, so
+    the suffix of the name decides.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class FilesSource(Source):
         self._paths = self.items.keys if paths == keys else np.array(paths, dtype=np.bytes_)
 
     def locator(self, i: int) -> tuple[bytes, int]:
-        """Return the path of item ``i`` relative to the root, credentials and all, and its size."""
+        """Return the path of item ``i`` relative to the root, including credentials, and its size."""
         return bytes(self._paths[i]), int(self.items.sizes[i])
 
     def reader(self) -> Reader:
@@ -119,7 +119,7 @@ class FilesReader:
 
 
 def relative(path: str, root: str) -> str:
-    """Return a path below ``root`` as seen from it.
+    """Return a path relative to ``root``.
 
     Examples
     --------
@@ -135,4 +135,4 @@ def _is_image(store: Store, file: File) -> bool:
     try:
         return is_image(store.head(file.path, SNIFF_BYTES))
     except OSError:
-        return True  # not known to be something else: its row will say why it cannot be read
+        return True  # its kind is unknown: its row will give the reason why it cannot be read

@@ -28,7 +28,7 @@ class FolderSource(Source):
 
     The first folder level gives the class. Where the first level holds nothing but ``train``, ``val`` and ``test``
     (two of them at least), it gives the split and the second level the class. Content decides what an image is, not
-    the name's ending; hidden files and folders, files that are no images and things that are no files are listed
+    the suffix of the name; hidden files and folders, files that are no images and things that are no files are listed
     in ``skipped``. Files that cannot be opened stay items: they fail later, with their reason, in a row of their own.
 
     Parameters
@@ -36,12 +36,12 @@ class FolderSource(Source):
     location : str
         The folder.
     known : Known, optional
-        Files among them of the same size and time are taken for images unseen: a resumed run opens only what is new.
+        Known files of the same size and time are not opened again: a resumed run opens only new files.
 
     Raises
     ------
     SourceError
-        Nothing there, or no image in it.
+        The folder does not exist, or has no image.
     """
 
     kind = "folder"
@@ -125,7 +125,7 @@ def _looks_like_image(root: bytes, key: bytes) -> bool:
         with open(os.path.join(root, key), "rb", buffering=0) as file:
             return is_image(file.read(SNIFF_BYTES))
     except OSError:
-        return True  # not known to be something else: its row will say why it cannot be read
+        return True  # its kind is unknown: its row will give the reason why it cannot be read
 
 
 def _table(images: list[tuple[bytes, tuple[int, int]]]) -> ItemTable:

@@ -1,6 +1,6 @@
 """HDF5 files with a data set of images: pixels (N, H, W) or (N, H, W, 3) uint8, or encoded images of any length.
 
-Besides `pipeline.cache` this is the one place that reads HDF5: images in such a file are a source as others are.
+Besides `pipeline.cache` this is the only place that reads HDF5: images in such a file are a source like others.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ NAMES = {
     "split": ("split", "splits"),
     "group": ("group", "groups"),
 }
-"""Data sets beside the images, one value for each, that are taken for what they are called."""
+"""Data sets beside the images, with one value per image, that are used by their names."""
 
 
 class Hdf5Source(Source):
     """The images in a data set of one or more HDF5 files; every row is an item.
 
-    Pixels reach the decoder as a PNM image (the header ``P5`` or ``P6``, then the pixels as they are), so that they are
-    hashed and prepared as any other image. A key is what the data set ``key`` beside the images says, else the row's
-    number; ``label``, ``split`` and ``group`` beside them are taken too.
+    Pixels reach the decoder as a PNM image (the header ``P5`` or ``P6``, then the pixels as they are). They are
+    hashed and prepared like any other image. The key is the value of the data set ``key`` beside the images, or else
+    the row's number; ``label``, ``split`` and ``group`` beside them are used too.
 
     Parameters
     ----------
@@ -167,7 +167,7 @@ def _open(store: Store, path: str) -> h5py.File:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one file holds: the data set's name and length, keys if it has any, and texts beside the images."""
+    """The contents of one file: the data set's name and length, keys if any, and texts beside the images."""
 
     name: str
     count: int

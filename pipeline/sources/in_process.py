@@ -1,4 +1,4 @@
-"""Files that only this process sees, such as ``memory://``: it reads them, and decode workers are sent the bytes."""
+"""Files that only this process can read, such as ``memory://``: it sends the bytes to the decode workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class CarriedSource(Source):
     """Another source whose bytes travel in its locators.
 
-    What is on its way is bounded by the ring of batches, as every locator is made when its turn comes.
+    The ring of batches bounds the bytes in flight, since every locator is made just before it is sent.
 
     Parameters
     ----------
@@ -28,14 +28,14 @@ class CarriedSource(Source):
         self._source, self._read = source, source.reader()
 
     def locator(self, i: int) -> bytes | OSError:
-        """Return the bytes of item ``i``, or why there are none."""
+        """Return the bytes of item ``i``, or the error of reading them."""
         try:
             return self._read(self._source.locator(i))
         except OSError as error:
             return error
 
     def reader(self) -> Reader:
-        """Return what unpacks a locator."""
+        """Return the reader that unpacks a locator."""
         return deliver
 
     def describe(self) -> dict[str, str]:
@@ -44,7 +44,7 @@ class CarriedSource(Source):
 
 
 def deliver(locator: bytes | OSError) -> bytes:
-    """Return the bytes that came with the locator; raises the `OSError` that came instead."""
+    """Return the bytes that came with the locator; raises the `OSError` that it carries instead."""
     if isinstance(locator, OSError):
         raise locator
     return locator

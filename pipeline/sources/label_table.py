@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]:
-    """Return the items with the columns of a table, and what of the table is left out: columns, and rows of no item.
+    """Return the items with the columns of a table, and the columns and rows of the table that are left out.
 
     Items that the table does not name have no label, and missing values (NaN, or empty text) in the other columns.
     Lists become label sets, and columns of long texts are left out, as of `pipeline.sources.TableSource`.
@@ -33,7 +33,7 @@ def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]
     Raises
     ------
     SourceError
-        Not such a table, a key twice, or not one key is that of an item.
+        Not a table with keys, a key occurs twice, or no key is that of an item.
     """
     frame = read_table(table)
     shown = public(table)
@@ -76,7 +76,7 @@ def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]
 
 
 def _spread(values: NDArray[Any], rows: NDArray[np.int64], known: NDArray[np.bool_]) -> NDArray[Any]:
-    """Return each item's value; where there is none, what stands for a missing one."""
+    """Return each item's value, or the missing value where there is none."""
     spread = values[rows]
     if known.all():
         return spread

@@ -24,7 +24,7 @@ class ListedSource(Source):
     ----------
     reader : Reader
     locators : sequence
-        What the reader takes, for each item.
+        The argument of the reader, for each item.
     """
 
     kind = "listed"

@@ -1,4 +1,4 @@
-"""From what a user names to a source: braces, globs and URLs become files, and the files' content tells their kind."""
+"""From a user's argument to a source: braces, globs and URLs become files, whose content decides their kind."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Known
 
 MOST_FILES = 1_000_000
-"""A brace pattern of more is a slip of the keyboard."""
+"""A brace pattern of more files is taken for a typing error."""
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 
 
@@ -47,7 +47,7 @@ def open_source(
         A CSV or Parquet table with a column ``key``: labels, splits, groups and more, which take the place of those
         that the source itself knows.
     known : Known, optional
-        Of a cache of these images: what of a folder is in it unchanged is not opened to see whether it is an image.
+        Of a cache of these images: unchanged files of a folder are not opened again.
 
     Returns
     -------
@@ -57,7 +57,7 @@ def open_source(
     Raises
     ------
     SourceError
-        There is nothing usable; the message says what was found.
+        There is no usable source; the message says what was found.
     """
     try:
         source = _open(location, allow_missing=allow_missing, known=known)
@@ -71,7 +71,7 @@ def open_source(
 
 
 def expand_braces(pattern: str) -> list[str]:
-    """Return what a pattern with braces stands for, in its order, as a shell has it.
+    """Expand a pattern with braces, in its order, as a shell does.
 
     Raises
     ------
@@ -128,11 +128,11 @@ def _open(location: str, *, allow_missing: bool, known: Known | None) -> Source:
 
 
 def _split_name(store: Store, path: str) -> tuple[str, str | None]:
-    """Cut ``#NAME`` off what names files, unless that is how they or their folder are called (``run#2/*.jpg``)."""
+    """Split ``#NAME`` off a location, unless it is part of a file's or folder's name (``run#2/*.jpg``)."""
     before, mark, name = path.rpartition("#")
     if not mark:
         return path, None
-    if store.protocol in ("http", "https"):  # never part of what is asked of a server
+    if store.protocol in ("http", "https"):  # never part of a request
         return before, name
     if store.is_folder(path) or _names_files(store, path) or not _names_files(store, before):
         return path, None
@@ -235,7 +235,7 @@ def _ends(files: list[File]) -> list[File]:
 
 
 def _address(location: str, store: Store, path: str, name: str | None) -> str:
-    """Return what opens the source again from any folder, without credentials."""
+    """Return the address that opens the source again from any folder, without credentials."""
     if not isinstance(store, LocalStore):
         return public(location)
     address = os.path.abspath(path)

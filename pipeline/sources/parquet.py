@@ -31,14 +31,14 @@ if TYPE_CHECKING:
     from pipeline.sources.store import File, Store
 
 BATCH_ROWS = 64
-"""Rows that are read together, at most: a row group may be larger than memory."""
+"""Most rows that are read together: a row group may be larger than memory."""
 BATCH_BYTES = 16 << 20
-"""Unpacked bytes of images that are read together, about: of large images fewer than `BATCH_ROWS`."""
+"""Approximate unpacked bytes that are read together: fewer rows than `BATCH_ROWS` for large images."""
 BATCHES_KEPT = 4
 KEPT_BYTES = BATCHES_KEPT * BATCH_BYTES
-"""Of a file, but for a single batch that is larger."""
+"""Bytes of batches kept per file, except for a single batch that is larger."""
 FILES_KEPT = 2
-"""Files that a process keeps batches of: two, as threads stand on both sides of where one ends."""
+"""Number of files whose batches a process keeps: at the end of a file, threads read from two."""
 KEY_COLUMNS = ("key", "__key__")
 
 
@@ -189,7 +189,7 @@ class _Batches:
         return max(1, min(BATCH_ROWS, int(BATCH_BYTES * about.num_rows // max(size, 1))))
 
     def _fetch(self, group: int, number: int, rows: int) -> pa.Array:
-        """Go on to a batch from where the last one was, or from the start of its group."""
+        """Advance to a batch from the last one, or from the start of its group."""
         if self._under_way is None or self._under_way[0] != group or self._under_way[1] > number:
             batches = self._parquet.iter_batches(rows, row_groups=[group], columns=[self._path], use_threads=False)
             self._under_way = group, 0, batches
@@ -227,7 +227,7 @@ def _bytes_of(values: pa.Array) -> pa.Array:
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """What one file says of itself: rows per group, image column, keys, further columns, and columns left out."""
+    """The metadata of one file: rows per group, image column, keys, further columns, and columns left out."""
 
     groups: list[int]
     column: str
@@ -239,7 +239,7 @@ class _Part:
 def _open(store: Store, path: str) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
-    # A buffered stream reads a column page by page; without it a row group comes whole.
+    # A buffered stream reads a column page by page; without it a row group is read at once.
     place = path if isinstance(store, LocalStore) else store.open(path)
     return pq.ParquetFile(place, buffer_size=1 << 20, pre_buffer=False)
 

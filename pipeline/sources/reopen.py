@@ -1,4 +1,4 @@
-"""The images behind a cache as a source: what verifying, training, galleries and searches read again."""
+"""The images of a cache as a source, for verification, training, galleries and searches."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class HasImages(Protocol):
-    """An open cache, as far as its images matter.
+    """The part of an open cache that concerns its images.
 
     Attributes
     ----------
@@ -76,7 +76,7 @@ class ReopenedSource(Source):
         Raises
         ------
         SourceError
-            The archive holds no such image any more.
+            The archive no longer has this image.
         """
         try:
             return self._locator(i)
@@ -96,7 +96,7 @@ def reopen_source(described: Mapping[str, str], items: ItemTable) -> ReopenedSou
 def image_bytes(cache: HasImages, row: int) -> bytes | None:
     """Return the bytes of a row's image as it is now, or None where the image or its source is gone."""
     part, row = cache.part_of(row)
-    with _opening:  # threads that ask at once must not each open the source
+    with _opening:  # concurrent threads must not each open the source
         if part.image_reader is None:
             part.image_reader = _image_reader(part)
         read = part.image_reader
@@ -112,7 +112,7 @@ def _image_reader(cache: HasImages) -> Callable[[int], bytes]:
     except SourceError as error:
         gone = error
 
-        def raise_gone(row: int) -> bytes:  # so that a source that is gone is opened once only
+        def raise_gone(row: int) -> bytes:  # so that a missing source is tried only once
             raise gone
 
         return raise_gone

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class ShardSource(Source):
     """Consecutive items of another source, with the label names of all of it.
 
-    Parts differ by one item at most, and one after the other they are the whole list.
+    Parts differ by one item at most. Concatenated, they are the whole list.
 
     Parameters
     ----------
@@ -26,7 +26,7 @@ class ShardSource(Source):
     ----------
     whole : Source
     record : ShardRecord
-        What the cache keeps.
+        The record for the cache.
 
     Raises
     ------

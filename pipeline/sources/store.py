@@ -1,4 +1,4 @@
-"""Where bytes lie: files of this machine, or of an fsspec URL; looked at, listed and read by range the same way."""
+"""Stores of bytes: local files, or an fsspec URL, with one interface for listing and ranged reads."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 OPEN_FILES = 128
-"""Files kept open for reading by range; more shards than this are opened again when their turn comes."""
+"""Files kept open for reading by range; further shards are opened again at each use."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 """Protocol → the extra of this project that installs what it needs."""
 RECHECK_SECONDS = 30
-"""How long a remote file that was found as listed is read without another look."""
+"""Seconds for which a remote file is read without another check that it is unchanged."""
 IN_PROCESS = ("memory",)
-"""Protocols whose files only the process that wrote them sees."""
+"""Protocols whose files only the writing process can read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +37,11 @@ class File:
     Attributes
     ----------
     path : str
-        As its store knows it.
+        The path within its store.
     size : int
-        Bytes; -1 where the store does not say.
+        Bytes; -1 where the store does not give it.
     stamp : int
-        Changes when the file does: its time in ns, or a number made of its ETag; -1 where the store has neither.
+        Changes when the file does: its time in ns, or a number made from its ETag; -1 where the store has neither.
     """
 
     path: str
@@ -60,7 +60,7 @@ class Store(ABC):
 
     @abstractmethod
     def is_folder(self, path: str) -> bool:
-        """Tell whether there is a folder at ``path``."""
+        """Return whether there is a folder at ``path``."""
 
     @abstractmethod
     def glob(self, pattern: str) -> list[str]:
@@ -80,7 +80,7 @@ class Store(ABC):
 
     @abstractmethod
     def address(self, path: str) -> str:
-        """Return what finds the path from any folder, without credentials."""
+        """Return an address of the path that is valid in any folder, without credentials."""
 
     def head(self, path: str, size: int) -> bytes:
         """Return up to ``size`` bytes from the start; raises `OSError`."""
@@ -98,7 +98,7 @@ class LocalStore(Store):
         return File(os.path.join(os.getcwd(), path), info.st_size, info.st_mtime_ns)
 
     def is_folder(self, path: str) -> bool:
-        """Tell whether there is a folder."""
+        """Return whether there is a folder."""
         return os.path.isdir(path)
 
     def glob(self, pattern: str) -> list[str]:
@@ -117,13 +117,13 @@ class LocalStore(Store):
 
     def read(self, file: File, offset: int, size: int) -> bytes:
         """Return the bytes by ``pread``."""
-        handle = _handle(file)  # held, or it may close under the read: threads that miss the cache at once have two
+        handle = _handle(file)  # keep a reference, or it may be closed during the read: concurrent threads may open two
         fd = handle.fd
         info = os.fstat(fd)
         if (info.st_size, info.st_mtime_ns) != (file.size, file.stamp):
             raise OSError(errno.ESTALE, "the archive changed after it was listed")
         data = os.pread(fd, size, offset)
-        while len(data) < size:  # Linux gives 2 GiB at most at a time, other systems what they like
+        while len(data) < size:  # Linux returns at most 2 GiB at a time, other systems less or more
             more = os.pread(fd, size - len(data), offset + len(data))
             if not more:
                 raise OSError(errno.EIO, "the archive ends inside it")
@@ -140,7 +140,7 @@ class LocalStore(Store):
 
 
 class _Handle:
-    """An open file that closes itself when nobody holds it: another thread may be reading while it leaves the cache."""
+    """An open file that closes with its last reference: another thread may read it after its eviction."""
 
     def __init__(self, path: str) -> None:
         self.fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -157,7 +157,7 @@ def _handle(file: File) -> _Handle:
 
 @dataclass(frozen=True, slots=True)
 class RemoteStore(Store):
-    """What fsspec finds behind a URL; every process opens the file system for itself, when it first reads.
+    """The file system of an fsspec URL; every process opens its own at the first read.
 
     Parameters
     ----------
@@ -186,8 +186,8 @@ class RemoteStore(Store):
             return _file(path, self._fs.info(path))
 
     def is_folder(self, path: str) -> bool:
-        """Tell whether anything lies below the path."""
-        if self.protocol in ("http", "https"):  # fsspec would fetch the whole file to look for links in it
+        """Return whether the path has any files below it."""
+        if self.protocol in ("http", "https"):  # fsspec would download the whole file to search it for links
             return path.endswith("/")
         with _as_os_error(path):
             return bool(self._fs.isdir(path))
@@ -205,7 +205,7 @@ class RemoteStore(Store):
         return [_file(path, found[path]) for path in sorted(found)]
 
     def refresh(self) -> None:
-        """Forget listings that fsspec has kept from earlier."""
+        """Discard listings that fsspec has cached."""
         self._fs.invalidate_cache()
 
     def open(self, path: str) -> BinaryIO:
@@ -214,12 +214,12 @@ class RemoteStore(Store):
             return cast("BinaryIO", self._fs.open(path, "rb"))
 
     def read(self, file: File, offset: int, size: int) -> bytes:
-        """Return the bytes by one ranged request; every now and then, and where that fails, another looks at the file.
+        """Return the bytes by one ranged request; at intervals, and after a failure, another request checks the file.
 
         Raises
         ------
         OSError
-            Also where the file was found to have changed; one that was replaced since the last look may have been read.
+            Also when the file has changed; a file that was replaced since the last check may have been read.
         """
         if not size:
             return b""
@@ -237,7 +237,7 @@ class RemoteStore(Store):
         return data
 
     def _check(self, file: File) -> None:
-        """Ask, not a listing kept from earlier, whether the file is as it was listed."""
+        """Check, without a cached listing, that the file is as it was listed."""
         _look_again.pop((self.url, file), None)
         self.refresh()
         if self.look(file.path) != file:
@@ -258,7 +258,7 @@ class RemoteStore(Store):
 
 
 _look_again: dict[tuple[str, File], float] = {}
-"""Files found as listed by this process → when they are due for another look."""
+"""Files that this process found unchanged → time of the next check."""
 
 
 def open_store(location: str) -> tuple[Store, str]:
@@ -298,7 +298,7 @@ def _filesystem(url: str) -> Any:
 
 @contextlib.contextmanager
 def _as_os_error(path: str) -> Iterator[None]:
-    """Turn whatever a store's client raises into an `OSError` that gives no credentials away."""
+    """Turn any error of a store's client into an `OSError` without credentials."""
     try:
         yield
     except SourceError:
@@ -319,7 +319,7 @@ def _file(path: str, info: Mapping[str, Any]) -> File:
 
 
 def _stamp(info: Mapping[str, Any]) -> int:
-    """Return a number that changes when a file does; stores call its time and its tag as they like."""
+    """Return a number that changes when a file does; the names of time and tag depend on the store."""
     for name in ("mtime", "LastModified", "last_modified", "updated", "created"):
         value = info.get(name)
         if isinstance(value, (int, float)):

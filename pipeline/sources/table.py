@@ -32,7 +32,7 @@ class TableSource(Source):
     """The images that a table names, in its order.
 
     Paths are relative to the table's folder, or absolute, or URLs; the path as written is the key, a URL without its
-    credentials. What is at a URL is not looked at before its turn: a row whose image is missing there fails. An empty
+    credentials. URLs are not inspected in advance: a row whose image is missing there fails. An empty
     cell is a missing value. ``label`` is a class name even where it looks like a number; further columns keep their
     type. A list of Parquet becomes text, its elements joined by ``|``. See `without_long_texts` for what is left out.
 
@@ -46,7 +46,7 @@ class TableSource(Source):
     Raises
     ------
     SourceError
-        Not a table, no ``path`` column, an empty or doubled path, or files that do not exist.
+        Not a table, no ``path`` column, an empty or repeated path, or files that do not exist.
     """
 
     kind = "table"
@@ -96,7 +96,7 @@ class TableSource(Source):
         )
 
     def locator(self, i: int) -> bytes:
-        """Return the path of item ``i`` as the table gives it, credentials and all."""
+        """Return the path of item ``i`` as the table gives it, including credentials."""
         return bytes(self._paths[i])
 
     def describe(self) -> dict[str, str]:
@@ -111,7 +111,7 @@ class TableSource(Source):
 
     @property
     def in_process(self) -> bool:
-        """Whether some of it only this process can read."""
+        """Whether only this process can read some of the files."""
         schemes = tuple(f"{name}://".encode() for name in IN_PROCESS)
         return self._folder.startswith(schemes) or any(key.startswith(schemes) for key in self.items.keys.tolist())
 
@@ -166,7 +166,7 @@ def read_table(location: str, text: Sequence[str] = TEXT_COLUMNS) -> pd.DataFram
     Raises
     ------
     SourceError
-        It is none, or cannot be read.
+        It is not a table, or cannot be read.
     """
     import pandas as pd
 
@@ -183,7 +183,7 @@ def read_table(location: str, text: Sequence[str] = TEXT_COLUMNS) -> pd.DataFram
                     f"expected a folder, a table, an archive or a data file of images, found {path}, which is none of "
                     "them: name what holds or lists the images"
                 )
-            # "NA" and "null" are names people give; only an empty cell is a missing value.
+            # "NA" and "null" may be class names; only an empty cell is a missing value.
             return pd.read_csv(
                 file,
                 encoding="utf-8-sig",
@@ -203,7 +203,7 @@ def read_table(location: str, text: Sequence[str] = TEXT_COLUMNS) -> pd.DataFram
 
 
 def without_long_texts(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Skipped]]:
-    """Return a table without its columns of long texts, and which these are.
+    """Return a table without its columns of long texts, and their names.
 
     One text above `MAX_TEXT` characters makes every row's as long, and gigabytes of a million rows. Labels, splits and
     groups are names, and stay.
@@ -228,7 +228,7 @@ def cell_texts(series: pd.Series[Any]) -> list[str | None]:
     Raises
     ------
     SourceError
-        A list holds a name with a character that would cut it in two when the label sets are read again.
+        A list has a name with the separator, which would divide it when the label sets are read again.
     """
     cells = list(zip(series, series.isna(), strict=True))
     texts = [None if missing else _text(value) for value, missing in cells]

@@ -80,7 +80,7 @@ def _walk(raw: BinaryIO, listing: Listing) -> None:
             archive.members.clear()  # type: ignore[attr-defined]  # a million TarInfo would cost gigabytes
             if member is None:
                 break
-            if archive.offset <= before:  # sizes below zero lead backwards
+            if archive.offset <= before:  # negative sizes would lead backwards
                 raise tarfile.ReadError(f"it leads in a circle at byte {before}")
             before = archive.offset
             if not member.isdir():

@@ -1,4 +1,4 @@
-"""URLs, and what of them may be shown."""
+"""URLs, and the part of them that may be shown."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import re
 
 
 def is_url(location: str) -> bool:
-    """Tell a URL from a path."""
+    """Return whether a text is a URL rather than a path."""
     return re.match(r"[a-zA-Z][a-zA-Z0-9+.-]*://", location) is not None
 
 
 def public(location: str) -> str:
-    """Return a text with what URLs in it may carry of credentials cut out: user and password, query, signature.
+    """Return a text without the credentials of URLs in it: user and password, query, signature.
 
     Examples
     --------
@@ -21,6 +21,6 @@ def public(location: str) -> str:
     'photos/what?.jpg'
     """
     bare = re.sub(r"(://)[^/\s'\"]*@", r"\1", location)  # a password may hold an @ of its own
-    # A text that begins as a URL is one: there, spaces and quotes do not end the query, nor keep it from being found.
+    # A text that begins like a URL is one URL: spaces and quotes do not end its query.
     bare = re.sub(r"\A([a-zA-Z][a-zA-Z0-9+.-]*://[^?#]*)\?[^#]*", r"\1", bare)
     return re.sub(r"(\b[a-zA-Z][a-zA-Z0-9+.-]*://[^\s'\"?#]*)\?[^\s'\"#)]*", r"\1", bare)

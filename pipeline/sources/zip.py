@@ -36,7 +36,7 @@ LOCAL_HEADER = struct.Struct("<4s22xHH")
 SNIFF_PACKED = 512
 """Bytes of deflated data that hold the first `SNIFF_BYTES`, with the tables that go before them."""
 EXTRA_GUESS = 64
-"""Bytes of extra field that are read along with the data, so that one read does."""
+"""Bytes of the extra field that are read with the data, so that one read suffices."""
 ENCRYPTED_FLAG = 0x1
 UNIX, LINK_MODE = 3, 0o12
 
@@ -44,8 +44,8 @@ UNIX, LINK_MODE = 3, 0o12
 class ZipSource(ArchiveSource):
     """The images in zip archives; see `ArchiveSource`.
 
-    On this machine content decides what an image is. Over a network that would cost a request for each member, so the
-    name's ending does.
+    On the local machine content decides what is an image. Over a network this would cost a request for each member, so
+    the suffix of the name decides.
     """
 
     kind = "zip"
@@ -96,7 +96,7 @@ class ZipReader:
         return data
 
     def packed(self, file: File, offset: int, size: int, name_bytes: int) -> bytes:
-        """Return the first bytes of a member as packed, which follow a header whose length only itself tells."""
+        """Return the first bytes of a member as packed, after a header that states its own length."""
         most = LOCAL_HEADER.size + name_bytes + EXTRA_GUESS + size
         block = self.store.read(file, offset, min(most, file.size - offset))
         if len(block) < LOCAL_HEADER.size or not block.startswith(SIGNATURE):
@@ -147,5 +147,5 @@ def _sniff(read: ZipReader, member: zipfile.ZipInfo) -> int:
         if member.compress_type == zipfile.ZIP_DEFLATED:
             head = zlib.decompressobj(-zlib.MAX_WBITS).decompress(head, SNIFF_BYTES)
     except (OSError, zlib.error):
-        return IMAGE  # not known to be something else: its row will say why it cannot be read
+        return IMAGE  # its kind is unknown: its row will give the reason why it cannot be read
     return reason_for(head[:SNIFF_BYTES])

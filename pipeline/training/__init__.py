@@ -1,1 +1,1 @@
-"""What fine-tuning is made of: the network with its head, images, schedule, checkpoints, the loop, ONNX."""
+"""Parts of fine-tuning: the network with its head, images, schedule, checkpoints, the loop, ONNX."""

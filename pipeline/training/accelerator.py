@@ -38,7 +38,7 @@ def make_accelerator(settings: TrainSettings) -> Any:
         able = torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_bf16_supported()
         precision = "bfloat16" if able else "float32"
     names = {"float32": "no", "bfloat16": "bf16", "float16": "fp16"}
-    AcceleratorState._reset_state(reset_partial_state=True)  # of a training before, in this process
+    AcceleratorState._reset_state(reset_partial_state=True)  # from an earlier training in this process
     # Unfreezing from the top leaves parameters without a gradient in the first epochs.
     gradual = DistributedDataParallelKwargs(find_unused_parameters=settings.schedule != "lp-ft")
     return Accelerator(cpu=cpu, mixed_precision=names[precision], kwargs_handlers=[gradual])

@@ -1,4 +1,4 @@
-"""The whole state of a training run in one file, from which it goes on bit for bit."""
+"""The complete state of a training run in one file, from which it resumes bit for bit."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ VERSION = 1
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write a state, of tensors and plain values, beside ``path``, then rename: a kill leaves the former one.
+    """Write a state, of tensors and plain values, beside ``path``, then rename: a kill leaves the previous one.
 
     Raises
     ------
     PipelineError
-        It cannot be written; the former one is as it was.
+        It cannot be written; the previous one is unchanged.
     """
     try:
         with replacing(path) as part, part.open("wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
-    except (PipelineError, RuntimeError) as error:  # torch wraps what the disk says
+    except (PipelineError, RuntimeError) as error:  # torch wraps the error of the disk
         raise PipelineError(
             f"cannot write the checkpoint {path} ({first_line(error)}): free space and run the same command, which "
-            "goes on from the one before"
+            "resumes from the previous one"
         ) from None
 
 
@@ -41,7 +41,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
     Raises
     ------
     PipelineError
-        The file is damaged, or none of ours.
+        The file is damaged, or not a checkpoint.
     """
     if not path.exists():
         return None
@@ -52,7 +52,7 @@ def load_checkpoint(path: Path) -> dict[str, Any] | None:
         found = "a file of another kind or version"
     except (OSError, RuntimeError, pickle.UnpicklingError, EOFError, AttributeError, ValueError, KeyError) as error:
         found = first_line(error)
-    raise PipelineError(f"expected a checkpoint at {path}, found {found}: remove {path.parent} to begin anew")
+    raise PipelineError(f"expected a checkpoint at {path}, found {found}: remove {path.parent} to start again")
 
 
 def random_state() -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Gradients of depthwise convolutions in bfloat16 on a CPU, without oneDNN's slow ways to them.
+"""Gradients of depthwise convolutions in bfloat16 on a CPU, without oneDNN's slow algorithms.
 
 oneDNN computes most gradients of a depthwise convolution in bfloat16 as fast as the convolution itself, but two of them
 8 to 60 times slower than in float32: that of the input where the stride is not 1, and that of the weights where the

@@ -31,7 +31,7 @@ AUGMENTATIONS = ("none", "flip", "standard", "strong")
 
 
 class CachedImages:
-    """The images behind the rows of a cache, and a check that they still are those.
+    """The images of a cache's rows, with a check that they are unchanged.
 
     Parameters
     ----------
@@ -39,11 +39,11 @@ class CachedImages:
     decode : DecodePolicy
     preprocess : Preprocess
     batch_size : int
-        Images to a batch.
+        Images per batch.
     workers : int
         Decode processes; 0 takes one per processor.
     device : str
-        Where a cache's policy lets a GPU decode.
+        The GPU for decoding, where the cache's policy has one.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class CachedImages:
         Raises
         ------
         SourceError
-            An image is gone, unreadable, or no longer the one that was embedded.
+            An image is missing, unreadable, or has changed since it was embedded.
         """
         with open_pool(
             self.source.reader(),
@@ -83,12 +83,12 @@ class CachedImages:
 
 
 def check_unchanged(cache: Cache, batch: Batch) -> None:
-    """Make sure that the images of a batch are those that were embedded.
+    """Check that the images of a batch are those that were embedded.
 
     Raises
     ------
     SourceError
-        One is gone, unreadable, or has other content.
+        One is missing, unreadable, or has changed.
     """
     hint = "bring the cache up to date with pipeline extract --check-content, and fit the head again"
     for row, outcome in zip(batch.rows.tolist(), batch.outcomes, strict=True):

@@ -1,4 +1,4 @@
-"""Before and after a training: which rows teach and validate, where it starts, and how good the result is."""
+"""Before and after a training: the training and validation rows, the start, and the scores of the result."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ if TYPE_CHECKING:
 
 CHECKED_IMAGES = 16
 VALIDATION_SHARE = 0.1
-"""Of the training rows, held out for early stopping where the cache has no val split."""
+"""Share of the training rows for early stopping where the cache has no val split."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldOut:
-    """The rows that measure a training.
+    """The rows of a training and of its measurement.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class HeldOut:
     val : (n,) int64
         Positions among ``rows`` for early stopping and the temperature.
     head : LoadedHead
-        The head that training began from.
+        The head from which training started.
     """
 
     cache: Cache
@@ -86,7 +86,7 @@ def training_rows(rows: Rows, seed: int, note: Say) -> tuple[NDArray[np.int64], 
 def check_start(
     network: FineTuningNetwork, images: CachedImages, cache: Cache, train: NDArray[np.int64], head: LoadedHead
 ) -> float:
-    """Return how far the network's logits are from the head's on cached rows; see `check_logits`."""
+    """Return the deviation of the network's logits from the head's on cached rows; see `check_logits`."""
     sample = train[np.unique(np.linspace(0, len(train) - 1, CHECKED_IMAGES).astype(np.int64))]
     prepared = np.concatenate([np.array(batch) for batch in images.batches(sample)])
     exact = cache.spec["precision"] == "float32" and cache.spec["dtype"] == "float32"
@@ -95,7 +95,7 @@ def check_start(
 
 
 def as_backbone(network: FineTuningNetwork, state: Mapping[str, Tensor], backbone: Backbone, origin: str) -> Backbone:
-    """Return the network in a state of its training as a backbone with weights of its own."""
+    """Return the network, in a state of its training, as a backbone with its own weights."""
     network.load_state_dict(dict(state))
     network.to("cpu").eval().requires_grad_(False)
     return replace(backbone, weights=Weights(FINE_TUNED, origin, hash_weights(network.backbone.body)))

@@ -97,8 +97,8 @@ class FineTuningNetwork(nn.Module):
 def depths(body: nn.Module, *, coarse: bool) -> dict[str, int]:
     """Return how deep every parameter lies, by name: 0 at the image.
 
-    timm's networks say so themselves (``group_matcher``). For others the blocks are the numbered parts in the order of
-    the module, which is that of the data in torchvision's networks.
+    timm's networks define it themselves (``group_matcher``). For others the blocks are the numbered parts in the order
+    of the module, which is that of the data in torchvision's networks.
     """
     if hasattr(body, "group_matcher"):
         from timm.models import group_parameters
@@ -120,9 +120,9 @@ def depths(body: nn.Module, *, coarse: bool) -> dict[str, int]:
 
 
 def freeze_statistics(network: nn.Module) -> None:
-    """Keep running means and variances as they are, whatever calls ``train()`` later; scales and shifts still learn.
+    """Freeze running means and variances, even if ``train()`` is called later; scales and shifts still learn.
 
-    A batch of a small data set would pull them away from what the frozen network learned on a large one.
+    Batches of a small data set would move them away from the statistics of the large pretraining set.
     """
     for part in network.modules():
         if isinstance(part, _BatchNorm):
@@ -154,8 +154,8 @@ def check_logits(
     Returns
     -------
     float
-        ‖found − expected‖ / ‖expected‖ over all images, of the logits' deviations from their mean over classes: what
-        they share changes no probability.
+        ‖found − expected‖ / ‖expected‖ over all images, of the logits' deviations from their mean over classes: a
+        common offset changes no probability.
 
     Raises
     ------

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.heads import LoadedHead
 
 LEAST_AGREEMENT = 1e-4
-"""How far a probability may lie from PyTorch's."""
+"""Largest accepted deviation of a probability from PyTorch's."""
 _CHECKED = 3
 
 
@@ -52,7 +52,7 @@ def export_onnx(run_dir: str | os.PathLike[str], output: str | os.PathLike[str])
     Parameters
     ----------
     run_dir : str or Path
-        Of pipeline finetune, or of a linear head whose backbone can be had.
+        A run of pipeline finetune, or of a linear head whose backbone is available.
     output : str or Path
         The file. Its input ``images`` is (B, H, W, 3) uint8, resized and cropped as its metadata ``preprocess``
         says; its output ``probabilities`` is (B, K) float32; the metadata ``class_names`` is a JSON list.
@@ -65,7 +65,7 @@ def export_onnx(run_dir: str | os.PathLike[str], output: str | os.PathLike[str])
     Raises
     ------
     PipelineError
-        onnx, onnxscript or onnxruntime is missing, the head is not linear, or the file does not give the same.
+        onnx, onnxscript or onnxruntime is missing, the head is not linear, or the file gives other probabilities.
     """
     _check_installed()
     network, facts = _load_classifier(run_dir)
@@ -89,7 +89,7 @@ def _check_installed() -> None:
 
 
 def _load_classifier(run_dir: str | os.PathLike[str]) -> tuple[_Classifier, dict[str, Any]]:
-    """Return the network with its head, and what the file says about both."""
+    """Return the network with its head, and the metadata for the file."""
     head = load_head(run_dir)
     if head.model.kind != "linear" or head.task != "classification":
         raise PipelineError(

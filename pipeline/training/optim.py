@@ -64,6 +64,6 @@ def rates_by_depth(network: FineTuningNetwork, optimizer: Any, lr: float) -> lis
 
 
 def class_weights(y: NDArray[np.int64], classes: int, *, balanced: bool) -> Tensor:
-    """Return the weight of each class in the loss: 1, or such that all classes weigh the same."""
+    """Return the weight of each class in the loss: 1, or weights that make all classes count equally."""
     counts = np.bincount(y, minlength=classes)
     return torch.from_numpy(len(y) / (len(counts) * counts)).float() if balanced else torch.ones(len(counts))

@@ -1,7 +1,7 @@
-"""Which layers learn when, and how fast.
+"""The layers that learn in each epoch, and their learning rates.
 
-Linear probing first and fine-tuning everything afterwards, gently, keeps what the frozen network knows about images
-unlike those at hand [1]_; unfreezing from the top is the older way [2]_.
+Linear probing first and fine-tuning everything afterwards, at small rates, preserves the pretrained features [1]_.
+Unfreezing from the top is the older method [2]_.
 
 References
 ----------
@@ -76,7 +76,7 @@ def smoothed(losses: Sequence[float]) -> list[float]:
 
 
 def diverged(losses: Sequence[float]) -> bool:
-    """Tell whether a range test has seen enough."""
+    """Return whether a range test may end."""
     curve = smoothed(losses)
     return not math.isfinite(losses[-1]) or (len(curve) > 2 and curve[-1] > _TOO_HIGH * min(curve))
 

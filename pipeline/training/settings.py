@@ -13,7 +13,7 @@ class TrainSettings:
     Attributes
     ----------
     schedule : {"lp-ft", "gradual", "head-only"}
-        What learns; see `pipeline.training.schedule.learning`.
+        Which layers learn; see `pipeline.training.schedule.learning`.
     epochs : int
     lr : float or "auto"
         Of the head; ``auto`` makes a range test first.
@@ -24,16 +24,16 @@ class TrainSettings:
     warmup : float
         Share of the steps in which the rate rises from 0; it then falls along a cosine.
     batch_size : int
-        Images to a step, over all processes.
+        Images per step, over all processes.
     micro_batch : int
-        Images to a forward pass, accumulated to a step; 0 for the whole step. Halved where memory does not suffice.
+        Images per forward pass, accumulated to a step; 0 for the whole step. Halved where memory does not suffice.
     label_smoothing : float
     mixup : float
         α of mixup; 0 for none.
     augment : str
         One of `pipeline.training.images.AUGMENTATIONS`.
     balanced : bool
-        Whether classes weigh the same, whatever their number of rows.
+        Whether all classes count equally in the loss, for any number of rows.
     clip : float
         Largest norm of the gradient; 0 for none.
     ema : float
@@ -43,7 +43,7 @@ class TrainSettings:
     device : str
         ``auto``, ``cpu`` or ``cuda``.
     train_statistics : bool
-        Whether batch normalisation's running statistics move.
+        Whether to update batch normalisation's running statistics.
     patience : int
         Epochs without a better validation loss before the end; 0 never ends early.
     seed : int

@@ -41,7 +41,7 @@ CHECKPOINT = "checkpoint.pt"
 
 @dataclass(slots=True)
 class Training:
-    """What training gave.
+    """The result of a training.
 
     Attributes
     ----------
@@ -62,7 +62,7 @@ class Training:
     stopped : bool
         A stop came; `best` may be the start.
     micro_batch : int
-        As it ended.
+        The state at the end.
     """
 
     history: list[dict[str, float]]
@@ -79,7 +79,7 @@ class Training:
 
 @dataclass(slots=True)
 class _State:
-    """What changes while training, besides network and optimizer."""
+    """The state of training besides network and optimizer."""
 
     epoch: int = 0
     step: int = 0
@@ -95,7 +95,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What a training learns from.
+    """The data of a training.
 
     Attributes
     ----------
@@ -130,7 +130,7 @@ class Trainer:
     accelerator : accelerate.Accelerator
         Device, precision and processes; see `make_accelerator`.
     begun_from : str
-        What identifies the start (cache, rows, head): a checkpoint of another one is not gone on with.
+        What identifies the start (cache, rows, head): a checkpoint of another start is not resumed.
     callbacks : Callbacks
         A stop ends training after a checkpoint; progress is in images.
     """
@@ -184,8 +184,8 @@ class Trainer:
         Raises
         ------
         PipelineError
-            The loss is no number any more, the checkpoint is of other settings, or memory does not even suffice for
-            one image.
+            The loss is not finite, the checkpoint has other settings, or memory does not suffice for one
+            image.
         """
         settings = self._settings
         resumed = self._resume()
@@ -250,7 +250,7 @@ class Trainer:
             started = time.perf_counter()
 
     def _any(self, here: bool) -> bool:
-        """Tell whether something holds in any process: all of them then do the same next."""
+        """Return whether a condition holds in any process, so that all processes act alike."""
         if self._world == 1:
             return here
         flag = torch.tensor([float(here)], device=self._accelerator.device)
@@ -288,7 +288,7 @@ class Trainer:
     def _step(self, images: NDArray[np.uint8], y: NDArray[np.int64]) -> float:
         """Take one step on B images and return the loss; none where that is no number.
 
-        What is computed at once is halved where memory does not suffice.
+        The micro-batch is halved where memory does not suffice.
         """
         state = self._state
         while True:
@@ -408,7 +408,7 @@ class Trainer:
             parameter.requires_grad_(id(parameter) in learning)
 
     def _find_rate(self) -> float:
-        """Raise the learning rate step by step on a copy of the start, and take it from the losses."""
+        """Raise the learning rate step by step on a copy of the start, and choose it by the losses."""
         state, network = self._state, self._network
         before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
         fresh, generators = self._optimizer.state_dict(), random_state()
@@ -476,15 +476,15 @@ class Trainer:
         there = {**found["settings"], "processes": found["processes"]}
         differing = [name for name in wanted if wanted[name] != there.get(name)]
         if differing:
-            fields = "; ".join(f"{name} is {there.get(name)!r} there and {wanted[name]!r} here" for name in differing)
+            fields = "; ".join(f"expected {name} {wanted[name]!r}, got {there.get(name)!r}" for name in differing)
             raise PipelineError(
                 f"{self._checkpoint.parent} holds an unfinished fine-tuning of other settings: {fields}: use the same, "
-                "or --restart to begin anew"
+                "or --restart to start again"
             )
         if found["begun_from"] != self._begun_from:
             raise PipelineError(
                 f"{self._checkpoint.parent} holds an unfinished fine-tuning of another cache, split, probe or start: "
-                "give another folder with -o, or --restart to begin anew"
+                "give another folder with -o, or --restart to start again"
             )
         self._state = _State(**found["state"])
         self._network.load_state_dict(found["network"])
@@ -500,5 +500,5 @@ class Trainer:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Tell a lack of memory from other errors; on a CPU PyTorch raises a plain RuntimeError for it."""
+    """Return whether an error is a lack of memory; on a CPU PyTorch raises a plain RuntimeError for it."""
     return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "not enough memory" in str(error)

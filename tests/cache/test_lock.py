@@ -49,7 +49,7 @@ def test_a_second_writer_is_refused_and_a_dead_holder_is_not_waited_for(tmp_path
 def test_a_process_cannot_lock_twice_and_a_refusal_does_not_free_the_lock(tmp_path: Path) -> None:
     path = tmp_path / "c.h5"
     with write_lock(path):
-        with pytest.raises(LockedError, match="this very process"), write_lock(path):
+        with pytest.raises(LockedError, match="by this process"), write_lock(path):
             pass
         taken = subprocess.run([sys.executable, "-c", HOLD, str(path)], capture_output=True, text=True, check=False)
         assert "LockedError" in taken.stderr

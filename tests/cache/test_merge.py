@@ -102,7 +102,7 @@ def test_another_label_or_split_of_the_same_image_is_refused(tmp_path: Path) -> 
 def test_other_numbers_are_refused_and_named(tmp_path: Path) -> None:
     a = synthetic.make_full(tmp_path / "a.h5", 3)
     b = synthetic.make_full(tmp_path / "b.h5", 3, synthetic.make_spec(dtype="float16"))
-    with pytest.raises(FingerprintError, match="dtype is float16 there and float32 here"):
+    with pytest.raises(FingerprintError, match="expected dtype float32, got float16"):
         merge([a, b], tmp_path / "c.h5")
 
 

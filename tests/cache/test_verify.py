@@ -141,7 +141,7 @@ def test_a_status_that_does_not_exist_is_found(tmp_path: Path) -> None:
     writer = CacheWriter(path)
     writer.fail(2, 77)
     writer.close()
-    with pytest.raises(CacheError, match="its status is none there is"):
+    with pytest.raises(CacheError, match="its status is unknown"):
         verify(path)
 
 

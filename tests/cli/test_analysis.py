@@ -7,10 +7,9 @@ import io
 from typing import TYPE_CHECKING
 
 import pytest
-from click.testing import CliRunner
 
-from pipeline.cli import cli
 from tests.cache.synthetic import make_full, make_items, make_spec
+from tests.cli.run import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,22 +39,23 @@ def lines(text: str) -> list[dict[str, str]]:
 def test_a_table_goes_to_standard_output_and_messages_do_not(
     arguments: list[str], columns: str, rows: int, path: Path
 ) -> None:
-    done = CliRunner().invoke(cli, [argument.format(path) for argument in arguments])
-    assert done.exit_code == 0, done.output
+    done = run_command(*[argument.format(path) for argument in arguments])
+    assert done.exit_code == 0, done.stderr
     assert done.stdout.splitlines()[0] == columns
     assert len(lines(done.stdout)) == rows
     assert done.stderr
 
 
-def test_queries_may_come_from_standard_input(path: Path) -> None:
+def test_queries_may_come_from_standard_input(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = "class0/000.png\nclass1/001.png\n"
-    done = CliRunner().invoke(cli, ["search", str(path), "-", "-k", "1"], input=asked)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(asked.encode())))
+    done = run_command("search", path, "-", "-k", 1)
     assert [line["query"] for line in lines(done.stdout)] == asked.split()
 
 
 def test_layers_of_one_cache_are_compared(path: Path) -> None:
-    done = CliRunner().invoke(cli, ["compare-caches", str(path)])
-    assert done.exit_code == 0, done.output
+    done = run_command("compare-caches", str(path))
+    assert done.exit_code == 0, done.stderr
     assert "cka" in done.stdout
     assert ":extra0" in done.stdout
 
@@ -68,7 +68,7 @@ def test_what_is_wrong_is_one_line(path: Path, tmp_path: Path) -> None:
         ["compare-caches", str(path), "--layer", "extra0"],
         ["duplicates", str(tmp_path / "none.h5")],
     ):
-        done = CliRunner().invoke(cli, arguments)
+        done = run_command(*arguments)
         assert done.exit_code == 1
         assert len(done.stderr.strip().splitlines()) == 1
         assert done.stdout == ""

@@ -95,5 +95,5 @@ def test_the_order_of_layers_counts_and_that_of_names_does_not() -> None:
 
 
 def test_the_message_gives_both_values() -> None:
-    with pytest.raises(FingerprintError, match=r"layers\[layer3:gem\].pooling is max there and gem here"):
+    with pytest.raises(FingerprintError, match=r"expected layers\[layer3:gem\].pooling gem, got max"):
         check_same_numbers(changed(("layers", 1, "pooling"), "max"), SPEC, where="c.h5", hint="x")

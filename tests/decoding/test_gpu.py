@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner
 from PIL import Image
 
 from pipeline import open_cache
 from pipeline.backbones import load_backbone
-from pipeline.cli import cli
 from pipeline.core.items import Status
 from pipeline.core.spec import fingerprint
 from pipeline.decoding import gpu
@@ -30,6 +28,7 @@ from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import EngineError, FingerprintError, PipelineError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
+from tests.cli.run import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -209,7 +208,7 @@ def test_a_cache_by_the_gpu_is_checked_and_is_another(mixed_folder: Path, tmp_pa
     by_pillow_too = [cache.keys.tolist().index(name) for name in names]
     assert np.array_equal(cache.embeddings[by_pillow_too], other.embeddings[by_pillow_too])
     assert extract(str(mixed_folder), tmp_path / "gpu.h5", SETTINGS).computed == 0
-    with pytest.raises(FingerprintError, match=r"decode\.jpeg_decoder is gpu there and absent here"):
+    with pytest.raises(FingerprintError, match=r"expected decode\.jpeg_decoder absent, got gpu"):
         extract(str(mixed_folder), tmp_path / "gpu.h5", by_pillow)
 
 
@@ -253,13 +252,13 @@ def test_without_cuda_it_says_so_in_one_line(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     command = ["extract", str(mixed_folder), "-o", str(tmp_path / "c.h5"), "--decode", "gpu"]
-    result = CliRunner().invoke(cli, command)
+    result = run_command(*command)
     assert result.exit_code == 1
     assert result.stderr == (
-        "error: --decode gpu needs a CUDA device, found none: leave it out, or work on a cache that was made without\n"
+        "error: --decode gpu needs a CUDA device, found none: leave it out, or use a cache made without it\n"
     )
     assert list(tmp_path.glob("*.h5")) == []
-    assert "found --device cpu" in CliRunner().invoke(cli, [*command, "--device", "cpu"]).stderr
+    assert "found --device cpu" in run_command(*command, "--device", "cpu").stderr
 
 
 def test_a_device_that_decodes_nothing_is_an_error(mixed_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

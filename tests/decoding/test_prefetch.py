@@ -112,7 +112,7 @@ def test_the_rows_being_read_are_noted() -> None:
     ahead.begin([(i, 100 + i, 1 + i) for i in range(8)])
     taker = threading.Thread(target=ahead.take)
     taker.start()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 120
     while started.n_waiting or (reading == NO_ROW).any():
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -259,8 +259,8 @@ def test_devices_by_name(name: str, found: list[str]) -> None:
     ("name", "message"),
     [
         ("cuda:2", "no device cuda:2"),
-        ("cuda:0,cuda:0", "expected different GPUs"),
-        ("cuda,cpu", "expected different GPUs"),
+        ("cuda:0,cuda:0", "expected distinct GPUs"),
+        ("cuda,cpu", "expected distinct GPUs"),
         ("cuda:0,", "expected a device such as"),
     ],
 )

@@ -220,9 +220,9 @@ def test_small_tables_of_many_features_are_fitted_quickly() -> None:
     rng = np.random.default_rng(0)
     y = np.arange(20) % 2
     X = (rng.normal(size=(20, 1280)) + 0.5 * y[:, None]).astype(np.float32)
-    started = time.perf_counter()
+    started = time.process_time()
     head = LinearHead().fit(X, y)
-    assert time.perf_counter() - started < 5.0
+    assert time.process_time() - started < 5.0
     assert head.score(X, y) == 1.0
 
 

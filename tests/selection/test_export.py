@@ -10,13 +10,12 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 
 import pipeline
-from pipeline.cli import cli
 from pipeline.errors import PipelineError
 from pipeline.selection.export import KINDS, export
 from tests.cache import synthetic
+from tests.cli.run import run_command
 from tests.selection.test_selection import make_mixed
 
 if TYPE_CHECKING:
@@ -133,10 +132,10 @@ def test_what_cannot_be_is_said_before_anything_is_written(path: Path, tmp_path:
 def test_the_command(path: Path, tmp_path: Path) -> None:
     for kind in KINDS[:3]:
         output = tmp_path / f"a.{kind}"
-        done = CliRunner().invoke(cli, ["export", str(path), "--to", kind, "-o", str(output), "--label", "ant"])
+        done = run_command("export", str(path), "--to", kind, "-o", str(output), "--label", "ant")
         assert (done.exit_code, done.stdout) == (0, "")
         assert f"{output}" in done.stderr
     assert len(np.load(tmp_path / "a.npy")) == 8
-    wrong = CliRunner().invoke(cli, ["export", str(path), "--to", "csv", "-o", str(output), "--split", "val"])
+    wrong = run_command("export", str(path), "--to", "csv", "-o", str(output), "--split", "val")
     assert wrong.exit_code == 1
     assert "expected a split of the cache, found 'val'" in wrong.stderr
