@@ -55,7 +55,7 @@ _SCORED_ROWS = 32_768
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit gave.
+    """The result of a fit.
 
     Attributes
     ----------
@@ -66,7 +66,7 @@ class FitResult:
     metrics : dict
         What ``metrics.json`` holds.
     notes : list of str
-        What was left out or should be known.
+        What was left out, and warnings.
     seconds : dict of str to float
         Time of every step.
     """
@@ -78,7 +78,7 @@ class FitResult:
     seconds: dict[str, float]
 
     def headlines(self) -> list[str]:
-        """Return one line a measured split, with the figures a person asks for first."""
+        """Return one line a measured split, with its main figures."""
         return [
             f"{split}: {TASKS[self.task].headline(self.metrics[split])}, on {self.metrics[split]['rows']} rows"
             for split in ("test", "val")
@@ -112,7 +112,7 @@ def fit_head(
     Returns
     -------
     FitResult
-        The metrics, and what the user should know.
+        The metrics and notes.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def fit_heads(
 ) -> list[FitResult]:
     """Fit a head for each of several targets: a run folder each, under one that sums them up.
 
-    The embeddings are read from the file once and stay in memory meanwhile, but for a head that streams them.
+    The embeddings are read from the file once and stay in memory, except for a head that streams them.
 
     Parameters
     ----------
@@ -150,7 +150,7 @@ def fit_heads(
     targets : sequence of str
         Columns of the cache, or ``"label"``.
     settings : FitSettings, optional
-        The settings of every fit, but for ``target``.
+        The settings of every fit, except ``target``.
     say : callable, optional
         Takes lines for the user.
 
@@ -201,7 +201,7 @@ def _prefixed(target: str, say: Callable[[str], None] | None) -> Callable[[str],
 
 @dataclass(frozen=True)
 class _Job:
-    """One target to fit: where from, where to, how, and who is told.
+    """One target to fit: its data, settings, output and callbacks.
 
     Attributes
     ----------
@@ -338,7 +338,7 @@ def _write_page(job: _Job, rows: Rows, results: dict[str, Any], run: dict[str, A
 
 
 def _check_names(settings: FitSettings) -> None:
-    """Refuse what no cache could make right, before anything is read."""
+    """Refuse settings that are wrong for every cache, before anything is read."""
     if settings.head is not None and settings.estimator is not None:
         raise HeadError(f"a run has one head: name --head {settings.head} or --estimator {settings.estimator}")
     if settings.head is not None:
@@ -375,12 +375,12 @@ def _are_strengths(values: object) -> bool:
 
 
 def _sweeps(settings: FitSettings) -> bool:
-    """Tell whether something was asked of the choice of C."""
+    """Tell whether a setting of the choice of C was given."""
     return settings.Cs != "auto" or settings.scoring != "accuracy"
 
 
 def _check_choices(settings: FitSettings) -> None:
-    """Refuse, before anything is computed, what head and task have no use for."""
+    """Refuse settings that do not apply to the head and the task, before anything is computed."""
     if settings.shots and settings.task != "classification":
         raise HeadError(f"--shots counts images of a class, and the task is {settings.task}: leave it out")
     if settings.shots and min(settings.shots) < 1:
@@ -398,7 +398,7 @@ def _fitter(settings: FitSettings) -> Fitter:
 
 
 def _folder_names(targets: Sequence[str]) -> list[str]:
-    """Return a folder name for each target: its own, with what no file system bears replaced."""
+    """Return a folder name for each target: its own, with characters replaced that some file systems refuse."""
     names = [re.sub(r"[^\w.-]", "_", target).lstrip(".") or "_" for target in targets]
     for name in names:
         same = [target for target, its in zip(targets, names, strict=True) if its.casefold() == name.casefold()]

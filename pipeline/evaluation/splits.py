@@ -230,7 +230,7 @@ def fold_numbers(
 
 
 def _stratified_folds(code: Ints, n_folds: int, seed: int, *, every_class: bool) -> Ints:
-    """Deal the rows of one class after the other to the folds in turn."""
+    """Deal the rows of one class after the other to the folds, round robin."""
     rng = np.random.default_rng(seed)
     fold = np.full(len(code), ALWAYS_TRAINS, dtype=np.int64)
     dealt = 0

@@ -113,7 +113,7 @@ def select_rows(
     settings : FitSettings
         ``group_duplicates``, ``test_share`` and ``seed`` count.
     note : callable
-        Told what is left out.
+        Called with a line about what is left out.
 
     Raises
     ------
@@ -193,7 +193,7 @@ def _note_shared_groups(rows: Rows, note: Callable[[str], None]) -> None:
 def _group_duplicates(
     cache: Cache, rows: Rows, embeddings: NDArray[Any], threshold: float, note: Callable[[str], None]
 ) -> Rows:
-    """Make near duplicates groups; where the split column tears one apart, take its held-out rows out."""
+    """Make near duplicates groups; where a group lies on both sides of the split column, drop its held-out rows."""
     duplicates = duplicate_groups(embeddings, cache.content_hash, threshold, rows=rows.index)
     duplicates = np.searchsorted(rows.index, duplicates)
     size = np.bincount(duplicates, minlength=len(duplicates))
@@ -216,7 +216,7 @@ def _group_duplicates(
 
 
 def _joined(duplicates: Ints, groups: NDArray[Any] | None) -> Ints:
-    """Return groups within which rows hang together by either of two groupings."""
+    """Return groups of rows that are connected by either of two groupings."""
 
     def links(names: NDArray[Any]) -> tuple[Ints, Ints]:
         _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
@@ -226,7 +226,7 @@ def _joined(duplicates: Ints, groups: NDArray[Any] | None) -> Ints:
     return groups_of(len(duplicates), np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs]))
 
 
-# --- what the training rows can teach ------------------------------------------------------------------------
+# --- what the training rows allow -----------------------------------------------------------------------------
 
 
 def _with_classes(rows: Rows, used: Ints) -> Rows:
@@ -291,7 +291,7 @@ def _enough_numbers(rows: Rows) -> Rows:
 def possible_folds(rows: Rows, wanted: int, note: Callable[[str], None]) -> int:
     """Return how many folds the training rows allow, at most ``wanted``.
 
-    A class of a single row (or group) is held out by no fold, which is said.
+    A class of a single row (or group) is held out by no fold; a note reports it.
 
     Raises
     ------

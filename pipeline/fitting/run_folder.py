@@ -150,7 +150,7 @@ def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], r
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """What ``run.json`` says about the head: its name, layer, choices and temperature."""
+    """What ``run.json`` holds about the head: its name, layer, choices and temperature."""
 
     head: str | None
     layer: str

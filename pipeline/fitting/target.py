@@ -66,7 +66,7 @@ def read_target(cache: Cache, settings: FitSettings, note: Callable[[str], None]
     settings : FitSettings
         ``target`` and ``task`` count.
     note : callable
-        Told what ``task="auto"`` chose, where there was a choice.
+        Called with a line about what ``task="auto"`` chose, where there was a choice.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def _is_number(text: str) -> bool:
 def _likely_task(
     name: str, values: NDArray[Any] | None, texts: NDArray[np.str_], note: Callable[[str], None]
 ) -> TaskName:
-    """Take numbers for numbers only where they can be nothing else; say what a column of them was taken for."""
+    """Treat numbers as numbers only where they are clearly continuous, and report the choice."""
     if values is not None and values.dtype.kind in "fiu":
         finite = values[np.isfinite(values)]
         count = len(np.unique(finite))

@@ -1,4 +1,4 @@
-"""What goes into fitting a head, whatever its kind, and what comes out.
+"""The options and the result of fitting a head of any kind.
 
 Axes: N rows, D features, K classes, labels or targets.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """What a head may want to know besides the data."""
+    """Options of a fit; a head uses those that apply to it."""
 
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"
     folds: int = 5
@@ -61,7 +61,7 @@ class FittedHead:
     sweep : list of dict
         One entry for every value tried, empty where nothing was.
     warnings : list of str
-        What the user should know, such as values of C that did not converge.
+        Messages for the user, such as values of C that did not converge.
     refit : callable or None
         Fits other rows at the chosen hyper-parameters; None where these rows do not allow it.
     """

@@ -42,7 +42,7 @@ class _Discriminants:
         within = (moments.xx - moments.xt @ means) / moments.weight
         values, self.vectors = np.linalg.eigh(within)
         self._values = values.clip(min=0.0)
-        self._turned = means @ self.vectors
+        self._rotated_means = means @ self.vectors
         # Classes without any spread: the nearest mean.
         self._variance = float(self._values.sum()) / width or 1.0
         prior = count * class_weight
@@ -50,16 +50,16 @@ class _Discriminants:
 
     def coef(self, shrinkage: float) -> tuple[Floats, Floats]:
         """Return coef (K, S) and intercept (K,); one row for two classes."""
-        weighted, intercept = self.turned_coef(shrinkage)
+        weighted, intercept = self.rotated_coef(shrinkage)
         return weighted @ self.vectors.T, intercept
 
-    def turned_coef(self, shrinkage: float) -> tuple[Floats, Floats]:
+    def rotated_coef(self, shrinkage: float) -> tuple[Floats, Floats]:
         """Return coef (K, S) in the basis of the eigenvectors, and intercept (K,)."""
         spread = (1 - shrinkage) * self._values + shrinkage * self._variance
         # Without shrinkage directions that no class varies in have no inverse; they are left out.
         kept = spread > spread.max() * len(spread) * np.finfo(np.float64).eps
-        weighted = self._turned * np.divide(1.0, spread, out=np.zeros_like(spread), where=kept)
-        intercept = self._log_prior - 0.5 * (weighted * self._turned).sum(axis=1)
+        weighted = self._rotated_means * np.divide(1.0, spread, out=np.zeros_like(spread), where=kept)
+        intercept = self._log_prior - 0.5 * (weighted * self._rotated_means).sum(axis=1)
         two = len(weighted) == 2
         return (weighted[1:] - weighted[:1], intercept[1:] - intercept[:1]) if two else (weighted, intercept)
 
@@ -217,13 +217,13 @@ class _HeldOutFolds:
         """Return (row numbers, number of the shrinkage, scores) block by block."""
         for fold, fit in self.fits.items():
             its = wanted[self.fold[wanted] == fold]
-            # It is either the rows or the weights of all classes that turn: the fewer.
-            turns = len(its) < self.rows.n_targets * len(shrinkages)
-            weights = [fit.turned_coef(each) if turns else fit.coef(each) for each in shrinkages]
+            # Rotate the rows or the weights of all classes, whichever are fewer.
+            rotates_rows = len(its) < self.rows.n_targets * len(shrinkages)
+            weights = [fit.rotated_coef(each) if rotates_rows else fit.coef(each) for each in shrinkages]
             for part, block in self.rows.blocks(its):
-                turned = block @ fit.vectors if turns else block
+                rotated = block @ fit.vectors if rotates_rows else block
                 for number, (coef, intercept) in enumerate(weights):
-                    yield part, number, turned @ coef.T + intercept
+                    yield part, number, rotated @ coef.T + intercept
 
 
 def _indicators(codes: Ints, n_classes: int) -> Target:

@@ -84,13 +84,13 @@ _STATE = 16 << 20
 
 _FIRST_SCORE = 5
 _SCORE_SPACING = 1.25
-"""Folds are scored after so many steps, and whenever their number has grown by this factor."""
+"""Folds are first scored after this many steps, and again whenever the number has grown by the factor below."""
 
 _STEPS_UNSCORED = 100
 """Steps where no row can be held out, because every class has a single one."""
 
 _SHARED_BASIS = 4
-"""With so many rows for each feature, the folds share the eigenbasis of all rows."""
+"""From this many rows for each feature on, the folds share the eigenbasis of all rows."""
 
 _MOST_VALIDATION_ROWS = 100_000
 """Enough to tell accuracies 0.2 points apart; more would only be read again and again."""
@@ -98,7 +98,7 @@ _MOST_VALIDATION_ROWS = 100_000
 _VALIDATION_BUFFER = 64 << 20
 
 _STEPS_BETWEEN_SCORES = (50, 1000)
-"""Candidates are scored after every pass, but no more often and no more seldom than this."""
+"""Candidates are scored after every pass, but at least and at most this many steps apart."""
 
 _LEAST_GAIN = 1e-4
 """Relative drop of the log loss that counts as better."""
@@ -126,9 +126,10 @@ class LinearHead(SoftmaxHead):
         Strengths λ of the L2 penalty to try, in units of the features' mean variance. ``"auto"``: with folds twelve
         values of ``1 / (C N)`` for C from 1e-4 to 100; on streamed rows four values from 1e-4 to 1e-2.
     max_epochs : int
-        Passes over the training rows at most; where a pass has fewer than 50 steps, so many passes as have 50.
+        Passes over the training rows at most; where a pass has fewer than 50 steps, as many passes as make 50 steps.
     patience : int
-        A candidate (on streamed rows: the best one) stops when so many scorings in a row have not lowered its log loss.
+        A candidate (on streamed rows: the best one) stops after this many scorings in a row that have not lowered its
+        log loss.
     batch_size : int
         Rows of a step.
     validation_share : float
@@ -637,9 +638,9 @@ class _FoldTraining:
         due = _FIRST_SCORE
         for step in range(1, most + 1):
             if (step - 1) % self.batches == 0:
-                turn = self.rng.permutation(self.batches)
+                order = self.rng.permutation(self.batches)
             for each in sets:
-                each.step(int(turn[(step - 1) % self.batches]))
+                each.step(int(order[(step - 1) % self.batches]))
             if step < min(due, most):
                 continue
             due = max(due + 1, int(due * _SCORE_SPACING))
@@ -777,7 +778,7 @@ class _StreamTraining:
             self._score(held_out, codes, seen / n_rows)
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Give minibatches of one pass; the first chunk also teaches the covariance."""
+        """Give minibatches of one pass; the first chunk also determines the covariance."""
         import torch
 
         size = self.head.batch_size

@@ -33,13 +33,13 @@ COARSE_SWEEP: tuple[float, ...] = FULL_SWEEP[::4]
 """One value of C to the decade."""
 
 _APPROACH = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Shares of C that a single fit walks up: as many passes as a cold start takes where C is small, far fewer where it
-is large."""
+"""Shares of C that a single fit solves on the way to C. Where C is small this takes as many passes as a cold start;
+where C is large, far fewer."""
 
 _ALL_CLASSES, _LEAST_CLASSES, _CHOICE_WORK = 256, 64, 1e9
-"""Up to so many classes C is always chosen on all. Of more, as many are drawn (at least so many) as keep one pass of
-all folds to so many multiplications: which C is best hardly depends on how many classes there are, and the work grows
-with their square."""
+"""Up to the first number of classes, C is always chosen on all of them. Of more classes a sample is drawn, of at least
+the second number, so that one pass of all folds stays within the third number of multiplications. The best C hardly
+depends on the number of classes, and the work grows with its square."""
 
 _FINE_STEPS = 2
 _COARSE_TOL = 1e-2
@@ -126,8 +126,8 @@ class LogisticHead(_Logistic):
     tol : float
         Relative gap to the optimal objective at which to stop.
     max_passes : int
-        Passes over the data at one C after which to stop; ``converged_`` then says False. The fit walks up to ``C`` by
-        some smaller values.
+        Passes over the data at one C after which to stop; ``converged_`` is then False. The fit solves some
+        smaller values first.
     device : str
         ``"cpu"`` or ``"cuda"``.
 
@@ -201,9 +201,9 @@ class LogisticSweep(_Logistic):
     Parameters
     ----------
     Cs : "auto", "full" or sequence of float
-        ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` walks up one value a decade until accuracy and log loss
-        have clearly fallen, its folds solved to a relative gap of 1e-2; then tries the values of the full sweep around
-        the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol``.
+        ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` tries one value a decade upwards until accuracy and log
+        loss have clearly fallen, its folds solved to a relative gap of 1e-2; then tries the values of the full sweep
+        around the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol``.
     cv : int
         Folds, stratified; fewer where there are fewer rows (or groups). A class of one row (or group) trains in all of
         them and is held out in none.
@@ -433,11 +433,11 @@ def _joined(points: list[PathPoint]) -> HeldOut:
 
 
 def _has_fallen(solved: list[list[PathPoint]]) -> bool:
-    """Say whether the best C lies behind.
+    """Tell whether the best C has been passed.
 
     So it is when at the last two values the log loss has clearly risen above its least, and accuracy is no better than
     before; or at the last one, when it has risen by twice as much and accuracy has fallen by a standard error.
-    Where the classes are not yet told apart both only waver, by far less than ``_CLEAR_RISE``.
+    Where the classes are not yet separated, both only fluctuate, by far less than ``_CLEAR_RISE``.
     """
     complete = min(len(points) for points in solved)
     if complete < 3:

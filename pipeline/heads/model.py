@@ -1,6 +1,6 @@
-"""What a fitted head comes down to: a few arrays, and scores from them in plain numpy.
+"""A fitted head as a few arrays, and scores from them in plain numpy.
 
-Every linear head, whatever fitted it, is one `HeadModel` of kind ``linear``; so is nearest centroid, because
+Every linear head is one `HeadModel` of kind ``linear``; so is nearest centroid, because
 ``−‖x − c‖²`` is linear in x up to a term that all classes share. Prediction imports neither torch nor scikit-learn.
 
 Axes: N rows, D features, K classes, T targets, H hidden units, M training rows kept.

@@ -1,6 +1,6 @@
 """How a head is saved and loaded: one safetensors file, arrays and JSON, nothing that could run code.
 
-The loader believes nothing: it bounds and parses the header itself before the safetensors library sees the file,
+The loader does not trust the file: it bounds and parses the header itself before the safetensors library sees the file,
 refuses keys that occur twice, and checks names, types, shapes and finite values against the kind of head.
 """
 
@@ -339,7 +339,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     if not trust:
         raise HeadError(
             f"the head in {folder} is a scikit-learn estimator in {ESTIMATOR_FILE}; opening that file can run code: "
-            "say --trust if it is your own, or fit one of the built-in heads"
+            "use --trust if it is your own, or fit one of the built-in heads"
         )
     import joblib
 

@@ -60,7 +60,7 @@ METHODS = ("decision_function", "predict_proba", "predict")
 
 
 def scores_of(estimator: Any, X: NDArray[Any], link: str, outputs: int, method: str) -> Scores:
-    """Return what an estimator says of every row, as the link wants it.
+    """Return the scores of an estimator for every row, in the form that the link expects.
 
     Parameters
     ----------
@@ -168,21 +168,21 @@ def model_of(estimator: Any, rows: Data, link: str, outputs: int, method: str | 
         Where it is known already.
     """
     method = method or scoring_method(estimator, rows, link, outputs)
-    theirs = EstimatorModel("estimator", {}, link, outputs, notes={"estimator": estimator, "method": method})
+    original = EstimatorModel("estimator", {}, link, outputs, notes={"estimator": estimator, "method": method})
     try:
         coef, intercept = linear_arrays(estimator)
     except (AttributeError, ValueError):
-        return theirs
+        return original
     if link == "softmax":
         coef, intercept = two_columns(coef, intercept)
     if coef.shape != (outputs, rows.shape[1]) or intercept.shape != (outputs,):
-        return theirs
-    ours = HeadModel("linear", {"coef": coef, "intercept": intercept}, link, outputs)
-    expected, found = theirs.scores(rows), ours.scores(rows)
+        return original
+    linear = HeadModel("linear", {"coef": coef, "intercept": intercept}, link, outputs)
+    expected, found = original.scores(rows), linear.scores(rows)
     if link == "softmax":
         expected, found = (scores - scores.mean(axis=1, keepdims=True) for scores in (expected, found))
     near = np.allclose(found, expected, rtol=1e-3, atol=1e-3 * (np.abs(expected).max() + 1e-12))
-    return ours if near else theirs
+    return linear if near else original
 
 
 def linear_arrays(estimator: Any) -> tuple[Scores, Scores]:
@@ -276,8 +276,8 @@ def fit_estimator(
     from sklearn.base import clone
 
     rows = check_rows(X)
-    said: list[str] = []
-    with _heard(said), explained(estimator):
+    collected_warnings: list[str] = []
+    with _collect_warnings(collected_warnings), explained(estimator):
         fitted = _fit_with_groups(clone(estimator), X, y, groups)
         last = _last_step(fitted)
         method = scoring_method(fitted, rows, kind.link, kind.outputs)
@@ -306,14 +306,14 @@ def fit_estimator(
                     part = _fit_with_groups(clone(pinned), X[~out], y[~out], None if groups is None else groups[~out])
                     scores[out] = scores_of(part, X[out], kind.link, kind.outputs, method)
     if method == "predict" and kind.link == "softmax":
-        said.append(
+        collected_warnings.append(
             "the estimator has no scores that agree with its predictions: its probabilities say no more than these"
         )
 
     def refit(again: Data, target: NDArray[Any]) -> HeadModel | None:
         if not kind.possible(target):
             return None
-        with _heard([]), explained(estimator):
+        with _collect_warnings([]), explained(estimator):
             return model_from(clone(pinned).fit(again, target))
 
     return FittedHead(
@@ -323,7 +323,7 @@ def fit_estimator(
         log_probabilities=log_probabilities,
         chosen=_chosen(last) | ({"scores": method} if model.kind == "estimator" else {}),
         sweep=list(getattr(last, "sweep_", [])),
-        warnings=said,
+        warnings=collected_warnings,
         refit=refit,
     )
 
@@ -361,15 +361,15 @@ def _last_step(estimator: Any) -> Any:
 
 
 @contextlib.contextmanager
-def _heard(said: list[str]) -> Iterator[None]:
-    """Collect what libraries warn of, each message once."""
+def _collect_warnings(into: list[str]) -> Iterator[None]:
+    """Collect the warnings of libraries, each message once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         yield
     for warning in caught:
         text = f"{warning.category.__name__}: {first_line(warning.message)}"  # type: ignore[arg-type]
-        if text not in said:
-            said.append(text)
+        if text not in into:
+            into.append(text)
 
 
 # --- by name -------------------------------------------------------------------------------------------------
@@ -431,9 +431,9 @@ def _made(name: str, task: str) -> Any:
             f"{name} cannot be made without arguments ({first_line(error)}): name a function that gives the estimator"
         ) from None
     if not (hasattr(estimator, "fit") and hasattr(estimator, "predict") and hasattr(estimator, "get_params")):
-        raise HeadError(f"{name} is no scikit-learn estimator: it needs fit, predict and get_params")
+        raise HeadError(f"{name} is not a scikit-learn estimator: it needs fit, predict and get_params")
     if task == "regression" and not is_regressor(estimator):
-        raise HeadError(f"{name} is no regressor: take another estimator, or --task classification")
+        raise HeadError(f"{name} is not a regressor: take another estimator, or --task classification")
     if task != "regression" and not is_classifier(estimator):
-        raise HeadError(f"{name} is no classifier: take another estimator, or --task regression")
+        raise HeadError(f"{name} is not a classifier: take another estimator, or --task regression")
     return estimator

@@ -49,8 +49,8 @@ class StreamedRows:
     Parameters
     ----------
     array : array of shape (M, D)
-        A C-ordered map of a file (`numpy.memmap`), an array in memory, or whatever else gives rows by number, such as
-        several maps read as one.
+        A C-ordered map of a file (`numpy.memmap`), an array in memory, or another object that returns rows by number,
+        such as several maps read as one.
     index : ndarray of shape (N,), int, optional
         Which rows, ascending; all of them by default.
     """

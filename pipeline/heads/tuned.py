@@ -255,7 +255,7 @@ def _without(candidates: Sequence[Settings], fixed: Any) -> list[Settings]:
 
 
 def _quietly(estimator: Any, data: NDArray[np.float32], target: NDArray[Any]) -> tuple[Any, bool]:
-    """Fit; return the estimator, and whether it said that it has not converged."""
+    """Fit; return the estimator, and whether it warned that it has not converged."""
     # Threads cost more than they save on small products, and many times that on a busy machine.
     threads = 1 if data.size < _SMALL else None
     with threadpool_limits(threads, "blas"), warnings.catch_warnings(record=True) as caught:
@@ -319,8 +319,8 @@ _MLP_STOPS_EARLY_FROM = 3000
 def _mlp_candidates(codes: NDArray[np.int64]) -> list[dict[str, Any]]:
     """Return settings of the MLP for these classes, the strongest regularisation first.
 
-    With many rows a tenth of them says well when to stop. With few rows it does not, and they are missed: the penalty
-    is chosen instead.
+    With many rows a tenth of them is enough to stop early. With few rows a tenth is too noisy, and the rows are
+    needed for training: the penalty is chosen instead.
     """
     count = np.bincount(codes)
     if len(codes) >= max(_MLP_STOPS_EARLY_FROM, 20 * len(count)) and count.min() >= 4:

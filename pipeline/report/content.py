@@ -1,4 +1,4 @@
-"""What every report is made of, whatever the task: cards, figures, tables, pictures.
+"""The parts of every report: cards, figures, tables, pictures.
 
 Axes: N rows.
 """
@@ -121,14 +121,14 @@ def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
 
 
 def rows_used(rows: Any, run: dict[str, Any]) -> str:
-    """Say how many rows taught and how many measured."""
+    """Return a phrase with the numbers of training and of measured rows."""
     how = "the source's own split" if rows.split_kind == "column" else "a stratified hold-out"
     counts, split = run["rows"], rows.held_out
     return f"{counts['train']} training rows, {counts[split]} {split} rows from {how}"
 
 
 def picture(cache: Any, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:
-    """Return a picture of a gallery: a row of the cache with what is said of it."""
+    """Return a picture of a gallery: a row of the cache with its label and prediction."""
     return {
         "image": thumbnail(image_bytes(cache, number)),
         "key": str(cache.keys_of(np.array([number]))[0]).encode("utf-8", "backslashreplace").decode(),

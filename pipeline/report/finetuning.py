@@ -1,4 +1,4 @@
-"""The report of a fine-tuning: was it worth it, how it went, and which images it mended and broke."""
+"""The report of a fine-tuning: was it worth it, how it went, and which images it fixed and broke."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def training_content(
             "training",
             plots.training_figure(training["history"], training["best_epoch"]),
             "Training",
-            "Loss by epoch; 0 is the start, flattered where it was fitted on the validation rows; the dashed line is "
+            "Loss by epoch; 0 is the start, too low where it was fitted on the validation rows; the dashed line is "
             f"the epoch kept. Head start: {training['start']}.",
         ),
         content.plot(
@@ -84,7 +84,7 @@ def _changed(cache: Any, rows: Any, results: dict[str, Any], probe: Mapping[str,
     before = np.asarray([probe[str(key)].predicted for key in cache.keys_of(rows.index[at])])
     out = []
     for name, title, mask in (
-        ("mended", "Mended by fine-tuning", (before != label) & (now == label)),
+        ("fixed", "Fixed by fine-tuning", (before != label) & (now == label)),
         ("broken", "Broken by fine-tuning", (before == label) & (now != label)),
     ):
         surest: NDArray[np.int64] = np.flatnonzero(mask)

@@ -137,8 +137,8 @@ def _gallery(
     pictures = []
     for i in order:
         label = rows.class_names[worst[i]]
-        said = joined(probabilities[i] >= THRESHOLD, rows.class_names) or "none"
-        its = joined(truth[i], rows.class_names) or "none"
+        predicted = joined(probabilities[i] >= THRESHOLD, rows.class_names) or "none"
+        true = joined(truth[i], rows.class_names) or "none"
         remark = f"({label} {probabilities[i, worst[i]]:.1%})"
-        pictures.append(picture(cache, int(rows.index[at[i]]), its, said, remark))
+        pictures.append(picture(cache, int(rows.index[at[i]]), true, predicted, remark))
     return [{"id": name, "title": title, "hint": hint, "pictures": pictures}] if pictures else []

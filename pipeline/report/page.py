@@ -1,4 +1,4 @@
-"""The report: everything a fit found, as one HTML page that needs nothing else.
+"""The report: the results of a fit as one self-contained HTML page.
 
 plotly's script is inside the page, images are inside the page, and a content security policy forbids the page to
 fetch anything. Every text from outside (class names, file names) is escaped by the template.

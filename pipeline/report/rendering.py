@@ -1,4 +1,4 @@
-"""What all pages are made of: one base template with its styles, small pictures, and data that are safe in a script."""
+"""The parts of all pages: one base template with its styles, small pictures, and data that are safe in a script."""
 
 from __future__ import annotations
 

@@ -125,9 +125,9 @@ def test_settings_reach_nested_estimators() -> None:
         (".svm:SVC", "classification", "cannot import"),
         ("sklearn.svm:SVCC", "classification", "did you mean SVC"),
         ("sklearn.pipeline:Pipeline", "classification", "cannot be made without arguments"),
-        ("collections:Counter", "classification", "no scikit-learn estimator"),
-        ("sklearn.svm:SVR", "classification", "is no classifier"),
-        ("sklearn.svm:SVC", "regression", "is no regressor"),
+        ("collections:Counter", "classification", "is not a scikit-learn estimator"),
+        ("sklearn.svm:SVR", "classification", "is not a classifier"),
+        ("sklearn.svm:SVC", "regression", "is not a regressor"),
     ],
 )
 def test_what_is_no_estimator_is_one_line(name: str, task: str, message: str) -> None:

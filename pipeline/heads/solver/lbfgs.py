@@ -94,7 +94,7 @@ class CurvaturePairs:
         return scale * first + correction[:, 0].view_as(gradient)
 
     def _update_products(self, preconditioner: Preconditioner, c: float) -> None:
-        """Bring the products with the preconditioner up to date: of new pairs, or of all where it or C has changed."""
+        """Compute the products with the preconditioner: for new pairs, or for all where it or C has changed."""
         if self._products_of is None or self._products_of[0] is not preconditioner or self._products_of[1] != c:
             self._products_of, self._known = (preconditioner, c), self._begin
         new, kept = slice(max(self._known, self._begin), self._end), slice(self._begin, self._end)
