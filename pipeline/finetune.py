@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import shutil
 import threading
 import time
@@ -23,23 +22,27 @@ from safetensors.torch import save
 
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
-from pipeline.compare import Comparison, compare_runs, predictions_of
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
+from pipeline.fitting.compare import Comparison, compare_runs, predictions_of
 from pipeline.fitting.rows import Rows, select_rows
 from pipeline.fitting.run_folder import (
-    RUN_FILE,
+    METRICS_FILE,
+    PREDICTIONS_FILE,
+    REPORT_FILE,
+    HeadFacts,
     check_run_folder,
     new_run_folder,
+    read_run,
     run_facts,
     write_json,
     write_predictions,
 )
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
-from pipeline.heads.saved import HEAD_FILE, LoadedHead, load_head, save_head
+from pipeline.heads.saved import HEAD_FILE, RUN_FILE, LoadedHead, load_head, save_head
 from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages
 from pipeline.training.measure import CHECKED_IMAGES, HeldOut, as_backbone, check_start, measure_tuned, training_rows
@@ -165,7 +168,7 @@ def finetune(
         (part / LAST_FILE).write_bytes(save({name: tensor.contiguous() for name, tensor in training.last.items()}))
         save_backbone(part / BACKBONE_FILE, tuned)
         save_head(part / HEAD_FILE, tuned_head)
-        write_predictions(part / "predictions.csv", results["predictions"], start.rows, start.cache)
+        write_predictions(part / PREDICTIONS_FILE, results["predictions"], start.rows, start.cache)
         comparison = compare_runs([start.probe, part], split=results["held_out"], seed=seed, replicates=replicates)[1]
         advice = _advice(comparison)
         results["metrics"]["training"] = _training_facts(training, settings, time.perf_counter() - started)
@@ -256,21 +259,18 @@ def _train(start: _Start, accelerator: Any) -> tuple[FineTuningNetwork, HeldOut,
 
 def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dict[str, Any]) -> None:
     """Write metrics, the run's facts and its page."""
-    write_json(part / "metrics.json", results["metrics"])
-    run = run_facts(
-        start.cache, start.rows, start.settings, head=tuned_head.head, layer=tuned_head.layer, chosen={},
-        temperature=tuned_head.model.temperature, notes=start.notes, packages=("torchvision", "timm", "accelerate"),
-    )  # fmt: skip
+    write_json(part / METRICS_FILE, results["metrics"])
+    facts = HeadFacts(tuned_head.head, tuned_head.layer, {}, tuned_head.model.temperature)
+    packages = ("torchvision", "timm", "accelerate")
+    run = run_facts(start.cache, start.rows, start.settings, facts, start.notes, packages)
     run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
     if start.settings.report:
         from pipeline.report import write_report  # imports plotly: not every run has a page
-        from pipeline.report.training import training_content  # with it
+        from pipeline.report.finetuning import training_content  # with it
 
         before = predictions_of(start.probe, results["held_out"])
         content = training_content(start.cache, start.rows, results, run, before)
-        write_report(
-            part / "report.html", cache=start.cache, rows=start.rows, results=results, run=run, content=content
-        )
+        write_report(part / REPORT_FILE, cache=start.cache, rows=start.rows, results=results, run=run, content=content)
     write_json(part / RUN_FILE, run)
 
 
@@ -283,9 +283,9 @@ def _rows_of_run(cache: Cache, run_dir: Path, note: Callable[[str], None]) -> Ro
         The folder does not say how it was made.
     """
     try:
-        settings = json.loads((run_dir / RUN_FILE).read_text(encoding="utf-8"))["settings"]
+        settings = read_run(run_dir)["settings"]
         known = {name: settings[name] for name in ("target", "task", "layer", "group_duplicates", "test_share", "seed")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise HeadError(
             f"expected a run of pipeline fit-head at {run_dir}, found no settings in it ({error}): fit the head again"
         ) from None

@@ -8,33 +8,35 @@ from __future__ import annotations
 import contextlib
 import re
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.cache import open_cache
 from pipeline.errors import HeadError
+from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.curves import few_shot_curve, learning_curve
-from pipeline.fitting.rows import Rows, layer_of, possible_folds, read_rows, select_rows
+from pipeline.fitting.measure import fitted_temperature, measure_splits
+from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
 from pipeline.fitting.run_folder import (
-    RUN_FILE,
-    RUN_FORMAT,
-    cache_facts,
+    REPORT_FILE,
+    HeadFacts,
     new_run_folder,
     run_facts,
-    versions,
+    several_facts,
     write_fit,
     write_json,
 )
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
-from pipeline.fitting.tasks import TASKS, measure_splits
-from pipeline.heads.fitted import FitOptions, FittedHead
+from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
-from pipeline.heads.saved import LoadedHead
-from pipeline.heads.streaming import StreamedRows
+from pipeline.heads.saved import RUN_FILE, LoadedHead
+from pipeline.heads.sklearn import estimator_by_name
+from pipeline.heads.streamed_rows import StreamedRows
 
 if TYPE_CHECKING:
     import os
@@ -42,17 +44,18 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.heads.fitted import Fitter
+    from pipeline.cache import Cache
+    from pipeline.heads.fit import Fitter
+    from pipeline.heads.model import HeadModel
 
 __all__ = ["FitResult", "FitSettings", "fit_head", "fit_heads", "new_run_folder"]
 
-SEVERAL = "several"
 _SCORED_ROWS = 32_768
 
 
 @dataclass(frozen=True)
 class FitResult:
-    """What a fit gave.
+    """The result of a fit.
 
     Attributes
     ----------
@@ -63,7 +66,7 @@ class FitResult:
     metrics : dict
         What ``metrics.json`` holds.
     notes : list of str
-        What was left out or should be known.
+        What was left out, and warnings.
     seconds : dict of str to float
         Time of every step.
     """
@@ -75,7 +78,7 @@ class FitResult:
     seconds: dict[str, float]
 
     def headlines(self) -> list[str]:
-        """Return one line a measured split, with the figures a person asks for first."""
+        """Return one line a measured split, with its main figures."""
         return [
             f"{split}: {TASKS[self.task].headline(self.metrics[split])}, on {self.metrics[split]['rows']} rows"
             for split in ("test", "val")
@@ -109,22 +112,20 @@ def fit_head(
     Returns
     -------
     FitResult
-        The metrics, and what the user should know.
+        The metrics and notes.
 
     Raises
     ------
     HeadError
         For labels or splits nothing can be learned from, and for an output that cannot be written.
     CacheError
-        Where ``cache_path`` is not a cache.
+        ``cache_path`` is not a cache, or has no such layer.
     """
-    from pipeline.cache import open_cache
-
     settings = settings or FitSettings()
     _check_names(settings)
     with new_run_folder(run_dir) as folder:
         cache = open_cache(cache_path)
-        result = _fit(folder, cache, layer_of(cache, settings.layer), settings, say, progress)
+        result = _fit(_Job(folder, cache, cache.layer(settings.layer), settings, say, progress))
     return replace(result, run_dir=Path(run_dir))
 
 
@@ -138,7 +139,7 @@ def fit_heads(
 ) -> list[FitResult]:
     """Fit a head for each of several targets: a run folder each, under one that sums them up.
 
-    The embeddings are read from the file once and stay in memory meanwhile, but for a head that streams them.
+    The embeddings are read from the file once and stay in memory, except for a head that streams them.
 
     Parameters
     ----------
@@ -149,7 +150,7 @@ def fit_heads(
     targets : sequence of str
         Columns of the cache, or ``"label"``.
     settings : FitSettings, optional
-        The settings of every fit, but for ``target``.
+        The settings of every fit, except ``target``.
     say : callable, optional
         Takes lines for the user.
 
@@ -163,116 +164,181 @@ def fit_heads(
     HeadError
         As for `fit_head`; then none of the runs is written.
     """
-    from pipeline.cache import open_cache
-    from pipeline.report import write_summary
-
     settings = settings or FitSettings()
     _check_names(settings)
     names = _folder_names(targets)
     results = []
     with new_run_folder(run_dir) as folder:
         cache = open_cache(cache_path)
-        embeddings = layer_of(cache, settings.layer)
+        embeddings = cache.layer(settings.layer)
         if settings.head not in STREAMED:
             embeddings = np.array(embeddings)
         for target, name in zip(targets, names, strict=True):
             (folder / name).mkdir()
-
-            def say_which(text: str, target: str = target) -> None:
-                if say is not None:
-                    say(f"{target}: {text}")
-
-            result = _fit(folder / name, cache, embeddings, replace(settings, target=target), say_which, None)
-            results.append(replace(result, run_dir=Path(run_dir) / name))
-        run = {
-            "format": RUN_FORMAT,
-            "format_version": 1,
-            "task": SEVERAL,
-            "cache": cache_facts(cache),
-            "runs": [
-                {"target": target, "folder": name, "task": result.task, "headlines": result.headlines()}
-                for target, name, result in zip(targets, names, results, strict=True)
-            ],
-            "versions": versions(),
-        }
-        if settings.report:
-            write_summary(folder / "report.html", run=run, results=results)
-        write_json(folder / RUN_FILE, run)
+            job = _Job(folder / name, cache, embeddings, replace(settings, target=target), _prefixed(target, say))
+            results.append(replace(_fit(job), run_dir=Path(run_dir) / name))
+        entries = [
+            {"target": target, "folder": name, "task": result.task, "headlines": result.headlines()}
+            for target, name, result in zip(targets, names, results, strict=True)
+        ]
+        _write_several(folder, several_facts(cache, entries), results, settings)
     return results
 
 
-def _fit(
-    folder: Path,
-    cache: Any,
-    embeddings: NDArray[Any],
-    settings: FitSettings,
-    say: Callable[[str], None] | None,
-    progress: Callable[[int, int], None] | None,
-) -> FitResult:
-    """Fit one target and write its run into ``folder``."""
-    clock = _Clock()
-    notes: list[str] = []
+def _write_several(folder: Path, run: dict[str, Any], results: list[FitResult], settings: FitSettings) -> None:
+    """Write the summary above the runs of several targets."""
+    if settings.report:
+        from pipeline.report import write_summary  # keeps plotly out of runs without a page
 
-    def note(text: str) -> None:
-        notes.append(text)
-        if say is not None:
-            say(text)
+        write_summary(folder / REPORT_FILE, run=run, results=results)
+    write_json(folder / RUN_FILE, run)
 
-    with clock("rows"):
-        target = read_target(cache, settings, note)
-        settings = replace(settings, task=target.task, head=None if settings.estimator else settings.head)
+
+def _prefixed(target: str, say: Callable[[str], None] | None) -> Callable[[str], None] | None:
+    """Return ``say`` with the target before each line."""
+    return None if say is None else lambda text: say(f"{target}: {text}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One target to fit: its data, settings, output and callbacks.
+
+    Attributes
+    ----------
+    folder : Path
+        Where the run is written.
+    cache : Cache
+    embeddings : ndarray
+        The layer, (rows of the cache, D).
+    settings : FitSettings
+        With task and head settled, once the target is known.
+    say, progress : callable or None
+    notes : list of str
+        Filled on the way.
+    seconds : dict of str to float
+        Time of every step, filled on the way.
+    """
+
+    folder: Path
+    cache: Cache
+    embeddings: NDArray[Any]
+    settings: FitSettings
+    say: Callable[[str], None] | None = None
+    progress: Callable[[int, int], None] | None = None
+    notes: list[str] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def note(self, text: str) -> None:
+        """Keep a line for the run, and pass it to the user."""
+        self.notes.append(text)
+        if self.say is not None:
+            self.say(text)
+
+    @contextlib.contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Measure a step."""
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def _fit(job: _Job) -> FitResult:
+    """Fit one target and write its run."""
+    job, rows = _choose_rows(job)
+    fitted = _fit_training_rows(job, rows)
+    model, results = _measure(job, rows, fitted)
+    _add_curves(job, rows, fitted, results)
+    run = _write_run(job, rows, fitted, model, results)
+    _write_page(job, rows, results, run)
+    return FitResult(job.folder, rows.task, results["metrics"], job.notes, job.seconds)
+
+
+def _choose_rows(job: _Job) -> tuple[_Job, Rows]:
+    """Read the target, settle task and head, and select and split the rows."""
+    with job.timed("rows"):
+        target = read_target(job.cache, job.settings, job.note)
+        settings = replace(job.settings, task=target.task, head=None if job.settings.estimator else job.settings.head)
         if settings.estimator is None and settings.head is None:
             settings = replace(settings, head=next(iter(HEADS_OF[target.task])))
         _check_choices(settings)
+        _fitter(settings)
         if settings.head != "logistic" and _sweeps(settings):
-            note(f"--C, --sweep and --scoring are about the logistic head: not used for {target.name!r}")
-        fit = _fitter(settings)
-        rows = select_rows(cache, target, embeddings, settings, note)
-    with clock("read"):
-        train = rows.of("train")
+            job.note(f"--C, --sweep and --scoring are about the logistic head: not used for {target.name!r}")
+        return replace(job, settings=settings), select_rows(job.cache, target, job.embeddings, settings, job.note)
+
+
+def _fit_training_rows(job: _Job, rows: Rows) -> FittedHead:
+    settings, embeddings, train = job.settings, job.embeddings, rows.of("train")
+    with job.timed("read"):
         groups = None if rows.groups is None else rows.groups[train]
-        options = _options(settings, possible_folds(rows, settings.folds, note), progress)
-        streamed = settings.head in STREAMED
-        X = StreamedRows(embeddings, rows.index[train]) if streamed else read_rows(embeddings, rows.index[train])
-    with clock("fit"):
-        fitted = fit(X, rows.y[train], groups, options)
-    del X
+        options = _options(settings, possible_folds(rows, settings.folds, job.note), job.progress)
+        is_streamed = settings.head in STREAMED
+        X = StreamedRows(embeddings, rows.index[train]) if is_streamed else read_rows(embeddings, rows.index[train])
+    with job.timed("fit"):
+        fitted = _fitter(settings)(X, rows.y[train], groups, options)
     for text in fitted.warnings:
-        note(text)
-    with clock("evaluate"):
-        temperature = TASKS[rows.task].temperature(fitted, rows.y[train], settings)
-        scores = {
-            split: _scores(fitted, embeddings, rows.index[rows.of(split)])
-            for split in ("test", "val")
-            if len(rows.of(split))
-        }
-        results = measure_splits(rows, scores, fitted, temperature, settings)
+        job.note(text)
+    return fitted
+
+
+def _measure(job: _Job, rows: Rows, fitted: FittedHead) -> tuple[HeadModel, dict[str, Any]]:
+    """Return the head with its temperature, and what it does on the rows held out."""
+    settings = job.settings
+    with job.timed("evaluate"):
+        temperature = fitted_temperature(rows.task, fitted, rows.y[rows.of("train")]) if settings.calibrate else 1.0
+        model = replace(fitted.model, temperature=temperature)
+        splits = [split for split in ("test", "val") if len(rows.of(split))]
+        scores = {split: _scores(model, job.embeddings, rows.index[rows.of(split)]) for split in splits}
+        results = measure_splits(rows, scores, model, seed=settings.seed, replicates=settings.replicates, fitted=fitted)
+    return model, results
+
+
+def _add_curves(job: _Job, rows: Rows, fitted: FittedHead, results: dict[str, Any]) -> None:
+    settings = job.settings
     if settings.learning_curve:
-        with clock("learning curve"):
-            results["learning_curve"] = learning_curve(rows, embeddings, fitted, settings)
+        with job.timed("learning curve"):
+            results["learning_curve"] = learning_curve(rows, job.embeddings, fitted, settings)
             results["metrics"]["learning_curve"] = results["learning_curve"]
     if settings.shots:
-        with clock("few shots"):
-            results["few_shots"] = few_shot_curve(rows, embeddings, fitted, settings, note)
+        with job.timed("few shots"):
+            results["few_shots"] = few_shot_curve(rows, job.embeddings, fitted, settings, job.note)
             results["metrics"]["few_shots"] = results["few_shots"]
-    with clock("write"):
-        write_fit(folder, _saved_head(cache, rows, fitted, temperature, settings), fitted, results, rows, cache)
-        run = run_facts(
-            cache, rows, settings, head=settings.estimator or settings.head, layer=settings.layer,
-            chosen=fitted.chosen, temperature=temperature, notes=notes,
-        )  # fmt: skip
-    if settings.report:
-        with clock("report"):
-            from pipeline.report import write_report
 
-            write_report(folder / "report.html", cache=cache, rows=rows, results=results, run=run)
-    run["seconds"] = {name: round(value, 3) for name, value in clock.seconds.items()}
-    write_json(folder / RUN_FILE, run)
-    return FitResult(folder, rows.task, results["metrics"], notes, clock.seconds)
+
+def _write_run(job: _Job, rows: Rows, fitted: FittedHead, model: HeadModel, results: dict[str, Any]) -> dict[str, Any]:
+    """Write everything except the page and ``run.json``; return what the latter will hold."""
+    settings = job.settings
+    head = settings.estimator or settings.head or ""
+    with job.timed("write"):
+        saved = None
+        if model.kind in ARRAYS:  # else only the estimator can predict
+            saved = LoadedHead(
+                model=model,
+                class_names=rows.class_names,
+                layer=settings.layer,
+                spec=dict(job.cache.spec),
+                fingerprint=job.cache.fingerprint,
+                head=head,
+                task=rows.task,
+            )
+        write_fit(job.folder, saved, fitted, results, rows, job.cache)
+        facts = HeadFacts(head, settings.layer, fitted.chosen, model.temperature)
+        return run_facts(job.cache, rows, settings, facts, job.notes)
+
+
+def _write_page(job: _Job, rows: Rows, results: dict[str, Any], run: dict[str, Any]) -> None:
+    """Write the report, and ``run.json`` with the times of all steps."""
+    if job.settings.report:
+        with job.timed("report"):
+            from pipeline.report import write_report  # keeps plotly out of runs without a page
+
+            write_report(job.folder / REPORT_FILE, cache=job.cache, rows=rows, results=results, run=run)
+    run["seconds"] = {name: round(value, 3) for name, value in job.seconds.items()}
+    write_json(job.folder / RUN_FILE, run)
 
 
 def _check_names(settings: FitSettings) -> None:
-    """Refuse what no cache could make right, before anything is read."""
+    """Refuse settings that are wrong for every cache, before anything is read."""
     if settings.head is not None and settings.estimator is not None:
         raise HeadError(f"a run has one head: name --head {settings.head} or --estimator {settings.estimator}")
     if settings.head is not None:
@@ -309,12 +375,12 @@ def _are_strengths(values: object) -> bool:
 
 
 def _sweeps(settings: FitSettings) -> bool:
-    """Tell whether something was asked of the choice of C."""
+    """Tell whether a setting of the choice of C was given."""
     return settings.Cs != "auto" or settings.scoring != "accuracy"
 
 
 def _check_choices(settings: FitSettings) -> None:
-    """Refuse, before anything is computed, what head and task have no use for."""
+    """Refuse settings that do not apply to the head and the task, before anything is computed."""
     if settings.shots and settings.task != "classification":
         raise HeadError(f"--shots counts images of a class, and the task is {settings.task}: leave it out")
     if settings.shots and min(settings.shots) < 1:
@@ -328,13 +394,11 @@ def _fitter(settings: FitSettings) -> Fitter:
     if settings.estimator is None:
         assert settings.head is not None
         return find_head(settings.head, settings.task)
-    from pipeline.heads.estimators import estimator_by_name
-
     return estimator_by_name(settings.estimator, settings.task)
 
 
 def _folder_names(targets: Sequence[str]) -> list[str]:
-    """Return a folder name for each target: its own, with what no file system bears replaced."""
+    """Return a folder name for each target: its own, with characters replaced that some file systems refuse."""
     names = [re.sub(r"[^\w.-]", "_", target).lstrip(".") or "_" for target in targets]
     for name in names:
         same = [target for target, its in zip(targets, names, strict=True) if its.casefold() == name.casefold()]
@@ -346,7 +410,7 @@ def _folder_names(targets: Sequence[str]) -> list[str]:
 def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], None] | None) -> FitOptions:
     device = settings.device
     if device == "auto":
-        import torch
+        import torch  # takes a second: only where the device is to be found
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
     return FitOptions(
@@ -363,37 +427,7 @@ def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], N
     )
 
 
-def _scores(fitted: FittedHead, embeddings: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
+def _scores(model: HeadModel, embeddings: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
     """Return the scores of rows of the cache, which may be more than fit into memory."""
     blocks = [index[start : start + _SCORED_ROWS] for start in range(0, len(index), _SCORED_ROWS)]
-    return np.concatenate([fitted.model.scores(read_rows(embeddings, block)) for block in blocks])
-
-
-def _saved_head(
-    cache: Any, rows: Rows, fitted: FittedHead, temperature: float, settings: FitSettings
-) -> LoadedHead | None:
-    """Return the head as it is saved, or None where only its estimator can predict."""
-    if fitted.model.kind not in ARRAYS:
-        return None
-    return LoadedHead(
-        model=replace(fitted.model, temperature=temperature),
-        class_names=rows.class_names,
-        layer=settings.layer,
-        spec=dict(cache.spec),
-        fingerprint=cache.fingerprint,
-        head=settings.estimator or settings.head or "",
-        task=rows.task,
-    )
-
-
-class _Clock:
-    """Times named steps."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextlib.contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+    return np.concatenate([model.scores(read_rows(embeddings, block)) for block in blocks])

@@ -7,7 +7,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
 
@@ -17,15 +17,12 @@ from pipeline.core.files import replacing
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
-from pipeline.evaluation.multilabel import THRESHOLD, joined
+from pipeline.evaluation.tasks import TASKS
 from pipeline.heads import load_head
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
-
-    from numpy.typing import NDArray
 
     from pipeline.heads import LoadedHead
     from pipeline.sources import Source
@@ -122,35 +119,18 @@ def _write_lines(
     file: TextIO, head: LoadedHead, embedder: Embedder, source: Source, stop: threading.Event, progress: Progress
 ) -> int:
     """Write the table's header and a line for each image; return how many images failed."""
+    task = TASKS[head.task]
     lines = csv.writer(file, lineterminator="\n")
-    lines.writerow(["key", *_header(head), "error"])
+    lines.writerow(["key", *task.header(head.class_names), "error"])
     ready = failed = 0
     progress(ready, failed, len(source))
     for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source)), stop=stop):
         finite = np.asarray(np.isfinite(embeddings).all(axis=1))
-        cells_of = _cells(head, np.where(finite[:, None], embeddings, 0))
-        for row, reason, cells in zip(batch.rows.tolist(), reasons, cells_of, strict=True):
+        predictions = head.model.predict_proba(np.where(finite[:, None], embeddings, 0))
+        for row, reason, predicted in zip(batch.rows.tolist(), reasons, predictions, strict=True):
+            cells = task.cells(predicted, head.class_names)
             failed += bool(reason)
             lines.writerow([source[row].key, *([""] * len(cells) if reason else cells), reason])
         ready += len(batch.rows)
         progress(ready, failed, len(source))
     return failed
-
-
-def _header(head: LoadedHead) -> list[str]:
-    if head.task == "regression":
-        return ["predicted"]
-    return ["predicted", *(f"p_{name}" for name in head.class_names)]
-
-
-def _cells(head: LoadedHead, embeddings: NDArray[Any]) -> Iterator[list[str]]:
-    """Yield the cells of each image between its key and its error."""
-    if head.task == "regression":
-        yield from ([f"{value:.10g}"] for value in head.predict(embeddings)[:, 0])
-        return
-    for probabilities in head.predict_proba(embeddings):
-        if head.task == "multilabel":
-            predicted = joined(probabilities >= THRESHOLD, head.class_names)
-        else:
-            predicted = head.class_names[int(probabilities.argmax())]
-        yield [predicted, *(f"{p:.6g}" for p in probabilities)]

@@ -167,7 +167,8 @@ def single(data: Data, options: Any) -> dict[str, Any]:
 
 def sweep(data: Data, options: Any, values: list[float]) -> dict[str, Any]:
     """Walk up all values of C on one split."""
-    from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath
+    from pipeline.heads.solver.fold_path import ALL_ROWS
+    from pipeline.heads.solver.path import SoftmaxPath
 
     k = int(data.y.max()) + 1
     path, prepared = timed(lambda: SoftmaxPath(data.X, data.y, k))
@@ -216,7 +217,7 @@ def sweep(data: Data, options: Any, values: list[float]) -> dict[str, Any]:
 def folds(data: Data, options: Any, values: list[float], one_split: dict[str, Any] | None) -> dict[str, Any]:
     """Walk up all values on five folds; scikit-learn on one fold at some values, the rest summed from one split."""
     from pipeline.evaluation.splits import fold_numbers
-    from pipeline.heads.softmax_path import SoftmaxPath
+    from pipeline.heads.solver.path import SoftmaxPath
 
     fold = fold_numbers(data.y, FOLDS, seed=0)
     path, prepared = timed(lambda: SoftmaxPath(data.X, data.y, int(data.y.max()) + 1, fold=fold))
@@ -313,8 +314,9 @@ def ridge(data: Data, options: Any) -> dict[str, Any]:
 def heads(data: Data, options: Any) -> list[dict[str, Any]]:
     """Every head at its defaults: accuracy on the test rows with its interval."""
     from pipeline.evaluation.classification import classification_metrics
-    from pipeline.heads.registry import HEADS, STREAMED, FitOptions, find_head
-    from pipeline.heads.streaming import StreamedRows
+    from pipeline.heads.fit import FitOptions
+    from pipeline.heads.registry import HEADS, STREAMED, find_head
+    from pipeline.heads.streamed_rows import StreamedRows
 
     out = []
     for name in options.heads.split(",") if options.heads else HEADS:

@@ -137,15 +137,14 @@ def ours(head: str, draw: Draw) -> dict[str, Any]:
 
     from pipeline.evaluation.calibration import softmax
     from pipeline.evaluation.splits import fold_count
-    from pipeline.fitting.settings import FitSettings
-    from pipeline.fitting.tasks import TASKS
-    from pipeline.heads.fitted import FitOptions
+    from pipeline.fitting.measure import fitted_temperature
+    from pipeline.heads.fit import FitOptions
     from pipeline.heads.registry import STREAMED, find_head
-    from pipeline.heads.streaming import StreamedRows
+    from pipeline.heads.streamed_rows import StreamedRows
 
     X = StreamedRows(draw.X) if head in STREAMED else draw.X
     fitted = find_head(head)(X, draw.y.astype(np.int64), None, FitOptions(folds=fold_count(draw.y, 5)))
-    temperature = TASKS["classification"].temperature(fitted, draw.y, FitSettings())
+    temperature = fitted_temperature("classification", fitted, draw.y)
     scores = fitted.model.scores(draw.fresh)
     model = replace(fitted.model, temperature=temperature)
     return {

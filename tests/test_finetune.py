@@ -16,12 +16,12 @@ import numpy as np
 import pytest
 
 from pipeline.cache import open_cache
-from pipeline.compare import compare_runs
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.extract import ExtractSettings, extract
 from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune
 from pipeline.fit_head import FitSettings, fit_head
+from pipeline.fitting.compare import compare_runs
 from pipeline.heads import load_head
 from pipeline.predict import predict
 from pipeline.training.settings import TrainSettings
@@ -174,7 +174,7 @@ def test_what_cannot_be_written_or_measured_is_refused_before_training(probe: Pr
         finetune(probe.cache_path, probe.run, probe.run, SETTINGS)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "chapter1.txt").write_text("It was a dark and stormy night.")
-    with pytest.raises(HeadError, match="exists and is no run folder"):
+    with pytest.raises(HeadError, match="exists and is not a run folder"):
         finetune(probe.cache_path, probe.run, tmp_path / "thesis", SETTINGS)
     shutil.copytree(probe.run, tmp_path / "other")
     text = (probe.run / "predictions.csv").read_text().splitlines(keepends=True)

@@ -2,14 +2,14 @@ from __future__ import annotations
 
 import csv
 import json
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
-import pipeline.cache
-from pipeline.errors import HeadError
+from pipeline.errors import HeadError, PipelineError
 from pipeline.fit_head import FitResult, FitSettings, fit_head, fit_heads, new_run_folder
 from pipeline.heads import load_head
 from pipeline.heads.registry import HEADS
@@ -28,7 +28,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Return a function that fits on a cache in memory."""
 
     def run(cache: StandIn, output: Path | None = None, say: Any = None, **settings: Any) -> FitResult:
-        monkeypatch.setattr(pipeline.cache, "open_cache", lambda path: cache)
+        monkeypatch.setattr(sys.modules["pipeline.fit_head"], "open_cache", lambda path: cache)
         quick = QUICK if settings.get("head", "logistic") == "logistic" and "estimator" not in settings else NO_SWEEP
         settings = quick | {"report": False} | settings
         return fit_head("stand-in.h5", output or tmp_path / "run", FitSettings(**settings), say=say)
@@ -241,7 +241,7 @@ def test_several_targets_make_a_run_each(monkeypatch: pytest.MonkeyPatch, tmp_pa
     cache = stand_in()
     cache.columns["age"] = cache.embeddings[:, 0].astype(np.float64)
     cache.columns["a/b"] = np.asarray(["x", "y", ""])[cache.labels]
-    monkeypatch.setattr(pipeline.cache, "open_cache", lambda path: cache)
+    monkeypatch.setattr(sys.modules["pipeline.fit_head"], "open_cache", lambda path: cache)
     settings = FitSettings(**QUICK)
     said: list[str] = []
     results = fit_heads("stand-in.h5", tmp_path / "run", ["label", "age", "a/b"], settings, say=said.append)
@@ -356,7 +356,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(fit: Any, tmp_path: Path, kind
     ],
 )
 def test_bad_settings_are_named(fit: Any, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(HeadError, match=message):
+    with pytest.raises(PipelineError, match=message):
         fit(stand_in(), **settings)
     assert list(tmp_path.iterdir()) == []
 
@@ -447,10 +447,10 @@ def test_a_former_run_is_replaced_and_nothing_else_is(fit: Any, tmp_path: Path) 
     other = tmp_path / "photos"
     other.mkdir()
     (other / "holiday.jpg").write_bytes(b"x")
-    with pytest.raises(HeadError, match="is no run folder"):
+    with pytest.raises(HeadError, match="is not a run folder"):
         fit(stand_in(), other)
     assert [p.name for p in other.iterdir()] == ["holiday.jpg"]
-    with pytest.raises(HeadError, match="cannot write to"):
+    with pytest.raises(HeadError, match="cannot write"):
         fit(stand_in(), other / "holiday.jpg" / "run")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["photos", "run"]
 

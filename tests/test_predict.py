@@ -9,11 +9,12 @@ import pytest
 from pipeline import open_cache
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
+from pipeline.evaluation.tasks import TASKS
 from pipeline.extract import ExtractSettings, extract
 from pipeline.fit_head import FitSettings, fit_head
 from pipeline.heads import LoadedHead, load_head
 from pipeline.heads.model import HeadModel
-from pipeline.predict import _cells, _header, predict
+from pipeline.predict import predict
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -81,5 +82,5 @@ def test_numbers_and_label_sets_have_columns_of_their_own(
     model = HeadModel("linear", {"coef": coef, "intercept": np.zeros(len(coef))}, link, len(coef))
     names = ("age",) if task == "regression" else ("old", "red")
     head = LoadedHead(model, names, "penultimate", {}, "f", "ridge", task)
-    assert _header(head) == header
-    assert next(_cells(head, np.ones((1, 1), np.float32))) == cells
+    assert TASKS[task].header(names) == header
+    assert TASKS[task].cells(head.model.predict_proba(np.ones((1, 1), np.float32))[0], names) == cells

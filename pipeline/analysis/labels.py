@@ -13,6 +13,8 @@ import numpy as np
 
 from pipeline.analysis.rows import layer_of, take, usable_rows
 from pipeline.errors import AnalysisError
+from pipeline.evaluation.calibration import fit_temperature, softmax
+from pipeline.evaluation.splits import fold_count, groups_of_column
 from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
@@ -92,9 +94,7 @@ def check_labels(
         raise AnalysisError(
             "checking labels needs cleanlab, which is not installed: pip install 'embedding-pipeline[analysis]'"
         ) from None
-    from pipeline.evaluation.calibration import fit_temperature, softmax
-    from pipeline.evaluation.splits import fold_count, groups_of_column
-    from pipeline.heads.logistic import LogisticSweep
+    from pipeline.heads.logistic import LogisticSweep  # imports scikit-learn
 
     embeddings = layer_of(cache, layer)
     rows = usable_rows(cache, embeddings)

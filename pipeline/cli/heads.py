@@ -15,39 +15,50 @@ if TYPE_CHECKING:
 @cli.command("fit-head")
 @click.argument("cache", type=click.Path())
 @click.option(
-    "-o", "--output", required=True, metavar="RUN/", help="The run folder to write; a former run is replaced."
+    "-o", "--output", required=True, metavar="RUN/", help="The run folder to write. An earlier run there is replaced."
 )
 @click.option(
     "--head",
-    help="logistic, linear (streamed), ridge, lda, svm, knn, centroid or mlp; ridge for numbers; logistic or ridge for "
-    "label sets.  [default: logistic, for numbers ridge]",
+    help="Kind of head. For classes: logistic, linear (streamed), ridge, lda, svm, knn, centroid or mlp. Numbers: "
+    "ridge. Label sets: logistic or ridge.  [default: logistic, for numbers ridge]",
 )
 @click.option(
-    "--estimator", metavar="MODULE:CLASS", help="Any scikit-learn estimator instead, such as sklearn.svm:SVC."
+    "--estimator",
+    metavar="MODULE:CLASS",
+    help="Fit a scikit-learn estimator instead of a head, such as sklearn.svm:SVC.",
 )
 @click.option(
-    "--set", "assignments", metavar="NAME=VALUE", multiple=True, help="A setting of the head or estimator. Repeatable."
+    "--set",
+    "assignments",
+    metavar="NAME=VALUE",
+    multiple=True,
+    help="Set a parameter of the head or estimator. Repeatable.",
 )
 @click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on.")
 @click.option(
     "--target", "targets", metavar="COLUMN", multiple=True,
-    help="A column of the cache to learn instead of its labels. Repeatable: a run for each, below RUN/.",
+    help="Predict this column of the cache instead of its labels. Repeatable: each target gets a run below RUN/.",
 )  # fmt: skip
 @click.option(
     "--task",
     type=click.Choice(["auto", "classification", "regression", "multilabel"]),
     default="auto",
     show_default=True,
-    help="auto takes numbers for classes unless they can be none, and says so; never guesses label sets.",
+    help="auto: treat numeric values as classes unless they are clearly continuous, and report the choice. Label sets "
+    "are never inferred.",
 )
 @click.option(
-    "--sweep", type=click.Choice(["auto", "full"]), default="auto", show_default=True, help="Values of C: 'full' is 45."
+    "--sweep",
+    type=click.Choice(["auto", "full"]),
+    default="auto",
+    show_default=True,
+    help="Values of C to try: 'full' tries 45.",
 )
 @click.option(
     "--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True, help="Try only these values. Repeatable."
 )
 @click.option(
-    "--folds", default=5, show_default=True, type=click.IntRange(2), help="Folds that choose C, on the training rows."
+    "--folds", default=5, show_default=True, type=click.IntRange(2), help="Folds of the training rows that choose C."
 )
 @click.option(
     "--scoring",
@@ -57,21 +68,29 @@ if TYPE_CHECKING:
     help="What chooses C.",
 )
 @click.option(
-    "--scaling", type=click.Choice(["none", "standard"]), default="none", show_default=True, help="Of the features."
+    "--scaling",
+    type=click.Choice(["none", "standard"]),
+    default="none",
+    show_default=True,
+    help="Standardise the features before fitting.",
 )
-@click.option("--balanced", is_flag=True, help="Weigh rare classes up.")
+@click.option("--balanced", is_flag=True, help="Give all classes the same total weight.")
 @click.option(
     "--group-duplicates", is_flag=False, flag_value="default", metavar="[COSINE]",
-    help="Keep pictures with equal bytes or nearly the same embedding on one side of every split.",
+    help="Keep images with equal bytes or nearly the same embedding on one side of every split.",
 )  # fmt: skip
 @click.option(
-    "--shots", metavar="N,N...", help="Also fit on so few images of every class, drawn 5 times: a curve in the report."
+    "--shots", metavar="N,N...", help="Also fit on N images of every class, drawn 5 times. Adds a curve to the report."
 )
 @click.option("--test-share", default=0.2, show_default=True, type=click.FloatRange(0, 1, min_open=True, max_open=True),
-              help="Held out where the cache has no split column.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, type=SEED, help="Of hold-out, folds and bootstrap.")
+              help="Share of rows to hold out where the cache has no split column.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of hold-out, folds and bootstrap.")
 @click.option(
-    "--device", default="auto", show_default=True, type=click.Choice(["auto", "cpu", "cuda"]), help="For the sweep."
+    "--device",
+    default="auto",
+    show_default=True,
+    type=click.Choice(["auto", "cpu", "cuda"]),
+    help="Device that fits the head.",
 )
 @click.option("--no-report", is_flag=True, help="Do not write report.html.")
 def fit_head(
@@ -135,7 +154,9 @@ def _assignment(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not (name.strip() and equals):
-        raise click.BadParameter(f"expected NAME=VALUE, found {text!r}", param_hint="--set")
+        raise click.BadParameter(
+            f"expected NAME=VALUE, got {text!r}: write it like --set n_neighbors=5", param_hint="--set"
+        )
     try:
         return name.strip(), ast.literal_eval(value)
     except (ValueError, SyntaxError, MemoryError, RecursionError):
@@ -151,7 +172,8 @@ def _cosine(text: str | None) -> float | None:
         return float(text)
     except ValueError:
         raise click.BadParameter(
-            f"expected a cosine such as 0.98, found {text!r}", param_hint="--group-duplicates"
+            f"expected a cosine such as 0.98, got {text!r}: give a number, or leave it out",
+            param_hint="--group-duplicates",
         ) from None
 
 
@@ -159,7 +181,9 @@ def _numbers(text: str | None) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise click.BadParameter(f"expected numbers such as 1,2,5,10, found {text!r}", param_hint="--shots") from None
+        raise click.BadParameter(
+            f"expected numbers such as 1,2,5,10, got {text!r}: separate whole numbers with commas", param_hint="--shots"
+        ) from None
 
 
 @cli.command()
@@ -170,11 +194,11 @@ def _numbers(text: str | None) -> tuple[int, ...]:
 def compare(runs: tuple[str, ...], split: str) -> None:
     """Compare RUNS with the first of them, on the same rows.
 
-    Prints each run's accuracy (of label sets the share that is wholly right, of numbers the mean absolute error), its
-    difference to the first with a paired bootstrap interval, the rows that only one of the two has right (or nearer),
-    and the exact p-value of McNemar's test (or the sign test).
+    Print each run's accuracy (of label sets the share that is wholly right, of numbers the mean absolute error), its
+    difference to the first with a paired bootstrap interval, the rows that only one of the two predicts correctly (or
+    more closely), and the exact p-value of McNemar's test (or the sign test).
     """
-    from pipeline.compare import compare_runs
+    from pipeline.fitting.compare import compare_runs
 
     found = compare_runs(runs, split=split)
     click.echo(f"run\t{found[0].measure}\tdifference\tlow\thigh\tonly_first\tonly_this\tp_value")
@@ -211,5 +235,5 @@ def predict(run_dir: str, images: str, output: str, weights: str | None, trust: 
             say(f"stopped; {output} was not written")
     say(f"{output}: {summary.total} images, {summary.failed} failed, in {summary.seconds:.1f} s, on {summary.engine}")
     if summary.failed:
-        say(f"{summary.failed} images failed: the column 'error' says why")
+        say(f"{summary.failed} images failed: the column 'error' holds the reasons")
         click.get_current_context().exit(EXIT_SOME_FAILED)

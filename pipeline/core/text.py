@@ -18,6 +18,8 @@ SET_SEPARATOR = "|"
 OTHER_SET_SEPARATOR = ";"
 """Separates them in a column that does not contain the first separator."""
 
+_LONGEST_NAME = 24
+
 
 def valid_text(texts: NDArray[np.str_] | Iterable[Any]) -> list[str]:
     r"""Return text that every library accepts: bytes of a name that are not UTF-8 are shown as ``\xff``.
@@ -44,6 +46,18 @@ def free_name(name: str, taken: Container[str]) -> str:
     while name in taken:
         name = f"column_{name}"
     return name
+
+
+def shortened(name: str) -> str:
+    """Cut a long name in its middle.
+
+    Examples
+    --------
+    >>> shortened("a name that would not leave any room")
+    'a name that…eave any room'
+    """
+    half = _LONGEST_NAME // 2
+    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half - 1 :]}"
 
 
 def _is_valid(text: str) -> bool:

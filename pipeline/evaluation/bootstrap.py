@@ -33,7 +33,7 @@ class Interval:
 
     @property
     def is_point(self) -> bool:
-        """Whether the bootstrap found no spread at all, which says more than a handful of rows can."""
+        """Whether the bootstrap found no spread at all, which a handful of rows cannot show."""
         return self.low == self.high
 
     def as_dict(self) -> dict[str, float]:

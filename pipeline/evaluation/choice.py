@@ -1,4 +1,4 @@
-"""Which of several candidates to take, by what each says of rows that it has not seen.
+"""Which of several candidates to take, by its scores on rows that it has not seen.
 
 Axes: A candidates, N rows held out, K classes.
 """
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 UNSEEN_ROWS = 0.5
 """Rows with a label drawn at random that every mean log loss counts besides those it has seen.
 
-Without them a few rows that are all right speak for scores without bound: no loss ever shows that the next row may be
+Without them a few rows that are all correct favour scores without bound: no loss ever shows that the next row may be
 wrong. Half a row is Jeffreys' prior of a share (Krichevsky and Trofimov, "The performance of universal encoding", IEEE
 Trans. Inf. Theory 27, 1981)."""
 
@@ -30,7 +30,7 @@ ACCURACY_ERRORS, LOSS_ERRORS = 0.75, 0.5
 
 @dataclass(frozen=True)
 class HeldOut:
-    """What one candidate says of the rows held out.
+    """The scores of one candidate on the rows held out.
 
     Attributes
     ----------

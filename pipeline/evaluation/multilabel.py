@@ -14,6 +14,8 @@ from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, replica
 from pipeline.evaluation.shares import effective_rows, mean_of_classes, share_interval
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
@@ -93,28 +95,11 @@ def multilabel_metrics(
         Of every label; NaN where no row has it.
     """
     n_rows, n_labels = truth.shape
-    predicted = probabilities >= THRESHOLD
-    whole = (predicted == truth).all(axis=1).astype(np.float64)
-    both = (predicted & truth).astype(np.float64)
-    either = predicted.astype(np.float64) + truth
-    precision_of = [AveragePrecision(truth[:, k], probabilities[:, k]) for k in range(n_labels)]
-
-    def measure(weight: Floats) -> dict[str, float]:
-        hit, all_of = weight @ both, weight @ either
-        seen = all_of > 0
-        each = np.asarray([measure_one(weight) for measure_one in precision_of])
-        figures = {
-            "mean_average_precision": float(np.nanmean(each)) if np.isfinite(each).any() else float("nan"),
-            "micro_f1": float(2 * hit.sum() / all_of.sum()) if seen.any() else float("nan"),
-            "macro_f1": float((2 * hit[seen] / all_of[seen]).mean()) if seen.any() else float("nan"),
-            "subset_accuracy": float(weight @ whole / weight.sum()),
-        }
-        return figures | {f"label {k}": float(value) for k, value in enumerate(each)}
-
+    whole = ((probabilities >= THRESHOLD) == truth).all(axis=1).astype(np.float64)
     having = truth.sum(axis=0)
     by_label = mean_of_classes(having)
     found = bootstrap_intervals(
-        measure,
+        _measured(truth, probabilities, whole),
         n_rows,
         seed=seed,
         replicates=replicates_for(n_rows * n_labels, replicates),
@@ -128,6 +113,28 @@ def multilabel_metrics(
     return {name: figure for name, figure in found.items() if not name.startswith("label ")}, [
         found[f"label {k}"] for k in range(n_labels)
     ]
+
+
+def _measured(truth: Bools, probabilities: Floats, whole: Floats) -> Callable[[Floats], dict[str, float]]:
+    """Return the function that measures under row weights; ``whole`` (N,) says where the whole set is right."""
+    predicted = probabilities >= THRESHOLD
+    both = (predicted & truth).astype(np.float64)
+    either = predicted.astype(np.float64) + truth
+    precision_of = [AveragePrecision(truth[:, k], probabilities[:, k]) for k in range(truth.shape[1])]
+
+    def measure(weight: Floats) -> dict[str, float]:
+        hit, all_of = weight @ both, weight @ either
+        seen = all_of > 0
+        each = np.asarray([measure_one(weight) for measure_one in precision_of])
+        figures = {
+            "mean_average_precision": float(np.nanmean(each)) if np.isfinite(each).any() else float("nan"),
+            "micro_f1": float(2 * hit.sum() / all_of.sum()) if seen.any() else float("nan"),
+            "macro_f1": float((2 * hit[seen] / all_of[seen]).mean()) if seen.any() else float("nan"),
+            "subset_accuracy": float(weight @ whole / weight.sum()),
+        }
+        return figures | {f"label {k}": float(value) for k, value in enumerate(each)}
+
+    return measure
 
 
 def per_label_table(

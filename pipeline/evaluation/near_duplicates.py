@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float32]
 
 DEFAULT_THRESHOLD = 0.98
-"""Cosine from which two images count as the same picture; docs/heads.md says what was measured."""
+"""Cosine from which two images count as the same picture; see docs/heads.md for the measurements."""
 
 _REDUCED = 160
 _BLOCK_ROWS = 2048
@@ -38,7 +38,7 @@ def exact_pairs(content_hash: NDArray[np.uint8]) -> tuple[Ints, Ints]:
     Parameters
     ----------
     content_hash : ndarray of shape (N, 16), uint8
-        ``Cache.content_hash``; zeros where nothing was read, and such rows are nobody's twin.
+        ``Cache.content_hash``; zeros where nothing was read, and such rows are never duplicates.
 
     Returns
     -------
@@ -89,7 +89,7 @@ def near_pairs(
 
     Notes
     -----
-    A row at unit length is turned into the eigenvectors of the second moment of a sample; ``d`` coordinates are kept
+    A row at unit length is expressed in the eigenvectors of the second moment of a sample; ``d`` coordinates are kept
     and the length of the rest appended as one more. By Cauchy and Schwarz the product of two such rows bounds their
     cosine from above, so most pairs are settled at width d + 1; the others are computed in full. Besides the result
     it needs (d + 2) × 4 bytes a row, and a few blocks.
@@ -121,7 +121,7 @@ def groups_of(n: int, i: Ints, j: Ints) -> Ints:
     Returns
     -------
     ndarray of shape (N,), int64
-        Smallest row number of each row's group: its own where it has no twin.
+        Smallest row number of each row's group: its own where it has no duplicate.
 
     Examples
     --------
@@ -166,10 +166,10 @@ def duplicate_groups(
         Smallest row number of each row's group.
     """
     index = np.arange(len(embeddings)) if rows is None else np.asarray(rows, dtype=np.int64)
-    first, twin = exact_pairs(content_hash[index])
+    first, copy = exact_pairs(content_hash[index])
     # Byte-identical images share one embedding: compare one representative of each.
-    representatives = np.setdiff1d(np.arange(len(index)), twin)
-    i, j = first, twin
+    representatives = np.setdiff1d(np.arange(len(index)), copy)
+    i, j = first, copy
     for near_i, near_j, _ in _near_blocks(embeddings, threshold, index[representatives]):
         # A star for each group found so far, so that memory stays O(N) however many pairs there are.
         i = np.concatenate([i, np.searchsorted(index, near_i)])

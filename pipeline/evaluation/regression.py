@@ -95,7 +95,7 @@ def parts_of_range(truth: Floats, predicted: Floats, *, parts: int = 10) -> list
     truth, predicted : ndarray of shape (N,)
         Numbers.
     parts : int
-        How many parts; equal values are never torn apart, so there may be fewer.
+        How many parts; equal values stay in one part, so there may be fewer.
 
     Returns
     -------

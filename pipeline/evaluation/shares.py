@@ -1,4 +1,4 @@
-"""Intervals of shares: of accuracies and their kin, also where every row is right.
+"""Intervals of shares: of accuracies and similar figures, also where every row is right.
 
 Axes: N rows.
 """

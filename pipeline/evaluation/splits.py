@@ -107,15 +107,29 @@ def hold_out(
     """
     if not 0.0 < share < 1.0:
         raise HeadError(f"the share held out for the test must lie between 0 and 1, got {share}")
-    rng = np.random.default_rng(seed)
-    split = np.full(len(y), "train", dtype="<U5")
     if groups is None:
-        for label in np.unique(y):
-            rows = rng.permutation(np.flatnonzero(y == label))
-            # A class of one row is kept for training; a class of two gives one to the test.
-            count = min(max(round(share * len(rows)), 1), len(rows) - 1)
-            split[rows[:count]] = "test"
-        return split
+        held = _held_rows(y, share, seed)
+    else:
+        held = _held_groups(y, groups, share, seed, every_class=every_class)
+    return np.where(held, "test", "train").astype("<U5")
+
+
+def _held_rows(y: NDArray[np.integer], share: float, seed: int) -> NDArray[np.bool_]:
+    """Hold out a share of the rows of every class."""
+    rng = np.random.default_rng(seed)
+    held = np.zeros(len(y), dtype=np.bool_)
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        # A class of one row is kept for training; a class of two gives one to the test.
+        count = min(max(round(share * len(rows)), 1), len(rows) - 1)
+        held[rows[:count]] = True
+    return held
+
+
+def _held_groups(
+    y: NDArray[np.integer], groups: ArrayLike, share: float, seed: int, *, every_class: bool
+) -> NDArray[np.bool_]:
+    """Hold out whole groups."""
     n_groups = len(np.unique(np.asarray(groups)))
     if n_groups < 2:
         raise HeadError(
@@ -135,8 +149,7 @@ def hold_out(
             "every group has a class that no other group has, so none can be held out: "
             "give a split column, or leave the group column out"
         )
-    split[held == 1] = "test"
-    return split
+    return np.asarray(held == 1)
 
 
 def groups_of_column(column: ArrayLike) -> NDArray[np.str_]:
@@ -217,7 +230,7 @@ def fold_numbers(
 
 
 def _stratified_folds(code: Ints, n_folds: int, seed: int, *, every_class: bool) -> Ints:
-    """Deal the rows of one class after the other to the folds in turn."""
+    """Deal the rows of one class after the other to the folds, round robin."""
     rng = np.random.default_rng(seed)
     fold = np.full(len(code), ALWAYS_TRAINS, dtype=np.int64)
     dealt = 0

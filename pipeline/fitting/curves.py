@@ -11,8 +11,8 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.evaluation import bootstrap
-from pipeline.fitting.rows import read_rows, strata
-from pipeline.fitting.tasks import TASKS
+from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.rows import read_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
-    from pipeline.heads.fitted import FittedHead
+    from pipeline.heads.fit import FittedHead
 
     Floats = NDArray[np.float64]
 
@@ -77,7 +77,7 @@ def learning_curve(
         return []
     task, measured = TASKS[rows.task], _Measured(rows, embeddings, settings)
     train = rows.of("train")
-    order = _stratified_order(strata(rows)[train], settings.seed)
+    order = _stratified_order(task.strata(rows.y)[train], settings.seed)
     least = 2 * (len(rows.class_names) if rows.task != "regression" else 5)
     curve = []
     for share in (*_SHARES, 1.0):
@@ -97,7 +97,7 @@ def learning_curve(
             model = fewer
         else:
             scores = model.scores(measured.X)
-        curve.append({"rows": count, **measured.point([task.predictions(model, scores)])})
+        curve.append({"rows": count, **measured.point([model.link_scores(scores)])})
     return curve
 
 
@@ -122,7 +122,7 @@ def few_shot_curve(
     """
     if fitted.refit is None:
         raise HeadError("this head cannot be fitted again on few rows: leave --shots out, or take another head")
-    task, measured = TASKS[rows.task], _Measured(rows, embeddings, settings)
+    measured = _Measured(rows, embeddings, settings)
     train = rows.of("train")
     of_class = [train[rows.y[train] == k] for k in range(len(rows.class_names))]
     fewest = min(map(len, of_class))
@@ -138,7 +138,7 @@ def few_shot_curve(
             try:
                 model = fitted.refit(read_rows(embeddings, rows.index[part]), rows.y[part])
                 if model is not None:
-                    predictions.append(task.predictions(model, model.scores(measured.X)))
+                    predictions.append(model.predict_proba(measured.X))
             except HeadError as error:
                 note(f"no curve at {shots} images a class: {error}")
                 break

@@ -10,24 +10,23 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import HeadError, near_names
+from pipeline.core.items import Status, not_finite_error
+from pipeline.errors import HeadError
 from pipeline.evaluation import splits
 from pipeline.evaluation.near_duplicates import duplicate_groups, groups_of
+from pipeline.evaluation.tasks import TASKS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
 
-    from pipeline.fitting.settings import FitSettings, TaskName
+    from pipeline.cache import Cache
+    from pipeline.evaluation.tasks import TaskName
+    from pipeline.fitting.settings import FitSettings
     from pipeline.fitting.target import Target
 
     Ints = NDArray[np.int64]
-
-_DONE = 1
-_PENULTIMATE = "penultimate"
-_STRATA = 10
-"""Parts of the range of numbers that a hold-out keeps in their shares."""
 
 
 @dataclass(frozen=True)
@@ -83,21 +82,6 @@ class Rows:
         )
 
 
-def layer_of(cache: Any, name: str) -> NDArray[Any]:
-    """Return the map (N, D) of a layer.
-
-    Raises
-    ------
-    HeadError
-        Where the cache has none of this name.
-    """
-    if name == _PENULTIMATE:
-        return cache.embeddings  # type: ignore[no-any-return]
-    if name not in cache.layers:
-        raise HeadError(f"the cache has no layer {name!r}: {near_names(name, [_PENULTIMATE, *cache.layers])}")
-    return cache.layers[name]  # type: ignore[no-any-return]
-
-
 def read_rows(embeddings: NDArray[Any], index: Ints) -> NDArray[np.float32]:
     """Copy rows of the map into memory as float32.
 
@@ -109,12 +93,12 @@ def read_rows(embeddings: NDArray[Any], index: Ints) -> NDArray[np.float32]:
     X = np.asarray(embeddings[index], dtype=np.float32)
     if not np.isfinite(X).all():
         bad = int(index[np.flatnonzero(~np.isfinite(X).all(axis=1))[0]])
-        raise HeadError(f"row {bad} of the cache holds values that are not finite: extract it again, in float32")
+        raise not_finite_error(HeadError, bad)
     return X
 
 
 def select_rows(
-    cache: Any, target: Target, embeddings: NDArray[Any], settings: FitSettings, note: Callable[[str], None]
+    cache: Cache, target: Target, embeddings: NDArray[Any], settings: FitSettings, note: Callable[[str], None]
 ) -> Rows:
     """Choose the rows that are done and have a target, group them, and split them.
 
@@ -129,7 +113,7 @@ def select_rows(
     settings : FitSettings
         ``group_duplicates``, ``test_share`` and ``seed`` count.
     note : callable
-        Told what is left out.
+        Called with a line about what is left out.
 
     Raises
     ------
@@ -157,11 +141,15 @@ def select_rows(
     if groups is not None and kind == "column":
         _note_shared_groups(rows, note)
     if settings.group_duplicates is not None:
-        rows = _without_twins(cache, rows, embeddings, settings.group_duplicates, note)
+        rows = _group_duplicates(cache, rows, embeddings, settings.group_duplicates, note)
     if kind == "hold-out":
         every_class = rows.task == "classification"
         held = splits.hold_out(
-            strata(rows), share=settings.test_share, seed=settings.seed, groups=rows.groups, every_class=every_class
+            TASKS[rows.task].strata(rows.y),
+            share=settings.test_share,
+            seed=settings.seed,
+            groups=rows.groups,
+            every_class=every_class,
         )
         rows = replace(rows, split=held)
     if rows.task == "classification":
@@ -169,8 +157,8 @@ def select_rows(
     return _learnable_labels(rows, note) if rows.task == "multilabel" else _enough_numbers(rows)
 
 
-def _usable_rows(cache: Any, target: Target, note: Callable[[str], None]) -> Ints:
-    done = np.asarray(cache.status) == _DONE
+def _usable_rows(cache: Cache, target: Target, note: Callable[[str], None]) -> Ints:
+    done = np.asarray(cache.status) == Status.DONE
     if not done.any():
         raise HeadError(f"none of the {len(cache)} rows of {cache.path} is done: finish pipeline extract first")
     if not (done & target.known).any():
@@ -190,17 +178,6 @@ def _usable_rows(cache: Any, target: Target, note: Callable[[str], None]) -> Int
     return np.flatnonzero(done & target.known)
 
 
-def strata(rows: Rows) -> Ints:
-    """Return what a hold-out keeps in its shares: classes, tenths of the range, or each row's rarest label."""
-    if rows.task == "classification":
-        return np.asarray(rows.y, dtype=np.int64)
-    if rows.task == "regression":
-        edges = np.unique(np.quantile(rows.y, np.linspace(0, 1, _STRATA + 1)[1:-1]))
-        return np.asarray(np.searchsorted(edges, rows.y, side="right"), dtype=np.int64)
-    rarity = np.where(rows.y, rows.y.sum(axis=0), len(rows.y) + 1)
-    return np.asarray(np.where(rows.y.any(axis=1), rarity.argmin(axis=1), rows.y.shape[1]), dtype=np.int64)
-
-
 # --- groups --------------------------------------------------------------------------------------------------
 
 
@@ -213,20 +190,20 @@ def _note_shared_groups(rows: Rows, note: Callable[[str], None]) -> None:
         )
 
 
-def _without_twins(
-    cache: Any, rows: Rows, embeddings: NDArray[Any], threshold: float, note: Callable[[str], None]
+def _group_duplicates(
+    cache: Cache, rows: Rows, embeddings: NDArray[Any], threshold: float, note: Callable[[str], None]
 ) -> Rows:
-    """Make near duplicates groups; where the split column tears one apart, take its held-out rows out."""
-    twins = duplicate_groups(embeddings, cache.content_hash, threshold, rows=rows.index)
-    twins = np.searchsorted(rows.index, twins)
-    size = np.bincount(twins, minlength=len(twins))
+    """Make near duplicates groups; where a group lies on both sides of the split column, drop its held-out rows."""
+    duplicates = duplicate_groups(embeddings, cache.content_hash, threshold, rows=rows.index)
+    duplicates = np.searchsorted(rows.index, duplicates)
+    size = np.bincount(duplicates, minlength=len(duplicates))
     several = size[size > 1]
     note(
         f"near duplicates (cosine from {threshold:g}): {len(several)} groups with {int(several.sum())} of "
-        f"{len(twins)} rows, the largest of {int(size.max())}"
+        f"{len(duplicates)} rows, the largest of {int(size.max())}"
     )
     if rows.split_kind == "column":
-        trained_on = np.isin(twins, twins[rows.of("train")]) & (rows.split != "train")
+        trained_on = np.isin(duplicates, duplicates[rows.of("train")]) & (rows.split != "train")
         if trained_on.all() or not (~trained_on & (rows.split != "train")).any():
             raise HeadError(
                 f"every held-out row has a near duplicate among the training rows at cosine {threshold:g}: "
@@ -234,22 +211,22 @@ def _without_twins(
             )
         if trained_on.any():
             note(f"left out: {int(trained_on.sum())} held-out rows with a near duplicate among the training rows")
-            rows, twins = rows.kept(~trained_on), twins[~trained_on]
-    return replace(rows, groups=_joined(twins, rows.groups))
+            rows, duplicates = rows.kept(~trained_on), duplicates[~trained_on]
+    return replace(rows, groups=_joined(duplicates, rows.groups))
 
 
-def _joined(twins: Ints, groups: NDArray[Any] | None) -> Ints:
-    """Return groups within which rows hang together by either of two groupings."""
+def _joined(duplicates: Ints, groups: NDArray[Any] | None) -> Ints:
+    """Return groups of rows that are connected by either of two groupings."""
 
     def links(names: NDArray[Any]) -> tuple[Ints, Ints]:
         _, first, inverse = np.unique(names, return_index=True, return_inverse=True)
         return first[inverse.ravel()], np.arange(len(names))
 
-    pairs = [links(twins)] + ([] if groups is None else [links(groups)])
-    return groups_of(len(twins), np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs]))
+    pairs = [links(duplicates)] + ([] if groups is None else [links(groups)])
+    return groups_of(len(duplicates), np.concatenate([i for i, _ in pairs]), np.concatenate([j for _, j in pairs]))
 
 
-# --- what the training rows can teach ------------------------------------------------------------------------
+# --- what the training rows allow -----------------------------------------------------------------------------
 
 
 def _with_classes(rows: Rows, used: Ints) -> Rows:
@@ -314,7 +291,7 @@ def _enough_numbers(rows: Rows) -> Rows:
 def possible_folds(rows: Rows, wanted: int, note: Callable[[str], None]) -> int:
     """Return how many folds the training rows allow, at most ``wanted``.
 
-    A class of a single row (or group) is held out by no fold, which is said.
+    A class of a single row (or group) is held out by no fold; a note reports it.
 
     Raises
     ------

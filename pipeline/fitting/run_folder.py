@@ -7,65 +7,56 @@ from __future__ import annotations
 
 import contextlib
 import csv
-import importlib.metadata
 import json
-import os
-import platform
-import shutil
-import tempfile
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import HeadError
+from pipeline.core.files import replacing_folder
+from pipeline.core.system import versions_of
+from pipeline.errors import HeadError, first_line
 from pipeline.evaluation import classification
-from pipeline.fitting.tasks import TASKS
-from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, LoadedHead, save_head
+from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.confusion_png import save_confusion
+from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, RUN_FILE, LoadedHead, save_head
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
     from pipeline.fitting.rows import Rows
-    from pipeline.heads.fitted import FittedHead
+    from pipeline.heads.fit import FittedHead
 
-RUN_FILE = "run.json"
+METRICS_FILE = "metrics.json"
+PREDICTIONS_FILE = "predictions.csv"
+CONFUSION_FILE = "confusion.png"
+REPORT_FILE = "report.html"
 RUN_FORMAT = "embedding-pipeline run"
+
+SEVERAL = "several"
+"""The task in the ``run.json`` of a folder that holds a run for each target."""
+
+_PACKAGES = ("embedding-pipeline", "numpy", "scikit-learn", "scipy", "torch")
+"""What fits heads: a run holds the versions."""
 
 
 @contextlib.contextmanager
 def new_run_folder(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
-    """Give a temporary sibling folder that takes ``run_dir``'s place when all went well, and vanishes otherwise.
+    """Give the path of a folder to fill, which replaces ``run_dir`` when the block ends, and is removed if it raises.
 
     Raises
     ------
     HeadError
-        Where ``run_dir`` cannot be written, or holds something that is not a run.
+        ``run_dir`` cannot be written, or holds something that is not a run.
     """
-    target = Path(run_dir)
-    check_run_folder(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        folder.chmod(0o777 & ~_umask())
-    except OSError as error:
-        raise HeadError(f"cannot write to {target.parent} ({error.strerror}): give another folder with -o") from None
-    try:
+    check_run_folder(run_dir)
+    with replacing_folder(run_dir, HeadError) as folder:
         yield folder
-        if target.exists():
-            former = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".old", dir=target.parent))
-            target.rename(former / target.name)
-            folder.rename(target)
-            shutil.rmtree(former)
-        else:
-            folder.rename(target)
-    except OSError as error:
-        raise HeadError(f"cannot write {target} ({error}): free space, or give another folder with -o") from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_run_folder(run_dir: str | os.PathLike[str]) -> None:
@@ -78,29 +69,39 @@ def check_run_folder(run_dir: str | os.PathLike[str]) -> None:
     """
     target = Path(run_dir)
     if target.exists() and not _may_replace(target):
-        raise HeadError(f"{target} exists and is no run folder: give a new folder with -o, or remove it yourself")
+        raise HeadError(f"{target} exists and is not a run folder: give a new folder with -o, or remove it yourself")
 
 
 def _may_replace(target: Path) -> bool:
     if not target.is_dir() or target.is_symlink():
         return False
     try:
-        if not any(target.iterdir()):
-            return True
-        found = json.loads((target / RUN_FILE).read_text(encoding="utf-8"))
-        return isinstance(found, dict) and found.get("format") == RUN_FORMAT
-    except (OSError, ValueError):
+        return not any(target.iterdir()) or read_run(target).get("format") == RUN_FORMAT
+    except (OSError, HeadError):
         return False
 
 
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current
+def read_run(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return what the ``run.json`` of a run folder holds.
+
+    Raises
+    ------
+    HeadError
+        There is none, or it is not a JSON object.
+    """
+    try:
+        found = json.loads((Path(run_dir) / RUN_FILE).read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError(f"{RUN_FILE} holds {type(found).__name__}")
+    except (OSError, ValueError) as error:
+        raise HeadError(
+            f"expected a run of pipeline fit-head at {run_dir}, found none ({first_line(error)}): fit the head again"
+        ) from None
+    return found
 
 
 def write_fit(
-    folder: Path, head: LoadedHead | None, fitted: FittedHead, results: dict[str, Any], rows: Rows, cache: Any
+    folder: Path, head: LoadedHead | None, fitted: FittedHead, results: dict[str, Any], rows: Rows, cache: Cache
 ) -> None:
     """Write head, figures and predictions.
 
@@ -113,7 +114,7 @@ def write_fit(
     fitted : FittedHead
         For the estimator.
     results : dict
-        Of `pipeline.fitting.tasks.measure_splits`; for classes, ``confusion`` is added.
+        Of `pipeline.fitting.measure.measure_splits`; for classes, ``confusion`` is added.
     rows : Rows
         The rows used.
     cache : Cache
@@ -124,65 +125,86 @@ def write_fit(
     if head is not None:
         save_head(folder / HEAD_FILE, head)
     joblib.dump(fitted.estimator, folder / ESTIMATOR_FILE)
-    write_json(folder / "metrics.json", results["metrics"])
-    write_predictions(folder / "predictions.csv", results["predictions"], rows, cache)
+    write_json(folder / METRICS_FILE, results["metrics"])
+    write_predictions(folder / PREDICTIONS_FILE, results["predictions"], rows, cache)
     if rows.task == "classification":
-        from pipeline.report import save_confusion
-
         split = results["held_out"]
         predicted = results["predictions"][split].argmax(axis=1)
         results["confusion"] = classification.confusion_matrix(rows.y[rows.of(split)], predicted, len(rows.class_names))
-        save_confusion(folder / "confusion.png", results["confusion"], rows.class_names)
+        save_confusion(folder / CONFUSION_FILE, results["confusion"], rows.class_names)
 
 
-def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], rows: Rows, cache: Any) -> None:
+def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], rows: Rows, cache: Cache) -> None:
     """Write one line for every held-out row, in the order of the cache."""
     task = TASKS[rows.task]
     with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         group = [] if rows.groups is None else ["group"]
-        writer.writerow(["key", "split", *task.header(rows.class_names), *group])
+        writer.writerow(["key", "split", "label", *task.header(rows.class_names), *group])
         for split, of_split in predictions.items():
             at = rows.of(split)
             for key, row, predicted in zip(cache.keys_of(rows.index[at]), at, of_split, strict=True):
-                cells = task.cells(rows.y[row], predicted, rows.class_names)
+                cells = [task.label(rows.y[row], rows.class_names), *task.cells(predicted, rows.class_names)]
                 writer.writerow([key, split, *cells, *([] if rows.groups is None else [rows.groups[row]])])
 
 
+@dataclass(frozen=True, slots=True)
+class HeadFacts:
+    """What ``run.json`` holds about the head: its name, layer, choices and temperature."""
+
+    head: str | None
+    layer: str
+    chosen: Mapping[str, Any]
+    temperature: float
+
+
 def run_facts(
-    cache: Any,
-    rows: Rows,
-    settings: Any,
-    *,
-    head: str | None,
-    layer: str,
-    chosen: Mapping[str, Any],
-    temperature: float,
-    notes: Sequence[str],
-    packages: Sequence[str] = (),
+    cache: Cache, rows: Rows, settings: Any, head: HeadFacts, notes: Sequence[str], packages: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """Return what ``run.json`` holds, but for the timings; ``packages`` are those whose versions matter besides."""
+    """Return what ``run.json`` holds, except for the timings.
+
+    Parameters
+    ----------
+    cache, rows, head, notes
+        What the run is about.
+    settings : dataclass
+        All settings of the stage.
+    packages : sequence of str
+        Distributions whose versions matter, besides those of every run.
+    """
     return {
         "format": RUN_FORMAT,
         "format_version": 1,
         "task": rows.task,
         "target": rows.target,
-        "head": head,
-        "layer": layer,
+        "head": head.head,
+        "layer": head.layer,
         "class_names": list(rows.class_names),
         "settings": asdict(settings),
-        "chosen": dict(chosen),
-        "temperature": temperature,
+        "chosen": dict(head.chosen),
+        "temperature": head.temperature,
         "cache": cache_facts(cache),
         "rows": {name: len(rows.of(name)) for name in ("train", "val", "test")},
         "split": rows.split_kind,
         "grouped": rows.groups is not None,
         "notes": list(notes),
-        "versions": versions(*packages),
+        "versions": versions_of((*_PACKAGES, *packages)),
     }
 
 
-def cache_facts(cache: Any) -> dict[str, Any]:
+def several_facts(cache: Cache, runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return what the ``run.json`` above the runs of several targets holds."""
+    return {
+        "format": RUN_FORMAT,
+        "format_version": 1,
+        "task": SEVERAL,
+        "cache": cache_facts(cache),
+        "runs": list(runs),
+        "versions": versions_of(_PACKAGES),
+    }
+
+
+def cache_facts(cache: Cache) -> dict[str, Any]:
     """Return which cache a run belongs to."""
     return {
         "path": str(cache.path),
@@ -190,15 +212,6 @@ def cache_facts(cache: Any) -> dict[str, Any]:
         "spec": dict(cache.spec),
         "versions": dict(cache.versions),
     }
-
-
-def versions(*further: str) -> dict[str, str]:
-    """Return the versions of what fits heads, and of further packages."""
-    found = {"python": platform.python_version()}
-    for name in ("embedding-pipeline", "numpy", "scikit-learn", "scipy", "torch", *further):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-TaskName = Literal["classification", "regression", "multilabel"]
+from pipeline.core.spec import PENULTIMATE
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.tasks import TaskName
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class FitSettings:
     class_weight : "balanced" or None
         Whether rare classes weigh more.
     group_duplicates : float or None
-        Cosine from which two rows are the same picture, which must not lie on both sides; None to leave twins alone.
+        Cosine from which two rows are the same picture, which must not lie on both sides; None to leave them alone.
     test_share : float
         Share held out where the cache has no split column.
     seed : int
@@ -60,7 +63,7 @@ class FitSettings:
 
     head: str | None = None
     estimator: str | None = None
-    layer: str = "penultimate"
+    layer: str = PENULTIMATE
     target: str | None = None
     task: Literal["auto"] | TaskName = "auto"
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"

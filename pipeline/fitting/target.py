@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.fitting.settings import FitSettings, TaskName
+    from pipeline.cache import Cache
+    from pipeline.evaluation.tasks import TaskName
+    from pipeline.fitting.settings import FitSettings
 
 LABELS = "label"
 SEPARATORS = (SET_SEPARATOR, OTHER_SET_SEPARATOR)
@@ -54,7 +56,7 @@ class Target:
     names: tuple[str, ...]
 
 
-def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) -> Target:
+def read_target(cache: Cache, settings: FitSettings, note: Callable[[str], None]) -> Target:
     """Read the target and settle what kind it is.
 
     Parameters
@@ -64,7 +66,7 @@ def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
     settings : FitSettings
         ``target`` and ``task`` count.
     note : callable
-        Told what ``task="auto"`` chose, where there was a choice.
+        Called with a line about what ``task="auto"`` chose, where there was a choice.
 
     Raises
     ------
@@ -86,7 +88,7 @@ def read_target(cache: Any, settings: FitSettings, note: Callable[[str], None]) 
         return _numbers(name, values, texts, codes)
     known = codes >= 0
     # Columns, and labels of a table; a class folder may well be called None.
-    if values is not None or getattr(cache, "source", {}).get("kind") not in (None, "folder"):
+    if values is not None or cache.source.get("kind") not in (None, "folder"):
         known &= ~_empty(name, values, texts, codes, note)[codes]
     if task == "multilabel":
         return _label_sets(name, values, texts, codes, known)
@@ -136,7 +138,7 @@ def _is_number(text: str) -> bool:
 def _likely_task(
     name: str, values: NDArray[Any] | None, texts: NDArray[np.str_], note: Callable[[str], None]
 ) -> TaskName:
-    """Take numbers for numbers only where they can be nothing else; say what a column of them was taken for."""
+    """Treat numbers as numbers only where they are clearly continuous, and report the choice."""
     if values is not None and values.dtype.kind in "fiu":
         finite = values[np.isfinite(values)]
         count = len(np.unique(finite))

@@ -12,9 +12,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.errors import HeadError
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import HeldOut, choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import ClassHead
+from pipeline.heads.fit import FitOptions, refuse_class_weights, with_params
 from pipeline.heads.model import HeadModel
 from pipeline.heads.neighbours import (
     METRICS,
@@ -26,7 +29,6 @@ from pipeline.heads.neighbours import (
     unit_rows,
     vote_weights,
 )
-from pipeline.heads.validation import ClassHead
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -175,6 +177,8 @@ class KnnHead(ClassHead):
     >>> bool(KnnHead().fit(X, y).score(X, y) > 0.9)
     True
     """
+
+    takes_groups = True
 
     def __init__(
         self,
@@ -377,3 +381,17 @@ def _by_geometry(spaces: list[tuple[str, str]]) -> dict[str, dict[str, tuple[str
     for metric, scaling in spaces:
         out.setdefault(_geometry(metric, scaling), {})[metric] = (metric, scaling)
     return out
+
+
+def make_knn(options: FitOptions) -> Any:
+    """Return the unfitted head of these options."""
+    refuse_class_weights(options, "knn")
+    if options.scaling != "none":
+        raise HeadError("the knn head chooses its own scaling, so it takes no --scaling: use --set scaling=standard")
+    head = KnnHead(cv=options.folds, scoring=options.scoring, random_state=options.seed)
+    return with_params(head, options.params, "the knn head")
+
+
+def knn_model(estimator: KnnHead) -> HeadModel:
+    """Take the arrays of a `KnnHead`."""
+    return estimator.model()

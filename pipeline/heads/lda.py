@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from sklearn.utils.class_weight import compute_class_weight
 
-from pipeline.evaluation.calibration import softmax
 from pipeline.evaluation.choice import choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import SoftmaxHead
 from pipeline.heads.choosing import NOTHING_HELD_OUT, group_numbers, measure, scored_rows, two_score_columns
-from pipeline.heads.classic import LinearClassHead
+from pipeline.heads.fit import FitOptions, scaled, with_params
 from pipeline.heads.moments import TrainingRows
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ class _Discriminants:
         within = (moments.xx - moments.xt @ means) / moments.weight
         values, self.vectors = np.linalg.eigh(within)
         self._values = values.clip(min=0.0)
-        self._turned = means @ self.vectors
+        self._rotated_means = means @ self.vectors
         # Classes without any spread: the nearest mean.
         self._variance = float(self._values.sum()) / width or 1.0
         prior = count * class_weight
@@ -50,21 +50,21 @@ class _Discriminants:
 
     def coef(self, shrinkage: float) -> tuple[Floats, Floats]:
         """Return coef (K, S) and intercept (K,); one row for two classes."""
-        weighted, intercept = self.turned_coef(shrinkage)
+        weighted, intercept = self.rotated_coef(shrinkage)
         return weighted @ self.vectors.T, intercept
 
-    def turned_coef(self, shrinkage: float) -> tuple[Floats, Floats]:
+    def rotated_coef(self, shrinkage: float) -> tuple[Floats, Floats]:
         """Return coef (K, S) in the basis of the eigenvectors, and intercept (K,)."""
         spread = (1 - shrinkage) * self._values + shrinkage * self._variance
         # Without shrinkage directions that no class varies in have no inverse; they are left out.
         kept = spread > spread.max() * len(spread) * np.finfo(np.float64).eps
-        weighted = self._turned * np.divide(1.0, spread, out=np.zeros_like(spread), where=kept)
-        intercept = self._log_prior - 0.5 * (weighted * self._turned).sum(axis=1)
+        weighted = self._rotated_means * np.divide(1.0, spread, out=np.zeros_like(spread), where=kept)
+        intercept = self._log_prior - 0.5 * (weighted * self._rotated_means).sum(axis=1)
         two = len(weighted) == 2
         return (weighted[1:] - weighted[:1], intercept[1:] - intercept[:1]) if two else (weighted, intercept)
 
 
-class LdaHead(LinearClassHead):
+class LdaHead(SoftmaxHead):
     """Linear discriminant analysis with a shrunk covariance, the shrinkage chosen by cross-validation.
 
     At one shrinkage it is scikit-learn's `LinearDiscriminantAnalysis` with ``solver="lsqr"``.
@@ -110,6 +110,7 @@ class LdaHead(LinearClassHead):
     True
     """
 
+    takes_groups = True
     scale_is_known = False
     """A covariance of few rows makes the scores far too sure: the temperature must be free."""
 
@@ -164,11 +165,6 @@ class LdaHead(LinearClassHead):
         self.coef_, self.intercept_ = rows.as_given(*_Discriminants(total, data.shape[1], weight).coef(self.shrinkage_))
         return self
 
-    def predict_proba(self, X: ArrayLike) -> Floats:
-        """Return class probabilities (N, K)."""
-        scores = self.decision_function(X)
-        return softmax(two_score_columns(scores[:, None]) if scores.ndim == 1 else scores)
-
     def at_chosen(self) -> LdaHead:
         """Return a head at the chosen shrinkage, to be fitted to other rows; it leaves none out."""
         return LdaHead(shrinkage=self.shrinkage_, class_weight=self.class_weight, cv=None)
@@ -221,13 +217,13 @@ class _HeldOutFolds:
         """Return (row numbers, number of the shrinkage, scores) block by block."""
         for fold, fit in self.fits.items():
             its = wanted[self.fold[wanted] == fold]
-            # It is either the rows or the weights of all classes that turn: the fewer.
-            turns = len(its) < self.rows.n_targets * len(shrinkages)
-            weights = [fit.turned_coef(each) if turns else fit.coef(each) for each in shrinkages]
+            # Rotate the rows or the weights of all classes, whichever are fewer.
+            rotates_rows = len(its) < self.rows.n_targets * len(shrinkages)
+            weights = [fit.rotated_coef(each) if rotates_rows else fit.coef(each) for each in shrinkages]
             for part, block in self.rows.blocks(its):
-                turned = block @ fit.vectors if turns else block
+                rotated = block @ fit.vectors if rotates_rows else block
                 for number, (coef, intercept) in enumerate(weights):
-                    yield part, number, turned @ coef.T + intercept
+                    yield part, number, rotated @ coef.T + intercept
 
 
 def _indicators(codes: Ints, n_classes: int) -> Target:
@@ -239,3 +235,9 @@ def _indicators(codes: Ints, n_classes: int) -> Target:
         return out
 
     return target
+
+
+def make_lda(options: FitOptions) -> Any:
+    """Return the unfitted head of these options."""
+    estimator = LdaHead(class_weight=options.class_weight, cv=options.folds, random_state=options.seed)
+    return scaled(with_params(estimator, options.params, "the lda head"), options)

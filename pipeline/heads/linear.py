@@ -31,14 +31,17 @@ import numpy as np
 from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_consistent_length, column_or_1d
 
+from pipeline.core.items import not_finite_error
 from pipeline.errors import HeadError
+from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import UNSEEN_ROWS, choose, held_out
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers, hold_out
-from pipeline.heads import streaming
-from pipeline.heads.logistic import LinearClassifier
-from pipeline.heads.model import linear_scores
-from pipeline.heads.softmax_path import threads_for
-from pipeline.heads.streaming import StreamedRows
+from pipeline.heads import streamed_rows
+from pipeline.heads.base import SoftmaxHead
+from pipeline.heads.fit import FitOptions, FittedHead, explained, with_params
+from pipeline.heads.model import HeadModel, linear_scores, two_columns
+from pipeline.heads.solver.threads import threads_for
+from pipeline.heads.streamed_rows import StreamedRows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -81,13 +84,13 @@ _STATE = 16 << 20
 
 _FIRST_SCORE = 5
 _SCORE_SPACING = 1.25
-"""Folds are scored after so many steps, and whenever their number has grown by this factor."""
+"""Folds are first scored after this many steps, and again whenever the number has grown by the factor below."""
 
 _STEPS_UNSCORED = 100
 """Steps where no row can be held out, because every class has a single one."""
 
 _SHARED_BASIS = 4
-"""With so many rows for each feature, the folds share the eigenbasis of all rows."""
+"""From this many rows for each feature on, the folds share the eigenbasis of all rows."""
 
 _MOST_VALIDATION_ROWS = 100_000
 """Enough to tell accuracies 0.2 points apart; more would only be read again and again."""
@@ -95,7 +98,7 @@ _MOST_VALIDATION_ROWS = 100_000
 _VALIDATION_BUFFER = 64 << 20
 
 _STEPS_BETWEEN_SCORES = (50, 1000)
-"""Candidates are scored after every pass, but no more often and no more seldom than this."""
+"""Candidates are scored after every pass, but at least and at most this many steps apart."""
 
 _LEAST_GAIN = 1e-4
 """Relative drop of the log loss that counts as better."""
@@ -112,7 +115,7 @@ _WIDEST_COVARIANCE = 4096
 """Above this width the preconditioner is the features' variances alone."""
 
 
-class LinearHead(LinearClassifier):
+class LinearHead(SoftmaxHead):
     """Multinomial logistic regression by stochastic gradient; learning rate and weight decay are chosen on the way.
 
     Parameters
@@ -123,9 +126,10 @@ class LinearHead(LinearClassifier):
         Strengths λ of the L2 penalty to try, in units of the features' mean variance. ``"auto"``: with folds twelve
         values of ``1 / (C N)`` for C from 1e-4 to 100; on streamed rows four values from 1e-4 to 1e-2.
     max_epochs : int
-        Passes over the training rows at most; where a pass has fewer than 50 steps, so many passes as have 50.
+        Passes over the training rows at most; where a pass has fewer than 50 steps, as many passes as make 50 steps.
     patience : int
-        A candidate (on streamed rows: the best one) stops when so many scorings in a row have not lowered its log loss.
+        A candidate (on streamed rows: the best one) stops after this many scorings in a row that have not lowered its
+        log loss.
     batch_size : int
         Rows of a step.
     validation_share : float
@@ -179,6 +183,8 @@ class LinearHead(LinearClassifier):
     >>> head.coef_.shape, bool(head.score(X, y) > 0.9)
     ((3, 4), True)
     """
+
+    takes_groups = True
 
     def __init__(
         self,
@@ -276,7 +282,7 @@ class LinearHead(LinearClassifier):
         self.curve_, self.candidates_, self.n_iter_ = best.curve, training.summary(), best.steps
         self.C_ = self._equivalent_c(best.candidate[1] * training.unit, len(codes))
         self.validation_rows_, self.validation_scores_ = data.held, best.scores
-        self._take(*training.solution(best))
+        self._set_solution(*training.solution(best))
 
     def _fit_streamed(
         self,
@@ -310,7 +316,7 @@ class LinearHead(LinearClassifier):
         self.validation_scores_ = np.zeros((0, len(intercept)))
         if len(validation):
             self.validation_scores_ = _scores(held_out_rows, coef, intercept)
-        self._take(coef, intercept)
+        self._set_solution(coef, intercept)
 
     def _equivalent_c(self, penalty: float, n_rows: int) -> float:
         """Return the C of scikit-learn's objective; for two classes it penalises one vector instead of two halves."""
@@ -381,7 +387,7 @@ def _plan(
     plans = [of(_FOLD_RATES, _FOLD_CS, folds) for folds in (_FOLDS, 4, 3)]
     plans += [of(one, _FOLD_CS, 3), of(one, _FOLD_CS, 2), of(one, _FOLD_CS[1::2], 2), of(one, _FOLD_CS[1::2], 1)]
     plans += [of(one, _FOLD_CS[3:10:2], 1)]
-    if (_FOLDS + 2) * n * (width + 1) * 4 > streaming.BUFFER_BYTES:
+    if (_FOLDS + 2) * n * (width + 1) * 4 > streamed_rows.BUFFER_BYTES:
         return None
     for plan in plans:
         sets = plan.folds + 1
@@ -632,9 +638,9 @@ class _FoldTraining:
         due = _FIRST_SCORE
         for step in range(1, most + 1):
             if (step - 1) % self.batches == 0:
-                turn = self.rng.permutation(self.batches)
+                order = self.rng.permutation(self.batches)
             for each in sets:
-                each.step(int(turn[(step - 1) % self.batches]))
+                each.step(int(order[(step - 1) % self.batches]))
             if step < min(due, most):
                 continue
             due = max(due + 1, int(due * _SCORE_SPACING))
@@ -772,7 +778,7 @@ class _StreamTraining:
             self._score(held_out, codes, seen / n_rows)
 
     def _batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]]:
-        """Give minibatches of one pass; the first chunk also teaches the covariance."""
+        """Give minibatches of one pass; the first chunk also determines the covariance."""
         import torch
 
         size = self.head.batch_size
@@ -890,10 +896,7 @@ def _whole(rows: StreamedRows) -> NDArray[Any]:
     data = np.asarray(held.array[held.index])
     bad = np.flatnonzero(~np.isfinite(data).all(axis=1))
     if len(bad):
-        raise HeadError(
-            f"expected finite values, row {int(rows.index[bad[0]])} holds NaN or infinity: extract it again in "
-            "float32, or leave it out"
-        )
+        raise not_finite_error(HeadError, int(rows.index[bad[0]]))
     return data
 
 
@@ -910,3 +913,50 @@ def _numbers(
     if not values or not all(math.isfinite(value) and is_possible(value) for value in values):
         raise ValueError(f"{name}: expected one or more {kind} numbers, got {given!r}: give some such as {example}")
     return values
+
+
+def fit_linear(
+    rows: StreamedRows, y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit `LinearHead` on rows that may be streamed; the temperature comes from the rows that it holds out."""
+    if options.scaling != "none":
+        raise HeadError("the linear head steps in the features' own covariance, so it takes no --scaling: leave it out")
+    estimator = with_params(
+        LinearHead(
+            class_weight=options.class_weight,
+            device=options.device,
+            random_state=options.seed,
+            progress=options.progress,
+        ),
+        options.params,
+        "the linear head",
+    )
+    with explained(estimator):
+        estimator.fit(rows, y, groups)
+    estimator.set_params(progress=None)
+    temperature = fit_temperature(estimator.validation_scores_, y[estimator.validation_rows_])
+    warnings = []
+    for name, chosen, tried in (
+        ("learning_rates", estimator.learning_rate_, estimator.learning_rates_),
+        ("weight_decays", estimator.weight_decay_, estimator.weight_decays_),
+    ):
+        if len(tried) > 2 and chosen in (tried[0], tried[-1]):
+            around = ",".join(f"{factor * chosen:.3g}" for factor in (0.3, 1, 3))
+            warnings.append(
+                f"the best value {chosen:.3g} of {name} lies at the end of those tried: try --set '{name}=({around})'"
+            )
+    coef, intercept = two_columns(estimator.coef_, estimator.intercept_)
+    return FittedHead(
+        estimator,
+        HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept), temperature),
+        chosen={
+            "learning_rate": estimator.learning_rate_,
+            "weight_decay": estimator.weight_decay_,
+            "equivalent_C": estimator.C_,
+            "folds": estimator.n_folds_,
+            "validation_rows": len(estimator.validation_rows_),
+            "steps": estimator.n_iter_,
+        },
+        sweep=estimator.curve_,
+        warnings=warnings,
+    )

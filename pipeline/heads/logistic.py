@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 from sklearn.base import clone
-from sklearn.utils.class_weight import compute_class_weight
-from sklearn.utils.validation import check_is_fitted, validate_data
 
-from pipeline.evaluation.calibration import softmax
 from pipeline.evaluation.choice import HeldOut, choose
 from pipeline.evaluation.splits import fold_count, fold_numbers
-from pipeline.heads.model import linear_scores
-from pipeline.heads.softmax_path import ALL_ROWS, PathPoint, SoftmaxPath
-from pipeline.heads.validation import ClassHead, check_setting, is_count, is_positive
+from pipeline.heads.base import SoftmaxHead, check_setting, is_count, is_positive
+from pipeline.heads.fit import FitOptions, FittedHead, explained, with_params
+from pipeline.heads.model import HeadModel, linear_scores, two_columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from pipeline.heads.solver.fold_path import PathPoint
+    from pipeline.heads.solver.path import SoftmaxPath
 
 FULL_SWEEP: tuple[float, ...] = tuple(10.0**e for e in np.linspace(-6, 5, 45))
 """45 values of C, four to the decade."""
@@ -33,13 +33,13 @@ COARSE_SWEEP: tuple[float, ...] = FULL_SWEEP[::4]
 """One value of C to the decade."""
 
 _APPROACH = (0.01, 0.03, 0.1, 0.3, 1.0)
-"""Shares of C that a single fit walks up: as many passes as a cold start takes where C is small, far fewer where it
-is large."""
+"""Shares of C that a single fit solves on the way to C. Where C is small this takes as many passes as a cold start;
+where C is large, far fewer."""
 
 _ALL_CLASSES, _LEAST_CLASSES, _CHOICE_WORK = 256, 64, 1e9
-"""Up to so many classes C is always chosen on all. Of more, as many are drawn (at least so many) as keep one pass of
-all folds to so many multiplications: which C is best hardly depends on how many classes there are, and the work grows
-with their square."""
+"""Up to the first number of classes, C is always chosen on all of them. Of more classes a sample is drawn, of at least
+the second number, so that one pass of all folds stays within the third number of multiplications. The best C hardly
+depends on the number of classes, and the work grows with its square."""
 
 _FINE_STEPS = 2
 _COARSE_TOL = 1e-2
@@ -51,45 +51,6 @@ _FINE_TOL = 1e-3
 
 _CLEAR_RISE = 0.005
 """Rise of the held-out log loss, as a share of that of guessing, that is no noise."""
-
-
-class LinearClassifier(ClassHead):
-    """What the logistic heads share: validation, and prediction from ``coef_`` and ``intercept_``."""
-
-    coef_: NDArray[np.float64]
-    intercept_: NDArray[np.float64]
-
-    def _row_weight(self, codes: NDArray[np.int64], class_weight: Any) -> NDArray[np.float64] | None:
-        if class_weight is None:
-            return None
-        weights = compute_class_weight(class_weight, classes=self.classes_, y=self.classes_[codes])
-        return np.asarray(weights[codes], dtype=np.float64)
-
-    def _take(self, coef: NDArray[np.floating], intercept: NDArray[np.float64]) -> None:
-        """Make a solution the model's own, in scikit-learn's shapes: one row for two classes."""
-        self.coef_, self.intercept_ = coef.astype(np.float64), intercept
-        if len(self.classes_) == 2:
-            self.coef_, self.intercept_ = self.coef_[1:] - self.coef_[:1], intercept[1:] - intercept[:1]
-
-    def decision_function(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the scores: (N, K), or (N,) for two classes."""
-        check_is_fitted(self)
-        data = np.asarray(validate_data(self, X, dtype=np.float32, reset=False))
-        scores = linear_scores(data, self.coef_, self.intercept_)
-        return scores[:, 0] if len(self.classes_) == 2 else scores
-
-    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return class probabilities (N, K)."""
-        scores = self.decision_function(X)
-        if scores.ndim == 1:
-            scores = np.stack([np.zeros_like(scores), scores], axis=1)
-        return softmax(scores)
-
-    def predict(self, X: ArrayLike) -> NDArray[Any]:
-        """Return the most probable class of every row."""
-        scores = self.decision_function(X)
-        index = (scores > 0).astype(int) if scores.ndim == 1 else scores.argmax(axis=1)
-        return np.asarray(self.classes_[index])
 
 
 def _check_solver(tol: object, max_passes: object) -> None:
@@ -106,6 +67,26 @@ def _solver_c(c: float, n_classes: int) -> float:
     return c / 2 if n_classes == 2 else c
 
 
+def _prepared(
+    head: LogisticHead | LogisticSweep,
+    data: NDArray[np.float32],
+    codes: NDArray[np.int64],
+    fold: NDArray[np.int64] | None = None,
+) -> SoftmaxPath:
+    """Return the solver for these rows."""
+    from pipeline.heads.solver.path import SoftmaxPath  # keeps torch out of the other heads' start-up
+
+    return SoftmaxPath(
+        data,
+        codes,
+        len(head.classes_),
+        row_weight=head._row_weight(codes, head.class_weight),
+        fold=fold,
+        standardise=_is_standard(head.scaling),
+        device=head.device,
+    )
+
+
 def _approach(c: float, n_classes: int) -> list[float]:
     return [_solver_c(share * c, n_classes) for share in _APPROACH]
 
@@ -119,7 +100,19 @@ def _few_classes(codes: NDArray[np.int64], factor: int, n_classes: int, seed: in
     return np.sort(chosen)
 
 
-class LogisticHead(LinearClassifier):
+class _Logistic(SoftmaxHead):
+    """What `LogisticHead` and `LogisticSweep` share."""
+
+    def _set_point(self, point: PathPoint) -> None:
+        """Keep a solution, and where the solver stopped."""
+        self._set_solution(point.coef, point.intercept)
+        self.objective_ = point.objective * (2 if len(self.classes_) == 2 else 1)
+        self.gradient_norm_ = point.gradient_norm
+        self.gap_estimate_ = point.gap_estimate
+        self.converged_ = point.converged
+
+
+class LogisticHead(_Logistic):
     """Multinomial logistic regression at one C: scikit-learn's objective, fewer passes over the data.
 
     Parameters
@@ -133,8 +126,8 @@ class LogisticHead(LinearClassifier):
     tol : float
         Relative gap to the optimal objective at which to stop.
     max_passes : int
-        Passes over the data at one C after which to stop; ``converged_`` then says False. The fit walks up to ``C`` by
-        some smaller values.
+        Passes over the data at one C after which to stop; ``converged_`` is then False. The fit solves some
+        smaller values first.
     device : str
         ``"cpu"`` or ``"cuda"``.
 
@@ -194,34 +187,23 @@ class LogisticHead(LinearClassifier):
         check_setting(is_positive(self.C), "C", "a positive number", self.C)
         data, codes = self._validate(X, y)
         k = len(self.classes_)
-        path = SoftmaxPath(
-            data,
-            codes,
-            k,
-            row_weight=self._row_weight(codes, self.class_weight),
-            standardise=_is_standard(self.scaling),
-            device=self.device,
-        )
-        (points,) = path.solve([(ALL_ROWS, _approach(self.C, k))], tol=self.tol, max_passes=self.max_passes)
+        path = _prepared(self, data, codes)
+        (points,) = path.solve([(path.ALL_ROWS, _approach(self.C, k))], tol=self.tol, max_passes=self.max_passes)
         point = points[-1]
-        self._take(point.coef, point.intercept)
-        self.objective_ = point.objective * (2 if k == 2 else 1)
-        self.gradient_norm_ = point.gradient_norm
-        self.gap_estimate_ = point.gap_estimate
-        self.converged_ = point.converged
+        self._set_point(point)
         self.n_iter_ = sum(each.passes for each in points)
         return self
 
 
-class LogisticSweep(LinearClassifier):
+class LogisticSweep(_Logistic):
     """Multinomial logistic regression, C chosen by cross-validation, all folds solved together along the path of C.
 
     Parameters
     ----------
     Cs : "auto", "full" or sequence of float
-        ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` walks up one value a decade until accuracy and log loss
-        have clearly fallen, its folds solved to a relative gap of 1e-2; then tries the values of the full sweep around
-        the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol``.
+        ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` tries one value a decade upwards until accuracy and log
+        loss have clearly fallen, its folds solved to a relative gap of 1e-2; then tries the values of the full sweep
+        around the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol``.
     cv : int
         Folds, stratified; fewer where there are fewer rows (or groups). A class of one row (or group) trains in all of
         them and is held out in none.
@@ -252,6 +234,8 @@ class LogisticSweep(LinearClassifier):
     coef_, intercept_, classes_, objective_, gradient_norm_, gap_estimate_, converged_, n_iter_
         Of the fit on all rows, as in `LogisticHead`.
     """
+
+    takes_groups = True
 
     def __init__(
         self,
@@ -302,20 +286,12 @@ class LogisticSweep(LinearClassifier):
         if self.n_folds_ < 2:
             raise ValueError("cross-validation needs a class of at least 2 rows (or groups)")
         self.fold_ = fold_numbers(codes, self.n_folds_, seed=self.random_state, groups=groups)
-        path = SoftmaxPath(
-            data,
-            codes,
-            k,
-            row_weight=self._row_weight(codes, self.class_weight),
-            fold=self.fold_,
-            standardise=_is_standard(self.scaling),
-            device=self.device,
-        )
+        path = _prepared(self, data, codes, self.fold_)
         few = _few_classes(codes, data.shape[1] * self.n_folds_, k, self.random_state)
         self.chosen_on_ = len(few)
         if len(few) == k:
             self._group_of_held_out = _in_order_of_folds(self.fold_, self.n_folds_, groups)
-            tried = self._walk(path, k)
+            tried = self._solve_sweep(path, k)
             self.C_ = self._best(tried)
             self.sweep_ = [self._summary(c, tried[c]) for c in sorted(tried)]
             at_chosen, start = tried[self.C_], _expected_on_all_rows(tried, self.C_, self.n_folds_)
@@ -328,16 +304,12 @@ class LogisticSweep(LinearClassifier):
             at_chosen, start = points[-1:], points[-1]
         self.oof_scores_ = self._out_of_fold(data, at_chosen)
         ((point,),) = path.solve(
-            [(ALL_ROWS, [_solver_c(self.C_, k)])],
+            [(path.ALL_ROWS, [_solver_c(self.C_, k)])],
             starts=[start],
             tol=self.tol,
             max_passes=self.max_passes,
         )
-        self._take(point.coef, point.intercept)
-        self.objective_ = point.objective * (2 if k == 2 else 1)
-        self.gradient_norm_ = point.gradient_norm
-        self.gap_estimate_ = point.gap_estimate
-        self.converged_ = point.converged
+        self._set_point(point)
         self.n_iter_ = point.passes
         return self
 
@@ -360,7 +332,7 @@ class LogisticSweep(LinearClassifier):
             device=self.device,
         )
 
-    def _walk(self, path: SoftmaxPath, k: int) -> dict[float, list[PathPoint]]:
+    def _solve_sweep(self, path: SoftmaxPath, k: int) -> dict[float, list[PathPoint]]:
         """Return the folds' solutions by C."""
         if isinstance(self.Cs, str) and self.Cs == "auto":
             coarse = max(self.tol, _COARSE_TOL)
@@ -383,17 +355,17 @@ class LogisticSweep(LinearClassifier):
         stop: Callable[[list[list[PathPoint]]], bool] | None = None,
         tol: float | None = None,
     ) -> dict[float, list[PathPoint]]:
-        lanes = [(fold, [_solver_c(c, k) for c in values]) for fold in range(self.n_folds_)]
-        walked = path.solve(
-            lanes,
+        paths = [(fold, [_solver_c(c, k) for c in values]) for fold in range(self.n_folds_)]
+        solved = path.solve(
+            paths,
             starts=starts,
             stop=stop,
             tol=self.tol if tol is None else tol,
             max_passes=self.max_passes,
             progress=self.progress,
         )
-        complete = min(len(points) for points in walked)
-        return {values[i]: [points[i] for points in walked] for i in range(complete)}
+        complete = min(len(points) for points in solved)
+        return {values[i]: [points[i] for points in solved] for i in range(complete)}
 
     def _best(self, tried: dict[float, list[PathPoint]]) -> float:
         """Return the strongest regularisation that cannot be told from the best."""
@@ -460,20 +432,20 @@ def _joined(points: list[PathPoint]) -> HeldOut:
     )
 
 
-def _has_fallen(walked: list[list[PathPoint]]) -> bool:
-    """Say whether the best C lies behind.
+def _has_fallen(solved: list[list[PathPoint]]) -> bool:
+    """Tell whether the best C has been passed.
 
     So it is when at the last two values the log loss has clearly risen above its least, and accuracy is no better than
     before; or at the last one, when it has risen by twice as much and accuracy has fallen by a standard error.
-    Where the classes are not yet told apart both only waver, by far less than ``_CLEAR_RISE``.
+    Where the classes are not yet separated, both only fluctuate, by far less than ``_CLEAR_RISE``.
     """
-    complete = min(len(points) for points in walked)
+    complete = min(len(points) for points in solved)
     if complete < 3:
         return False
-    tried = [_joined([points[i] for points in walked]) for i in range(complete)]
+    tried = [_joined([points[i] for points in solved]) for i in range(complete)]
     accuracy = [each.accuracy for each in tried]
     loss = [float(each.guarded_losses().mean()) for each in tried]
-    rise = _CLEAR_RISE * math.log(len(walked[0][0].intercept))
+    rise = _CLEAR_RISE * math.log(len(solved[0][0].intercept))
     best = max(accuracy[:-1])
     error = (best * (1 - best) / len(tried[0].hits)) ** 0.5  # binomial
     if loss[-1] > min(loss[:-1]) + 2 * rise and accuracy[-1] < best - error:
@@ -485,3 +457,93 @@ def _is_standard(scaling: str) -> bool:
     if scaling not in ("none", "standard"):
         raise ValueError(f"scaling must be 'none' or 'standard', got {scaling!r}")
     return scaling == "standard"
+
+
+# --- as a head of the registry -------------------------------------------------------------------------------
+
+REFIT_TOL = 1e-3
+"""Relative gap of the fits behind learning curves, whose scores do not notice more."""
+
+
+def logistic_sweep(options: FitOptions) -> Any:
+    """Return an unfitted `pipeline.heads.LogisticSweep` of these options."""
+    sweep = LogisticSweep(
+        Cs=options.Cs,
+        cv=options.folds,
+        scoring=options.scoring,
+        scaling=options.scaling,
+        class_weight=options.class_weight,
+        device=options.device,
+        random_state=options.seed,
+        progress=options.progress,
+    )
+    return with_params(sweep, options.params, "the logistic head")
+
+
+_SWEEP_FROM = 4
+"""Fewer values than this are the user's own short list, and its ends need no warning."""
+
+
+def _more(passes: int) -> int:
+    """Return how many passes to try next."""
+    return 4 * passes
+
+
+def fit_logistic(
+    X: NDArray[np.float32], y: NDArray[np.int64], groups: NDArray[Any] | None, options: FitOptions
+) -> FittedHead:
+    """Fit multinomial logistic regression, C chosen on folds of the rows given."""
+    estimator = logistic_sweep(options)
+    with explained(estimator):
+        estimator.fit(X, y, groups)
+    estimator.set_params(progress=None)
+    coef, intercept = two_columns(estimator.coef_, estimator.intercept_)
+    warnings = []
+    if estimator.chosen_on_ < len(estimator.classes_):
+        warnings.append(
+            f"C was chosen on {estimator.chosen_on_} of the {len(estimator.classes_)} classes, since all would take "
+            "long: name it with --C to fit all classes at one value"
+        )
+    failed = [entry["C"] for entry in estimator.sweep_ if not entry["converged"]]
+    if failed:
+        warnings.append(
+            f"{len(failed)} of {len(estimator.sweep_)} values of C did not reach the tolerance "
+            f"(from {min(failed):g} to {max(failed):g}) and were not chosen: to go on longer with them, "
+            f"--set max_passes={_more(estimator.max_passes)}"
+        )
+    if not estimator.converged_:
+        warnings.append(
+            f"the fit at C = {estimator.C_:g} did not converge: go on longer with "
+            f"--set max_passes={_more(estimator.max_passes)}, or regularise more with --C {estimator.C_ / 10:g}"
+        )
+    values = [entry["C"] for entry in estimator.sweep_]
+    if len(values) > _SWEEP_FROM and estimator.C_ in (values[0], values[-1]):
+        beyond = [estimator.C_ * 10.0 ** (e if values[-1] == estimator.C_ else -e) for e in (0, 1, 2)]
+        warnings.append(
+            f"the best C = {estimator.C_:g} lies at the end of the values tried: to look further, "
+            f"{' '.join(f'--C {c:g}' for c in sorted(beyond))}"
+        )
+
+    def refit(rows: NDArray[np.float32], labels: NDArray[np.int64]) -> HeadModel | None:
+        if len(np.unique(labels)) < len(estimator.classes_):
+            return None
+        again = estimator.at_chosen(REFIT_TOL).fit(rows, labels)
+        coef, intercept = two_columns(again.coef_, again.intercept_)
+        return HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept))
+
+    return FittedHead(
+        estimator,
+        HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept)),
+        oof_scores=estimator.oof_scores_,
+        chosen={
+            "C": estimator.C_,
+            "converged": bool(estimator.converged_),
+            "gap_estimate": estimator.gap_estimate_,
+            "gradient_norm": estimator.gradient_norm_,
+            "objective": estimator.objective_,
+            "folds": estimator.n_folds_,
+        },
+        sweep=estimator.sweep_,
+        warnings=warnings,
+        refit=refit,
+    )

@@ -1,6 +1,6 @@
-"""What a fitted head comes down to: a few arrays, and scores from them in plain numpy.
+"""A fitted head as a few arrays, and scores from them in plain numpy.
 
-Every linear head, whatever fitted it, is one `HeadModel` of kind ``linear``; so is nearest centroid, because
+Every linear head is one `HeadModel` of kind ``linear``; so is nearest centroid, because
 ``−‖x − c‖²`` is linear in x up to a term that all classes share. Prediction imports neither torch nor scikit-learn.
 
 Axes: N rows, D features, K classes, T targets, H hidden units, M training rows kept.
@@ -44,14 +44,6 @@ ARRAYS: dict[str, tuple[str, ...]] = {
 SHARES_ARRAYS = ("neighbours", "classes", "n_neighbors")
 """The arrays of a k-NN head whose link is ``"shares"``: uniform votes by cosine, as earlier versions wrote it."""
 
-LINKS_OF: dict[str, tuple[str, ...]] = {
-    "classification": ("softmax", "shares"),
-    "multilabel": ("sigmoid",),
-    "regression": ("identity",),
-}
-"""How each task turns scores into predictions: class probabilities or shares of neighbours, one probability a label,
-numbers."""
-
 
 def arrays_of(kind: str, link: str) -> tuple[str, ...]:
     """Return the names of the arrays of a head of this kind and link."""
@@ -77,6 +69,13 @@ def linear_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64
         np.matmul(X[rows].astype(np.float64), columns, out=out[rows])
     out += intercept
     return out
+
+
+def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Turn scikit-learn's one row for two classes into two rows with the same softmax."""
+    if len(coef) == 1:
+        return np.concatenate([np.zeros_like(coef), coef]), np.concatenate([np.zeros_like(intercept), intercept])
+    return coef, intercept
 
 
 def expected_shapes(kind: str, width: int, outputs: int, arrays: Mapping[str, Array]) -> dict[str, tuple[int, ...]]:
@@ -122,7 +121,7 @@ class HeadModel:
     arrays : mapping of str to ndarray
         As `arrays_of` lists them.
     link : str
-        One of those in ``LINKS_OF``.
+        One of `pipeline.evaluation.tasks.Task.links`.
     outputs : int
         K or T.
     temperature : float

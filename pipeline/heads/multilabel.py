@@ -10,16 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.heads.estimators import REFIT_TOL, Kind, explained, fit_estimator, logistic_sweep, scaled, two_sided
-from pipeline.heads.fitted import FittedHead, with_params, without_weights
+from pipeline.heads.fit import FittedHead, explained, refuse_class_weights, scaled, with_params
+from pipeline.heads.logistic import REFIT_TOL, logistic_sweep
 from pipeline.heads.model import HeadModel
+from pipeline.heads.ridge import RidgeRegressionHead
+from pipeline.heads.sklearn import Kind, fit_estimator, two_sided
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from pipeline.heads.fitted import FitOptions
+    from pipeline.heads.fit import FitOptions
 
 
 def fit_labels_logistic(
@@ -77,9 +79,7 @@ def fit_labels_ridge(
     X: NDArray[np.float32], y: NDArray[np.bool_], groups: NDArray[Any] | None, options: FitOptions
 ) -> FittedHead:
     """Fit least squares on ±1 for all labels at once; the temperature turns its scores into probabilities."""
-    from pipeline.heads.ridge import RidgeRegressionHead
-
-    without_weights(options, "multilabel ridge")
+    refuse_class_weights(options, "multilabel ridge")
     fitted = fit_estimator(
         scaled(with_params(RidgeRegressionHead(), options.params, "the ridge head"), options),
         X,

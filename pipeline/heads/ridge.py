@@ -14,8 +14,9 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.evaluation.choice import choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import LinearClassHead
 from pipeline.heads.choosing import NOTHING_HELD_OUT, group_numbers, measure, scored_rows, two_score_columns
-from pipeline.heads.classic import LinearClassHead
+from pipeline.heads.fit import FitOptions, refuse_class_weights, scaled, with_params
 from pipeline.heads.model import linear_scores
 from pipeline.heads.moments import TrainingRows
 
@@ -45,19 +46,19 @@ class _Path:
         self.shrink = 1.0 / (values.clip(min=0.0)[:, None] + alphas)
         self.weight = moments.weight
 
-    def turned(self, block: Floats) -> Floats:
+    def rotate(self, block: Floats) -> Floats:
         """Return rows in the basis V."""
         return np.asarray((block - self.mean) @ self.vectors)
 
-    def predicted(self, turned: Floats, number: int) -> Floats:
+    def predicted(self, rotated_rows: Floats, number: int) -> Floats:
         """Return the predictions of one strength."""
-        return np.asarray(turned @ (self.rotated * self.shrink[:, number : number + 1]) + self.target_mean)
+        return np.asarray(rotated_rows @ (self.rotated * self.shrink[:, number : number + 1]) + self.target_mean)
 
-    def left_out(self, turned: Floats, target: Floats, weight: Floats, number: int) -> Floats:
+    def left_out(self, rotated_rows: Floats, target: Floats, weight: Floats, number: int) -> Floats:
         """Return what one strength predicts of rows of the fit itself, each as if it had been left out."""
         # The intercept's own leverage is w / W.
-        leverage = weight * (turned**2 @ self.shrink[:, number] + 1.0 / self.weight)
-        residual = target - self.predicted(turned, number)
+        leverage = weight * (rotated_rows**2 @ self.shrink[:, number] + 1.0 / self.weight)
+        residual = target - self.predicted(rotated_rows, number)
         return np.asarray(target - residual / np.maximum(1 - leverage, 1e-9)[:, None])
 
     def coef(self, number: int) -> tuple[Floats, Floats]:
@@ -84,15 +85,15 @@ class _LeftOut:
         """Return (row numbers, number of the strength, predictions) block by block."""
         if self._fold is None:
             for part, block in self._rows.blocks(wanted):
-                turned, target = self.whole.turned(block), self._rows.target(part)
+                rotated_rows, target = self.whole.rotate(block), self._rows.target(part)
                 for number in numbers:
-                    yield part, number, self.whole.left_out(turned, target, self._rows.weight[part], number)
+                    yield part, number, self.whole.left_out(rotated_rows, target, self._rows.weight[part], number)
             return
         for fold, path in self._outside.items():
             for part, block in self._rows.blocks(wanted[self._fold[wanted] == fold]):
-                turned = path.turned(block)
+                rotated_rows = path.rotate(block)
                 for number in numbers:
-                    yield part, number, path.predicted(turned, number)
+                    yield part, number, path.predicted(rotated_rows, number)
 
     def all_predictions(self, wanted: NDArray[np.int64], n_alphas: int) -> NDArray[np.float32]:
         """Return the predictions (A, n, T) of every strength."""
@@ -176,6 +177,8 @@ class RidgeHead(LinearClassHead):
     >>> float(RidgeHead().fit(X, y).score(X, y)) > 0.8
     True
     """
+
+    takes_groups = True
 
     def __init__(
         self, *, alphas: Sequence[float] = DEFAULT_ALPHAS, class_weight: Any = None, cv: int | None = GROUP_FOLDS
@@ -312,6 +315,8 @@ class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # t
     True
     """
 
+    takes_groups = True
+
     def __init__(self, *, alphas: Sequence[float] = DEFAULT_ALPHAS) -> None:
         self.alphas = alphas
 
@@ -348,3 +353,15 @@ class RidgeRegressionHead(MultiOutputMixin, RegressorMixin, BaseEstimator):  # t
         data = np.asarray(validate_data(self, X, dtype=np.float32, reset=False))
         out = linear_scores(data, np.atleast_2d(self.coef_), np.atleast_1d(self.intercept_))
         return out[:, 0] if self.coef_.ndim == 1 else out
+
+
+def make_ridge(options: FitOptions) -> Any:
+    """Return the unfitted head of classes of these options."""
+    estimator = RidgeHead(class_weight=options.class_weight, cv=options.folds)
+    return scaled(with_params(estimator, options.params, "the ridge head"), options)
+
+
+def make_ridge_regression(options: FitOptions) -> Any:
+    """Return the unfitted head of numbers of these options."""
+    refuse_class_weights(options, "ridge regression")
+    return scaled(with_params(RidgeRegressionHead(), options.params, "the ridge head"), options)

@@ -1,6 +1,6 @@
 """How a head is saved and loaded: one safetensors file, arrays and JSON, nothing that could run code.
 
-The loader believes nothing: it bounds and parses the header itself before the safetensors library sees the file,
+The loader does not trust the file: it bounds and parses the header itself before the safetensors library sees the file,
 refuses keys that occur twice, and checks names, types, shapes and finite values against the kind of head.
 """
 
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.errors import HeadError
-from pipeline.heads.model import ARRAYS, LINKS_OF, HeadModel, arrays_of, expected_shapes
+from pipeline.evaluation.tasks import TASKS
+from pipeline.heads.model import ARRAYS, HeadModel, arrays_of, expected_shapes
 from pipeline.heads.neighbours import METRICS, WEIGHTS
+from pipeline.heads.sklearn import METHODS, EstimatorModel
 
 if TYPE_CHECKING:
     import os
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
 HEAD_FILE = "head.safetensors"
 ESTIMATOR_FILE = "head.joblib"
+RUN_FILE = "run.json"
 FORMAT = "embedding-pipeline head"
 FORMAT_VERSION = 1
 
@@ -90,13 +93,7 @@ class LoadedHead:
 
     def predict(self, X: NDArray[Any]) -> NDArray[Any]:
         """Return class names (n,), a boolean matrix (n, K) for multilabel, or numbers (n, 1) for regression."""
-        scores = self.model.predict_proba(self._check(X))
-        if self.task == "regression":
-            return scores
-        if self.task == "multilabel":
-            return np.asarray(scores >= 0.5)
-        best = scores.argmax(axis=1)
-        return np.asarray(np.asarray(self.class_names)[best])
+        return TASKS[self.task].decide(self.model.predict_proba(self._check(X)), self.class_names)
 
     def check_fingerprint(self, fingerprint: str) -> None:
         """Refuse embeddings that other weights or preprocessing made.
@@ -269,7 +266,7 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     for field in ("layer", "fingerprint", "head", "task"):
         if not isinstance(facts[field], str):
             raise HeadError(f"expected {field} as text, found {facts[field]!r}")
-    if link not in LINKS_OF.get(facts["task"], ()):
+    if facts["task"] not in TASKS or link not in TASKS[facts["task"]].links:
         raise HeadError(
             f"the link {link!r} does not fit the task {facts['task']!r}: use a newer version of this program"
         )
@@ -335,8 +332,6 @@ def _strict_json(text: str) -> Any:
 
 def _method_of_old(estimator: Any) -> str:
     """Return the method whose scores runs were fitted on before they named it."""
-    from pipeline.heads.estimators import METHODS
-
     return next((method for method in METHODS if hasattr(estimator, method)), METHODS[-1])
 
 
@@ -344,20 +339,18 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     if not trust:
         raise HeadError(
             f"the head in {folder} is a scikit-learn estimator in {ESTIMATOR_FILE}; opening that file can run code: "
-            "say --trust if it is your own, or fit one of the built-in heads"
+            "use --trust if it is your own, or fit one of the built-in heads"
         )
     import joblib
 
-    from pipeline.heads.estimators import EstimatorModel
-
     try:
-        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         estimator = joblib.load(folder / ESTIMATOR_FILE)
         names = tuple(facts["class_names"])
         model = EstimatorModel(
             "estimator",
             {},
-            LINKS_OF[facts["task"]][0],
+            TASKS[facts["task"]].links[0],
             len(names),
             float(facts["temperature"]),
             notes={"estimator": estimator, "method": facts["chosen"].get("scores") or _method_of_old(estimator)},

@@ -6,6 +6,7 @@ Axes: N rows, D features, K classes, A candidates.
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -18,14 +19,18 @@ from threadpoolctl import threadpool_limits
 
 from pipeline.evaluation.choice import choose
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers
+from pipeline.heads.base import ClassHead
 from pipeline.heads.choosing import NOTHING_HELD_OUT, group_numbers, measure
-from pipeline.heads.estimators import linear_arrays, scores_of
-from pipeline.heads.validation import ClassHead
+from pipeline.heads.fit import FitOptions, FittedHead, refuse_class_weights, scaled, with_params
+from pipeline.heads.model import HeadModel, two_columns
+from pipeline.heads.sklearn import linear_arrays, scores_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
+
+    from pipeline.heads.fit import Fitter
 
     Floats = NDArray[np.float64]
     Ints = NDArray[np.int64]
@@ -72,6 +77,8 @@ class Tuned(ClassHead):
     chosen_, sweep_ : dict and list of dict
         The settings, and for every candidate these, ``accuracy``, ``log_loss`` and ``converged``.
     """
+
+    takes_groups = True
 
     def __init__(
         self,
@@ -200,8 +207,8 @@ class Tuned(ClassHead):
         scores, complete = np.full((len(codes), len(self.classes_)), np.nan), True
         for number in np.unique(fold[fold != ALWAYS_TRAINS]):
             its = fold == number
-            fitted, said = _quietly(self._with(settings), data[~its], codes[~its])
-            complete = complete and not said
+            fitted, unconverged = _quietly(self._with(settings), data[~its], codes[~its])
+            complete = complete and not unconverged
             scores[its] = self._scores(fitted, data[its])
         return scores, complete
 
@@ -231,12 +238,12 @@ class Tuned(ClassHead):
         return fitted
 
 
-def without(candidates: Sequence[Settings], fixed: Any) -> list[Settings]:
+def _without(candidates: Sequence[Settings], fixed: Any) -> list[Settings]:
     """Return the candidates without settings that are fixed, each once.
 
     Examples
     --------
-    >>> without([{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 2}], {"b": 5})
+    >>> _without([{"a": 1, "b": 1}, {"a": 1, "b": 2}, {"a": 2, "b": 2}], {"b": 5})
     [{'a': 1}, {'a': 2}]
     """
     out: list[Settings] = []
@@ -248,7 +255,7 @@ def without(candidates: Sequence[Settings], fixed: Any) -> list[Settings]:
 
 
 def _quietly(estimator: Any, data: NDArray[np.float32], target: NDArray[Any]) -> tuple[Any, bool]:
-    """Fit; return the estimator, and whether it said that it has not converged."""
+    """Fit; return the estimator, and whether it warned that it has not converged."""
     # Threads cost more than they save on small products, and many times that on a busy machine.
     threads = 1 if data.size < _SMALL else None
     with threadpool_limits(threads, "blas"), warnings.catch_warnings(record=True) as caught:
@@ -285,3 +292,85 @@ def _sample(codes: Ints, unit: Ints, most: int, seed: int) -> Ints:
             seen = np.unique(unit[rows])[:2].tolist()
         chosen[seen[:2]] = True
     return np.flatnonzero(chosen[unit])
+
+
+# --- the heads that are tuned --------------------------------------------------------------------------------
+
+_SVM_CS = tuple(10.0**e for e in range(-4, 3))
+_SVM_ROWS = 3000
+
+
+def make_svm(options: FitOptions) -> Any:
+    """Return the unfitted head of these options."""
+    from sklearn.svm import LinearSVC
+
+    # The primal (dual=False) suits many rows. The tolerance is liblinear's own for this solver: a hundredth of it,
+    # scikit-learn's default, takes longer and changes hardly a prediction.
+    estimator = LinearSVC(dual=False, tol=0.01, class_weight=options.class_weight, random_state=options.seed)
+    estimator = scaled(with_params(estimator, options.params, "the svm head"), options)
+    candidates = _without([{"C": c} for c in _SVM_CS], options.params)
+    return Tuned(estimator, candidates, cv=options.folds, most_rows=_SVM_ROWS, margins=True, random_state=options.seed)
+
+
+_MLP_ROWS = 1000
+_MLP_STOPS_EARLY_FROM = 3000
+
+
+def _mlp_candidates(codes: NDArray[np.int64]) -> list[dict[str, Any]]:
+    """Return settings of the MLP for these classes, the strongest regularisation first.
+
+    With many rows a tenth of them is enough to stop early. With few rows a tenth is too noisy, and the rows are
+    needed for training: the penalty is chosen instead.
+    """
+    count = np.bincount(codes)
+    if len(codes) >= max(_MLP_STOPS_EARLY_FROM, 20 * len(count)) and count.min() >= 4:
+        return [{"hidden_layer_sizes": (256,), "alpha": 1e-4, "early_stopping": True, "max_iter": 60}]
+    rest = {"learning_rate_init": 3e-3, "tol": 1e-3, "early_stopping": False, "max_iter": 300}
+    return [
+        {"hidden_layer_sizes": (width,), "alpha": alpha, **rest}
+        for alpha, width in ((10.0, 64), (1.0, 64), (1.0, 256), (0.1, 256), (0.01, 256))
+    ]
+
+
+def make_mlp(options: FitOptions) -> Any:
+    """Return the unfitted head of these options."""
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    refuse_class_weights(options, "mlp")
+    network = with_params(MLPClassifier(random_state=options.seed), options.params, "the mlp head")
+    return Tuned(
+        make_pipeline(StandardScaler(), network),
+        lambda codes: _without(_mlp_candidates(codes), options.params),
+        cv=options.folds,
+        most_rows=_MLP_ROWS,
+        random_state=options.seed,
+    )
+
+
+def mlp_model(pipeline: Any) -> HeadModel:
+    """Take the arrays of a pipeline of StandardScaler and MLPClassifier with one hidden layer."""
+    fitted = getattr(pipeline, "best_estimator_", pipeline)
+    scaler, network = fitted[0], fitted[1]
+    weight, bias = two_columns(network.coefs_[1].T, network.intercepts_[1])
+    arrays = {
+        "mean": scaler.mean_,
+        "scale": scaler.scale_,
+        "weight_0": network.coefs_[0],
+        "bias_0": network.intercepts_[0],
+        "weight_1": weight.T,
+        "bias_1": bias,
+    }
+    arrays = {name: np.asarray(array, dtype=np.float32) for name, array in arrays.items()}
+    return HeadModel("mlp", arrays, "softmax", len(bias))
+
+
+def keep_best(fit: Fitter) -> Fitter:
+    """Make a fitter keep the scikit-learn estimator that was chosen, instead of the `Tuned` that chose it."""
+
+    def fit_plain(X: Any, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
+        fitted = fit(X, y, groups, options)
+        return replace(fitted, estimator=fitted.estimator.best_estimator_)
+
+    return fit_plain

@@ -1,4 +1,4 @@
-"""What every report is made of, whatever the task: cards, figures, tables, pictures.
+"""The parts of every report: cards, figures, tables, pictures.
 
 Axes: N rows.
 """
@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.evaluation.tasks import TASKS
 from pipeline.report import plots
-from pipeline.report.parts import thumbnail
+from pipeline.report.rendering import thumbnail
 from pipeline.sources.reopen import image_bytes
 
 MOST_IMAGES = 24
-
-SCORE_NAMES = {"accuracy": "accuracy", "r2": "R²", "mean_average_precision": "mean average precision"}
-"""How the score of a curve is called."""
 
 
 @dataclass
@@ -56,10 +54,10 @@ class Content:
         """Lay plots out two in a row."""
         self.layout += [places[i : i + 2] for i in range(0, len(places), 2)]
 
-    def curves(self, results: dict[str, Any], score: str) -> list[dict[str, Any]]:
+    def curves(self, results: dict[str, Any], task: str) -> list[dict[str, Any]]:
         """Keep the learning curve and the few-shot curve, where there are any."""
         places = []
-        name = SCORE_NAMES[score]
+        score, name = TASKS[task].score, TASKS[task].score_name
         if results.get("learning_curve"):
             places.append(
                 self.plot(
@@ -123,14 +121,14 @@ def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
 
 
 def rows_used(rows: Any, run: dict[str, Any]) -> str:
-    """Say how many rows taught and how many measured."""
+    """Return a phrase with the numbers of training and of measured rows."""
     how = "the source's own split" if rows.split_kind == "column" else "a stratified hold-out"
     counts, split = run["rows"], rows.held_out
     return f"{counts['train']} training rows, {counts[split]} {split} rows from {how}"
 
 
 def picture(cache: Any, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:
-    """Return a picture of a gallery: a row of the cache with what is said of it."""
+    """Return a picture of a gallery: a row of the cache with its label and prediction."""
     return {
         "image": thumbnail(image_bytes(cache, number)),
         "key": str(cache.keys_of(np.array([number]))[0]).encode("utf-8", "backslashreplace").decode(),
@@ -138,3 +136,33 @@ def picture(cache: Any, number: int, label: str, predicted: str, remark: str) ->
         "predicted": predicted,
         "confidence": remark,
     }
+
+
+def varied(results: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
+    """Return the setting that a head has chosen among several values, with the entries that differ in it alone."""
+    chosen = results["chosen"]
+    for name in ("C", "alpha", "shrinkage", "n_neighbors"):
+        if name not in chosen:
+            continue
+        same = [
+            entry
+            for entry in results["sweep"]
+            if name in entry and all(entry[other] == chosen[other] for other in entry.keys() & chosen.keys() - {name})
+        ]
+        if len(same) > 1:
+            return name, sorted(same, key=lambda entry: float(entry[name]))
+    return None
+
+
+def sweep_plot(content: Content, results: dict[str, Any]) -> dict[str, Any]:
+    """Keep the figure of the choice among values of C, of ridge's strength and their like."""
+    swept = varied(results)
+    assert swept is not None
+    name, entries = swept
+    if "accuracy" in entries[0]:
+        figure = plots.sweep_figure(entries, results["chosen"][name], name)
+        hint = "On training rows held out of each fit; the dashed line is the value taken, × did not converge."
+    else:
+        figure = plots.alpha_figure(entries, results["chosen"][name])
+        hint = "Squared error of training rows left out of the fit; the dashed line is the value taken."
+    return content.plot("sweep", figure, f"Choice of {name}", hint, 420)

@@ -1,6 +1,6 @@
 """Answers as pages: one HTML file each that needs nothing else, built like the report.
 
-Pages are bounded: so many pictures and no more, whatever the size of the cache; what is left out is said.
+Pages are bounded: a fixed number of pictures, for any size of the cache; the page reports what is left out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pipeline.core.files import replacing
 from pipeline.core.text import valid_text
 from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
-from pipeline.report.parts import script_json, templates, thumbnail
+from pipeline.report.rendering import script_json, templates, thumbnail
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -153,7 +153,7 @@ class _Pictures:
         self._made: dict[int, str | None] = {}
 
     def full(self, more: int) -> bool:
-        """Tell whether so many more would be too many."""
+        """Tell whether this many more would be too many."""
         return len(self._made) + more > MOST_PICTURES
 
     def item(

@@ -1,4 +1,4 @@
-"""The report: everything a fit found, as one HTML page that needs nothing else.
+"""The report: the results of a fit as one self-contained HTML page.
 
 plotly's script is inside the page, images are inside the page, and a content security policy forbids the page to
 fetch anything. Every text from outside (class names, file names) is escaped by the template.
@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.report.classes import classes_content
-from pipeline.report.labels import labels_content
-from pipeline.report.numbers import numbers_content
-from pipeline.report.parts import script_json, templates
+from pipeline.report.classification import classes_content
+from pipeline.report.multilabel import labels_content
+from pipeline.report.regression import numbers_content
+from pipeline.report.rendering import script_json, templates
 
 if TYPE_CHECKING:
     import os

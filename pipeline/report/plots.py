@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.report.figures import shortened
+from pipeline.core.text import shortened
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,9 +140,9 @@ def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> A
 
 
 def reliability_figure(
-    curves: dict[str, list[dict[str, float]]], said: str = "confidence", found: str = "accuracy"
+    curves: dict[str, list[dict[str, float]]], predicted: str = "confidence", found: str = "accuracy"
 ) -> Any:
-    """Draw what was found against what was said, one line for each named set of bins."""
+    """Draw the observed share against the predicted one, one line for each named set of bins."""
     import plotly.graph_objects as go
 
     figure = go.Figure()
@@ -156,15 +156,15 @@ def reliability_figure(
             y=[b["accuracy"] for b in bins],
             customdata=[b["rows"] for b in bins],
             mode="lines+markers",
-            # A bin of few rows says little: its marker is small.
+            # A bin of few rows is uncertain: its marker is small.
             marker={"size": [float(np.clip(2.5 * np.log10(b["rows"] + 1), 2, 14)) for b in bins]},
             line={"color": colour, "width": 1},
             name=name,
-            hovertemplate=said + " %{x:.3f}<br>" + found + " %{y:.3f}<br>%{customdata} rows<extra></extra>",
+            hovertemplate=predicted + " %{x:.3f}<br>" + found + " %{y:.3f}<br>%{customdata} rows<extra></extra>",
         )
     figure.update_layout(
         **_LAYOUT,
-        xaxis={"title": said, "range": [0, 1.01]},
+        xaxis={"title": predicted, "range": [0, 1.01]},
         yaxis={"title": found, "range": [0, 1.02]},
     )
     return figure
@@ -303,7 +303,7 @@ def precision_figure(table: Sequence[dict[str, Any]]) -> Any:
 
 
 def _some(count: int) -> NDArray[np.int64]:
-    """Return the rows that are drawn: all, or as many as a page bears, the same every time."""
+    """Return the rows that are drawn: all, or as many as a page can hold, the same every time."""
     if count <= _MOST_DOTS:
         return np.arange(count)
     return np.sort(np.random.default_rng(0).permutation(count)[:_MOST_DOTS])

@@ -15,9 +15,7 @@ from pipeline.embedding.from_spec import decode_of_spec, make_spec
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.classification import confusion_matrix
 from pipeline.evaluation.splits import hold_out
-from pipeline.fitting.settings import FitSettings
-from pipeline.fitting.tasks import measure_splits
-from pipeline.heads.fitted import FittedHead
+from pipeline.fitting.measure import measure_splits
 from pipeline.heads.model import HeadModel
 from pipeline.training.images import check_unchanged
 from pipeline.training.network import check_logits
@@ -136,9 +134,9 @@ def measure_tuned(
     results = measure_splits(
         rows,
         {name: scores(rows.of(name)) for name in held_out.splits},
-        FittedHead(estimator=None, model=model),
-        model.temperature,
-        FitSettings(seed=seed, replicates=replicates),
+        model,
+        seed=seed,
+        replicates=replicates,
     )
     predicted = results["predictions"][rows.held_out].argmax(1)
     results["confusion"] = confusion_matrix(rows.y[rows.of(rows.held_out)], predicted, len(rows.class_names))

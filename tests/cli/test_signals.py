@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def test_a_fit_that_is_stopped_leaves_no_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signum: signal.Signals, exit_code: int
 ) -> None:
-    monkeypatch.setattr("pipeline.cache.open_cache", lambda path: stand_in())
+    monkeypatch.setattr("pipeline.fit_head.open_cache", lambda path: stand_in())
 
     def stop(*args: object, **more: object) -> None:
         assert [file.suffix for file in tmp_path.iterdir()] == [".part"]

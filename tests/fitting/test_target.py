@@ -1,19 +1,26 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from pipeline.errors import HeadError
+from pipeline.fitting import target as module
 from pipeline.fitting.settings import FitSettings
-from pipeline.fitting.target import Target, read_target
 from tests.heads.standin import stand_in
+
+if TYPE_CHECKING:
+    from pipeline.fitting.target import Target
+
+read_target: Any = module.read_target
+"""Takes a stand-in for a cache as well."""
 
 
 def read(values: Any, *, said: list[str] | None = None, **settings: Any) -> Target:
     cache = stand_in(len(values), columns={"c": np.asarray(values)})
-    return read_target(cache, FitSettings(target="c", **settings), (said if said is not None else []).append)
+    found: Target = read_target(cache, FitSettings(target="c", **settings), (said if said is not None else []).append)
+    return found
 
 
 def test_numbers_are_classes_unless_they_can_be_none() -> None:

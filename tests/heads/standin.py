@@ -29,6 +29,7 @@ class StandIn:
     fingerprint: str = "f" * 64
     spec: dict[str, Any] = field(default_factory=lambda: {"backbone": "none", "dtype": "float32"})
     versions: dict[str, str] = field(default_factory=dict)
+    source: dict[str, Any] = field(default_factory=dict)
     content_hash: NDArray[Any] = field(default_factory=lambda: np.zeros((0, 16), np.uint8))
 
     def __post_init__(self) -> None:

@@ -6,9 +6,9 @@ from sklearn.neighbors import NearestCentroid
 
 from pipeline.errors import HeadError
 from pipeline.heads import CentroidHead
-from pipeline.heads.estimators import scores_of, scoring_method
-from pipeline.heads.fitted import FitOptions
+from pipeline.heads.fit import FitOptions
 from pipeline.heads.registry import HEADS, STREAMED, find_head
+from pipeline.heads.sklearn import scores_of, scoring_method
 from tests.heads.standin import blobs
 
 

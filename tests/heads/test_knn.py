@@ -18,11 +18,11 @@ from pipeline.errors import HeadError
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import held_out
 from pipeline.heads import KnnHead, load_head, save_head
-from pipeline.heads.fitted import FitOptions
-from pipeline.heads.knn import SMOOTHING
+from pipeline.heads.fit import FitOptions
+from pipeline.heads.knn import SMOOTHING, knn_model
 from pipeline.heads.model import HeadModel
 from pipeline.heads.neighbours import METRICS, WEIGHTS, smallest
-from pipeline.heads.registry import find_head, knn_model
+from pipeline.heads.registry import find_head
 from pipeline.heads.saved import LoadedHead
 from tests.heads.standin import blobs
 

@@ -21,9 +21,9 @@ from pipeline.evaluation.choice import held_out, hits
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads import LinearHead, LogisticHead
 from pipeline.heads import linear as module
-from pipeline.heads.fitted import FitOptions
-from pipeline.heads.registry import fit_linear
-from pipeline.heads.streaming import StreamedRows
+from pipeline.heads.fit import FitOptions
+from pipeline.heads.linear import fit_linear
+from pipeline.heads.streamed_rows import StreamedRows
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:
@@ -72,8 +72,8 @@ def test_rows_sorted_by_class_are_mixed(tmp_path: Path, monkeypatch: pytest.Monk
     X, y = blobs(3000, 12, 3)
     order = np.argsort(y, kind="stable")
     X, y = X[order], y[order]
-    monkeypatch.setattr("pipeline.heads.streaming._RUN_BYTES", 12 * 4 * 8)
-    monkeypatch.setattr("pipeline.heads.streaming.BUFFER_BYTES", 12 * 4 * 600)
+    monkeypatch.setattr("pipeline.heads.streamed_rows._RUN_BYTES", 12 * 4 * 8)
+    monkeypatch.setattr("pipeline.heads.streamed_rows.BUFFER_BYTES", 12 * 4 * 600)
     streamed, whole = LinearHead().fit(mapped(tmp_path / "rows", X), y), LinearHead().fit(X, y)
     assert streamed.score(X, y) == pytest.approx(whole.score(X, y), abs=0.01)
 
@@ -357,9 +357,9 @@ def test_memory_does_not_grow_with_the_rows(tmp_path: Path) -> None:
     """A file of 400 MB, all of it a hole, is read through buffers of 32 MB, in a process of its own."""
     code = f"""
 import numpy as np, resource, torch
-from pipeline.heads import LinearHead, streaming
+from pipeline.heads import LinearHead, streamed_rows
 torch.set_num_threads(1)
-streaming.BUFFER_BYTES = 32 << 20
+streamed_rows.BUFFER_BYTES = 32 << 20
 X = np.memmap({str(tmp_path / "rows")!r}, dtype=np.float16, mode="r", shape=(400_000, 512))
 y = np.arange(400_000) % 2
 head = LinearHead(learning_rates=(0.1,), weight_decays=(1e-3,), max_epochs=1, batch_size=4096)

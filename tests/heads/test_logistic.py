@@ -15,7 +15,10 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads import CentroidHead, KnnHead, LdaHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
-from pipeline.heads.softmax_path import ALL_ROWS, SoftmaxPath, _Pairs, _Preconditioner
+from pipeline.heads.solver.fold_path import ALL_ROWS
+from pipeline.heads.solver.lbfgs import CurvaturePairs
+from pipeline.heads.solver.path import SoftmaxPath
+from pipeline.heads.solver.preconditioner import Preconditioner
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:
@@ -69,7 +72,7 @@ def test_the_direction_is_that_of_bfgs(n_pairs: int) -> None:
     penalty = np.ones((k, d + 1))
     penalty[:, -1] = 0.0
     curvature = torch.from_numpy(rng.uniform(0.5, 2.0, size=(k, d + 1)))
-    pairs, steps = _Pairs(most), []
+    pairs, steps = CurvaturePairs(most), []
     for number in range(n_pairs):
         c = 10.0 ** (number % 3)
         step = rng.normal(size=(k, d + 1))
@@ -77,10 +80,10 @@ def test_the_direction_is_that_of_bfgs(n_pairs: int) -> None:
         pairs.add(torch.from_numpy(step), torch.from_numpy((hessian @ step.ravel()).reshape(k, d + 1)))
         if number == n_pairs // 2:
             turned = np.linalg.qr(rng.normal(size=(d, d)))[0]
-            pairs.turn(torch.from_numpy(turned))
+            pairs.rotate(torch.from_numpy(turned))
             whole = np.kron(np.eye(k), np.block([[turned, np.zeros((d, 1))], [np.zeros((1, d)), np.ones((1, 1))]]))
             steps, hessian = [s @ whole for s in steps], whole.T @ hessian @ whole
-        preconditioner = _Preconditioner(torch.eye(k, dtype=torch.float64), curvature)
+        preconditioner = Preconditioner(torch.eye(k, dtype=torch.float64), curvature)
         gradient = rng.normal(size=(k, d + 1))
         found = [pairs.solve(torch.from_numpy(gradient), at, preconditioner).numpy().ravel() for at in (c, c, 2 * c)]
         inverse = np.diag(1.0 / (c * curvature.numpy() + penalty).ravel())

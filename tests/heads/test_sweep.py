@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss
 
 from pipeline.evaluation.splits import ALWAYS_TRAINS
 from pipeline.heads import LogisticSweep
-from pipeline.heads.fitted import FitOptions
+from pipeline.heads.fit import FitOptions
 from pipeline.heads.registry import MULTILABEL_HEADS
 
 CS = (0.003, 0.1, 3.0)

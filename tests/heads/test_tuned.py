@@ -15,7 +15,7 @@ from sklearn.svm import LinearSVC
 
 from pipeline.errors import HeadError
 from pipeline.evaluation.splits import fold_numbers
-from pipeline.heads.fitted import FitOptions
+from pipeline.heads.fit import FitOptions
 from pipeline.heads.registry import find_head
 from pipeline.heads.tuned import Tuned, _sample
 from tests.heads.standin import blobs, imbalanced

@@ -1,0 +1,46 @@
+"""The parts of all pages: one base template with its styles, small pictures, and data that are safe in a script."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+
+THUMBNAIL = 160
+
+
+def templates(*folders: Path) -> Any:
+    """Return the environment of the templates here and in ``folders``: texts are escaped, names must be known."""
+    import jinja2
+
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, *folders]),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+def thumbnail(data: bytes | None, side: int = THUMBNAIL, quality: int = 82) -> str | None:
+    """Return a small JPEG as a data URI, or None where the image is gone or no longer readable."""
+    if data is None:
+        return None
+    try:
+        image = decode_image(data, DecodePolicy(), resize_short=side)
+    except DecodeError:
+        return None
+    image.thumbnail((side, side))
+    buffer = io.BytesIO()
+    image.save(buffer, format="JPEG", quality=quality)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def script_json(value: Any) -> str:
+    """Return JSON that is safe inside a script element: no ``<`` can end the element early."""
+    from plotly.utils import PlotlyJSONEncoder
+
+    text = json.dumps(value, cls=PlotlyJSONEncoder)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
