@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
-from pipeline.evaluation.splits import ALWAYS_TRAINS
+from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count
 from pipeline.heads import LogisticSweep
 from pipeline.heads.fit import FitOptions
 from pipeline.heads.registry import MULTILABEL_HEADS
@@ -40,6 +40,7 @@ def test_accuracy_and_log_loss_are_scikit_learns(
 ) -> None:
     X, y = drawn(seed, n_classes, balanced)
     groups = np.random.default_rng(seed).integers(0, len(y) // 2, len(y)) if grouped else None
+    assume(fold_count(y, 3, groups) >= 2)
     sweep = LogisticSweep(Cs=CS, cv=3, tol=1e-9, class_weight="balanced" if weighted else None, max_passes=2000)
     sweep.fit(X, y, groups)
     weight = len(y) / (n_classes * np.bincount(y)[y]) if weighted else np.ones(len(y))
