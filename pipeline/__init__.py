@@ -3,7 +3,7 @@
 Here are the names for scripts: `open` (the rows of a cache that are done, as analyses want them), `open_cache` (the
 file as it is, every row), `load_head`, `ImageEmbedder` (images to embeddings, as a scikit-learn transformer). They are
 loaded when first used, so that opening a cache never imports torch. The stages are functions of their modules:
-`pipeline.extract.extract`, `pipeline.fit_head.fit_head`, `pipeline.predict.predict`.
+`pipeline.stages.extract.extract`, `pipeline.stages.fit_head.fit_head`, `pipeline.stages.predict.predict`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, 
 
 if TYPE_CHECKING:
     from pipeline.embedding.settings import RunSettings
-    from pipeline.extract import Summary
+    from pipeline.stages.extract import Summary
 
 
 @cli.command()
@@ -117,8 +117,8 @@ def extract(
     """
     from pipeline.core.shards import Shard
     from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
-    from pipeline.extract import ExtractSettings
-    from pipeline.extract import extract as extract_images
+    from pipeline.stages.extract import ExtractSettings
+    from pipeline.stages.extract import extract as extract_images
 
     part = Shard.parse(shard) if shard else None
     output = part.name(output) if part else output

@@ -133,8 +133,8 @@ def finetune(
     torchrun or accelerate launch.
     """
     from pipeline.embedding.settings import RunSettings
-    from pipeline.finetune import FinetuneSettings
-    from pipeline.finetune import finetune as run
+    from pipeline.stages.finetune import FinetuneSettings
+    from pipeline.stages.finetune import finetune as run
     from pipeline.training.settings import TrainSettings
 
     settings = FinetuneSettings(

@@ -116,8 +116,8 @@ def fit_head(
     no_report: bool,
 ) -> None:
     """Fit a head on CACHE, measure it on rows it has not seen, and write the run folder with its report."""
-    from pipeline.fit_head import FitSettings, fit_heads
-    from pipeline.fit_head import fit_head as fit_one
+    from pipeline.stages.fit_head import FitSettings, fit_heads
+    from pipeline.stages.fit_head import fit_head as fit_one
 
     settings = FitSettings(
         head=head,
@@ -221,7 +221,7 @@ def compare(runs: tuple[str, ...], split: str) -> None:
 @run_options
 def predict(run_dir: str, images: str, output: str, weights: str | None, trust: bool, run: RunSettings) -> None:
     """Apply the head of RUN/ to IMAGES: classes or labels with probabilities, or numbers, as CSV."""
-    from pipeline.predict import predict as predict_images
+    from pipeline.stages.predict import predict as predict_images
 
     progress = ProgressLine("predict")
     with stop_on_signal() as stop:

@@ -71,7 +71,7 @@ def predict(
     trust : bool
         See `pipeline.heads.load_head`.
     stop, say, progress
-        As in `pipeline.extract.extract`; a stopped run writes nothing.
+        As in `pipeline.stages.extract.extract`; a stopped run writes nothing.
 
     Raises
     ------

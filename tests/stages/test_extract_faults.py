@@ -21,8 +21,8 @@ from pipeline.cache.verify import verify
 from pipeline.core.items import Status
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import LockedError, PipelineError
-from pipeline.extract import ExtractSettings, Summary, extract
 from pipeline.sources.reopen import reopen_source
+from pipeline.stages.extract import ExtractSettings, Summary, extract
 from scripts.trivial_network import trivial_network
 from tests.measured import processor_time, processor_time_of_ended
 
