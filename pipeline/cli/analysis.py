@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pipeline.cli.base import SEED, cli, run_options, say
+from pipeline.errors import AnalysisError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,13 +19,29 @@ if TYPE_CHECKING:
     from pipeline.embedding.settings import RunSettings
 
 _layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to use.")
+
+
+def _to_write(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse an output that cannot be written, before the work begins."""
+    if value is None or context.resilient_parsing:
+        return value
+    from pipeline.core.outputs import check_different, check_file  # keeps --help quick
+
+    check_different(value, *(context.params.get(name) for name in ("output", "page") if name != parameter.name))
+    check_file(value, AnalysisError)
+    return value
+
+
 _output = click.option(
     "-o",
     "--output",
+    callback=_to_write,
     metavar="OUT.csv",
     help="Write the table to this file, as CSV or Parquet.  [default: CSV to standard output]",
 )
-_page = click.option("--page", metavar="OUT.html", help="Also write a page that shows the images.  [default: none]")
+_page = click.option(
+    "--page", metavar="OUT.html", callback=_to_write, help="Also write a page that shows the images.  [default: none]"
+)
 _seed = click.option(
     "--seed",
     default=0,
@@ -45,10 +62,15 @@ def _give(table: Any, output: str | None) -> None:
     sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
 
 
-def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None:
+def _give_page(page: str | None, write: Callable[..., int], opened: Any, found: Any) -> None:
     if page is not None:
-        write(page, *what)
+        unread = write(page, opened, found)
         say(f"{page} written, {Path(page).stat().st_size / 1e6:.1f} MB")
+        if unread:
+            say(
+                f"warning: {unread} images of the page cannot be read, expected at {opened.source['location']}: mount "
+                "or move them back, or extract from where they are"
+            )
 
 
 @cli.command()
@@ -285,7 +307,13 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("cache", type=click.Path())
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]")
-@click.option("-o", "--output", metavar="OUT.parquet", help="The table to write.  [default: CACHE.h5.atlas.parquet]")
+@click.option(
+    "-o",
+    "--output",
+    callback=_to_write,
+    metavar="OUT.parquet",
+    help="The table to write.  [default: CACHE.h5.atlas.parquet]",
+)
 @click.option(
     "--method",
     default="umap",
@@ -300,10 +328,11 @@ def explore(cache: str, options: tuple[str, ...], output: str | None, method: An
     from pipeline.analysis.atlas import atlas_command, check_atlas, write_atlas_table
     from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache
+    from pipeline.core.outputs import check_file
 
     check_atlas()
     opened = open_cache(cache)
-    table = output or f"{cache}.atlas.parquet"
+    table = output or str(check_file(f"{cache}.atlas.parquet", AnalysisError))
     write_atlas_table(table, opened, map_cache(opened, method, layer=layer, seed=seed, say=say))
     say(f"{table} written; opening it in embedding-atlas (Ctrl-C ends it)")
     sys.stdout.flush()

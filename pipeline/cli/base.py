@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import os
 import signal
 import sys
-import threading
 import time
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.cli.signals import Stopped
+from pipeline.core.memory import NO_MEMORY, lacks_memory
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import FrameType
+    from collections.abc import Callable
 
 EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
@@ -26,49 +25,35 @@ SEED = click.IntRange(0, 2**32 - 1)
 """The range that every random number generator accepts."""
 
 
-class _Stopped(BaseException):
-    """A signal asked for the end, and everything finished so far is safe."""
-
-    def __init__(self, signum: int) -> None:
-        super().__init__(signum)
-        self.exit_code = 128 + signum
-
-
 class _Commands(click.Group):
     """Turns errors into one line and an exit code."""
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with _terminable():
-                return super().invoke(ctx)
+            _check_current_folder()
+            return super().invoke(ctx)
         except PipelineError as error:
             say(f"error: {error}")
             ctx.exit(EXIT_ERROR)
-        except _Stopped as stopped:
+        except Stopped as stopped:
             ctx.exit(stopped.exit_code)
-        except KeyboardInterrupt:  # a command that had nothing to commit
+        except KeyboardInterrupt:  # where the command line runs inside another program, which handles signals
             ctx.exit(128 + signal.SIGINT)
-        except BrokenPipeError:
-            # The reader of the output (head, a pager) closed the pipe.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            ctx.exit(0)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            say(f"error: {NO_MEMORY}")
+            ctx.exit(EXIT_ERROR)
 
 
-@contextlib.contextmanager
-def _terminable() -> Iterator[None]:
-    """Let SIGTERM end a command as Ctrl-C does, so that it removes its temporary files."""
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        raise _Stopped(signum)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, handle)
+def _check_current_folder() -> None:
     try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
+        os.getcwd()  # noqa: PTH109  # Path.cwd is this call
+    except OSError as error:
+        # Libraries fail in other ways there: one of torch's ends the process.
+        raise PipelineError(
+            f"expected a current folder, found none ({error.strerror}): change to a folder that exists"
+        ) from None
 
 
 def say(text: str) -> None:
@@ -80,35 +65,6 @@ def say(text: str) -> None:
 @click.version_option(package_name="embedding-pipeline", prog_name="pipeline")
 def cli() -> None:
     """Run a frozen pretrained network once over an image archive, cache the embeddings, fit heads in seconds."""
-
-
-@contextlib.contextmanager
-def stop_on_signal() -> Iterator[threading.Event]:
-    """Yield an event that SIGINT and SIGTERM set; a second signal ends the process at once.
-
-    Raises
-    ------
-    _Stopped
-        On leaving, when a signal was received.
-    """
-    stop = threading.Event()
-    received: list[int] = []
-
-    def handle(signum: int, frame: FrameType | None) -> None:
-        if received:
-            os._exit(128 + signum)
-        received.append(signum)
-        stop.set()
-        say("\nstopping: committing what is done (repeat to stop at once)")
-
-    before = {signum: signal.signal(signum, handle) for signum in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    if received:
-        raise _Stopped(received[0])
 
 
 class ProgressLine:

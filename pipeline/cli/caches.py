@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, say
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.cache.update import HashItems
 
 
 @cli.command()
@@ -50,13 +54,12 @@ def verify(cache: str, images: bool) -> None:
     failed, or images have changed.
     """
     from pipeline.cache.verify import verify as verify_cache
-    from pipeline.sources.reopen import reopen_source
 
     progress = ProgressLine("verify")
     try:
         found = verify_cache(
             cache,
-            hash_images=(lambda cache: reopen_source(cache.source, cache.items).content_hashes()) if images else None,
+            hash_images=_hashes_of_images if images else None,
             progress=progress,
         )
     finally:
@@ -76,6 +79,12 @@ def verify(cache: str, images: bool) -> None:
             )
     if not found.complete:
         click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _hashes_of_images(cache: Cache) -> HashItems:
+    from pipeline.sources.reopen import reopen_source  # keeps --help quick
+
+    return reopen_source(cache.source, cache.items, cache.path.parent).content_hashes()
 
 
 @cli.command()

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say, stop_on_signal
+from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say
+from pipeline.cli.signals import stop_on_signal
 
 if TYPE_CHECKING:
     from pipeline.embedding.settings import RunSettings
@@ -75,6 +76,10 @@ if TYPE_CHECKING:
 @click.option("--retry-failed", is_flag=True, help="Retry the images that failed before.")
 @click.option("--max-failures", metavar="N|P%", help="Stop when more images than this fail.  [default: no limit]")
 @click.option(
+    "--allow-removed", metavar="N|P%",
+    help="Let an update remove this many finished rows, whose images are gone or are others.  [default: 50%]",
+)  # fmt: skip
+@click.option(
     "--shard", metavar="I/N|slurm",
     help="Extract part I of N, from 1; slurm: of this array task. '{shard}' in CACHE.h5 becomes I. See pipeline merge.",
 )  # fmt: skip
@@ -102,6 +107,7 @@ def extract(
     check_content: bool,
     retry_failed: bool,
     max_failures: str | None,
+    allow_removed: str | None,
     shard: str | None,
     ray_address: str | None,
     ray_actors: int | None,
@@ -136,6 +142,7 @@ def extract(
         check_content=check_content,
         retry_failed=retry_failed,
         max_failures=max_failures,
+        allow_removed=allow_removed,
         shard=part,
     )
     executor = None
@@ -161,9 +168,10 @@ def extract(
 def _say_summary(summary: Summary, output: str) -> None:
     seconds = summary.seconds
     rate = summary.computed / seconds["total"] if seconds["total"] else 0.0
+    how = f", {rate:.0f} images/s, on {summary.engine}" if summary.engine else ""  # nothing was computed without one
     say(
         f"{output}: {summary.already + summary.computed} of {summary.total} images done ({summary.computed} now, "
-        f"{summary.failed} failed) in {seconds['total']:.1f} s, {rate:.0f} images/s, on {summary.engine}"
+        f"{summary.failed} failed) in {seconds['total']:.1f} s{how}"
     )
     if summary.bottleneck is not None:
         say(f"time: {summary.bottleneck}")

@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.base import SEED, ProgressLine, cli, say, stop_on_signal
+from pipeline.cli.base import SEED, ProgressLine, cli, say
+from pipeline.cli.signals import stop_on_signal
 
 
 class _Rate(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, SEED, ProgressLine, cli, run_options, say, stop_on_signal
+from pipeline.cli.base import EXIT_SOME_FAILED, SEED, ProgressLine, cli, run_options, say
+from pipeline.cli.signals import stop_on_signal
 
 if TYPE_CHECKING:
     from pipeline.embedding.settings import RunSettings

@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import signal
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 PACKAGE_ROOT = Path(__file__).parent.parent.parent
 """The folder from which a child process imports the package."""
@@ -39,6 +40,23 @@ def child_environment() -> dict[str, str]:
     """Return the environment of a Python child process that imports this same package."""
     path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path}
+
+
+@contextlib.contextmanager
+def child_signals_held() -> Iterator[None]:
+    """Start child processes in this block with the signals that ask for an end held back.
+
+    Ctrl-C and a terminal that goes away reach all processes of a group. A child that is still importing would print a
+    traceback, and look as if it could not start. The main process ends its children.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def limit_memory(limit: int) -> None:

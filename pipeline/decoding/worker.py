@@ -180,9 +180,10 @@ def _work(
 
 def main(connection_fd: int, memory_fd: int) -> None:
     """Serve tasks until the connection closes."""
-    # Signals to the whole group are for the main process, which then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Signals to the whole group are for the main process, which then ends its workers; see `child_signals_held`.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     connection = Connection(connection_fd)
     setup: Setup = connection.recv()
     worker_status, images, encoded = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers, setup.policy)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import secrets
 import shutil
 import tempfile
 import warnings
@@ -16,12 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
 import torch
 
+from pipeline.core.ending import unfinished
 from pipeline.core.system import cache_folder, processor_count
 from pipeline.engines.base import Embeddings, Engine
 from pipeline.engines.openvino_mixed import keep_float32, prepare
+from pipeline.engines.openvino_quiet import ov
 from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:
@@ -119,7 +121,7 @@ def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> ov.Model:
     try:
         return core.read_model(_converted(backbone, mixed=mixed))
     except (OSError, RuntimeError):  # the folder cannot be written, or what is kept there is damaged
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, unfinished(folder):
             return core.read_model(_save(backbone, Path(folder), mixed=mixed))
 
 
@@ -132,16 +134,18 @@ def _converted(backbone: Backbone, *, mixed: bool) -> Path:
     if file.is_file():
         return file
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        _save(backbone, unfinished, mixed=mixed)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+    with unfinished(part):
         try:
-            unfinished.rename(folder)
-        except OSError:
-            if not file.is_file():  # another process may have written it first
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            part.mkdir()
+            _save(backbone, part, mixed=mixed)
+            try:
+                part.rename(folder)
+            except OSError:
+                if not file.is_file():  # another process may have written it first
+                    raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return file
 
 

@@ -7,13 +7,10 @@ side; this module plans the work and passes batches along from the executor, whi
 from __future__ import annotations
 
 import json
-import math
-import os
 import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,12 +19,15 @@ from pipeline.backbones import load_backbone
 from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
 from pipeline.cache.background_writer import BackgroundWriter
 from pipeline.cache.format import file_attributes
+from pipeline.cache.removed import keep_removed
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
 from pipeline.core.items import Status
+from pipeline.core.limits import count_limit
+from pipeline.core.outputs import check_file
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
@@ -40,7 +40,9 @@ from pipeline.sources import Source, open_source, public
 from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -77,6 +79,9 @@ class ExtractSettings:
         Try again the images that failed before.
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
+    allow_removed : str or None
+        How many finished rows an update may remove because their images are gone or are others, in the same form;
+        None for half of them.
     shard : Shard or None
         Only this part of the source; see `pipeline.core.shards`.
     """
@@ -92,6 +97,7 @@ class ExtractSettings:
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
+    allow_removed: str | None = None
     shard: Shard | None = None
 
 
@@ -211,9 +217,9 @@ def extract(
         Images, backbone, device or output cannot be used; nothing is left half written.
     """
     started = time.perf_counter()
-    path = Path(output)
-    failure_limit(settings.max_failures, 0)
-    _check_output(path)
+    count_limit(settings.max_failures, 0, "--max-failures")
+    count_limit(settings.allow_removed, 0, "--allow-removed")
+    path = check_file(output, CacheError, replaceable=False)
     source = _open(images, path, settings) if isinstance(images, str) else images
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
@@ -244,8 +250,10 @@ def _extract_locked(job: Job) -> Summary:
     except _StopRequested:
         return replace(_summarise(job.path, already=len(open_cache(job.path))), stopped=True)
     summary = fill(job, work)
-    if work.target != job.path and not (open_cache(work.target).status == Status.TODO).any():
-        publish(work.target, job.path)
+    if not (summary.stopped or (open_cache(work.target).status == Status.TODO).any()):
+        keep_removed(job.path, work.target)
+        if work.target != job.path:
+            publish(work.target, job.path)
     summary.changes = work.changes
     return summary
 
@@ -360,6 +368,7 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
         # Most rows stay those of the old file: so do the versions that made them.
         attributes=_attributes(spec, old.versions, old.self_check, job.source),
         check_content=settings.check_content,
+        allow_removed=settings.allow_removed,
         check=check,
     )
     if damaged:
@@ -378,46 +387,9 @@ def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
     return np.flatnonzero(open_cache(path).status == Status.TODO)
 
 
-def failure_limit(text: str | None, total: int) -> float:
-    """Return how many of ``total`` images may fail.
-
-    Raises
-    ------
-    PipelineError
-        The text is neither a number nor a percentage.
-
-    Examples
-    --------
-    >>> failure_limit("20", 1000), failure_limit("5%", 1000), failure_limit(None, 1000)
-    (20.0, 50.0, inf)
-    """
-    if text is None:
-        return math.inf
-    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
-    if not number.isdecimal() or (percent and int(number) > 100):
-        raise PipelineError(
-            f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: correct it"
-        )
-    return total * int(number) / 100 if percent else float(number)
-
-
 def _gave_up_the_gpu(cache: Cache) -> bool:
     """Tell whether the GPU was to decode, as the self-check records, and failed it."""
     return "gpu_decode" in cache.self_check and cache.spec["decode"].get("jpeg_decoder", PILLOW) == PILLOW
-
-
-def _check_output(path: Path) -> None:
-    """Find out before the work begins whether the cache can be written."""
-    if path.is_dir():
-        raise CacheError(
-            f"expected a file name for the cache, found the folder {path}: name a file in it, such as {path}/cache.h5"
-        )
-    if not path.parent.is_dir():
-        raise CacheError(f"expected the folder {path.parent} for the cache, found none: make it first")
-    if path.exists():
-        open_cache(path)
-    elif not os.access(path.parent, os.W_OK):
-        raise CacheError(f"cannot write into {path.parent}: choose another output")
 
 
 def _attributes(
@@ -438,7 +410,7 @@ def _compute(job: Job, work: Work) -> Summary:
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(work.rows)
-    limit = failure_limit(work.settings.max_failures, total)
+    limit = count_limit(work.settings.max_failures, total, "--max-failures")
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
     started = time.perf_counter()

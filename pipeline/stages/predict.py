@@ -6,7 +6,6 @@ import csv
 import threading
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 import numpy as np
@@ -14,9 +13,9 @@ import numpy as np
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.callbacks import Progress, Say, ignore
 from pipeline.core.files import replacing
+from pipeline.core.outputs import check_file
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
-from pipeline.errors import PipelineError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads import load_head
 from pipeline.sources import open_source
@@ -80,8 +79,7 @@ def predict(
     """
     started = time.perf_counter()
     stop = stop or threading.Event()
-    path = Path(output)
-    _check_output(path)
+    path = check_file(output)
     head = load_head(run_dir, trust=trust)
     source = open_source(images)
     embedder = Embedder.of_spec(head.spec, head.layer, settings, weights=weights or weights_of_run(run_dir))
@@ -97,14 +95,6 @@ def predict(
         embedder.close()
     where = f"{engine.name}, {engine.device}, {engine.precision}"
     return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where)
-
-
-def _check_output(path: Path) -> None:
-    """Find out before the work begins whether the table can be written."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise PipelineError(
-            f"expected a file name for the predictions, found {path}: name a file in a folder that exists"
-        )
 
 
 class _StopRequested(Exception):
