@@ -68,7 +68,7 @@ def _give_page(page: str | None, write: Callable[..., int], opened: Any, found: 
         say(f"{page} written, {Path(page).stat().st_size / 1e6:.1f} MB")
         if unread:
             say(
-                f"warning: {unread} images of the page cannot be read, expected at {opened.source['location']}: mount "
+                f"warning: {unread} images of the page cannot be read at {opened.source.get('location', 'all')}: mount "
                 "or move them back, or extract from where they are"
             )
 

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.signals import Stopped
-from pipeline.core.memory import NO_MEMORY, lacks_memory
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -39,11 +38,6 @@ class _Commands(click.Group):
             ctx.exit(stopped.exit_code)
         except KeyboardInterrupt:  # where the command line runs inside another program, which handles signals
             ctx.exit(128 + signal.SIGINT)
-        except Exception as error:
-            if not lacks_memory(error):
-                raise
-            say(f"error: {NO_MEMORY}")
-            ctx.exit(EXIT_ERROR)
 
 
 def _check_current_folder() -> None:

@@ -34,7 +34,7 @@ def run() -> NoReturn:
     except Exception as error:
         if not lacks_memory(error):
             raise
-        code = _say_no_memory()
+        end_process(_say_no_memory())  # at once: libraries crash when they clear up without memory
     sys.exit(_with_output(code, output))
 
 
