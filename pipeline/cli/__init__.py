@@ -16,7 +16,7 @@ __all__ = ["cli", "main"]
 
 def main() -> None:
     """Run the command line, and end the process with its exit code."""
-    import _signal  # built in; `signal` itself is a file to load, as is all below
+    import _signal  # type: ignore[import-not-found]  # built in; `signal` is a file to load, as is all below
     import os
 
     for signum in (_signal.SIGINT, _signal.SIGTERM):
