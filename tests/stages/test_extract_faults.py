@@ -161,7 +161,7 @@ def test_a_limit_that_is_no_limit_is_refused_before_anything_is_made(text: str, 
 
 
 def test_other_versions_are_warned_of(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import extract as module
+    from pipeline.stages import extract as module
 
     path, said = tmp_path / "c.h5", list[str]()
     files = sorted(images.glob("*/*"))
