@@ -23,7 +23,7 @@ from safetensors.torch import save
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
-from pipeline.core.results import Result, page_of, read_predictions
+from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
@@ -138,6 +138,9 @@ class FinetuneResult(Result):
         if self.stopped:
             raise PipelineError("expected predictions, found none, since the run was stopped: run it again to resume")
         return read_predictions(self.run_dir / PREDICTIONS_FILE, numeric=False)
+
+    def _figures(self) -> dict[str, dict[str, Any]]:
+        return figures_of(self.metrics)
 
 
 def finetune(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import open_cache
-from pipeline.core.results import Result, page_of, read_predictions
+from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.curves import few_shot_curve, learning_curve
@@ -98,6 +98,9 @@ class FitResult(Result):
         """Return the rows held out: split, label, what was predicted, and probabilities."""
         return read_predictions(self.run_dir / PREDICTIONS_FILE, numeric=self.task == "regression")
 
+    def _figures(self) -> dict[str, dict[str, Any]]:
+        return figures_of(self.metrics)
+
 
 @dataclass(frozen=True, repr=False)
 class FitResults(Result):
@@ -138,6 +141,13 @@ class FitResults(Result):
     def headlines(self) -> list[str]:
         """Return one line a target and measured split, with its main figures."""
         return [f"{result.run_dir.name}: {line}" for result in self.by_target.values() for line in result.headlines()]
+
+    def _figures(self) -> dict[str, dict[str, Any]]:
+        return {
+            f"{target}: {name}": figure
+            for target, result in self.by_target.items()
+            for name, figure in result._figures().items()
+        }
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows held out of each target, with its name in the column ``target``."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import numbers
 import os
 import textwrap
@@ -17,6 +18,8 @@ from pipeline.stages.options import Options, add_options
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+_NUMBERS = (click.types.IntParamType, click.types.FloatParamType)
 
 
 def takes_options(options: Options) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -44,7 +47,7 @@ def takes_options(options: Options) -> Callable[[Callable[P, R]], Callable[P, R]
             keywords.check_names(given, names)
             values = keywords.read({name: value for name, value in given.items() if name not in names})
             own_values = {name: value for name, value in given.items() if name in names}
-            return function(*args, **own_values, **values)  # type: ignore[arg-type]  # of any type
+            return function(*args, **own_values, **values)
 
         signature = inspect.signature(function).replace(parameters=[*own, *keywords.parameters()])
         call.__signature__ = signature  # type: ignore[attr-defined]
@@ -154,12 +157,9 @@ def _check_kind(option: click.Option, value: Any) -> None:
     """
     if option.type is click.STRING and not isinstance(value, (str, os.PathLike)):
         raise click.BadParameter(f"expected text, got {type(value).__name__}")
-    if isinstance(option.type, (click.types.IntParamType, click.types.FloatParamType)):
-        whole = isinstance(option.type, click.types.IntParamType)
-        if isinstance(value, bool) or (
-            isinstance(value, numbers.Real)
-            and whole
-            and not isinstance(value, numbers.Integral)
-            and not float(value).is_integer()
-        ):
-            raise click.BadParameter(f"expected a {'whole ' if whole else ''}number, got {value!r}")
+    if not isinstance(value, numbers.Real) or not isinstance(option.type, _NUMBERS):
+        return
+    whole = isinstance(option.type, click.types.IntParamType)
+    is_whole = isinstance(value, numbers.Integral) or float(value).is_integer()
+    if isinstance(value, bool) or math.isnan(value) or (whole and not is_whole):
+        raise click.BadParameter(f"expected a {'whole ' if whole else ''}number, got {value!r}")
