@@ -28,7 +28,7 @@ def test_the_tutorial_ends_in_predictions(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "docs/tutorials/notebook.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(CHECK))
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [text for cell in notebook.cells if cell.cell_type == "code" for text in texts(cell)]
     assert any("60 of 60 images done" in text for text in shown)
     assert any('<a href="digits-head/report.html"' in text for text in shown)
