@@ -17,8 +17,22 @@ if TYPE_CHECKING:
     from pipeline.heads import LoadedHead, load_head
     from pipeline.selection import Selection
     from pipeline.selection import open_selection as open
+    from pipeline.stages.calls import extract, finetune, fit_head, predict
 
-__all__ = ["Cache", "ImageEmbedder", "LoadedHead", "PipelineError", "Selection", "load_head", "open", "open_cache"]
+__all__ = [
+    "Cache",
+    "ImageEmbedder",
+    "LoadedHead",
+    "PipelineError",
+    "Selection",
+    "extract",
+    "finetune",
+    "fit_head",
+    "load_head",
+    "open",
+    "open_cache",
+    "predict",
+]
 
 _HOMES = {
     "Cache": "pipeline.cache:Cache",
@@ -26,9 +40,13 @@ _HOMES = {
     "LoadedHead": "pipeline.heads:LoadedHead",
     "PipelineError": "pipeline.errors:PipelineError",
     "Selection": "pipeline.selection:Selection",
+    "extract": "pipeline.stages.calls:extract",
+    "finetune": "pipeline.stages.calls:finetune",
+    "fit_head": "pipeline.stages.calls:fit_head",
     "load_head": "pipeline.heads:load_head",
     "open": "pipeline.selection:open_selection",
     "open_cache": "pipeline.cache:open_cache",
+    "predict": "pipeline.stages.calls:predict",
 }
 
 

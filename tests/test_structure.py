@@ -33,11 +33,18 @@ WALLS: dict[str, tuple[str, ...]] = {
     "analysis": ("embedding", "selection", "sources", "cache", "heads", "decoding", "evaluation"),
     "training": ("embedding", "fitting", "heads", "backbones", "sources", "decoding", "cache", "evaluation"),
     "report": ("analysis", "fitting", "sources", "decoding", "cache", "evaluation"),
-    "stages.extract": ("embedding", "cache", "sources", "backbones", "decoding", "engines"),
+    "stages.option_types": ("evaluation",),
+    "stages.options": ("stages.option_types",),
+    "stages.keywords": ("stages.options",),
+    "stages.extract": ("embedding", "selection", "cache", "sources", "backbones", "decoding", "engines"),
     "stages.predict": ("embedding", "heads", "sources", "backbones", "evaluation"),
     "stages.fit_head": ("report", "fitting", "heads", "cache", "evaluation"),
     "stages.finetune": (
         *("report", "training", "fitting", "heads", "backbones", "embedding", "sources", "cache", "evaluation"),
+    ),
+    "stages.calls": (
+        *("stages.extract", "stages.fit_head", "stages.predict", "stages.finetune", "stages.keywords"),
+        *("stages.options", "embedding", "training", "fitting", "sources", "decoding"),
     ),
 }
 BELOW_ALL = {"errors", "core"}
@@ -159,6 +166,7 @@ def test_only_the_command_line_prints() -> None:
         "import pipeline.cache.info",
         "import pipeline.cache.verify",
         "import pipeline.cli",
+        "import pipeline; pipeline.extract; pipeline.fit_head; pipeline.predict; pipeline.finetune",
         "from pipeline.heads import load_head",
         "import pipeline.decoding.worker",
     ],

@@ -12,6 +12,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from pipeline.core.ending import end_process
+from pipeline.core.signals import stop_on
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -43,26 +44,16 @@ def stop_on_signal() -> "Iterator[threading.Event]":
     Stopped
         On leaving, when a signal was received.
     """
-    stop = threading.Event()
-    received: list[int] = []
-
-    def handle(signum: int, frame: "FrameType | None") -> None:
-        if received:
-            end_process(128 + signum)
-        received.append(signum)
-        stop.set()
-        # Not through Python's streams: they cannot be written to while they are being written to.
-        with contextlib.suppress(OSError):
-            os.write(2, b"\nstopping: committing what is done (repeat to stop at once)\n")
-
-    before = {signum: signal.signal(signum, handle) for signum in _signals()}
-    try:
+    with stop_on(_signals(), _say_at_once, at_once=_end) as stop:
         yield stop
-    finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
-    if received:
-        raise Stopped(received[0])
+    if stop.signum is not None:
+        raise Stopped(stop.signum)
+
+
+def _say_at_once(text: str) -> None:
+    # Not through Python's streams: they cannot be written to by a handler while they are being written to.
+    with contextlib.suppress(OSError):
+        os.write(2, f"{text}\n".encode())
 
 
 def _end(signum: int, frame: "FrameType | None") -> None:
