@@ -31,7 +31,8 @@ def test_files_in_utf_8_show_bytes_that_are_none() -> None:
 @pytest.mark.parametrize(
     ("name", "found"),
     [
-        ("e\u0301", "\u00e9"), ("\u00e9", "e\u0301"), ("\u30d5\u309a", "\u30d7"), (r"a\xe9b", "a\udce9b"), (r"a\n\tb", "a\n\tb"),
+        ("e\u0301", "\u00e9"), ("\u00e9", "e\u0301"), ("\u30d5\u309a", "\u30d7"),
+        (r"a\xe9b", "a\udce9b"), (r"a\n\tb", "a\n\tb"),
         (r"\u2028", "\u2028"), (r"\x1b", "\x1b"),
     ],
 )  # fmt: skip
