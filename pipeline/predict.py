@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.callbacks import Progress, Say, ignore
 from pipeline.core.files import replacing
+from pipeline.core.names import SHOWN
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
@@ -87,7 +88,7 @@ def predict(
     embedder = Embedder.of_spec(head.spec, head.layer, settings, weights=weights or weights_of_run(run_dir))
     engine = embedder.open_for(source, stop=stop, say=say)
     try:
-        with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with replacing(path) as part, part.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
             failed = _write_lines(file, head, embedder, source, stop, progress)
             if stop.is_set():
                 raise _StopRequested(failed)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pipeline.cli.base import SEED, cli, run_options, say
+from pipeline.core.names import SHOWN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,7 +43,7 @@ def _give(table: Any, output: str | None) -> None:
         write_table(table, output)
         return
     text = table.to_csv(index=False, lineterminator="\n")
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.write(text.encode("utf-8", SHOWN))
 
 
 def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None:
@@ -85,7 +86,8 @@ def search(
 
     if queries == ("-",):
         lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        queries = tuple(dict.fromkeys(line for line in lines.splitlines() if line))
+        # Only line feeds end a line: a name may hold the other breaks that splitlines knows.
+        queries = tuple(dict.fromkeys(line for line in lines.replace("\r\n", "\n").split("\n") if line))
     opened = open_cache(cache)
     started = time.perf_counter()
     found = find(opened, queries, k=k, layer=layer, approximate=approximate, weights=weights, run=run, say=say)

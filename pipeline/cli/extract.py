@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, run_options, say, stop_on_signal
+from pipeline.core.names import one_line
 
 if TYPE_CHECKING:
     from pipeline.embedding.settings import RunSettings
@@ -176,7 +177,7 @@ def _say_summary(summary: Summary, output: str) -> None:
         )
     if summary.skipped:
         what = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
-        say(f"left out: {what} (such as {', '.join(summary.skipped_examples)})")
+        say(f"left out: {what} (such as {', '.join(map(one_line, summary.skipped_examples))})")
 
 
 @cli.command()

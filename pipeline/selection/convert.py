@@ -14,7 +14,7 @@ from pipeline.core.text import free_name, valid_text
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import anndata
     import pandas as pd
@@ -103,7 +103,7 @@ class Convertible(ABC):
         """
         import pandas as pd
 
-        index = pd.Index(valid_text(self.keys), name="key")
+        index = pd.Index(valid_text(self.keys), dtype=object, name="key")
         facts = pd.DataFrame(self._facts(), index=index)
         if layer is None:
             return facts
@@ -188,13 +188,13 @@ class Convertible(ABC):
         import pandas as pd
 
         facts: dict[str, Any] = {
-            "label": pd.Categorical.from_codes(self.labels, categories=valid_text(self.label_names))
+            "label": pd.Categorical.from_codes(self.labels, categories=_texts(valid_text(self.label_names)))
         }
         if self.wanted_status != DONE:
             names = {int(code): code.name.lower() for code in Status}
-            facts["status"] = [names.get(code, str(code)) for code in self.status.tolist()]
+            facts["status"] = _texts([names.get(code, str(code)) for code in self.status.tolist()])
         for name, values in self._named():
-            facts[name] = valid_text(values) if values.dtype.kind == "U" else values
+            facts[name] = _texts(valid_text(values)) if values.dtype.kind == "U" else values
         return facts
 
     def _named(self) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -216,3 +216,8 @@ class Convertible(ABC):
 
         self.layer_width(layer)
         return EmbeddingDataset(self.cache, self.rows, self.labels, layer)
+
+
+def _texts(values: Sequence[str]) -> NDArray[np.object_]:
+    """Return texts as Python objects: the text type that pandas 3 would choose is one that AnnData does not write."""
+    return np.array(values, dtype=object)

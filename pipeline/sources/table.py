@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.items import ItemTable, Reader, Skipped
-from pipeline.core.text import other_forms
+from pipeline.core.names import other_forms
 from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import FileReader, Source, encode_labels, in_threads, key_array, public_names

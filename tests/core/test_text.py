@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.text import SHOWN, match_names, name_form, one_line, other_forms, valid_text
+from pipeline.core.names import SHOWN, name_form, one_line, other_forms
+from pipeline.core.text import match_names, valid_text
 
 
 @given(st.binary(min_size=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import struct
@@ -9,7 +10,7 @@ import subprocess
 import tarfile
 import zipfile
 import zlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import pytest
 
@@ -80,8 +81,6 @@ def test_pax_headers_of_all_and_of_one(tmp_path: Path) -> None:
         for i, name in enumerate(NAMES):
             member = tarfile.TarInfo(name)
             member.size, member.pax_headers = len(picture(i)), {"SCHILY.xattr.user.x": "y", "mtime": "1.5"}
-            import io
-
             archive.addfile(member, io.BytesIO(picture(i)))
     assert listed(tmp_path / "a.tar") == {name: picture(i) for i, name in enumerate(NAMES)}
 
@@ -204,16 +203,16 @@ def test_zips_that_are_streamed_large_or_follow_a_program(tmp_path: Path) -> Non
     class Pipe:
         """A file that cannot seek, so that sizes follow the data."""
 
-        def __init__(self, path: Path) -> None:
-            self.write = path.open("wb").write
+        def __init__(self, file: BinaryIO) -> None:
+            self.write = file.write
 
         def flush(self) -> None: ...
 
-    with zipfile.ZipFile(Pipe(tmp_path / "a"), "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[arg-type]
+    file: Any = (tmp_path / "a").open("wb")
+    with file, zipfile.ZipFile(Pipe(file), "w", zipfile.ZIP_DEFLATED) as archive:  # type: ignore[call-overload]
         with archive.open("1.png", "w", force_zip64=True) as member:
             member.write(picture(1))
         archive.writestr("2.png", picture(2))
-    del archive
     (tmp_path / "b").write_bytes(b"MZ\0\0" * 100 + (tmp_path / "a").read_bytes())
     for name in "ab":
         assert listed(tmp_path / name) == {"1.png": picture(1), "2.png": picture(2)}

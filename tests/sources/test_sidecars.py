@@ -152,10 +152,9 @@ def test_labels_are_those_that_webdataset_reads(tmp_path: Path) -> None:
     with writer.TarWriter(str(tmp_path / "a.tar"), encoder=True) as out:
         for sample in samples:
             out.write({k: io.BytesIO(v).getvalue() if k.endswith("png") else v for k, v in sample.items()})
+    with (tmp_path / "a.tar").open("rb") as stream:
+        read = list(tariterators.group_by_keys(tariterators.tar_file_expander([{"url": "", "stream": stream}])))
     wanted = {}
-    read = tariterators.group_by_keys(
-        tariterators.tar_file_expander([{"url": "", "stream": (tmp_path / "a.tar").open("rb")}])
-    )
     for sample in read:
         label = sample["cls"].decode() if "cls" in sample else json.loads(sample["json"])["label"]
         for field in (name for name in sample if name.endswith("png")):
