@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import threading
 import time
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy as np
 
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.callbacks import Progress, Say, ignore
+from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing
 from pipeline.core.names import SHOWN
 from pipeline.embedding.embedder import Embedder
@@ -121,7 +121,7 @@ def _write_lines(
 ) -> int:
     """Write the table's header and a line for each image; return how many images failed."""
     task = TASKS[head.task]
-    lines = csv.writer(file, lineterminator="\n")
+    lines = csv_writer(file)
     lines.writerow(["key", *task.header(head.class_names), "error"])
     ready = failed = 0
     progress(ready, failed, len(source))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pipeline.cli.base import SEED, cli, run_options, say
+from pipeline.core.csv_rows import LINE_END, CsvRows
 from pipeline.core.names import SHOWN
 
 if TYPE_CHECKING:
@@ -42,8 +44,9 @@ def _give(table: Any, output: str | None) -> None:
     if output is not None:
         write_table(table, output)
         return
-    text = table.to_csv(index=False, lineterminator="\n")
-    sys.stdout.buffer.write(text.encode("utf-8", SHOWN))
+    text = io.StringIO(newline="")
+    table.to_csv(CsvRows(text), index=False, lineterminator=LINE_END)
+    sys.stdout.buffer.write(text.getvalue().encode("utf-8", SHOWN))
 
 
 def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None:

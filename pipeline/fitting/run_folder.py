@@ -6,7 +6,6 @@ Axes: N rows, K classes.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing_folder
 from pipeline.core.names import SHOWN
 from pipeline.core.system import versions_of
@@ -139,7 +139,7 @@ def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], r
     """Write one line for every held-out row, in the order of the cache."""
     task = TASKS[rows.task]
     with path.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv_writer(file)
         group = [] if rows.groups is None else ["group"]
         writer.writerow(["key", "split", "label", *task.header(rows.class_names), *group])
         for split, of_split in predictions.items():

@@ -104,7 +104,7 @@ class Convertible(ABC):
         import pandas as pd
 
         index = pd.Index(valid_text(self.keys), dtype=object, name="key")
-        facts = pd.DataFrame(self._facts(), index=index)
+        facts = pd.DataFrame(self._facts()).set_axis(index)
         if layer is None:
             return facts
         names = [f"e{i}" for i in range(self.layer_width(layer))]
@@ -174,11 +174,14 @@ class Convertible(ABC):
             raise PipelineError(
                 "this needs anndata, which is not installed: pip install 'embedding-pipeline[analysis]'"
             ) from None
+        import pandas as pd
+
         width = self.layer_width(layer)
+        names = [f"e{i}" for i in range(width)]
         return anndata.AnnData(
             X=np.asarray(self.layers[layer]),  # anndata writes no subclass of ndarray, such as a map; this is a view
             obs=self.to_pandas(None).rename_axis(None),
-            var={"feature": [f"e{i}" for i in range(width)]},
+            var=pd.DataFrame({"feature": _texts(names)}).set_axis(pd.Index(map(str, range(width)), dtype=object)),
             obsm={name: np.asarray(self.layers[name]) for name in self.layers if name != layer},
             uns={"spec": canonical_json(self.spec), "fingerprint": self.fingerprint},
         )
@@ -188,7 +191,9 @@ class Convertible(ABC):
         import pandas as pd
 
         facts: dict[str, Any] = {
-            "label": pd.Categorical.from_codes(self.labels, categories=_texts(valid_text(self.label_names)))
+            "label": pd.Categorical.from_codes(
+                self.labels, categories=pd.Index(valid_text(self.label_names), dtype=object)
+            )
         }
         if self.wanted_status != DONE:
             names = {int(code): code.name.lower() for code in Status}
@@ -218,6 +223,8 @@ class Convertible(ABC):
         return EmbeddingDataset(self.cache, self.rows, self.labels, layer)
 
 
-def _texts(values: Sequence[str]) -> NDArray[np.object_]:
+def _texts(values: Sequence[str]) -> pd.Series[Any]:
     """Return texts as Python objects: the text type that pandas 3 would choose is one that AnnData does not write."""
-    return np.array(values, dtype=object)
+    import pandas as pd
+
+    return pd.Series(values, dtype=object)

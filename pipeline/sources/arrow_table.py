@@ -202,4 +202,4 @@ def _bytes_per_row(parquet: pq.ParquetFile, name: str) -> float:
     for group in range(about.num_row_groups):
         columns = map(about.row_group(group).column, range(about.num_columns))
         size += sum(c.total_uncompressed_size for c in columns if c.path_in_schema.split(".")[0] == name)
-    return size / max(about.num_rows, 1)
+    return float(size / max(about.num_rows, 1))

@@ -45,6 +45,8 @@ def without_unfit(frame: pd.DataFrame) -> tuple[pd.DataFrame, list[Skipped]]:
 def _unfit(series: pd.Series[Any]) -> str:
     if isinstance(series.dtype, np.dtype) and series.dtype.kind in "biufM":
         return ""
+    if (plain := _plain_texts(series)) is not None:
+        return _unfit_text(plain)
     cells = present_cells(series)
     if any(isinstance(cell, dict) for cell in cells):
         return "values of several fields"
@@ -52,10 +54,20 @@ def _unfit(series: pd.Series[Any]) -> str:
         return "bytes"
     if any(isinstance(cell, _LISTS) and any(inner is None for inner in cell) for cell in cells):
         return "lists with missing elements"
-    texts = [text for text in cell_texts(series) if text is not None]
-    if any(len(text) > MAX_TEXT for text in texts):
+    return _unfit_text(cell_texts(series))
+
+
+def _unfit_text(texts: Sequence[str | None]) -> str:
+    distinct = set(texts) - {None}
+    if any(len(text) > MAX_TEXT for text in distinct if text):
         return f"texts above {MAX_TEXT} characters"
-    return "texts with zero bytes" if any("\0" in text for text in texts) else ""
+    return "texts with zero bytes" if any("\0" in text for text in distinct if text) else ""
+
+
+def _plain_texts(series: pd.Series[Any]) -> list[str | None] | None:
+    """Return the cells where all are texts or None, as those of CSV are, else None."""
+    cells = series.tolist() if series.dtype == object else [0]
+    return cells if set(map(type, cells)) <= {str, type(None)} else None
 
 
 def present_cells(series: pd.Series[Any]) -> list[Any]:
@@ -72,6 +84,8 @@ def cell_texts(series: pd.Series[Any]) -> list[str | None]:
         A list has a missing element, or a name with the separator, which would divide it when the label sets are read
         again.
     """
+    if (plain := _plain_texts(series)) is not None:
+        return plain
     short = isinstance(series.dtype, np.dtype) and series.dtype.kind == "f" and series.dtype.itemsize < 8
     values: Any = series.to_numpy() if short else series  # float32 0.1 is 0.1, not 0.10000000149011612
     cells = list(zip(values, series.isna(), strict=True))
@@ -104,7 +118,7 @@ def label_texts(series: pd.Series[Any]) -> list[str | None]:
     SourceError
         Also where a cell is no name: bytes, several fields, or a text with a zero byte, which would end it.
     """
-    for cell in present_cells(series) if series.dtype == object else []:
+    for cell in {*plain} if (plain := _plain_texts(series)) is not None else present_cells(series):
         if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and "\0" in cell):
             found = "a text with a zero byte" if isinstance(cell, str) else type(cell).__name__
             raise SourceError(f"expected names in column {series.name!r}, found {found}: write names there")
@@ -119,8 +133,9 @@ def column_values(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:
     if not text:
         if isinstance(series.dtype, np.dtype) and series.dtype.kind in "biuf":
             return _plain(series.to_numpy())
-        cells = [None if missing else value for value, missing in zip(series, series.isna(), strict=True)]
-        if (numbers := _numbers(cells)) is not None:
+        plain = _plain_texts(series)
+        cells = plain or [None if missing else value for value, missing in zip(series, series.isna(), strict=True)]
+        if plain is None and (numbers := _numbers(cells)) is not None:
             return numbers
     return np.array([text or "" for text in cell_texts(series)], dtype=np.str_)
 

@@ -46,7 +46,7 @@ def is_class_name(text: str) -> bool:
 
     Examples
     --------
-    >>> is_class_name("sea otter"), is_class_name("an otter in the sea"), is_class_name("two\\nlines")
+    >>> is_class_name("sea otter"), is_class_name("an otter in the sea"), is_class_name("two\nlines")
     (True, False, False)
     """
     return len(text) <= MOST_LETTERS and len(text.split()) <= MOST_WORDS and len(text.splitlines()) == 1

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 HEAD_BYTES = 1 << 16
 SEPARATORS = ",;\t|"
+ROWS_AT_ONCE = 1 << 14
 MAX_CELL = 1 << 27
 """Characters of the longest cell; Python's own limit of 131 072 is below what base64 needs."""
 MISSING_WORDS = frozenset(["NA", "N/A", "n/a", "#N/A", "NaN", "nan", "NULL", "null", "None", "none", "<NA>", "."])
@@ -56,6 +57,8 @@ class Dialect:
         Lines before the header: comments, and Excel's ``sep=``.
     marked : bool
         The header itself begins with ``#``.
+    spaced : bool
+        Spaces follow the separators, as the header shows; elsewhere they are part of the cells.
     header : tuple of str
         The names of the columns, as far as the first bytes hold them.
     """
@@ -64,6 +67,7 @@ class Dialect:
     separator: str
     skip: int
     marked: bool
+    spaced: bool
     header: tuple[str, ...]
 
 
@@ -74,7 +78,8 @@ def encoding_of(head: bytes) -> str | None:
         return marked or "utf-8-sig"
     even, odd = head[::2].count(0), head[1::2].count(0)
     if min(even, odd) * 20 < max(even, odd) and max(even, odd) * 3 > len(head) // 2:
-        return "utf-16-be" if even > odd else "utf-16-le"
+        guess = "utf-16-be" if even > odd else "utf-16-le"
+        return None if _CONTROL.search(head.decode(guess, "replace")) else guess
     return None
 
 
@@ -91,8 +96,6 @@ def dialect_of(head: bytes, names: Collection[str]) -> Dialect | None:
     if encoding is None:
         return None
     text = head.decode(encoding, "replace")
-    if _CONTROL.search(text):
-        return None
     rest, skip, separators, marked = text, 0, SEPARATORS, False
     while rest:
         line, _, after = rest.partition("\n")
@@ -107,7 +110,8 @@ def dialect_of(head: bytes, names: Collection[str]) -> Dialect | None:
             break
         rest, skip = after, skip + 1
     separator, header = _best_header(rest, separators, names)
-    return Dialect(encoding, separator, skip, marked, tuple(header))
+    spaced = re.match(f'[^"\r\n]*{re.escape(separator)} ', rest) is not None
+    return Dialect(encoding, separator, skip, marked, spaced, tuple(header))
 
 
 def _best_header(text: str, separators: str, names: Collection[str]) -> tuple[str, list[str]]:
@@ -128,7 +132,7 @@ def _first_row(text: str, separator: str) -> list[str]:
 def looks_like_a_table(head: bytes, names: Collection[str]) -> bool:
     """Return whether bytes are text with a header of several columns; the names count for more than a magic number."""
     dialect = dialect_of(head, names)
-    if dialect is None or len(dialect.header) < 2:
+    if dialect is None or len(dialect.header) < 2 or _CONTROL.search(head.decode(dialect.encoding, "replace")):
         return False
     return bool(set(names) & set(dialect.header)) or not _TEXT_BITMAP.match(head)
 
@@ -188,12 +192,11 @@ def _parse(file: BinaryIO, dialect: Dialect, shown: str) -> tuple[list[str], lis
         source: Iterable[str] = lines
         if dialect.marked:
             source = itertools.chain([lines.readline().lstrip("# ")], lines)
-        reader = csv.reader(source, delimiter=dialect.separator, skipinitialspace=True, strict=True)
+        reader = csv.reader(source, delimiter=dialect.separator, skipinitialspace=dialect.spaced, strict=True)
         names = [name.strip() for name in next(reader, [])]
         if not names:
             raise SourceError(f"cannot read {shown} as a table: it is empty: add a header and a row per image")
-        rows = list(_rows(reader, len(names), dialect, shown))
-    columns = [list(cells) for cells in zip(*rows, strict=True)] or [[] for _ in names]
+        columns = _columns(reader, len(names), dialect, shown)
     kept = [i for i, name in enumerate(names) if name or any(columns[i])]
     names = [name or f"Unnamed: {i}" for i, name in enumerate(names)]
     chosen = [names[i] for i in kept]
@@ -205,18 +208,34 @@ def _parse(file: BinaryIO, dialect: Dialect, shown: str) -> tuple[list[str], lis
     return chosen, [columns[i] for i in kept]
 
 
-def _rows(reader: Any, width: int, dialect: Dialect, shown: str) -> Iterator[Sequence[str]]:
-    for row in reader:
+def _columns(reader: Iterator[list[str]], width: int, dialect: Dialect, shown: str) -> list[list[str]]:
+    """Return the cells by column, read in pieces: a list for each row of millions would cost more than the cells."""
+    columns: list[list[str]] = [[] for _ in range(width)]
+    first = 1
+    while rows := list(itertools.islice(reader, ROWS_AT_ONCE)):
+        count = len(rows)
+        if set(map(len, rows)) != {width} or not all(map(any, rows)):
+            rows = list(_whole_rows(rows, first, width, dialect, shown))
+        for column, cells in zip(columns, zip(*rows, strict=True), strict=False):
+            column.extend(cells)
+        first += count
+    return columns
+
+
+def _whole_rows(
+    rows: Sequence[list[str]], first: int, width: int, dialect: Dialect, shown: str
+) -> Iterator[Sequence[str]]:
+    """Yield the rows that are not empty, without empty cells beyond the header's."""
+    for number, row in enumerate(rows, first):
         if not any(row):  # spreadsheets end in lines of separators
             continue
-        if len(row) > width and not any(row[width:]):
-            row = row[:width]
-        if len(row) != width:
+        cells = row[:width] if len(row) > width and not any(row[width:]) else row
+        if len(cells) != width:
             raise SourceError(
-                f"expected {width} cells in every line of {shown}, as in its header, found {len(row)} in line "
-                f"{reader.line_num + dialect.skip} (separator {dialect.separator!r}): complete or quote its cells"
+                f"expected {width} cells in every row of {shown}, as in its header, found {len(row)} in row {number} "
+                f"(separator {dialect.separator!r}): complete or quote its cells"
             )
-        yield row
+        yield cells
 
 
 class _long_cells:  # used as a function
@@ -243,7 +262,9 @@ def _typed(cells: Sequence[str], *, text: bool) -> tuple[list[Any], None, Any]:
         if None in found:  # a truth value beside a gap is text, as it was written
             return [cell or None for cell in cells], None, object
         return found, None, bool
-    return found, None, float if any(isinstance(value, float) for value in present) else object
+    if None in found:
+        return found, None, float if any(isinstance(value, float) for value in present) else object
+    return found, None, None  # pandas takes the first of int64, uint64, float64 and object that holds all
 
 
 def _values(words: dict[str, str]) -> dict[str, Any] | None:
@@ -258,16 +279,23 @@ def _values(words: dict[str, str]) -> dict[str, Any] | None:
         return {**{cell: int(word) for cell, word in numbers.items()}, **missing}
     if all(_is_decimal(word) for word in numbers.values()):
         floats = {cell: float(word) for cell, word in numbers.items()}
-        # Versions such as 1.1 and 1.10 are two texts of one number: they stay texts.
-        if len(set(map(repr, floats.values()))) == len({re.sub(r"\.0*$", "", word) for word in numbers.values()}):
+        if len(set(floats.values())) == len(floats) or _differ_as_texts(numbers.values()):
             return {**floats, **missing}
     return None
+
+
+def _differ_as_texts(words: Iterable[str]) -> bool:
+    """Return whether no number has two texts, as in versions such as 1.1 and 1.10; 1 and 1.0 are one text here."""
+    texts = {re.sub(r"\.0*$", "", word) for word in words}
+    return len({repr(float(text)) for text in texts}) == len(texts)
 
 
 def _is_decimal(word: str) -> bool:
     """Return whether a text is a number that float64 keeps."""
     if not _DECIMAL.fullmatch(word):
         return False
+    if "." in word and len(word.lstrip("-0.")) <= MOST_DIGITS:  # nearly all, and cheaper than what follows
+        return math.isfinite(float(word))
     if _WHOLE.fullmatch(word):
         return int(word) == int(float(word)) if len(word) < 300 else False
     digits = re.sub("[eE].*|[-.]", "", word).strip("0")

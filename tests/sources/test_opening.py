@@ -71,7 +71,7 @@ def test_a_column_or_data_set_may_be_named(tmp_path: Path) -> None:
         file["x/left"] = np.zeros((2, 4, 4), np.uint8)
         file["x/right"] = np.ones((2, 4, 4, 3), np.uint8)
         file["other"] = np.zeros((2, 4))
-    with pytest.raises(SourceError, match=r"x/left \(2, 4, 4\) uint8, x/right"):
+    with pytest.raises(SourceError, match=r"'x/left \(2, 4, 4\) uint8', 'x/right"):
         open_source(str(tmp_path / "two.h5"))
     source = open_source(str(tmp_path / "two.h5") + "#x/right")
     assert source.reader()(source.locator(1)) == b"P6 4 4 255\n" + bytes([1] * 48)
