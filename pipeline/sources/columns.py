@@ -66,7 +66,7 @@ def _unfit_text(texts: Sequence[str | None]) -> str:
 
 def _plain_texts(series: pd.Series[Any]) -> list[str | None] | None:
     """Return the cells where all are texts or None, as those of CSV are, else None."""
-    cells = series.tolist() if series.dtype == object else [0]
+    cells: list[Any] = series.tolist() if series.dtype == object else [0]
     return cells if set(map(type, cells)) <= {str, type(None)} else None
 
 

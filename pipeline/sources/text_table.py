@@ -222,9 +222,7 @@ def _columns(reader: Iterator[list[str]], width: int, dialect: Dialect, shown: s
     return columns
 
 
-def _whole_rows(
-    rows: Sequence[list[str]], first: int, width: int, dialect: Dialect, shown: str
-) -> Iterator[Sequence[str]]:
+def _whole_rows(rows: Sequence[list[str]], first: int, width: int, dialect: Dialect, shown: str) -> Iterator[list[str]]:
     """Yield the rows that are not empty, without empty cells beyond the header's."""
     for number, row in enumerate(rows, first):
         if not any(row):  # spreadsheets end in lines of separators
