@@ -14,8 +14,8 @@ from pipeline.core.items import Status
 from pipeline.decoding.image import DecodePolicy
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, FingerprintError
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources.reopen import image_bytes
+from pipeline.stages.extract import ExtractSettings, extract
 from scripts.trivial_network import trivial_network
 
 if TYPE_CHECKING:
