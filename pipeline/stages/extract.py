@@ -1,6 +1,6 @@
 """Stage 1: run a frozen network once over a source and cache its embeddings.
 
-Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) go on side by
+Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) run side by
 side; this module plans the work and passes batches along from the executor, which computes, to the cache.
 """
 
@@ -59,7 +59,7 @@ VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "n
 
 @dataclass(frozen=True, slots=True)
 class ExtractSettings:
-    """What `extract` may be told.
+    """The settings of `extract`.
 
     Attributes
     ----------
@@ -234,7 +234,7 @@ def extract(
     say: Say = ignore,
     progress: Progress = ignore,
 ) -> Summary:
-    """Embed every image of a source into a cache; go on where an earlier run stopped.
+    """Embed every image of a source into a cache; continue where an earlier run stopped.
 
     Parameters
     ----------
@@ -412,7 +412,7 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
         check=check,
     )
     if damaged:
-        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed anew")
+        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed again")
     return target, {} if plan is None else plan.counts()
 
 
