@@ -51,10 +51,6 @@ if TYPE_CHECKING:
     help="Images with more pixels than this fail.",
 )
 @click.option(
-    "--jpeg-scale", default="full", show_default=True, type=click.Choice(["full", "half"]),
-    help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the target size. Changes the embeddings.",
-)  # fmt: skip
-@click.option(
     "--decode", "decoder", default="cpu", show_default=True, type=click.Choice(["cpu", "gpu"]),
     help="gpu: decode JPEGs on the GPU if embeddings keep cosine 0.9995 to Pillow's pixels. Changes the embeddings.",
 )  # fmt: skip
@@ -95,7 +91,6 @@ def extract(
     layers: tuple[str, ...],
     dtype: str,
     max_pixels: int,
-    jpeg_scale: str,
     decoder: str,
     labels: str | None,
     allow_missing: bool,
@@ -127,9 +122,7 @@ def extract(
         weights=weights,
         layers=layers,
         dtype=dtype,
-        decode=DecodePolicy(
-            max_pixels=max_pixels, jpeg_scale=jpeg_scale, jpeg_decoder=GPU if decoder == "gpu" else PILLOW
-        ),
+        decode=DecodePolicy(max_pixels=max_pixels, jpeg_decoder=GPU if decoder == "gpu" else PILLOW),
         run=run,
         allow_missing=allow_missing,
         labels=labels,

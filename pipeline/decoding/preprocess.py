@@ -54,7 +54,7 @@ class Preprocess:
 
     @property
     def resize_short(self) -> int:
-        """Shorter side after resizing, in pixels; a scaled decode keeps at least twice as many."""
+        """Shorter side after resizing, in pixels."""
         return max(self.resize)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:

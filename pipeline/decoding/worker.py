@@ -142,7 +142,7 @@ def views(
 
 def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Decode and apply the geometric preprocessing: bytes → (H, W, 3) uint8."""
-    return preprocess.apply(decode_image(data, policy, resize_short=preprocess.resize_short))
+    return preprocess.apply(decode_image(data, policy))
 
 
 def _work(

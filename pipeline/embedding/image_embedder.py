@@ -63,8 +63,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     first needed, is checked against float32 PyTorch on the first images, and is kept open for the next call of any
     embedder in this process with the same parameters.
 
-    Rows from a cache and rows that are computed are the same, bit for bit, on the machine and engine that made it; but
-    for large JPEGs in memory where the cache was made with ``--jpeg-scale half``: those are decoded in full already.
+    Rows from a cache and rows that are computed are the same, bit for bit, on the machine and engine that made it.
 
     Examples
     --------
