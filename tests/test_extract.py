@@ -11,6 +11,7 @@ from PIL import Image
 from pipeline import ImageEmbedder, open_cache
 from pipeline.cache.info import describe, describe_failures
 from pipeline.core.items import Status
+from pipeline.decoding import pool as pool_module
 from pipeline.decoding.image import DecodePolicy
 from pipeline.embedding import from_spec
 from pipeline.embedding.embedder import Embedder
@@ -109,6 +110,19 @@ def test_an_image_that_vanishes_fails_in_its_row(image_folder: Path, tmp_path: P
     cache = open_cache(tmp_path / "c.h5")
     assert cache.status[5] == Status.UNREADABLE
     assert (np.delete(cache.status, 5) == Status.DONE).all()
+
+
+def test_a_pillow_that_differs_is_said_in_a_line(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "decoding JPEGs by Pillow, which is slower: it decodes in another way"
+    setup = f"import pipeline.decoding.worker as w; w.why_pillow = lambda: {note!r}; "
+    monkeypatch.setattr(pool_module, "WORKER", setup + pool_module.WORKER)
+    said: list[str] = []
+    with trivial_network():
+        summary = extract(str(image_folder), tmp_path / "c.h5", SETTINGS, say=said.append)
+    assert summary.computed == 24
+    assert said.count(note) == 1
 
 
 def test_half_precision_files(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ kernel with it, and it resizes all images until the kernel repays the time it ta
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from contextlib import contextmanager
@@ -32,6 +33,8 @@ REPAYS_S = 0.1
 """Seconds of resizing by Pillow after which the kernel is loaded: about as many as that takes."""
 LEAST_WIDTH, LEAST_HEIGHT = 16, 8
 """Smaller images and crops are left to Pillow: the kernel's vectors are as large."""
+MOST_RESIZED = 1 << 26
+"""More pixels of the whole resized image are left to Pillow, so that a lack of memory is one with either."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,7 +228,8 @@ def fits(size: tuple[int, int], geometry: Geometry) -> bool:
     """Return whether the kernel can resize an image of this width and height to what the crop keeps of it."""
     (left, right), (top, bottom) = geometry.kept_columns, geometry.kept_rows
     narrowest, lowest = min(size[0], right - left), min(size[1], bottom - top)
-    return geometry.resampling in SUPPORT and narrowest >= LEAST_WIDTH and lowest >= LEAST_HEIGHT
+    large_enough = narrowest >= LEAST_WIDTH and lowest >= LEAST_HEIGHT
+    return geometry.resampling in SUPPORT and large_enough and math.prod(geometry.size) <= MOST_RESIZED
 
 
 def size_of(image: Image.Image | NDArray[np.uint8]) -> tuple[int, int]:

@@ -109,6 +109,12 @@ def test_extreme_sizes(loaded: Resampler, size: tuple[int, int], resized: tuple[
     assert_same(loaded, picture(*size), centred(resized, (60, 40)))
 
 
+def test_what_fills_the_memory_of_pillow_is_left_to_it() -> None:
+    crop = (224, 224)
+    assert fits((30_000, 30), centred((1 << 18, 256), crop))
+    assert not fits((30_000, 30), centred(((1 << 18) + 1, 256), crop))
+
+
 def test_grey_is_resized_as_three_equal_channels(loaded: Resampler) -> None:
     image = Image.fromarray(picture(90, 70)[..., 0]).convert("RGB")
     geometry = centred((60, 47), (40, 40))
