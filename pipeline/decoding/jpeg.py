@@ -8,6 +8,8 @@ its pixels or its failure.
 from __future__ import annotations
 
 import io
+import math
+import threading
 import warnings
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -26,6 +28,16 @@ _SAMPLINGS = {"4:4:4": [(1, 1)] * 3, "4:2:2": [(2, 1), (1, 1), (1, 1)], "4:2:0":
 """Samples of each component across and down, per block; the three that `unusable` compares."""
 _YCBCR, _GREY = [1, 2, 3], [1]
 """Numbers of the components; other numbers may stand for red, green and blue."""
+KEPT_BYTES = 128 << 20
+"""The most memory that is kept from one image to the next, in each thread."""
+_NOTHING = np.empty(0, np.uint8)
+
+
+class _Kept(threading.local):
+    memory: NDArray[np.uint8] = _NOTHING
+
+
+_KEPT = _Kept()
 
 
 def decode_plain(data: bytes, policy: DecodePolicy) -> NDArray[np.uint8] | None:
@@ -40,11 +52,16 @@ def decode_plain(data: bytes, policy: DecodePolicy) -> NDArray[np.uint8] | None:
     Returns
     -------
     (H, W, 4) uint8, or None
-        RGB and a byte that has no meaning, upright: the pixels of `pipeline.decoding.image.decode_image`. None for
-        every file that is to be decoded there.
+        RGB and a byte that has no meaning, upright: the pixels of `pipeline.decoding.image.decode_image`. Valid until
+        this thread's next call. None for every file that is to be decoded there.
     """
-    if not data.startswith(_START):
-        return None
+    pixels = _plain(data, policy) if data.startswith(_START) else None
+    if pixels is None:
+        _KEPT.memory = _NOTHING  # Pillow has all the memory that an image may take
+    return pixels
+
+
+def _plain(data: bytes, policy: DecodePolicy) -> NDArray[np.uint8] | None:
     try:
         if unusable():
             return None
@@ -53,7 +70,7 @@ def decode_plain(data: bytes, policy: DecodePolicy) -> NDArray[np.uint8] | None:
             header: Any = Image.open(io.BytesIO(data), formats=policy.formats)
         if not _is_plain(header) or header.width * header.height > policy.max_pixels:
             return None
-        pixels = _decoded(data)
+        pixels = _decoded(data, header.size)
     except Exception:  # Pillow tells what is wrong
         return None
     return _upright(pixels, orientation_of(header)) if pixels.shape[:2] == (header.height, header.width) else None
@@ -70,7 +87,7 @@ def unusable() -> str:
     try:
         for data in _examples():
             with Image.open(io.BytesIO(data)) as image:
-                if not np.array_equal(_decoded(data)[..., :3], np.asarray(image.convert("RGB"))):
+                if not np.array_equal(_decoded(data, image.size)[..., :3], np.asarray(image.convert("RGB"))):
                     return f"decoding JPEGs by Pillow, which is slower: Pillow {__version__} decodes in another way"
     except MemoryError:  # it is this image that takes the memory: the next one asks again
         raise
@@ -79,11 +96,23 @@ def unusable() -> str:
     return ""
 
 
-def _decoded(data: bytes) -> NDArray[np.uint8]:
+def _decoded(data: bytes, size: tuple[int, int]) -> NDArray[np.uint8]:
     from simplejpeg import decode_jpeg  # a platform may lack it
 
-    pixels: NDArray[np.uint8] = decode_jpeg(data, "RGBX", fastdct=False, fastupsample=False, strict=True)
+    pixels: NDArray[np.uint8] = decode_jpeg(
+        data, "RGBX", fastdct=False, fastupsample=False, strict=True, buffer=_memory(4 * math.prod(size))
+    )
     return pixels
+
+
+def _memory(length: int) -> NDArray[np.uint8]:
+    """Return memory for an image, the last one's if it is large enough: fresh pages cost a seventh of the decoding."""
+    if length > KEPT_BYTES:
+        return np.empty(length, np.uint8)
+    if length > _KEPT.memory.nbytes:
+        _KEPT.memory = _NOTHING  # before the new one is allocated
+        _KEPT.memory = np.empty(length, np.uint8)
+    return _KEPT.memory
 
 
 def _is_plain(header: Any) -> bool:
