@@ -7,7 +7,7 @@
 All contenders see the same JPEGs (crops of scikit-learn's photographs, made here) and the same network, one after
 another and interleaved; the table gives medians, and the median of the ratios within each repeat:
 
-- ours: `pipeline.extract` in automatic precision, and in float32; whole calls, start-up included, and the loop alone
+- ours: `pipeline extract` in automatic precision, and in float32; whole calls, start-up included, and the loop alone
 - naive: torchvision's or timm's own transform, a DataLoader with a worker per processor, eager PyTorch in inference
   mode; and the same with channels_last memory, the first thing one would tune
 - peers named by --peer (thingsvision, img2vec-pytorch, embetter), under the interpreter that has them: bench_peers.py
@@ -45,8 +45,8 @@ from pipeline.decoding.image import DecodePolicy
 from pipeline.decoding.pool import DecodePool
 from pipeline.embedding.choose import choose_engine
 from pipeline.embedding.settings import RunSettings
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
+from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 They repeat Pillow's integer arithmetic: each sample is the sum of 8-bit samples times coefficients of `PRECISION_BITS`
 fractional bits, plus one half, shifted and clipped to 8 bits. Sums of integers do not depend on their order, so that
-vectors give the bits of Pillow's loops. Compiling takes some 50 ms and needs no file; see `docs/decisions/0026`.
+vectors give the bits of Pillow's loops. Compiling takes some 50 ms and needs no file; see `docs/decisions/0027`.
 
 An image is an array of pixels of four bytes, R, G, B and one that is ignored, as Pillow stores it.
 """

@@ -46,7 +46,7 @@ ADVICE = {
 
 
 def find_bottleneck(seconds: Mapping[str, float], *, workers: int) -> Bottleneck:
-    """Sum up the times that `pipeline.extract` measured.
+    """Sum up the times that `pipeline.stages.extract` measured.
 
     Parameters
     ----------

@@ -1,7 +1,7 @@
 """Executors, which compute embeddings on this machine or on many (`pipeline.embedding.ray`).
 
 An executor is opened on a sample of the images, which decides engine and precision once, and is then given rows.
-`pipeline.extract` plans and writes.
+The stage `extract` plans and writes.
 """
 
 from __future__ import annotations

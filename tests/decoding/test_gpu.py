@@ -26,8 +26,8 @@ from pipeline.embedding.ray import RayExecutor
 from pipeline.embedding.settings import RunSettings
 from pipeline.engines.selfcheck import least_cosine
 from pipeline.errors import EngineError, FingerprintError
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
+from pipeline.stages.extract import ExtractSettings, extract
 from tests.cli.run import run_command
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from pipeline.embedding import from_spec
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, FingerprintError
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources.reopen import image_bytes
+from pipeline.stages.extract import ExtractSettings, extract
 from scripts.trivial_network import trivial_network
 
 if TYPE_CHECKING:
