@@ -302,9 +302,7 @@ def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings
     return ExtractSettings(
         layers=options["layer"],
         decode=DecodePolicy(
-            max_pixels=options["max_pixels"],
-            jpeg_scale=options["jpeg_scale"],
-            jpeg_decoder=GPU if options["decode"] == "gpu" else PILLOW,
+            max_pixels=options["max_pixels"], jpeg_decoder=GPU if options["decode"] == "gpu" else PILLOW
         ),
         run=run_settings(options),
         shard=shard,

@@ -34,7 +34,7 @@ from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
 from pipeline.embedding.executor import Executor, LocalExecutor
-from pipeline.embedding.from_spec import make_spec
+from pipeline.embedding.from_spec import decode_of_spec, make_spec
 from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.selection import open_selection
@@ -382,6 +382,7 @@ def fill(job: Job, work: Work) -> Summary:
 def _settings_of(old: Cache, job: Job) -> ExtractSettings:
     """Return the job's settings with what a cache settles; refuse a cache of other numbers or another shard."""
     settings = job.settings
+    decode_of_spec(old.spec, where=str(job.path))  # refuses what can no longer be computed
     if settings.run.precision == AUTO:
         settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
     if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
