@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.signals import Stopped
+from pipeline.core.names import one_line
 from pipeline.core.progress import ProgressLine
 from pipeline.errors import PipelineError
 
@@ -28,7 +29,7 @@ class _Commands(click.Group):
             _check_current_folder()
             return super().invoke(ctx)
         except PipelineError as error:
-            say(f"error: {error}")
+            say(f"error: {one_line(str(error))}")
             ctx.exit(EXIT_ERROR)
         except Stopped as stopped:
             ctx.exit(stopped.exit_code)

@@ -390,7 +390,7 @@ class LogisticSweep(_Logistic):
         return {values[i]: [points[i] for points in solved] for i in range(complete)}
 
     def _best(self, tried: dict[float, list[PathPoint]]) -> float:
-        """Return the strongest regularisation that cannot be told from the best."""
+        """Return the strongest regularisation that cannot be distinguished from the best."""
         values = sorted(tried)
         chosen = choose(
             [_joined(tried[c]) for c in values],
@@ -530,12 +530,12 @@ def fit_logistic(
     if failed:
         warnings.append(
             f"{len(failed)} of {len(estimator.sweep_)} values of C did not reach the tolerance "
-            f"(from {min(failed):g} to {max(failed):g}) and were not chosen: to go on longer with them, "
+            f"(from {min(failed):g} to {max(failed):g}) and were not chosen: to allow them more passes, "
             f"--set max_passes={_more(estimator.max_passes)}"
         )
     if not estimator.converged_:
         warnings.append(
-            f"the fit at C = {estimator.C_:g} did not converge: go on longer with "
+            f"the fit at C = {estimator.C_:g} did not converge: allow more passes with "
             f"--set max_passes={_more(estimator.max_passes)}, or regularise more with --C {estimator.C_ / 10:g}"
         )
     values = [entry["C"] for entry in estimator.sweep_]
