@@ -27,7 +27,7 @@ from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
-from pipeline.core.items import Status
+from pipeline.core.items import LeftOut, Status
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
@@ -108,8 +108,8 @@ class Summary:
     changes : mapping of str to int
         What had happened to the archive since the cache was made: images ``added``, ``changed``, ``deleted``,
         ``renamed``, ``relabelled``, ``unchanged``; empty where nothing had.
-    skipped : mapping of str to int
-        Files that are no items, by reason; ``skipped_examples`` names some.
+    left_out : LeftOut
+        Files that are no items.
     stopped : bool
         The run was asked to stop before the end.
     engine : str
@@ -126,8 +126,7 @@ class Summary:
     failed: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    skipped_examples: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
     stopped: bool = False
     engine: str = ""
     bottleneck: Bottleneck | None = None
@@ -222,8 +221,7 @@ def extract(
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
     with write_lock(path):
         summary = _extract_locked(job)
-    summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
-    summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
+    summary.left_out = LeftOut.of(source.skipped)
     summary.seconds["total"] = time.perf_counter() - started
     if summary.bottleneck is not None:
         _write_run(path, summary, settings)

@@ -14,6 +14,7 @@ import numpy as np
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.callbacks import Progress, Say, ignore
 from pipeline.core.files import replacing
+from pipeline.core.items import LeftOut
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
@@ -30,13 +31,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PredictSummary:
-    """How a run went: images in all, how many failed, whether it was stopped, seconds, on what."""
+    """How a run went: images in all, how many failed, whether it was stopped, seconds, on what, files left out."""
 
     total: int
     failed: int
     stopped: bool
     seconds: float
     engine: str
+    left_out: LeftOut
 
 
 def predict(
@@ -95,8 +97,9 @@ def predict(
         failed = stopped.failed
     finally:
         embedder.close()
+    left_out = LeftOut.of(source.skipped)
     where = f"{engine.name}, {engine.device}, {engine.precision}"
-    return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where)
+    return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where, left_out)
 
 
 def _check_output(path: Path) -> None:

@@ -155,6 +155,7 @@ def extract(
             say(f"stopped, {left} left: the same command resumes")
     if summary.failed:
         say(f"{summary.failed} images failed: 'pipeline info --failed {output}' lists them")
+    if summary.failed or summary.left_out.lost:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 
@@ -174,9 +175,8 @@ def _say_summary(summary: Summary, output: str) -> None:
             "failed: "
             + ", ".join(f"{count} {name.replace('_', ' ')}" for name, count in sorted(summary.failures.items()))
         )
-    if summary.skipped:
-        what = ", ".join(f"{count} {reason}" for reason, count in sorted(summary.skipped.items()))
-        say(f"left out: {what} (such as {', '.join(summary.skipped_examples)})")
+    if summary.left_out.reasons:
+        say(str(summary.left_out))
 
 
 @cli.command()

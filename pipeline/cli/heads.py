@@ -236,4 +236,7 @@ def predict(run_dir: str, images: str, output: str, weights: str | None, trust: 
     say(f"{output}: {summary.total} images, {summary.failed} failed, in {summary.seconds:.1f} s, on {summary.engine}")
     if summary.failed:
         say(f"{summary.failed} images failed: the column 'error' holds the reasons")
+    if summary.left_out.reasons:
+        say(str(summary.left_out))
+    if summary.failed or summary.left_out.lost:
         click.get_current_context().exit(EXIT_SOME_FAILED)

@@ -23,6 +23,8 @@ RESAMPLING = {
     "hamming": Image.Resampling.HAMMING,
     "lanczos": Image.Resampling.LANCZOS,
 }
+MOST_RESIZED = 1 << 26
+"""Pixels of a resized image; one of more is cropped first, since that of a long thin picture would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class Preprocess:
             The input of the engine.
         """
         size = self.resized(*image.size)
+        if size[0] * size[1] > MOST_RESIZED:
+            return self._middle(image, size)
         if size != image.size:
             image = image.resize(size, RESAMPLING[self.interpolation])
         height, width = self.crop
@@ -94,6 +98,17 @@ class Preprocess:
             left, top = self.corner(*image.size)
             image = image.crop((left, top, left + width, top + height))  # outside the image: black, as torchvision pads
         return np.asarray(image)
+
+    def _middle(self, image: Image.Image, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Resize only what the crop shows, as `apply` does; for long thin images, of which it shows little."""
+        left, top = self.corner(*size)
+        height, width = self.crop
+        shown = max(left, 0), max(top, 0), min(left + width, size[0]), min(top + height, size[1])
+        across, down = image.width / size[0], image.height / size[1]
+        box = shown[0] * across, shown[1] * down, shown[2] * across, shown[3] * down
+        small = image.resize((shown[2] - shown[0], shown[3] - shown[1]), RESAMPLING[self.interpolation], box=box)
+        left, top = min(left, 0), min(top, 0)
+        return np.asarray(small.crop((left, top, left + width, top + height)))
 
     def to_spec(self) -> dict[str, Any]:
         """Return the fields as JSON-like data."""

@@ -21,7 +21,8 @@ from PIL import Image
 
 from pipeline.core.items import HASH_BYTES, Status, content_hash
 from pipeline.core.system import limit_memory
-from pipeline.decoding.image import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, decode_image, is_plain_jpeg
 from pipeline.decoding.prefetch import Prefetcher
 
 if TYPE_CHECKING:

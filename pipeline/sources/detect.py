@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decoding.image import is_image
+from pipeline.decoding.formats import is_image, named_like_an_image
 from pipeline.sources.parquet import image_columns
 from pipeline.sources.table import PARQUET_MAGIC
 
@@ -16,7 +17,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 
 
 def kind_of(store: Store, file: File) -> str:
-    """Return the kind of a file, by its first bytes."""
+    """Return the kind of a file, by its first bytes; what is not known by them and is named like an image, is one."""
     head = store.head(file.path, HEAD_BYTES)
     if head[257:262] == b"ustar" or _is_old_tar(head):
         return "tar"
@@ -27,7 +28,9 @@ def kind_of(store: Store, file: File) -> str:
     if head.startswith(b"\x89HDF\r\n\x1a\n"):
         return "hdf5"
     packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-    return packed or ("image" if is_image(head) else "table")
+    if packed:
+        return packed
+    return "image" if is_image(head) or named_like_an_image(os.fsencode(file.path)) else "table"
 
 
 def _is_old_tar(head: bytes) -> bool:

@@ -8,9 +8,10 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decoding.image import SNIFF_BYTES
+from pipeline.decoding.formats import SNIFF_BYTES, named_like_an_image
 from pipeline.sources.archive import (
     CUT_OFF,
+    IMAGE,
     MAX_SIDECAR_BYTES,
     NOT_A_FILE,
     TOO_LARGE,
@@ -108,5 +109,5 @@ def _add(raw: BinaryIO, member: tarfile.TarInfo, listing: Listing) -> None:
         if member.size <= MAX_SIDECAR_BYTES and is_sidecar(name):
             listing.add_sidecar(name, raw.read(member.size))
         else:
-            head = raw.read(min(SNIFF_BYTES, member.size))
-            listing.add(name, reason_for(head), offset=member.offset_data, size=member.size)
+            reason = IMAGE if named_like_an_image(name) else reason_for(raw.read(min(SNIFF_BYTES, member.size)))
+            listing.add(name, reason, offset=member.offset_data, size=member.size)

@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decoding.image import SNIFF_BYTES
+from pipeline.decoding.formats import SNIFF_BYTES, named_like_an_image
 from pipeline.sources.archive import (
     ENCRYPTED,
     IMAGE,
@@ -23,7 +23,7 @@ from pipeline.sources.archive import (
     is_sidecar,
     reason_for,
 )
-from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
+from pipeline.sources.base import MAX_MEMBER_BYTES
 from pipeline.sources.store import LocalStore
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 SIGNATURE = b"PK\x03\x04"
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, then lengths of name and extra field, which the data follow (APPNOTE 4.3.7)."""
-SNIFF_PACKED = 512
+SNIFF_PACKED = 1024
 """Bytes of deflated data that hold the first `SNIFF_BYTES`, with the tables that go before them."""
 EXTRA_GUESS = 64
 """Bytes of the extra field that are read with the data, so that one read suffices."""
@@ -44,8 +44,8 @@ UNIX, LINK_MODE = 3, 0o12
 class ZipSource(ArchiveSource):
     """The images in zip archives; see `ArchiveSource`.
 
-    On the local machine content decides what is an image. Over a network this would cost a request for each member, so
-    the suffix of the name decides.
+    A member whose name has the suffix of an image is an item. On the local machine the content of other members
+    decides. Over a network this would cost a request for each, and they are left out.
     """
 
     kind = "zip"
@@ -130,7 +130,7 @@ def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, listing: Listing, re
             listing.add_sidecar(name, read((0, *numbers.values())))  # type: ignore[arg-type]
         except OSError:
             listing.add(name, NOT_AN_IMAGE)
-    elif looks:
+    elif looks and not named_like_an_image(name):
         listing.add(name, _sniff(read, member), **numbers)
     else:
         listing.add(name, IMAGE if named_like_an_image(name) else NOT_AN_IMAGE, **numbers)

@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pipeline.core.items import Status
-from pipeline.decoding.image import SNIFF_BYTES, DecodeError, DecodePolicy, decode, decode_image, is_image
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.formats import SNIFF_BYTES, is_image
+from pipeline.decoding.image import DecodePolicy, decode, decode_image
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:

@@ -104,10 +104,13 @@ def test_labels_come_from_members_of_the_same_sample(write: Callable[[Path, Memb
 @both
 def test_content_decides_and_the_rest_is_named(write: Callable[[Path, Members], str], tmp_path: Path) -> None:
     source = open_source(
-        write(tmp_path / "a", [("1.txt", PNG), ("2.png", b"text"), (".hidden.png", PNG), ("empty.png", b"")])
+        write(
+            tmp_path / "a",
+            [("1.txt", PNG), ("2.png", b"text"), (".hidden.png", PNG), ("empty.png", b""), ("notes", b"x")],
+        )
     )
-    assert keys(source) == ["1.txt"]
-    assert left_out(source) == {"2.png": "not an image", ".hidden.png": "hidden", "empty.png": "not an image"}
+    assert keys(source) == ["1.txt", "2.png", "empty.png"]  # what is named like an image has a row
+    assert left_out(source) == {".hidden.png": "hidden", "notes": "not an image"}
 
 
 @both
