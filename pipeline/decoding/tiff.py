@@ -173,6 +173,8 @@ def _alpha(layout: Layout, colour: str) -> tuple[str | None, bool]:
     if colour == CMYK and layout.inks != 1:
         raise unsupported(f"TIFF of inks that are not CMYK (InkSet {layout.inks}): convert it to RGB")
     extras = layout.extras or ()
+    if len(extras) > further:
+        raise unsupported(f"TIFF of {layout.samples} bands, {len(extras)} of them beside {colour}: save it again")
     if further and not extras and colour == RGB and further == 1:
         return None, True
     if further and not extras:
@@ -225,7 +227,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Image.Image | bytes:
         check_size(layout.width, layout.height, max_pixels)
         reading = reading_of(layout)
         palette = value(320, None) if reading.colour is None else None
-        small_palette = palette is not None and max(palette) < 256  # written as 8-bit values: black to Pillow
+        small_palette = palette is not None and np.max(palette) < 256  # written as 8-bit values: black to Pillow
         if reading.by_pillow and not small_palette and not data.startswith(b"MM\0+"):
             return data if page.offset == file.pages[0].offset else _with_first_page(data, page.offset)
         image = _samples(page, layout, reading, palette).rgb()
