@@ -71,7 +71,9 @@ def _first_frame(dataset: Any) -> Any:
     except (NotImplementedError, RuntimeError) as error:
         if "plugin" in str(error) or "decompress" in str(error) or isinstance(error, NotImplementedError):
             syntax = dataset.file_meta.TransferSyntaxUID.name
-            raise unsupported(f"DICOM packed by {syntax}, for which a plugin of pydicom is missing") from None
+            raise unsupported(
+                f"DICOM packed by {syntax}, for which pydicom has no decoder here: pip install pylibjpeg"
+            ) from None
         raise DecodeError(Status.CORRUPT, first_words(error)) from None
 
 

@@ -156,6 +156,8 @@ _OTHERS = (
 
 def kind_of_image(head: bytes) -> Kind | None:
     """Return the kind of image that a file's first `SNIFF_BYTES` bytes show, or None."""
+    if head[128:132] == b"DICM":
+        return _NAMED[DICOM]  # whose first 128 bytes may be those of another format
     for magic, kind in _MAGIC:
         if head.startswith(magic):
             return kind
@@ -163,8 +165,6 @@ def kind_of_image(head: bytes) -> Kind | None:
         return _kind_of_brands(head)
     if head[:4] == b"RIFF":
         return {b"WEBP": _NAMED["WEBP"], b"AVI ": _VIDEO}.get(head[8:12])
-    if head[128:132] == b"DICM":
-        return _NAMED[DICOM]
     return _kind_by_structure(head)
 
 

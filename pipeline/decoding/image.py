@@ -309,8 +309,6 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         what = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise unsupported(f"{what}, which have no stated range: convert it to 8 or 16 bit")
-    if image.mode in ("LAB", "HSV"):
-        raise unsupported(f"{image.mode} colours: convert it to RGB")
     if image.mode == "RGBA" and image.format == "BMP" and image.getextrema()[3] == (0, 0):
         return image.convert("RGB")  # writers that know no alpha leave zeros in its place
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:

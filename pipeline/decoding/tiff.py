@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 MIN_IS_WHITE, MIN_IS_BLACK, PHOTOMETRIC_RGB, PALETTE, MASK, SEPARATED, YCBCR = range(7)
+_LAB = 8
 _PHOTOMETRICS = {
     MIN_IS_WHITE: GREY,
     MIN_IS_BLACK: GREY,
@@ -36,7 +37,6 @@ _PHOTOMETRICS = {
 _CFA, _LINEAR_RAW = 32803, 34892
 _REFUSED_COLOURS = {
     MASK: "a transparency mask",
-    8: "CIE Lab colours",
     9: "ICC Lab colours",
     10: "ITU Lab colours",
     32844: "LogL values",
@@ -68,12 +68,14 @@ class Layout:
     extras: tuple[int, ...] | None
     compression: int
     inks: int
+    subsampling: tuple[int, ...]
 
     @classmethod
     def of_tags(cls, value: Callable[[int, Any], Any]) -> Layout:
         """Return the layout, given the function that looks up a tag by its number, with a default."""
-        samples = int(_first(value(277, 1)))
         photometric = value(262, None)
+        # Some writers of JPEG leave it out, and Lab and YCbCr have three in any case.
+        samples = int(_first(value(277, 3 if photometric in (YCBCR, _LAB) else 1)))
         extras = value(338, None)
         return cls(
             width=int(_first(value(256, 0))),
@@ -86,6 +88,7 @@ class Layout:
             extras=None if extras is None else _numbers(extras),
             compression=int(_first(value(259, 1))),
             inks=int(_first(value(332, 1))),
+            subsampling=_numbers(value(530, (2, 2))),
         )
 
 
@@ -129,13 +132,22 @@ def reading_of(layout: Layout) -> Reading:
     if photometric in _REFUSED_COLOURS:
         raise unsupported(f"TIFF with {_REFUSED_COLOURS[photometric]}: convert it to RGB or grey")
     if photometric == YCBCR:
-        if bits != 8 or layout.samples != 3 or layout.planar or layout.compression not in _OF_PILLOW:
+        # Pillow unpacks what is compressed by libtiff, which knows subsampling and planes, and other files by itself.
+        is_whole = layout.subsampling == (1, 1) and not layout.planar
+        if bits != 8 or layout.samples != 3 or layout.compression not in _OF_PILLOW:
             raise unsupported(f"TIFF with YCbCr colours in {layout.samples} × {bits} bits: convert it to RGB")
+        if layout.compression == 1 and not is_whole:
+            raise unsupported("TIFF with YCbCr colours, uncompressed, in planes or subsampled: convert it to RGB")
+        return Reading(RGB, bits, by_pillow=True)
+    if photometric == _LAB:
+        if bits != 8 or layout.samples != 3 or layout.planar or layout.compression not in _OF_PILLOW:
+            raise unsupported(f"TIFF with CIE Lab colours in {layout.samples} × {bits} bits: convert it to RGB")
         return Reading(RGB, bits, by_pillow=True)
     if photometric == PALETTE:
-        if layout.samples != 1 or bits > 8:
+        with_alpha = layout.samples == 2 and bits == 8 and layout.extras in ((0,), (2,)) and not layout.planar
+        if bits > 8 or not (layout.samples == 1 or with_alpha) or layout.compression not in _OF_PILLOW:
             raise unsupported(f"TIFF with a palette and {layout.samples} × {bits} bits: convert it to RGB")
-        return Reading(None, bits, by_pillow=layout.compression in _OF_PILLOW)
+        return Reading(None, bits, by_pillow=True)
     if photometric not in _PHOTOMETRICS:
         raise unsupported(f"TIFF that does not say what its samples mean (photometric {photometric}): save it again")
     colour = _PHOTOMETRICS[photometric]

@@ -144,7 +144,7 @@ def test_tiff_of_unstated_meaning_is_refused() -> None:
     refused(tiff(Page(np.concatenate([RGB, ALPHA], axis=2))), "4 bands without a stated meaning")
     check(tiff(Page(np.concatenate([RGB, np.full_like(ALPHA, 255)], axis=2))), RGB)
     refused(tiff(Page(RGB, extras=(0, 0))), "2 of them")
-    refused(tiff(Page(RGB, photometric=8)), "Lab")
+    refused(tiff(Page(RGB, photometric=9)), "Lab")
     refused(tiff(Page(RGB, photometric=-1)), "does not say")
     refused(tiff(Page(np.concatenate([RGB, GREY], axis=2), photometric=5, tags={332: ("H", [2])})), "inks")
     refused(tiff(Page(GREY, photometric=32803)), "RAW")
