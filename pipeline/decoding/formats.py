@@ -57,9 +57,9 @@ _SVG = Kind("SVG drawing", "svg svgz", "render it to PNG at the size you need")
 _PDF = Kind("PDF document", "pdf", "render its pages to PNG")
 _POSTSCRIPT = Kind("PostScript document", "eps", "render it to PNG")
 _JXL = Kind("JPEG XL image", "jxl", "convert it to PNG or JPEG")
-_EXR = Kind("OpenEXR image", "exr", "map its values to 8 or 16 bit, since floating-point pixels have no stated range")
-_HDR = Kind("Radiance HDR image", "hdr", "map its values to 8 or 16 bit, since they have no stated range")
-_PFM = Kind("floating-point PFM image", "pfm", "map its values to 8 or 16 bit, since they have no stated range")
+_EXR = Kind("OpenEXR image", "exr", "map its values, which have no stated range, to 8 or 16 bit")
+_HDR = Kind("Radiance HDR image", "hdr", "map its values, which have no stated range, to 8 or 16 bit")
+_PFM = Kind("floating-point PFM image", "pfm", "map its values, which have no stated range, to 8 or 16 bit")
 _PAM = Kind("PAM image", "pam", _EXPORT)
 _PSD = Kind("Photoshop document", "psd psb", "export it as PNG or TIFF")
 _XCF = Kind("GIMP document", "xcf", "export it as PNG or TIFF")
@@ -145,6 +145,7 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+_WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<body")
 _OTHERS = (
     (b"\x1f\x8b", "a gzip file"),
     (b"PK\x03\x04", "a zip archive"),
@@ -187,7 +188,8 @@ def named_like_an_image(name: bytes) -> bool:
 
 def unread_kind(data: bytes) -> Kind | None:
     """Return the kind of an image that only more than its first `SNIFF_BYTES` bytes show; none of these is read."""
-    if b"<svg" in data[: 16 * SNIFF_BYTES].lower() and _start_of_text(data[:SNIFF_BYTES]).startswith(b"<"):
+    text = _start_of_text(data[: 16 * SNIFF_BYTES])
+    if text.startswith(b"<") and b"<svg" in text and not text.startswith(_WEB_PAGE):
         return _SVG
     return _TGA if data.endswith(b"TRUEVISION-XFILE.\0") else None
 
@@ -197,7 +199,7 @@ def what_it_is(data: bytes) -> str:
     if not data:
         return "an empty file"
     text = _start_of_text(data[:SNIFF_BYTES])
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<body")):
+    if text.startswith(_WEB_PAGE):
         return "a web page (HTML), perhaps of a failed download"
     if not any(data[:SNIFF_BYTES]):
         return "zeros, as of an unfinished copy"

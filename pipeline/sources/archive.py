@@ -289,8 +289,9 @@ class SkippedMembers(Sequence[Skipped]):
         prefix, names, reasons = self._parts[part]
         at = i - (int(self._ends[part - 1]) if part else 0)
         name, reason = bytes(names[at]), int(reasons[at])
-        # One of a name that is hidden, or that a later member has as well, is left out on purpose.
-        is_lost = reason == CUT_OFF or (reason not in (HIDDEN, SUPERSEDED) and named_like_an_image(name))
+        # One of a name that is hidden, or that a later member has as well, is left out on purpose. Of a long name the
+        # suffix is not kept.
+        is_lost = reason in (CUT_OFF, LONG_NAME) or (reason not in (HIDDEN, SUPERSEDED) and named_like_an_image(name))
         return Skipped(os.fsdecode(prefix + name), REASONS[reason], is_lost)
 
 

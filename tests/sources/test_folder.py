@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from pipeline.core.items import LeftOut
 from pipeline.errors import SourceError
 from pipeline.sources import FolderSource, folder, open_source
 
@@ -68,6 +69,24 @@ def test_content_decides_and_the_rest_is_named(image_folder: Path, tmp_path: Pat
         ".hidden.png": "hidden",
         "pipe": "not a regular file",
     }
+
+
+def test_a_folder_that_cannot_be_read_is_lost(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    shutil.copy(next(image_folder.glob("*/*.png")), tmp_path / "a.png")
+    scandir = os.scandir
+
+    def refuse(folder: bytes) -> object:
+        if folder.endswith(b"closed"):  # the tests may run as a user for whom no folder is closed
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(folder.os, "scandir", refuse)
+    source = FolderSource(str(tmp_path))
+    assert [(skip.key, skip.is_lost) for skip in source.skipped] == [("closed", True)]
+    assert LeftOut.of(source.skipped).lost == 1
 
 
 def test_any_file_name_survives(image_folder: Path, tmp_path: Path) -> None:
