@@ -45,7 +45,7 @@ def read_dicom(data: bytes, max_pixels: int) -> Image.Image:
         if "FloatPixelData" in dataset or "DoubleFloatPixelData" in dataset:
             raise unsupported("DICOM of floating-point pixels, which have no stated range: map them to 16 bit")
         raise DecodeError(Status.NOT_AN_IMAGE, "a DICOM object without pixels, such as a report or a plan")
-    check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)
+    check_size((int(dataset.Columns), int(dataset.Rows)), max_pixels)
     kind = str(dataset.get("PhotometricInterpretation", ""))
     if kind not in (*_GREY, *_COLOURS, _PALETTE):
         raise unsupported(f"DICOM with the photometric interpretation {kind or 'of none'}: export it as PNG")
@@ -54,7 +54,7 @@ def read_dicom(data: bytes, max_pixels: int) -> Image.Image:
         levels = _grey_levels(frame, dataset)
         return Image.fromarray(255 - levels if kind == "MONOCHROME1" else levels).convert("RGB")
     if kind == _PALETTE:
-        from pydicom.pixels import apply_color_lut
+        from pydicom.pixels.processing import apply_color_lut
 
         colours = apply_color_lut(frame, dataset)
         return Samples(colours, _top_of(colours), RGB).rgb()
@@ -64,7 +64,7 @@ def read_dicom(data: bytes, max_pixels: int) -> Image.Image:
 
 
 def _first_frame(dataset: Any) -> Any:
-    from pydicom.pixels import pixel_array
+    from pydicom.pixels.utils import pixel_array
 
     try:
         return pixel_array(dataset, index=0)
@@ -79,7 +79,7 @@ def _first_frame(dataset: Any) -> Any:
 
 def _grey_levels(stored: Any, dataset: Any) -> NDArray[np.uint8]:
     """Return the displayed grey levels, 0 black, before any inversion."""
-    from pydicom.pixels import apply_modality_lut, apply_voi
+    from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
     if int(dataset.get("BitsStored", 8)) > 16:
         raise unsupported(f"DICOM of {dataset.BitsStored}-bit pixels, which have no stated range: map them to 16 bit")

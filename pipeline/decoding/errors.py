@@ -24,8 +24,9 @@ def unsupported(reason: str) -> DecodeError:
     return DecodeError(Status.UNSUPPORTED, reason)
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raise `DecodeError` for an image above the limit, by its header, before it is decoded."""
+def check_size(size: tuple[int, int], max_pixels: int) -> None:
+    """Raise `DecodeError` for an image of more pixels than the limit: by its header, before it is decoded."""
+    width, height = size
     if width * height > max_pixels:
         raise DecodeError(Status.TOO_LARGE, f"{width} × {height} pixels, above the limit of {max_pixels}")
 

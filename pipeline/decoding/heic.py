@@ -25,6 +25,6 @@ def read_heic(data: bytes, max_pixels: int) -> Image.Image:
             "HEIC image: pip install 'embedding-pipeline[heic]' and extract with --retry-failed, or convert it to JPEG"
         ) from None
     file = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
-    check_size(*file.size, max_pixels)
+    check_size(file.size, max_pixels)
     image: Image.Image = file.to_pillow()
     return image

@@ -167,7 +167,7 @@ def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image: Any = Image.open(io.BytesIO(data), formats=policy.formats)
-            check_size(*image.size, policy.max_pixels)
+            check_size(image.size, policy.max_pixels)
             subsampled = len({component[1:3] for component in image.layer}) > 1
             return (
                 image.format == "JPEG"
@@ -192,7 +192,7 @@ def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
         It is too large or damaged, or its pixels have no stated range.
     """
     try:
-        check_size(*image.size, policy.max_pixels)
+        check_size(image.size, policy.max_pixels)
         if image.format == "TIFF" and hasattr(image, "tag_v2"):
             check_read_by_pillow(image.tag_v2.get)
         image.load()
@@ -225,7 +225,7 @@ def _kind_of(data: bytes, policy: DecodePolicy) -> str:
 
 def _by_pillow(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=policy.formats)
-    check_size(*image.size, policy.max_pixels)
+    check_size(image.size, policy.max_pixels)
     if resize_short is not None and policy.jpeg_scale == "half" and image.format in ("JPEG", "MPO"):
         _draft(image, 2 * resize_short)
     image.load()
@@ -235,7 +235,7 @@ def _by_pillow(data: bytes, policy: DecodePolicy, resize_short: int | None) -> I
 def _read_png(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
     data = without_long_texts(data)
     image = Image.open(io.BytesIO(data), formats=policy.formats)
-    check_size(*image.size, policy.max_pixels)
+    check_size(image.size, policy.max_pixels)
     deep = deep_png(data)
     if deep is None:
         image.load()
@@ -250,7 +250,7 @@ def _read_tiff(data: bytes, policy: DecodePolicy, resize_short: int | None) -> I
 
 def _read_jpeg2000(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=policy.formats)
-    check_size(*image.size, policy.max_pixels)
+    check_size(image.size, policy.max_pixels)
     deep = deep_jpeg2000(data)
     if deep is not None:
         return deep.rgb()
@@ -309,7 +309,7 @@ def _rgb(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F"):
         what = "32-bit integers" if image.mode == "I" else "floating-point numbers"
         raise unsupported(f"{what}, which have no stated range: convert it to 8 or 16 bit")
-    if image.mode == "RGBA" and image.format == "BMP" and image.getextrema()[3] == (0, 0):
+    if image.mode == "RGBA" and image.format == "BMP" and image.getchannel("A").getextrema() == (0, 0):
         return image.convert("RGB")  # writers that know no alpha leave zeros in its place
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")

@@ -236,7 +236,7 @@ def read_tiff(data: bytes, max_pixels: int) -> Image.Image | bytes:
         page = _picture(file)
         value = page.tags.valueof
         layout = Layout.of_tags(value)
-        check_size(layout.width, layout.height, max_pixels)
+        check_size((layout.width, layout.height), max_pixels)
         reading = reading_of(layout)
         palette = value(320, None) if reading.colour is None else None
         small_palette = palette is not None and np.max(palette) < 256  # written as 8-bit values: black to Pillow
@@ -265,7 +265,7 @@ def check_read_by_pillow(tags: Callable[[int, Any], Any]) -> None:
 
 def _picture(file: tifffile.TiffFile) -> Any:
     """Return the page that is the picture: the first that is no thumbnail and no mask."""
-    first = file.pages[0]
+    first: Any = file.pages[0]
     nested = list(first.pages or ())[:_MOST_PAGES] if 330 in first.tags else []
     if 50706 in first.tags or any(page.tags.valueof(262, None) in (_CFA, _LINEAR_RAW) for page in nested):
         raise unsupported(f"{RAW.name}: {RAW.remedy}")  # a DNG, or a maker's own, whose first page is a preview

@@ -19,11 +19,11 @@ _random = np.random.default_rng(3)
 def dicom(pixels: Array, kind: str = "MONOCHROME2", stored: int | None = None, **tags: Any) -> bytes:
     """Return a DICOM file of (H, W) or (H, W, 3) pixels; (F, H, W) with NumberOfFrames."""
     from pydicom.dataset import FileDataset, FileMetaDataset
-    from pydicom.uid import ExplicitVRLittleEndian, SecondaryCaptureImageStorage
+    from pydicom.uid import UID, ExplicitVRLittleEndian, SecondaryCaptureImageStorage
 
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = SecondaryCaptureImageStorage
-    meta.MediaStorageSOPInstanceUID = "1.2.3"
+    meta.MediaStorageSOPInstanceUID = UID("1.2.3")
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
     file = FileDataset("", {}, file_meta=meta, preamble=b"II*\0" + bytes(124))
     bands = 3 if kind in ("RGB", "YBR_FULL") else 1
@@ -66,7 +66,7 @@ def test_without_a_window_the_stored_bits_are_the_range() -> None:
 def test_the_first_window_applies_to_rescaled_values() -> None:
     stored = _random.integers(0, 4096, (7, 9)).astype(np.uint16)
     units = stored.astype(float) - 1024
-    window = {
+    window: dict[str, Any] = {
         "RescaleSlope": "1",
         "RescaleIntercept": "-1024",
         "WindowCenter": ["40", "7"],

@@ -46,7 +46,7 @@ def test_cropping_before_resizing_changes_the_rounding_only(
         assert found.shape == expected.shape
         # Pillow may then resize the other side first, and clips what bicubic overshoots in between.
         assert np.abs(found - expected).max() <= (1 if interpolation == "bilinear" else 10)
-        assert np.abs(found - expected).mean() < 0.2
+        assert np.abs(found - expected).mean() < 0.5
 
 
 def test_a_long_thin_image_needs_little_memory() -> None:

@@ -83,7 +83,7 @@ def test_a_folder_that_cannot_be_read_is_lost(
             raise PermissionError(13, "Permission denied")
         return scandir(folder)
 
-    monkeypatch.setattr(folder.os, "scandir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     source = FolderSource(str(tmp_path))
     assert [(skip.key, skip.is_lost) for skip in source.skipped] == [("closed", True)]
     assert LeftOut.of(source.skipped).lost == 1
