@@ -35,7 +35,8 @@ def test_pixels_equal_torchvisions(width: int, height: int, size: int, crop: int
 def test_cropping_before_resizing_changes_the_rounding_only(
     size: tuple[int, int], interpolation: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    pixels = np.random.default_rng(size[0]).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    y, x, band = np.mgrid[: size[1], : size[0], :3]  # smooth: bicubic never has to clip
+    pixels = (128 + 100 * np.sin(x / 3 + band) * np.cos(y / 4)).astype(np.uint8)
     image = Image.fromarray(pixels)
     for crop in ((32, 32), (20, 60), (50, 50)):
         preprocess = Preprocess((40,), crop, interpolation, HALF, HALF)
@@ -44,9 +45,7 @@ def test_cropping_before_resizing_changes_the_rounding_only(
             context.setattr("pipeline.decoding.preprocess.MOST_RESIZED", 0)
             found = preprocess.apply(image).astype(int)
         assert found.shape == expected.shape
-        # Pillow may then resize the other side first, and clips what bicubic overshoots in between.
-        assert np.abs(found - expected).max() <= (1 if interpolation == "bilinear" else 10)
-        assert np.abs(found - expected).mean() < 0.5
+        assert np.abs(found - expected).max() <= 2  # Pillow may resize the other side first, and rounds in between
 
 
 def test_a_long_thin_image_needs_little_memory() -> None:
