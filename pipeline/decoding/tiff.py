@@ -259,7 +259,11 @@ def check_read_by_pillow(tags: Callable[[int, Any], Any]) -> None:
     DecodeError
         It is not.
     """
-    if not reading_of(Layout.of_tags(tags)).by_pillow:
+    layout = Layout.of_tags(tags)
+    reading = reading_of(layout)
+    # Of 16-bit colours it keeps the high bytes, which is one level off at most.
+    is_plain = reading.bits in (8, 16) and not (layout.planar or reading.inverted or reading.undeclared)
+    if not (reading.by_pillow or is_plain):
         raise unsupported("TIFF that Pillow does not read rightly: pass the path of the file instead")
 
 
