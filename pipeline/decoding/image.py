@@ -215,7 +215,7 @@ def _kind_of(data: bytes, policy: DecodePolicy) -> str:
     """
     kind = kind_of_image(data[:SNIFF_BYTES]) or unread_kind(data)
     if kind is None:
-        raise DecodeError(Status.NOT_AN_IMAGE, f"not an image: {what_it_is(data)}")
+        raise DecodeError(Status.NOT_AN_IMAGE, what_it_is(data))
     if kind.remedy:
         raise unsupported(f"{kind.name}: {kind.remedy}")
     if kind.name not in policy.formats and not (kind.name in BY_EXTRAS and policy.formats == FORMATS):
