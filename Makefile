@@ -21,11 +21,12 @@ PARALLEL  := -n auto --dist loadfile
 # What `make check` leaves out: tests that load a network, start an engine or many processes, or run a whole stage.
 HEAVY     := analysis/test_projection.py analysis/test_search.py backbones cache/test_verify.py cli/test_cli.py \
              core/test_shards.py core/test_slurm.py decoding/test_gpu.py decoding/test_pool.py embedding engines faults \
-             sources/test_same_images.py test_docs.py test_extract.py test_extract_faults.py test_finetune.py \
-             test_fit_head.py test_predict.py training
+             sources/test_same_images.py stages/test_calls.py stages/test_extract.py \
+             stages/test_extract_faults.py stages/test_finetune.py stages/test_fit_head.py stages/test_predict.py \
+             test_docs.py training
 # What computes embeddings, and so depends on the processor.
 ENGINES   := tests/engines tests/embedding tests/backbones tests/training tests/decoding/test_gpu.py \
-             tests/test_extract.py tests/test_predict.py
+             tests/stages/test_extract.py tests/stages/test_predict.py
 UV        := .venvs/uv/bin/uv
 # tests/avx2/sitecustomize.py says what these do.
 AVX2      := PYTHONPATH=tests/avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 OPENBLAS_CORETYPE=Haswell

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 PACKAGES = ("pipeline", "pipeline.heads")
 NAMES = (
-    "pipeline.extract.extract",
-    "pipeline.fit_head.fit_head",
-    "pipeline.fit_head.fit_heads",
-    "pipeline.compare.compare_runs",
-    "pipeline.predict.predict",
-    "pipeline.finetune.finetune",
+    "pipeline.stages.extract.extract",
+    "pipeline.stages.fit_head.fit_head",
+    "pipeline.stages.fit_head.fit_heads",
+    "pipeline.fitting.compare.compare_runs",
+    "pipeline.stages.predict.predict",
+    "pipeline.stages.finetune.finetune",
     "pipeline.analysis.search.search",
     "pipeline.analysis.duplicates.find_duplicates",
     "pipeline.analysis.labels.check_labels",

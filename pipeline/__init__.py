@@ -3,7 +3,7 @@
 Here are the names for scripts: `open` (the rows of a cache that are done, as analyses want them), `open_cache` (the
 file as it is, every row), `load_head`, `ImageEmbedder` (images to embeddings, as a scikit-learn transformer). They are
 loaded when first used, so that opening a cache never imports torch. The stages are functions of their modules:
-`pipeline.extract.extract`, `pipeline.fit_head.fit_head`, `pipeline.predict.predict`.
+`pipeline.stages.extract.extract`, `pipeline.stages.fit_head.fit_head`, `pipeline.stages.predict.predict`.
 """
 
 from __future__ import annotations
@@ -18,8 +18,22 @@ if TYPE_CHECKING:
     from pipeline.heads import LoadedHead, load_head
     from pipeline.selection import Selection
     from pipeline.selection import open_selection as open
+    from pipeline.stages.calls import extract, finetune, fit_head, predict
 
-__all__ = ["Cache", "ImageEmbedder", "LoadedHead", "PipelineError", "Selection", "load_head", "open", "open_cache"]
+__all__ = [
+    "Cache",
+    "ImageEmbedder",
+    "LoadedHead",
+    "PipelineError",
+    "Selection",
+    "extract",
+    "finetune",
+    "fit_head",
+    "load_head",
+    "open",
+    "open_cache",
+    "predict",
+]
 
 _HOMES = {
     "Cache": "pipeline.cache:Cache",
@@ -27,9 +41,13 @@ _HOMES = {
     "LoadedHead": "pipeline.heads:LoadedHead",
     "PipelineError": "pipeline.errors:PipelineError",
     "Selection": "pipeline.selection:Selection",
+    "extract": "pipeline.stages.calls:extract",
+    "finetune": "pipeline.stages.calls:finetune",
+    "fit_head": "pipeline.stages.calls:fit_head",
     "load_head": "pipeline.heads:load_head",
     "open": "pipeline.selection:open_selection",
     "open_cache": "pipeline.cache:open_cache",
+    "predict": "pipeline.stages.calls:predict",
 }
 
 

@@ -18,6 +18,10 @@ class PipelineError(Exception):
     """An error the user can fix. The message is one line and says how."""
 
 
+class OptionError(PipelineError, TypeError):
+    """A function has no such keyword, or the keyword does not take the value."""
+
+
 class SourceError(PipelineError):
     """The images, or the table that lists them, cannot be used as given."""
 

@@ -22,7 +22,7 @@ from pipeline import open_cache
 from pipeline.embedding.executor import Executor, LocalExecutor
 from pipeline.embedding.ray import RayExecutor
 from pipeline.embedding.settings import RunSettings
-from pipeline.extract import ExtractSettings, extract
+from pipeline.stages.extract import ExtractSettings, extract
 
 
 def measure(images: str, path: Path, backbone: str, executor: Executor) -> tuple[float, float, float]:

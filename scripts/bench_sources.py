@@ -25,7 +25,7 @@ from trivial_network import trivial_network
 
 from pipeline import open_cache
 from pipeline.embedding.settings import RunSettings
-from pipeline.extract import ExtractSettings, extract
+from pipeline.stages.extract import ExtractSettings, extract
 
 
 def check_equal(found: Path, right: Path) -> None:

@@ -20,8 +20,8 @@ from PIL import Image
 from trivial_network import trivial_network
 
 from pipeline.embedding.settings import RunSettings
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
+from pipeline.stages.extract import ExtractSettings, extract
 
 PICTURES = 256
 

@@ -72,9 +72,9 @@ class TrivialEngine(Engine):
 
 @contextlib.contextmanager
 def trivial_network(size: int = 32, batch_size: int = 64) -> Iterator[None]:
-    """Let `pipeline.extract.extract` run this instead of a real network; the command line offers no such thing."""
+    """Let an extraction run this instead of a real network; the command line offers no such thing."""
     with (
-        mock.patch("pipeline.extract.load_backbone", return_value=TrivialBackbone(size)),
+        mock.patch("pipeline.stages.extract.load_backbone", return_value=TrivialBackbone(size)),
         mock.patch(
             "pipeline.embedding.executor.choose_engine", return_value=(TrivialEngine(batch_size), {"images": 0})
         ),

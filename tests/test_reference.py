@@ -16,7 +16,7 @@ from pipeline import open_cache
 from pipeline.backbones import load_backbone
 from pipeline.embedding.settings import RunSettings
 from pipeline.engines.selfcheck import least_cosine
-from pipeline.extract import ExtractSettings, extract
+from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
     from collections.abc import Callable

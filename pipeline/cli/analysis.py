@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import SEED, cli, run_options, say
+from pipeline.cli.base import cli, say
+from pipeline.stages.option_types import SEED
+from pipeline.stages.options import RUN, add_options
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from pipeline.embedding.settings import RunSettings
 
 _layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to use.")
 _output = click.option(
@@ -64,7 +64,7 @@ def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None
 @_layer
 @_output
 @_page
-@run_options
+@add_options(RUN)
 def search(
     cache: str,
     queries: tuple[str, ...],
@@ -74,7 +74,7 @@ def search(
     layer: str,
     output: str | None,
     page: str | None,
-    run: RunSettings,
+    **run: Any,
 ) -> None:
     """Find the images of CACHE that are nearest to each QUERY: an image file, or a key of the cache.
 
@@ -82,13 +82,15 @@ def search(
     """
     from pipeline.analysis.search import search as find
     from pipeline.cache import open_cache
+    from pipeline.stages.calls import run_settings
 
     if queries == ("-",):
         lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
         queries = tuple(dict.fromkeys(line for line in lines.splitlines() if line))
     opened = open_cache(cache)
     started = time.perf_counter()
-    found = find(opened, queries, k=k, layer=layer, approximate=approximate, weights=weights, run=run, say=say)
+    settings = run_settings(run)
+    found = find(opened, queries, k=k, layer=layer, approximate=approximate, weights=weights, run=settings, say=say)
     _give(found.table, output)
     recall = "" if found.recall is None else f", recall {found.recall:.3f} against an exact search"
     say(f"{len(queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")

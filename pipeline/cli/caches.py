@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, ProgressLine, cli, say
+from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say
 
 
 @cli.command()
@@ -52,15 +52,12 @@ def verify(cache: str, images: bool) -> None:
     from pipeline.cache.verify import verify as verify_cache
     from pipeline.sources.reopen import reopen_source
 
-    progress = ProgressLine("verify")
-    try:
+    with progress_line("verify") as progress:
         found = verify_cache(
             cache,
             hash_images=(lambda cache: reopen_source(cache.source, cache.items).content_hashes()) if images else None,
             progress=progress,
         )
-    finally:
-        progress.close()
     say(f"{cache}: sound; {found.done} of {found.rows} rows done, {found.failed} failed, {found.to_do} to do")
     if found.uncommitted:
         say(f"{found.uncommitted} of those to do are written, not committed: pipeline extract computes them again")
@@ -141,11 +138,8 @@ def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: 
         return
     from pipeline.selection.export import export as export_rows
 
-    progress = ProgressLine("export", unit="rows")
-    try:
+    with progress_line("export", unit="rows") as progress:
         written = export_rows(
             cache, output, kind, split=splits or None, label=labels or None, layer=layer, progress=progress
         )
-    finally:
-        progress.close()
     say(f"{', '.join(map(str, written))} written")

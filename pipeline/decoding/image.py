@@ -22,10 +22,9 @@ from pipeline.decoding.heic import read_heic
 from pipeline.decoding.jpeg2000 import deep_jpeg2000
 from pipeline.decoding.orientation import TURNS, orientation_of, turned, upright
 from pipeline.decoding.png import deep_png, without_long_texts
-from pipeline.decoding.preprocess import MOST_RESIZED
+from pipeline.decoding.resample import MOST_RESIZED
 from pipeline.decoding.samples import Samples
 from pipeline.decoding.tiff import check_read_by_pillow, read_tiff
-from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +42,7 @@ GPU_BYTES, GPU_PIXELS = 2 << 20, 1 << 25
 GPU_SHRINK = 1.45
 """Least reduction of a JPEG with subsampled colours: nvJPEG repeats the colours that other decoders interpolate."""
 _END_OF_IMAGE = b"\xff\xd9"
-_ADOBE_YCBCR = 1
+ADOBE_YCBCR = 1
 _SCALED_BY_PILLOW = ("PPM", "PNG")
 """Formats whose 16-bit samples Pillow returns in mode I, scaled to 65535 by the range that the header states."""
 _UNREAD = re.compile(r"(?i)unsupported|not supported|cannot handle|unknown raw mode|unable to determine J2K image mode")
@@ -66,9 +65,6 @@ class DecodePolicy:
         ``"first"`` frame of an animation or page of a document.
     max_pixels : int
         Larger images fail before they are decoded.
-    jpeg_scale : str
-        ``"full"``: JPEGs are decoded at full size. ``"half"``: at the smallest of 1/2, 1/4, 1/8 that still leaves at
-        least twice the size they are then resized to.
     jpeg_decoder : str
         ``"pillow"``, or ``"gpu"``: the JPEGs that `is_plain_jpeg` knows are decoded and prepared on a CUDA device
         (`pipeline.decoding.gpu`), and all other images by Pillow.
@@ -81,16 +77,8 @@ class DecodePolicy:
     depth: str = "scale16"
     frame: str = "first"
     max_pixels: int = 200_000_000
-    jpeg_scale: str = "full"
     jpeg_decoder: str = PILLOW
     formats: tuple[str, ...] = FORMATS
-
-    def __post_init__(self) -> None:
-        if self.jpeg_decoder == GPU and self.jpeg_scale != "full":
-            raise PipelineError(
-                f"expected JPEGs decoded at full size on the GPU, found --jpeg-scale {self.jpeg_scale} with --decode "
-                "gpu: leave one of them out"
-            )
 
 
 def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uint8]:
@@ -116,7 +104,7 @@ def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uin
     return np.asarray(decode_image(data, policy))
 
 
-def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None = None) -> Image.Image:
+def decode_image(data: bytes, policy: DecodePolicy, *, thumbnail: int | None = None) -> Image.Image:
     """Decode to an upright RGB Pillow image, the input of `pipeline.decoding.preprocess`.
 
     Parameters
@@ -125,8 +113,9 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
         The encoded image.
     policy : DecodePolicy
         How.
-    resize_short : int, optional
-        Shorter side that the image is resized to afterwards, in pixels; lets ``jpeg_scale="half"`` decode fewer pixels.
+    thumbnail : int, optional
+        Side in pixels of a small picture to look at, which the image is reduced to afterwards: a JPEG is then decoded
+        at 1/2, 1/4 or 1/8 while its shorter side keeps twice as many. Not for embeddings, which would change.
 
     Raises
     ------
@@ -137,7 +126,7 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of unusual metadata, which does not matter for the pixels
-            return _READERS.get(kind, _by_pillow)(data, policy, resize_short)
+            return _READERS.get(kind, _by_pillow)(data, policy, thumbnail)
     except DecodeError:
         raise
     except UnidentifiedImageError:
@@ -175,7 +164,7 @@ def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
                 and image.width * image.height <= GPU_PIXELS
                 and (not subsampled or min(image.size) >= GPU_SHRINK * resize_short)
                 and [component[0] for component in image.layer] == [1, 2, 3]  # other components may be R, G and B
-                and image.info.get("adobe_transform", _ADOBE_YCBCR) == _ADOBE_YCBCR
+                and image.info.get("adobe_transform", ADOBE_YCBCR) == ADOBE_YCBCR
                 and max(image.size) * resize_short**2 <= MOST_RESIZED * min(image.size)
                 and orientation_of(image) not in TURNS
             )
@@ -223,16 +212,16 @@ def _kind_of(data: bytes, policy: DecodePolicy) -> str:
     return kind.name
 
 
-def _by_pillow(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
+def _by_pillow(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=policy.formats)
     check_size(image.size, policy.max_pixels)
-    if resize_short is not None and policy.jpeg_scale == "half" and image.format in ("JPEG", "MPO"):
-        _draft(image, 2 * resize_short)
+    if thumbnail is not None and image.format in ("JPEG", "MPO"):
+        _draft(image, 2 * thumbnail)
     image.load()
     return _rgb(upright(image))
 
 
-def _read_png(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
+def _read_png(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     data = without_long_texts(data)
     image = Image.open(io.BytesIO(data), formats=policy.formats)
     check_size(image.size, policy.max_pixels)
@@ -243,12 +232,12 @@ def _read_png(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Im
     return turned(deep.rgb(), orientation_of(image))
 
 
-def _read_tiff(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
+def _read_tiff(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     found = read_tiff(data, policy.max_pixels)
-    return _by_pillow(found, policy, resize_short) if isinstance(found, bytes) else found
+    return _by_pillow(found, policy, thumbnail) if isinstance(found, bytes) else found
 
 
-def _read_jpeg2000(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
+def _read_jpeg2000(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=policy.formats)
     check_size(image.size, policy.max_pixels)
     deep = deep_jpeg2000(data)
@@ -258,9 +247,9 @@ def _read_jpeg2000(data: bytes, policy: DecodePolicy, resize_short: int | None) 
     return _rgb(upright(image))
 
 
-def _read_avif(data: bytes, policy: DecodePolicy, resize_short: int | None) -> Image.Image:
+def _read_avif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     # Pillow knows some brands only, and libavif finds the others by itself.
-    return _by_pillow(data[:8] + b"avif" + data[12:], policy, resize_short)
+    return _by_pillow(data[:8] + b"avif" + data[12:], policy, thumbnail)
 
 
 _READERS: dict[str, Callable[[bytes, DecodePolicy, int | None], Image.Image]] = {
@@ -268,8 +257,8 @@ _READERS: dict[str, Callable[[bytes, DecodePolicy, int | None], Image.Image]] = 
     "TIFF": _read_tiff,
     "JPEG2000": _read_jpeg2000,
     "AVIF": _read_avif,
-    HEIC: lambda data, policy, resize_short: _rgb(read_heic(data, policy.max_pixels)),
-    DICOM: lambda data, policy, resize_short: read_dicom(data, policy.max_pixels),
+    HEIC: lambda data, policy, thumbnail: _rgb(read_heic(data, policy.max_pixels)),
+    DICOM: lambda data, policy, thumbnail: read_dicom(data, policy.max_pixels),
 }
 """Formats with a reader of their own; all others are Pillow's."""
 

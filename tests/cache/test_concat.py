@@ -142,7 +142,7 @@ def test_rows_that_are_not_there_are_an_index_error() -> None:
 
 def test_a_head_fitted_on_several_files_is_that_of_the_merged_one(tmp_path: Path) -> None:
     from pipeline.cache.merge import merge
-    from pipeline.fit_head import FitSettings, fit_head
+    from pipeline.stages.fit_head import FitSettings, fit_head
 
     spec = synthetic.make_spec() | {"precision": "float32"}
     for part in range(3):

@@ -102,7 +102,7 @@ def test_a_wrong_argument_is_one_line(
     assert list((tmp_path / "out").iterdir()) == []
 
 
-@pytest.mark.slow  # every run has both signals, on a smaller network, in tests/test_extract_faults.py
+@pytest.mark.slow  # every run has both signals, on a smaller network, in tests/stages/test_extract_faults.py
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_commits_and_the_same_command_goes_on(
     signum: signal.Signals, code: int, image_folder: Path, tmp_path: Path

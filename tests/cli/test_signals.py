@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 def test_a_fit_that_is_stopped_leaves_no_folder(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, signum: signal.Signals, exit_code: int
 ) -> None:
-    monkeypatch.setattr("pipeline.fit_head.open_cache", lambda path: stand_in())
+    monkeypatch.setattr("pipeline.stages.fit_head.open_cache", lambda path: stand_in())
 
     def stop(*args: object, **more: object) -> None:
         assert [file.suffix for file in tmp_path.iterdir()] == [".part"]
         os.kill(os.getpid(), signum)
 
-    monkeypatch.setattr("pipeline.fit_head.read_rows", stop)
+    monkeypatch.setattr("pipeline.stages.fit_head.read_rows", stop)
     before = signal.getsignal(signal.SIGTERM)
     result = CliRunner().invoke(cli, ["fit-head", "c.h5", "-o", str(tmp_path / "run")])
     assert result.exit_code == exit_code

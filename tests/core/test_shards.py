@@ -18,9 +18,9 @@ from pipeline.core.items import ItemTable, Reader
 from pipeline.core.shards import Shard, ShardRecord
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, PipelineError, SourceError
-from pipeline.extract import ExtractSettings, Summary, extract
 from pipeline.sources import Source, open_source
 from pipeline.sources.shard import ShardSource
+from pipeline.stages.extract import ExtractSettings, Summary, extract
 from scripts.trivial_network import trivial_network
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ import pytest
 
 from pipeline import open_cache
 from pipeline.embedding.settings import RunSettings
-from pipeline.extract import ExtractSettings, extract
+from pipeline.stages.extract import ExtractSettings, extract
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "slurm_extract.sbatch"
 OPTIONS = "--backbone timm/test_vit --weights random --engine torch --precision float32 --workers 1"

@@ -42,7 +42,7 @@ def test_cropping_before_resizing_changes_the_rounding_only(
         preprocess = Preprocess((40,), crop, interpolation, HALF, HALF)
         expected = preprocess.apply(image).astype(int)
         with monkeypatch.context() as context:
-            context.setattr("pipeline.decoding.preprocess.MOST_RESIZED", 0)
+            context.setattr("pipeline.decoding.resample.MOST_RESIZED", 0)
             found = preprocess.apply(image).astype(int)
         assert found.shape == expected.shape
         assert np.abs(found - expected).max() <= 2  # Pillow may resize the other side first, and rounds in between

@@ -19,7 +19,7 @@ import pipeline
 from pipeline import ImageEmbedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
-from pipeline.extract import ExtractSettings, extract
+from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -21,7 +21,7 @@ from pipeline.embedding import ray as ray_module
 from pipeline.embedding.ray import RayExecutor
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import EngineError
-from pipeline.extract import ExtractSettings, extract
+from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

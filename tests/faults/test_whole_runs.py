@@ -19,7 +19,7 @@ from pipeline.cache import open_cache
 from pipeline.cache.verify import verify
 from pipeline.errors import CacheError
 from tests.cache import synthetic
-from tests.test_extract_faults import many, start, wait_for_rows
+from tests.stages.test_extract_faults import many, start, wait_for_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

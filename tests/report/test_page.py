@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 
-from pipeline.fit_head import FitSettings, fit_head, fit_heads
+from pipeline.stages.fit_head import FitSettings, fit_head, fit_heads
 from tests.browser import opened
 from tests.heads.standin import StandIn, blobs
 
@@ -40,7 +40,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cache = WithImages(X, y.astype(np.int32), ("ant", HOSTILE, "10"), keys=keys)
     output = tmp_path_factory.mktemp("report") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["pipeline.fit_head"], "open_cache", lambda path: cache)
+        patch.setattr(sys.modules["pipeline.stages.fit_head"], "open_cache", lambda path: cache)
         fit_head("stand-in.h5", output, FitSettings(replicates=200, device="cpu"))
     return output / "report.html"
 
@@ -68,7 +68,7 @@ def other_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     output = tmp_path_factory.mktemp("reports")
     settings = FitSettings(replicates=200, device="cpu", Cs=(0.1,))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys.modules["pipeline.fit_head"], "open_cache", lambda path: cache)
+        patch.setattr(sys.modules["pipeline.stages.fit_head"], "open_cache", lambda path: cache)
         ridge = replace(settings, learning_curve=False, head="ridge", Cs="auto")
         fit_heads("c.h5", output / "several", ["label", HOSTILE], ridge)
         fit_head("c.h5", output / "numbers", replace(settings, target=HOSTILE))

@@ -17,10 +17,10 @@ import pytest
 from pipeline import open_cache
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import SourceError
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import hdf5, open_source, parquet, public, store
 from pipeline.sources.opening import expand_braces
 from pipeline.sources.reopen import image_bytes
+from pipeline.stages.extract import ExtractSettings, extract
 from scripts.source_variants import make_encoded_hdf5, make_folder, make_parquet, make_tars, make_zip
 from scripts.trivial_network import trivial_network
 from tests.faulty_reader import picture

@@ -13,9 +13,9 @@ from pipeline import open_cache
 from pipeline.cache.verify import verify
 from pipeline.core.items import Status
 from pipeline.embedding.settings import RunSettings
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
 from pipeline.sources.reopen import image_bytes, reopen_source
+from pipeline.stages.extract import ExtractSettings, extract
 from scripts.source_variants import copy_to, label_of, make_files, make_pixel_hdf5, s3_server
 from scripts.trivial_network import trivial_network
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from pipeline.cache import open_cache
 from pipeline.embedding.settings import RunSettings
-from pipeline.extract import ExtractSettings, extract
-from pipeline.fit_head import FitSettings, fit_head
+from pipeline.stages.extract import ExtractSettings, extract
+from pipeline.stages.fit_head import FitSettings, fit_head
 
 if TYPE_CHECKING:
     from pathlib import Path

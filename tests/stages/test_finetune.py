@@ -18,12 +18,12 @@ import pytest
 from pipeline.cache import open_cache
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError, SourceError
-from pipeline.extract import ExtractSettings, extract
-from pipeline.finetune import FinetuneResult, FinetuneSettings, finetune
-from pipeline.fit_head import FitSettings, fit_head
 from pipeline.fitting.compare import compare_runs
 from pipeline.heads import load_head
-from pipeline.predict import predict
+from pipeline.stages.extract import ExtractSettings, extract
+from pipeline.stages.finetune import FinetuneResult, FinetuneSettings, finetune
+from pipeline.stages.fit_head import FitSettings, fit_head
+from pipeline.stages.predict import predict
 from pipeline.training.settings import TrainSettings
 from tests.browser import opened
 

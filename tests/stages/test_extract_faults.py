@@ -21,8 +21,8 @@ from pipeline.cache.verify import verify
 from pipeline.core.items import Status
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import LockedError, PipelineError
-from pipeline.extract import ExtractSettings, Summary, extract
 from pipeline.sources.reopen import reopen_source
+from pipeline.stages.extract import ExtractSettings, Summary, extract
 from scripts.trivial_network import trivial_network
 from tests.measured import processor_time, processor_time_of_ended
 
@@ -161,7 +161,7 @@ def test_a_limit_that_is_no_limit_is_refused_before_anything_is_made(text: str, 
 
 
 def test_other_versions_are_warned_of(images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipeline import extract as module
+    from pipeline.stages import extract as module
 
     path, said = tmp_path / "c.h5", list[str]()
     files = sorted(images.glob("*/*"))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -15,6 +17,7 @@ from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.callbacks import Progress, Say, ignore
 from pipeline.core.files import replacing
 from pipeline.core.items import LeftOut
+from pipeline.core.results import Result, read_predictions
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
@@ -24,27 +27,75 @@ from pipeline.sources import open_source
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Iterator
+
+    import pandas as pd
 
     from pipeline.heads import LoadedHead
     from pipeline.sources import Source
 
 
-@dataclass(frozen=True, slots=True)
-class PredictSummary:
-    """How a run went: images in all, how many failed, whether it was stopped, seconds, on what, files left out."""
+@dataclass(frozen=True, slots=True, repr=False)
+class PredictSummary(Result):
+    """How a run went.
+
+    Attributes
+    ----------
+    total, failed : int
+        Images in all, and those that failed.
+    stopped : bool
+        A stop came: there are no predictions.
+    seconds : float
+    engine : str
+        What ran the network.
+    task : str
+        What is predicted: classes, numbers or label sets.
+    table : Path or str
+        The CSV file, or its text where no file was asked for.
+    left_out : LeftOut
+        Files that are no items.
+    """
 
     total: int
     failed: int
     stopped: bool
     seconds: float
     engine: str
-    left_out: LeftOut
+    task: str
+    table: Path | str
+    left_out: LeftOut = field(default_factory=LeftOut)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """How many images there are and how many failed, and the seconds."""
+        return {"total": self.total, "failed": self.failed, "seconds": self.seconds}
+
+    def headlines(self) -> list[str]:
+        """Return how many images, how many failed, how long, on what; and what was left out."""
+        where = f"{self.table}: " if isinstance(self.table, Path) else ""
+        if self.stopped:
+            return [f"stopped; {where.removesuffix(': ') or 'nothing'} was {'not ' if where else ''}written"]
+        lines = [f"{where}{self.total} images, {self.failed} failed, in {self.seconds:.1f} s, on {self.engine}"]
+        return [*lines, str(self.left_out)] if self.left_out.reasons else lines
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the predictions: what was predicted, probabilities, and ``error``, empty where an image is fine.
+
+        Raises
+        ------
+        PipelineError
+            The run was stopped: there are none.
+        """
+        if self.stopped:
+            raise PipelineError("expected predictions, found none, since the run was stopped: predict again")
+        table = self.table if isinstance(self.table, Path) else io.StringIO(self.table)
+        return read_predictions(table, numeric=self.task == "regression")
 
 
 def predict(
     run_dir: str | os.PathLike[str],
-    images: str,
-    output: str | os.PathLike[str],
+    images: str | Source,
+    output: str | os.PathLike[str] | None,
     settings: RunSettings = RunSettings(),
     *,
     weights: str | None = None,
@@ -53,7 +104,7 @@ def predict(
     say: Say = ignore,
     progress: Progress = ignore,
 ) -> PredictSummary:
-    """Write a table with a line per image: key, prediction, and why it failed if it did.
+    """Make a table with a line per image: key, prediction, and why it failed if it did.
 
     The prediction is a class with a probability per class, the labels of a set joined by ``|`` with a probability per
     label, or a number.
@@ -62,10 +113,10 @@ def predict(
     ----------
     run_dir : path
         A run folder, or its ``head.safetensors``.
-    images : str
-        What `pipeline.sources.open_source` takes.
-    output : path
-        The CSV file; appears when it is whole.
+    images : str or Source
+        What `pipeline.sources.open_source` takes, or a source.
+    output : path or None
+        The CSV file; appears when it is whole. None keeps the table in memory.
     settings : RunSettings
         ``precision`` is that of the cache unless given.
     weights : str, optional
@@ -73,7 +124,7 @@ def predict(
     trust : bool
         See `pipeline.heads.load_head`.
     stop, say, progress
-        As in `pipeline.extract.extract`; a stopped run writes nothing.
+        As in `pipeline.stages.extract.extract`; a stopped run writes nothing.
 
     Raises
     ------
@@ -82,28 +133,44 @@ def predict(
     """
     started = time.perf_counter()
     stop = stop or threading.Event()
-    path = Path(output)
+    path = None if output is None else Path(output)
     _check_output(path)
     head = load_head(run_dir, trust=trust)
-    source = open_source(images)
+    source = open_source(images) if isinstance(images, str) else images
+    text, stopped = "", False
     embedder = Embedder.of_spec(head.spec, head.layer, settings, weights=weights or weights_of_run(run_dir))
     engine = embedder.open_for(source, stop=stop, say=say)
     try:
-        with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with _opened(path) as file:
             failed = _write_lines(file, head, embedder, source, stop, progress)
             if stop.is_set():
                 raise _StopRequested(failed)
-    except _StopRequested as stopped:
-        failed = stopped.failed
+            text = file.getvalue() if isinstance(file, io.StringIO) else ""
+    except _StopRequested as request:
+        failed, stopped = request.failed, True
     finally:
         embedder.close()
     left_out = LeftOut.of(source.skipped)
     where = f"{engine.name}, {engine.device}, {engine.precision}"
-    return PredictSummary(len(source), failed, stop.is_set(), time.perf_counter() - started, where, left_out)
+    seconds = time.perf_counter() - started
+    table = text if path is None else path
+    return PredictSummary(len(source), failed, stopped, seconds, where, head.task, table, left_out)
 
 
-def _check_output(path: Path) -> None:
+@contextlib.contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    """Open the table for writing, in memory where it has no path."""
+    if path is None:
+        yield io.StringIO(newline="")
+        return
+    with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        yield file
+
+
+def _check_output(path: Path | None) -> None:
     """Find out before the work begins whether the table can be written."""
+    if path is None:
+        return
     if path.is_dir() or not path.parent.is_dir():
         raise PipelineError(
             f"expected a file name for the predictions, found {path}: name a file in a folder that exists"

@@ -1,6 +1,6 @@
 """Stage 1: run a frozen network once over a source and cache its embeddings.
 
-Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) go on side by
+Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) run side by
 side; this module plans the work and passes batches along from the executor, which computes, to the cache.
 """
 
@@ -27,21 +27,24 @@ from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
-from pipeline.core.items import LeftOut, Status
+from pipeline.core.items import ALL, LeftOut, Status
+from pipeline.core.results import Result
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
 from pipeline.embedding.executor import Executor, LocalExecutor
-from pipeline.embedding.from_spec import make_spec
+from pipeline.embedding.from_spec import decode_of_spec, make_spec
 from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
+from pipeline.selection import open_selection
 from pipeline.sources import Source, open_source, public
 from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
@@ -56,7 +59,7 @@ VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "n
 
 @dataclass(frozen=True, slots=True)
 class ExtractSettings:
-    """What `extract` may be told.
+    """The settings of `extract`.
 
     Attributes
     ----------
@@ -95,12 +98,14 @@ class ExtractSettings:
     shard: Shard | None = None
 
 
-@dataclass(slots=True)
-class Summary:
+@dataclass(slots=True, repr=False)
+class Summary(Result):
     """How a run went.
 
     Attributes
     ----------
+    path : Path
+        The cache.
     total, already, computed, failed : int
         Rows of the cache; done before; done now; failed, whenever.
     failures : mapping of str to int
@@ -120,6 +125,7 @@ class Summary:
         Wall time of the whole and of the loop, worker time of reading and decoding, time the loop waited.
     """
 
+    path: Path
     total: int = 0
     already: int = 0
     computed: int = 0
@@ -131,6 +137,48 @@ class Summary:
     engine: str = ""
     bottleneck: Bottleneck | None = None
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """How many images there are, were done before, were computed and failed, the rate, and the seconds."""
+        return {
+            "total": self.total,
+            "already": self.already,
+            "computed": self.computed,
+            "failed": self.failed,
+            "images_per_second": self._rate,
+            "seconds": self.seconds.get("total", 0.0),
+        }
+
+    @property
+    def _rate(self) -> float:
+        seconds = self.seconds.get("total", 0.0)
+        return self.computed / seconds if seconds else 0.0
+
+    def headlines(self) -> list[str]:
+        """Return how many images are done, where the time went, what had changed, failed and was left out."""
+        lines = [
+            f"{self.path}: {self.already + self.computed} of {self.total} images done ({self.computed} now, "
+            f"{self.failed} failed) in {self.seconds.get('total', 0.0):.1f} s, {self._rate:.0f} images/s, "
+            f"on {self.engine}"
+        ]
+        if self.bottleneck is not None:
+            lines.append(f"time: {self.bottleneck}")
+        if self.changes:
+            lines.append("archive: " + ", ".join(f"{count} {what}" for what, count in self.changes.items() if count))
+        if self.failures:
+            counts = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(self.failures.items())]
+            lines.append("failed: " + ", ".join(counts))
+        if self.left_out.reasons:
+            lines.append(str(self.left_out))
+        if self.stopped:
+            left = self.total - self.already - self.computed - self.failed
+            lines.append(f"stopped, {left} left: the same command resumes")
+        return lines
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows of the cache, done or not, with label, status and columns, without the embeddings."""
+        return open_selection(self.path, status=ALL).to_pandas(layer=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,7 +232,7 @@ def extract(
     say: Say = ignore,
     progress: Progress = ignore,
 ) -> Summary:
-    """Embed every image of a source into a cache; go on where an earlier run stopped.
+    """Embed every image of a source into a cache; continue where an earlier run stopped.
 
     Parameters
     ----------
@@ -244,7 +292,7 @@ def _extract_locked(job: Job) -> Summary:
     summary = fill(job, work)
     if work.target != job.path and not (open_cache(work.target).status == Status.TODO).any():
         publish(work.target, job.path)
-    summary.changes = work.changes
+    summary.path, summary.changes = job.path, work.changes
     return summary
 
 
@@ -320,7 +368,7 @@ def fill(job: Job, work: Work) -> Summary:
     )
     try:
         if not work.start(self_check):
-            return Summary(total=len(job.source), stopped=True)
+            return Summary(job.path, total=len(job.source), stopped=True)
         summary = _compute(job, work)
     finally:
         executor.close()
@@ -331,6 +379,7 @@ def fill(job: Job, work: Work) -> Summary:
 def _settings_of(old: Cache, job: Job) -> ExtractSettings:
     """Return the job's settings with what a cache settles; refuse a cache of other numbers or another shard."""
     settings = job.settings
+    decode_of_spec(old.spec, where=str(job.path))  # refuses what can no longer be computed
     if settings.run.precision == AUTO:
         settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
     if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
@@ -361,7 +410,7 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
         check=check,
     )
     if damaged:
-        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed anew")
+        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed again")
     return target, {} if plan is None else plan.counts()
 
 
@@ -473,7 +522,8 @@ def _compute(job: Job, work: Work) -> Summary:
 def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
     """Leave beside the cache how the run that last computed something went."""
     shown = replace(settings, labels=settings.labels and public(settings.labels))
-    facts = {"settings": asdict(shown), "summary": asdict(summary)}
+    figures = {name: value for name, value in asdict(summary).items() if name != "path"}  # the file may be moved
+    facts = {"settings": asdict(shown), "summary": figures}
     file = path.with_name(path.name + ".run.json")
     with replacing(file, CacheError) as part:
         part.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
@@ -484,6 +534,7 @@ def _summarise(path: Path, already: int) -> Summary:
     failed = status[status > Status.DONE]
     names = Counter(Status(code).name.lower() for code in failed.tolist())
     return Summary(
+        path,
         total=len(status),
         already=min(already, len(status) - len(failed)),
         failed=len(failed),

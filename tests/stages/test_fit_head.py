@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from pipeline.errors import HeadError, PipelineError
-from pipeline.fit_head import FitResult, FitSettings, fit_head, fit_heads, new_run_folder
 from pipeline.heads import load_head
 from pipeline.heads.registry import HEADS
+from pipeline.stages.fit_head import FitResult, FitSettings, fit_head, fit_heads, new_run_folder
 from tests.heads.standin import StandIn, blobs, stand_in
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def fit(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     """Return a function that fits on a cache in memory."""
 
     def run(cache: StandIn, output: Path | None = None, say: Any = None, **settings: Any) -> FitResult:
-        monkeypatch.setattr(sys.modules["pipeline.fit_head"], "open_cache", lambda path: cache)
+        monkeypatch.setattr(sys.modules["pipeline.stages.fit_head"], "open_cache", lambda path: cache)
         quick = QUICK if settings.get("head", "logistic") == "logistic" and "estimator" not in settings else NO_SWEEP
         settings = quick | {"report": False} | settings
         return fit_head("stand-in.h5", output or tmp_path / "run", FitSettings(**settings), say=say)
@@ -241,7 +241,7 @@ def test_several_targets_make_a_run_each(monkeypatch: pytest.MonkeyPatch, tmp_pa
     cache = stand_in()
     cache.columns["age"] = cache.embeddings[:, 0].astype(np.float64)
     cache.columns["a/b"] = np.asarray(["x", "y", ""])[cache.labels]
-    monkeypatch.setattr(sys.modules["pipeline.fit_head"], "open_cache", lambda path: cache)
+    monkeypatch.setattr(sys.modules["pipeline.stages.fit_head"], "open_cache", lambda path: cache)
     settings = FitSettings(**QUICK)
     said: list[str] = []
     results = fit_heads("stand-in.h5", tmp_path / "run", ["label", "age", "a/b"], settings, say=said.append)

@@ -10,11 +10,11 @@ from pipeline import open_cache
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
 from pipeline.evaluation.tasks import TASKS
-from pipeline.extract import ExtractSettings, extract
-from pipeline.fit_head import FitSettings, fit_head
 from pipeline.heads import LoadedHead, load_head
 from pipeline.heads.model import HeadModel
-from pipeline.predict import predict
+from pipeline.stages.extract import ExtractSettings, extract
+from pipeline.stages.fit_head import FitSettings, fit_head
+from pipeline.stages.predict import predict
 
 if TYPE_CHECKING:
     from pathlib import Path

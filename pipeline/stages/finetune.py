@@ -23,6 +23,7 @@ from safetensors.torch import save
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
+from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
@@ -76,7 +78,7 @@ class FinetuneSettings:
     weights : str or None
         Where the backbone's weights are, when they came from a file.
     restart : bool
-        Begin anew instead of going on where a stopped run was.
+        Start again instead of continuing where a stopped run was.
     report : bool
         Whether to write ``report.html``.
     replicates : int
@@ -92,8 +94,8 @@ class FinetuneSettings:
     replicates: int = 1000
 
 
-@dataclass(frozen=True, slots=True)
-class FinetuneResult:
+@dataclass(frozen=True, slots=True, repr=False)
+class FinetuneResult(Result):
     """What a fine-tuning gave.
 
     Attributes
@@ -106,7 +108,7 @@ class FinetuneResult:
     advice : str
         Which of the two to use, and why.
     stopped : bool
-        A stop came: the same command goes on.
+        A stop came: the same command continues.
     """
 
     run_dir: Path
@@ -114,6 +116,31 @@ class FinetuneResult:
     comparison: Comparison | None
     advice: str
     stopped: bool
+
+    @property
+    def report(self) -> Path | None:
+        """The page of the run; None where it was not written."""
+        return page_of(self.run_dir, REPORT_FILE)
+
+    def headlines(self) -> list[str]:
+        """Return whether to use the fine-tuned network or the probe."""
+        lines = ["stopped: the same command resumes"] if self.stopped else []
+        return [*lines, *([f"{self.run_dir}: {self.advice}"] if self.metrics else [])]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows held out: split, label, what was predicted, and probabilities.
+
+        Raises
+        ------
+        PipelineError
+            The run was stopped: there are none.
+        """
+        if self.stopped:
+            raise PipelineError("expected predictions, found none, since the run was stopped: run it again to resume")
+        return read_predictions(self.run_dir / PREDICTIONS_FILE, numeric=False)
+
+    def _figures(self) -> dict[str, dict[str, Any]]:
+        return figures_of(self.metrics)
 
 
 def finetune(
@@ -348,7 +375,7 @@ def _work_folder(output: Path, *, restart: bool) -> Iterator[Path]:
             f"cannot write to {output.parent} ({error.strerror}): give another folder with -o"
         ) from None
     yield folder
-    with contextlib.suppress(OSError):  # empty: nothing to go on from
+    with contextlib.suppress(OSError):  # empty: nothing to continue from
         folder.rmdir()
 
 

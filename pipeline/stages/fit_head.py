@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import re
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import open_cache
+from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.curves import few_shot_curve, learning_curve
 from pipeline.fitting.measure import fitted_temperature, measure_splits
 from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
 from pipeline.fitting.run_folder import (
+    PREDICTIONS_FILE,
     REPORT_FILE,
     HeadFacts,
     new_run_folder,
@@ -42,19 +45,20 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Callable, Iterator, Sequence
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
     from pipeline.heads.fit import Fitter
     from pipeline.heads.model import HeadModel
 
-__all__ = ["FitResult", "FitSettings", "fit_head", "fit_heads", "new_run_folder"]
+__all__ = ["FitResult", "FitResults", "FitSettings", "fit_head", "fit_heads", "new_run_folder"]
 
 _SCORED_ROWS = 32_768
 
 
-@dataclass(frozen=True)
-class FitResult:
+@dataclass(frozen=True, repr=False)
+class FitResult(Result):
     """The result of a fit.
 
     Attributes
@@ -84,6 +88,72 @@ class FitResult:
             for split in ("test", "val")
             if split in self.metrics
         ]
+
+    @property
+    def report(self) -> Path | None:
+        """The page of the run; None where it was not written."""
+        return page_of(self.run_dir, REPORT_FILE)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows held out: split, label, what was predicted, and probabilities."""
+        return read_predictions(self.run_dir / PREDICTIONS_FILE, numeric=self.task == "regression")
+
+    def _figures(self) -> dict[str, dict[str, Any]]:
+        return figures_of(self.metrics)
+
+
+@dataclass(frozen=True, repr=False)
+class FitResults(Result):
+    """The results of fits of several targets.
+
+    Attributes
+    ----------
+    run_dir : Path
+        The folder of all runs.
+    by_target : dict of str to FitResult
+        In the order in which the targets were named.
+    """
+
+    run_dir: Path
+    by_target: dict[str, FitResult]
+
+    def __getitem__(self, target: str) -> FitResult:
+        return self.by_target[target]
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """What the ``metrics.json`` of each target holds."""
+        return {target: result.metrics for target, result in self.by_target.items()}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Time of every step, over all targets."""
+        total: Counter[str] = Counter()
+        for result in self.by_target.values():
+            total.update(result.seconds)
+        return dict(total)
+
+    @property
+    def report(self) -> Path | None:
+        """The page that sums the runs up; None where it was not written."""
+        return page_of(self.run_dir, REPORT_FILE)
+
+    def headlines(self) -> list[str]:
+        """Return one line a target and measured split, with its main figures."""
+        return [f"{result.run_dir.name}: {line}" for result in self.by_target.values() for line in result.headlines()]
+
+    def _figures(self) -> dict[str, dict[str, Any]]:
+        return {
+            f"{target}: {name}": figure
+            for target, result in self.by_target.items()
+            for name, figure in result._figures().items()
+        }
+
+    def to_pandas(self) -> pd.DataFrame:
+        """Return the rows held out of each target, with its name in the column ``target``."""
+        import pandas as pd  # takes a second
+
+        return pd.concat([result.to_pandas().assign(target=target) for target, result in self.by_target.items()])
 
 
 def fit_head(

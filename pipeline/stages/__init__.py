@@ -1,0 +1,1 @@
+"""The stages: extract, fit a head, predict, fine-tune. Each reads what an earlier one wrote."""

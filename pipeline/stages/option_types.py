@@ -1,0 +1,99 @@
+"""Types of options that click does not have. Each also takes the Python value that it makes of a text."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import click
+
+SEED = click.IntRange(0, 2**32 - 1)
+"""The range that every random number generator accepts."""
+
+
+class CountOrAuto(click.IntRange):
+    """A number from 1 to a maximum, or ``auto``."""
+
+    name = "number or auto"
+
+    def __init__(self, most: int) -> None:
+        super().__init__(1, most)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Return the number, or ``"auto"``."""
+        return value if value == "auto" else super().convert(value, param, ctx)
+
+
+class RateOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A learning rate, or auto."""
+
+    name = "RATE|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | Literal["auto"]:
+        """Return the rate, or ``"auto"``."""
+        if value == "auto":
+            return "auto"
+        try:
+            rate = float(value)
+        except (TypeError, ValueError):
+            rate = -1.0
+        if not 0 < rate < float("inf"):
+            self.fail(f"expected a positive number or auto, found {value!r}", param, ctx)
+        return rate
+
+
+class Cosine(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A cosine, or ``default`` for the threshold of near duplicates."""
+
+    name = "COSINE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the cosine."""
+        if value == "default":
+            from pipeline.evaluation.near_duplicates import DEFAULT_THRESHOLD  # keeps NumPy out of --help
+
+            return DEFAULT_THRESHOLD
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            self.fail(f"expected a cosine such as 0.98, got {value!r}: give a number, or leave it out", param, ctx)
+
+
+class Counts(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Whole numbers, in a text separated by commas."""
+
+    name = "N,N..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
+        """Return the numbers."""
+        parts: Any = value.split(",") if isinstance(value, str) else value
+        try:
+            if not isinstance(parts, Iterable):
+                parts = (parts,)
+            found = [(part, int(part)) for part in parts]
+            if any(not isinstance(part, str) and part != number for part, number in found):
+                raise ValueError(value)
+        except (TypeError, ValueError):
+            self.fail(
+                f"expected numbers such as 1,2,5,10, got {value!r}: separate whole numbers with commas", param, ctx
+            )
+        return tuple(number for _, number in found)
+
+
+class Assignment(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """NAME=VALUE, the value as a Python literal where it is one, as text otherwise."""
+
+    name = "NAME=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        """Return name and value."""
+        if isinstance(value, tuple) and len(value) == 2:  # from Python
+            return str(value[0]), value[1]
+        name, equals, text = str(value).partition("=")
+        if not (name.strip() and equals):
+            self.fail(f"expected NAME=VALUE, got {value!r}: write it like --set n_neighbors=5", param, ctx)
+        try:
+            return name.strip(), ast.literal_eval(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            return name.strip(), text

@@ -1,0 +1,407 @@
+"""The options of the stages: on the command line as they stand here, and in Python as the keywords of a function.
+
+A keyword has the name of its option, with underscores for hyphens; an option ``--no-x`` is the keyword ``x=False``.
+`pipeline.stages.keywords` reads the keywords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, RateOrAuto
+
+Options = tuple[Callable[[Any], Any], ...]
+"""Decorators that add an option each to a command."""
+
+
+def add_options(options: Options) -> Callable[[Any], Any]:
+    """Return a decorator that adds options to a command, in their order."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
+
+
+def _no_report() -> Callable[[Any], Any]:
+    return click.option("--no-report", "report", is_flag=True, callback=_negated, help="Do not write report.html.")
+
+
+def _negated(context: click.Context, parameter: click.Parameter, value: bool) -> bool:
+    return not value
+
+
+RUN: Options = (
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "float32", "mixed", "bfloat16", "float16"]),
+        help="The network's precision. auto: for extract, the fastest that agrees with float32; otherwise, "
+        "the cache's.",
+    ),
+    click.option(
+        "--engine",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "openvino", "torch"]),
+        help="The software that runs the network. auto: OpenVINO on a CPU where it can, PyTorch elsewhere.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        help="Where the network runs: cpu, mps, cuda (the first GPU), cuda:1, cuda:all, or cuda:0,cuda:2.",
+    ),
+    click.option(
+        "--batch-size",
+        type=CountOrAuto(4096),
+        metavar="N|auto",
+        default="auto",
+        show_default=True,
+        help="Images per forward pass. auto: a size that depends on the device.",
+    ),
+    click.option(
+        "--workers",
+        type=click.IntRange(1, 256),
+        default=None,
+        help="Number of decode processes.  [default: one per processor]",
+    ),
+    click.option(
+        "--time-limit",
+        default=60.0,
+        show_default=True,
+        type=click.FloatRange(0.1),
+        help="Seconds that decoding one image may take. An image that takes longer fails.",
+    ),
+)
+
+EXTRACT: Options = (
+    click.option(
+        "--backbone",
+        metavar="NAME",
+        help="The network; 'pipeline backbones' lists the names.  [default: that of --weights RUN/, or "
+        "efficientnet_lite0]",
+    ),
+    click.option(
+        "--weights",
+        metavar="W",
+        help="The weights: a name, a .safetensors or .pth file, a fine-tuned RUN/, or 'random'.  [default: "
+        "the backbone's]",
+    ),
+    click.option(
+        "--layer",
+        multiple=True,
+        metavar="NODE[:POOLING]",
+        help="Store another layer besides 'penultimate'. POOLING is avg, max, gem, cls or flatten. Repeatable.",
+    ),
+    click.option(
+        "--dtype",
+        default="float32",
+        show_default=True,
+        type=click.Choice(["float32", "float16"]),
+        help="The type of the stored embeddings. float16 halves the file.",
+    ),
+    click.option(
+        "--max-pixels",
+        default=200_000_000,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Images with more pixels than this fail.",
+    ),
+    click.option(
+        "--decode",
+        default="cpu",
+        show_default=True,
+        type=click.Choice(["cpu", "gpu"]),
+        help="gpu: decode JPEGs on the GPU if embeddings keep cosine 0.9995 to Pillow's pixels. Changes the "
+        "embeddings.",
+    ),
+    click.option(
+        "--labels",
+        metavar="TABLE",
+        help="Take labels from TABLE, for any kind of IMAGES: CSV or Parquet with 'key', and 'label', "
+        "'split', 'group', …",
+    ),
+    click.option(
+        "--allow-missing",
+        is_flag=True,
+        help="Turn files that a table names and that do not exist into failed rows, instead of stopping.",
+    ),
+    click.option(
+        "--check-content",
+        is_flag=True,
+        help="Compare the content of every image with the cache, not only size and time. Reads all images.",
+    ),
+    click.option("--retry-failed", is_flag=True, help="Retry the images that failed before."),
+    click.option("--max-failures", metavar="N|P%", help="Stop when more images than this fail.  [default: no limit]"),
+    click.option(
+        "--shard",
+        metavar="I/N|slurm",
+        help="Extract part I of N, from 1; slurm: of this array task. '{shard}' in CACHE.h5 becomes I. See "
+        "pipeline merge.",
+    ),
+    click.option(
+        "--ray",
+        metavar="[ADDRESS]",
+        is_flag=False,
+        flag_value="",
+        help="Run on the Ray cluster at ADDRESS. Without ADDRESS: use the running cluster, or start a local one.",
+    ),
+    click.option(
+        "--ray-actors",
+        type=click.IntRange(1),
+        default=None,
+        help="The largest number of engines on the cluster.  [default: as many as it has room for]",
+    ),
+    *RUN,
+)
+
+FIT_HEAD: Options = (
+    click.option(
+        "--head",
+        help="Kind of head. For classes: logistic, linear (streamed), ridge, lda, svm, knn, centroid or mlp. Numbers: "
+        "ridge. Label sets: logistic or ridge.  [default: logistic, for numbers ridge]",
+    ),
+    click.option(
+        "--estimator",
+        metavar="MODULE:CLASS",
+        help="Fit a scikit-learn estimator instead of a head, such as sklearn.svm:SVC.",
+    ),
+    click.option(
+        "--set",
+        type=Assignment(),
+        metavar="NAME=VALUE",
+        multiple=True,
+        help="Set a parameter of the head or estimator. Repeatable.",
+    ),
+    click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on."),
+    click.option(
+        "--target",
+        metavar="COLUMN",
+        multiple=True,
+        help="Predict this column of the cache instead of its labels. Repeatable: each target gets a run below RUN/.",
+    ),
+    click.option(
+        "--task",
+        type=click.Choice(["auto", "classification", "regression", "multilabel"]),
+        default="auto",
+        show_default=True,
+        help="auto: treat numeric values as classes unless they are clearly continuous, and report the "
+        "choice. Label sets "
+        "are never inferred.",
+    ),
+    click.option(
+        "--sweep",
+        type=click.Choice(["auto", "full"]),
+        default="auto",
+        show_default=True,
+        help="Values of C to try: 'full' tries 45.",
+    ),
+    click.option(
+        "--C", "C", type=click.FloatRange(0, min_open=True), multiple=True, help="Try only these values. Repeatable."
+    ),
+    click.option(
+        "--folds",
+        default=5,
+        show_default=True,
+        type=click.IntRange(2),
+        help="Folds of the training rows that choose C.",
+    ),
+    click.option(
+        "--scoring",
+        type=click.Choice(["accuracy", "log_loss"]),
+        default="accuracy",
+        show_default=True,
+        help="What chooses C.",
+    ),
+    click.option(
+        "--scaling",
+        type=click.Choice(["none", "standard"]),
+        default="none",
+        show_default=True,
+        help="Standardise the features before fitting.",
+    ),
+    click.option("--balanced", is_flag=True, help="Give all classes the same total weight."),
+    click.option(
+        "--group-duplicates",
+        is_flag=False,
+        flag_value="default",
+        type=Cosine(),
+        metavar="[COSINE]",
+        help="Keep images with equal bytes or nearly the same embedding on one side of every split.",
+    ),
+    click.option(
+        "--shots",
+        type=Counts(),
+        metavar="N,N...",
+        help="Also fit on N images of every class, drawn 5 times. Adds a curve to the report.",
+    ),
+    click.option(
+        "--test-share",
+        default=0.2,
+        show_default=True,
+        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        help="Share of rows to hold out where the cache has no split column.",
+    ),
+    click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of hold-out, folds and bootstrap."),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Device that fits the head.",
+    ),
+    _no_report(),
+)
+
+PREDICT: Options = (
+    click.option(
+        "--weights", metavar="FILE", help="The backbone's weights, when the cache was made with those of a file."
+    ),
+    click.option(
+        "--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own."
+    ),
+    *RUN,
+)
+
+FINETUNE: Options = (
+    click.option(
+        "--schedule",
+        default="lp-ft",
+        show_default=True,
+        type=click.Choice(["lp-ft", "gradual", "head-only"]),
+        help="What is trained. lp-ft: everything; gradual: stage by stage from the top; head-only: the head.",
+    ),
+    click.option(
+        "--epochs",
+        default=5,
+        show_default=True,
+        type=click.IntRange(1),
+        help="Passes over the training images, at most.",
+    ),
+    click.option(
+        "--lr",
+        default="3e-4",
+        show_default=True,
+        type=RateOrAuto(),
+        help="Learning rate of the head. auto: by a range test.",
+    ),
+    click.option(
+        "--layer-decay",
+        default=0.8,
+        show_default=True,
+        type=click.FloatRange(0, 1, min_open=True),
+        help="Learning rate of a block, as a share of that of the block above it. 1: all blocks learn at one rate.",
+    ),
+    click.option(
+        "--weight-decay",
+        default=0.05,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Weight decay of the optimizer.",
+    ),
+    click.option(
+        "--optimizer",
+        default="adamw",
+        show_default=True,
+        type=click.Choice(["adamw", "sgd"]),
+        help="The optimizer. sgd has momentum 0.9.",
+    ),
+    click.option(
+        "--warmup",
+        default=0.1,
+        show_default=True,
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Share of the steps in which the learning rate rises.",
+    ),
+    click.option(
+        "--batch-size", default=32, show_default=True, type=click.IntRange(1), help="Images per optimizer step."
+    ),
+    click.option(
+        "--micro-batch",
+        type=click.IntRange(1),
+        help="Images per forward pass. Fewer need less memory.  [default: the whole step]",
+    ),
+    click.option(
+        "--label-smoothing",
+        default=0.0,
+        show_default=True,
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Label smoothing of the loss.",
+    ),
+    click.option("--mixup", default=0.0, show_default=True, type=click.FloatRange(0), help="α of mixup. 0: no mixup."),
+    click.option(
+        "--augment",
+        default="flip",
+        show_default=True,
+        type=click.Choice(["none", "flip", "standard", "strong"]),
+        help="Random changes of training images. flip: mirrors; standard: crops too; strong: TrivialAugment too.",
+    ),
+    click.option("--balanced", is_flag=True, help="Weight the loss so that all classes count equally."),
+    click.option(
+        "--clip",
+        default=1.0,
+        show_default=True,
+        type=click.FloatRange(0),
+        help="Clip gradients to this norm. 0: do not clip.",
+    ),
+    click.option(
+        "--ema",
+        default=0.0,
+        show_default=True,
+        type=click.FloatRange(0, 1, max_open=True),
+        help="Decay of a moving average of the weights; the average is kept. 0: no average.",
+    ),
+    click.option(
+        "--train-statistics",
+        is_flag=True,
+        help="Update the running statistics of batch normalisation.  [default: keep them]",
+    ),
+    click.option(
+        "--patience",
+        default=3,
+        show_default=True,
+        type=click.IntRange(0),
+        help="End after this many epochs without a better validation loss. 0: never end early.",
+    ),
+    click.option(
+        "--start",
+        default="fitted",
+        show_default=True,
+        type=click.Choice(["fitted", "random"]),
+        help="The head to start from. random: a new head, to measure what the fitted one is worth.",
+    ),
+    click.option(
+        "--seed",
+        default=0,
+        show_default=True,
+        type=SEED,
+        help="Seed of all random numbers. The same seed repeats a run.",
+    ),
+    click.option(
+        "--precision",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "float32", "bfloat16", "float16"]),
+        help="Precision of training. auto: bfloat16 where the device has it, float32 elsewhere.",
+    ),
+    click.option(
+        "--device",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        help="Where to train. auto: the GPU where there is one.",
+    ),
+    click.option(
+        "--workers", type=click.IntRange(1, 256), help="Number of decode processes.  [default: one per processor]"
+    ),
+    click.option("--weights", metavar="W", help="The weights file, when the cache was made with one."),
+    click.option("--restart", is_flag=True, help="Discard a checkpoint and start again.  [default: resume]"),
+    _no_report(),
+)
