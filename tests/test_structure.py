@@ -48,7 +48,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     ),
 }
 BELOW_ALL = {"errors", "core"}
-ONLY = {("sources", "decoding"): "pipeline.decoding.image", ("engines", "backbones"): "pipeline.backbones.base"}
+ONLY = {("sources", "decoding"): "pipeline.decoding.formats", ("engines", "backbones"): "pipeline.backbones.base"}
 """The one module of another part that a part may know."""
 
 

@@ -39,6 +39,7 @@ def extract(images: str, output: str, **options: Any) -> None:
         say("\n".join(summary.headlines()))
     if summary.failed:
         say(f"{summary.failed} images failed: 'pipeline info --failed {summary.path}' lists them")
+    if summary.failed or summary.left_out.lost:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 

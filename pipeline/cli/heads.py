@@ -66,4 +66,5 @@ def predict(run_dir: str, images: str, output: str, **options: Any) -> None:
         say("\n".join(summary.headlines()))
     if summary.failed:
         say(f"{summary.failed} images failed: the column 'error' holds the reasons")
+    if summary.failed or summary.left_out.lost:
         click.get_current_context().exit(EXIT_SOME_FAILED)

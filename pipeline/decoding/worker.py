@@ -21,7 +21,8 @@ from PIL import Image
 
 from pipeline.core.items import HASH_BYTES, Status, content_hash
 from pipeline.core.system import limit_memory, memory_limit_lifted
-from pipeline.decoding.image import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, decode_image, is_plain_jpeg
 from pipeline.decoding.jpeg import decode_plain, why_pillow
 from pipeline.decoding.prefetch import Prefetcher
 from pipeline.decoding.resample import RESAMPLER

@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.core.files import replacing
 from pipeline.core.text import valid_text
-from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
 from pipeline.report.rendering import script_json, templates, thumbnail
 from pipeline.sources.reopen import image_bytes

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decoding.image import is_image
+from pipeline.decoding.formats import is_image, named_like_an_image
 from pipeline.sources.parquet import image_columns
 from pipeline.sources.table import PARQUET_MAGIC, TEXT_COLUMNS
 from pipeline.sources.text_table import encoding_of, looks_like_a_table
@@ -21,7 +22,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 
 
 def kind_of(store: Store, file: File) -> str:
-    """Return the kind of a file, by the structure that its first bytes show."""
+    """Return the kind of a file, by the structure that its first bytes show; one named like an image else is one."""
     head = store.head(file.path, HEAD_BYTES)
     if looks_like_a_table(head, TEXT_COLUMNS):  # a header may begin like any other file, as BMI does like a bitmap
         return "table"
@@ -34,8 +35,10 @@ def kind_of(store: Store, file: File) -> str:
     if any(head.startswith(HDF5_MAGIC, place) for place in HDF5_PLACES):
         return "hdf5"
     packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-    if packed or is_image(head):
-        return packed or "image"
+    if packed:
+        return packed
+    if is_image(head) or named_like_an_image(os.fsencode(file.path)):
+        return "image"
     return "zip" if encoding_of(head) is None and _ends_like_a_zip(store, file) else "table"
 
 

@@ -25,9 +25,8 @@ from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
-from pipeline.core.items import ALL, Status
+from pipeline.core.items import ALL, LeftOut, Status
 from pipeline.core.limits import count_limit
-from pipeline.core.names import one_line
 from pipeline.core.outputs import check_file
 from pipeline.core.results import Result
 from pipeline.core.spec import check_same_numbers
@@ -120,8 +119,8 @@ class Summary(Result):
     changes : mapping of str to int
         What had happened to the archive since the cache was made: images ``added``, ``changed``, ``deleted``,
         ``renamed``, ``relabelled``, ``unchanged``; empty where nothing had.
-    skipped : mapping of str to int
-        Files that are no items, by reason; ``skipped_examples`` names some.
+    left_out : LeftOut
+        Files that are no items.
     stopped : bool
         The run was asked to stop before the end.
     engine : str
@@ -139,8 +138,7 @@ class Summary(Result):
     failed: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    skipped_examples: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
     stopped: bool = False
     engine: str = ""
     bottleneck: Bottleneck | None = None
@@ -177,9 +175,8 @@ class Summary(Result):
         if self.failures:
             counts = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(self.failures.items())]
             lines.append("failed: " + ", ".join(counts))
-        if self.skipped:
-            what = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-            lines.append(f"left out: {what} (such as {', '.join(map(one_line, self.skipped_examples))})")
+        if self.left_out.reasons:
+            lines.append(str(self.left_out))
         if self.stopped:
             left = self.total - self.already - self.computed - self.failed
             lines.append(f"stopped, {left} left: the same command resumes")
@@ -278,8 +275,7 @@ def extract(
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
     with write_lock(path):
         summary = _extract_locked(job)
-    summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
-    summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
+    summary.left_out = LeftOut.of(source.skipped)
     summary.seconds["total"] = time.perf_counter() - started
     if summary.bottleneck is not None:
         _write_run(path, summary, settings)
