@@ -1,7 +1,7 @@
 """The kinds of image files: how each is recognised, by content and by name, and what to do about those not read.
 
-A file of any of these kinds gets a row. Kinds that are not read are named in its reason, so that nobody has to guess
-why a picture is missing.
+A file of any of these kinds gets a row, except documents and videos. Kinds that are not read are named in its reason,
+so that nobody has to guess why a picture is missing.
 """
 
 from __future__ import annotations
@@ -27,11 +27,15 @@ class Kind:
         Of file names, separated by spaces.
     remedy : str
         What to do with a file that is not read; empty for kinds that are.
+    is_picture : bool
+        Whether such a file beside images is meant as one. Documents and videos, which lie beside many collections, are
+        not: they are left out as other files are.
     """
 
     name: str
     suffixes: str
     remedy: str = ""
+    is_picture: bool = True
 
 
 _EXPORT = "save it as PNG or TIFF"
@@ -54,7 +58,7 @@ RAW = Kind(
     "develop it to JPEG or TIFF first",
 )
 _SVG = Kind("SVG drawing", "svg svgz", "render it to PNG at the size you need")
-_PDF = Kind("PDF document", "pdf", "render its pages to PNG")
+_PDF = Kind("PDF document", "pdf", "render its pages to PNG", is_picture=False)
 _POSTSCRIPT = Kind("PostScript document", "eps", "render it to PNG")
 _JXL = Kind("JPEG XL image", "jxl", "convert it to PNG or JPEG")
 _EXR = Kind("OpenEXR image", "exr", "map its values, which have no stated range, to 8 or 16 bit")
@@ -76,19 +80,24 @@ _JXR = Kind("JPEG XR image", "jxr wdp hdp", _EXPORT)
 _JLS = Kind("JPEG-LS image", "jls", _EXPORT)
 _BPG = Kind("BPG image", "bpg", _EXPORT)
 _FLIF = Kind("FLIF image", "flif", _EXPORT)
-_DJVU = Kind("DjVu document", "djvu djv", "render its pages to PNG")
+_DJVU = Kind("DjVu document", "djvu djv", "render its pages to PNG", is_picture=False)
 _MNG = Kind("MNG animation", "mng jng", "save a frame of it as PNG")
 _FITS = Kind("FITS image", "fits fts", "map its values to 8 or 16 bit and save them as PNG or TIFF")
 _VOLUME = Kind("medical volume", "nii nrrd mha", "save the slices you need as PNG or TIFF")
 _MICROSCOPE = Kind("microscope file", "czi nd2 lif oib oif vsi mrxs", "export the planes you need as TIFF")
-_VIDEO = Kind("video", "mp4 m4v mov avi mkv webm mpg mpeg wmv 3gp", "extract the frames you need as images")
+_VIDEO = Kind(
+    "video", "mp4 m4v mov avi mkv webm mpg mpeg wmv 3gp", "extract the frames you need as images", is_picture=False
+)
 KINDS = (
     *_READ, RAW, _SVG, _PDF, _POSTSCRIPT, _JXL, _EXR, _HDR, _PFM, _PAM, _PSD, _XCF, _ICON, _DDS, _QOI, _TGA, _PCX, _SGI,
     _SUN, _XPM, _METAFILE, _JXR, _JLS, _BPG, _FLIF, _DJVU, _MNG, _FITS, _VOLUME, _MICROSCOPE, _VIDEO,
 )  # fmt: skip
 
+NO_PICTURES = {kind.name: kind.remedy for kind in KINDS if not kind.is_picture}
 _NAMED = {kind.name: kind for kind in _READ}
-IMAGE_SUFFIXES = frozenset(b"." + suffix.encode() for kind in KINDS for suffix in kind.suffixes.split())
+IMAGE_SUFFIXES = frozenset(
+    b"." + suffix.encode() for kind in KINDS if kind.is_picture for suffix in kind.suffixes.split()
+)
 
 _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"\xff\xd8\xff", _NAMED["JPEG"]),
@@ -171,7 +180,8 @@ def kind_of_image(head: bytes) -> Kind | None:
 
 def is_image(head: bytes) -> bool:
     """Return whether a file's first `SNIFF_BYTES` bytes are those of an image of any kind, read or not."""
-    return kind_of_image(head) is not None
+    kind = kind_of_image(head)
+    return kind is not None and kind.is_picture
 
 
 def named_like_an_image(name: bytes) -> bool:

@@ -72,7 +72,11 @@ def modes_in_markdown() -> str:
 
 def unread_in_markdown() -> str:
     """Return the table of kinds that are named and not read, as it stands in docs/sources.md."""
-    lines = [f"| {kind.name} | {_short(kind.suffixes)} | {kind.remedy} |" for kind in KINDS if kind.remedy]
+    lines = [
+        f"| {kind.name} | {_short(kind.suffixes)} | {kind.remedy} |"
+        for kind in KINDS
+        if kind.remedy and kind.is_picture
+    ]
     return "\n".join(["| kind | such as | what to do |", "|---|---|---|", *lines])
 
 

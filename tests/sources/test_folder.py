@@ -71,6 +71,26 @@ def test_content_decides_and_the_rest_is_named(image_folder: Path, tmp_path: Pat
     }
 
 
+def test_documents_and_videos_are_left_out_as_other_files_are(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(next(image_folder.glob("*/*.png")), tmp_path / "1.png")
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.7\n")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(40))
+    found = FolderSource(str(tmp_path))
+    left_out = LeftOut.of(found.skipped)
+    assert {"notes.pdf", "film.mp4"} <= set(left_out.examples)
+    assert left_out.lost == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [("notes.pdf", b"%PDF-1.7\n", "a PDF document: render"), ("film.mp4", b"\0\0\0\x18ftypmp42", "a video: extract")],
+)
+def test_a_document_or_video_alone_is_named(name: str, data: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data + bytes(40))
+    with pytest.raises(SourceError, match=what):
+        open_source(str(tmp_path / name))
+
+
 def test_a_folder_that_cannot_be_read_is_lost(
     image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
