@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,8 +23,6 @@ from pipeline.cache.replace import lay_out, remove, unfinished_path
 from pipeline.core.items import HASH_BYTES
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from pipeline.core.items import ItemTable
 
 HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -161,8 +160,8 @@ def open_update(
 ) -> tuple[Path, UpdatePlan | None, int]:
     """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
 
-    The new file holds every old row that is still valid, and the rows of an interrupted update. It replaces the old
-    file only when `pipeline.cache.replace.publish` is called; readers see the old file until then.
+    The new file holds every old row that is still valid, and the rows of an interrupted update. Readers see the old
+    one until `pipeline.cache.replace.publish` is called.
 
     Parameters
     ----------
@@ -170,21 +169,19 @@ def open_update(
         The cache, whose fingerprint is known to be right. Hold its write lock.
     items : ItemTable
         What it is to hold.
-    hash_items : callable
+    hash_items, check_content
         See `plan_update`.
     dtype, attributes
         Of the new file; see `pipeline.cache.format.create`.
-    check_content : bool
-        See `plan_update`.
-    allow_removed : str or None
-        How many finished rows may be removed; see `pipeline.cache.removed.check_removal`.
+    allow_removed
+        See `pipeline.cache.removed.check_removal`.
     check : callable
         Called at intervals; may raise to stop.
 
     Returns
     -------
     (Path, UpdatePlan or None, int)
-        The file to fill; what changed, None where nothing did; how many old rows were damaged and are computed again.
+        The file; what changed, None where nothing did; how many old rows were damaged and are computed again.
 
     Raises
     ------
@@ -200,26 +197,50 @@ def open_update(
         remove(unfinished)  # the archive changed back before an update was through
         return path, None, 0
     check_removal(old, plan.origin, match(items.keys, old.items.keys) >= 0, allow_removed)
-    sources = [(old, plan)]
-    if (kept := kept_rows(old)) is not None:
-        sources.append((kept, plan_update(kept.items, items, kept.content_hash, hash_items)))
-    if unfinished.is_file():
-        newer = Cache(unfinished)
-        if newer.fingerprint != old.fingerprint:
-            remove(unfinished)  # of an earlier cache at this path
-        elif same_items(newer.items, items) and not _moved(newer, attributes) and not check_content:
-            return unfinished, plan, 0
-        else:
-            again = plan_update(newer.items, items, newer.content_hash, hash_items, check_content=check_content)
-            sources.insert(0, (newer, again))
+    newer = _unfinished_update(old)
+    if newer is not None and not check_content and same_items(newer.items, items) and not _moved(newer, attributes):
+        return unfinished, plan, 0
+    plans = [(newer, check_content), (kept_rows(old), False)]
+    copies = [
+        CopyPlan(cache, plan_update(cache.items, items, cache.content_hash, hash_items, check_content=again).origin)
+        for cache, again in plans
+        if cache is not None
+    ]
+    copies.insert(newer is not None, CopyPlan(old, plan.origin))
+    return unfinished, plan, _lay_out_update(old, items, copies, dtype, attributes, check)
+
+
+def _lay_out_update(
+    old: Cache,
+    items: ItemTable,
+    copies: list[CopyPlan],
+    dtype: str,
+    attributes: Mapping[str, str | int],
+    check: Callable[[], None],
+) -> int:
+    """Write the file of the update with the rows that are still valid; return how many were damaged."""
     damaged: list[NDArray[np.int64]] = []
 
     def fill(part: Path) -> None:
-        damaged.extend(fill_from(part, [CopyPlan(cache, its.origin) for cache, its in sources], check=check))
+        damaged.extend(fill_from(part, copies, check=check))
 
-    _keep_reasons(path, old, items, plan.origin)
-    lay_out(unfinished, items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
-    return unfinished, plan, sum(map(len, damaged))
+    path = Path(old.path)
+    origin = next(copy.origin for copy in copies if copy.source is old)
+    _keep_reasons(path, old, items, origin)
+    lay_out(unfinished_path(path), items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
+    return sum(map(len, damaged))
+
+
+def _unfinished_update(old: Cache) -> Cache | None:
+    """Return the file of an interrupted update of this cache; one of an earlier cache at this path is removed."""
+    path = unfinished_path(Path(old.path))
+    if not path.is_file():
+        return None
+    newer = Cache(path)
+    if newer.fingerprint == old.fingerprint:
+        return newer
+    remove(path)
+    return None
 
 
 def _keep_reasons(path: Path, old: Cache, items: ItemTable, origin: NDArray[np.int64]) -> None:

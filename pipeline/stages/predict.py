@@ -108,8 +108,7 @@ def predict(
 ) -> PredictSummary:
     """Make a table with a line per image: key, prediction, and why it failed if it did.
 
-    The prediction is a class with a probability per class, the labels of a set joined by ``|`` with a probability per
-    label, or a number.
+    The prediction is a class or a label set (joined by ``|``) with probabilities, or a number.
 
     Parameters
     ----------
@@ -153,8 +152,7 @@ def predict(
         embedder.close()
     left_out = LeftOut.of(source.skipped)
     where = f"{engine.name}, {engine.device}, {engine.precision}"
-    seconds = time.perf_counter() - started
-    table = text if path is None else path
+    seconds, table = time.perf_counter() - started, text if path is None else path
     return PredictSummary(len(source), failed, stopped, seconds, where, head.task, table, left_out)
 
 
