@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from bench_extract import make_images
 from PIL import Image
+from pipeline.extract import ExtractSettings, extract
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.cache import open_cache
@@ -48,7 +49,6 @@ from pipeline.engines import open_engine, selfcheck
 from pipeline.engines.cuda_graph import capture_graph
 from pipeline.engines.fold_batchnorm import fold_batchnorm
 from pipeline.errors import PipelineError, first_line
-from pipeline.extract import ExtractSettings, extract
 from pipeline.sources import open_source
 
 if TYPE_CHECKING:

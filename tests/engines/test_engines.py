@@ -124,7 +124,7 @@ def test_converted_networks_are_kept(backbone: Backbone, tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     open_engine(backbone, engine="openvino").close()
     files = sorted(path.name for path in cache_folder().rglob("*") if path.is_file())
-    assert files == ["network.bin", "network.xml"]
+    assert files == ["network.bin", "network.xml", "reference.npz"]
     monkeypatch.setattr("pipeline.engines.openvino._convert", None)  # it would be called again, and fail
     open_engine(backbone, engine="openvino").close()
 
