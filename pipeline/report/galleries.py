@@ -117,8 +117,6 @@ def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelChec
 
 def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) -> None:
     """Write a page with the map: to zoom, point at and filter; 100 000 points stay smooth."""
-    from plotly.offline import get_plotlyjs
-
     names, label = np.unique(found.table["label"].to_numpy(dtype=str), return_inverse=True)
     sprite, pictured, columns = _sprite(cache, found.rows)
     points = {
@@ -138,9 +136,7 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
     page = (
         templates()
         .get_template("map.html.j2")
-        .render(
-            title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points), plotly_js=get_plotlyjs()
-        )
+        .render(title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points))
     )
     _write_page(path, page)
 
@@ -208,7 +204,6 @@ def _write_gallery(
             notes=notes,
             orders=orders or [],
             whole_groups=whole_groups,
-            plotly_js=None,
         ),
     )
 
