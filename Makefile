@@ -23,7 +23,7 @@ HEAVY     := analysis/test_projection.py analysis/test_search.py backbones cache
              core/test_shards.py core/test_slurm.py decoding/test_gpu.py decoding/test_pool.py embedding engines faults \
              sources/test_same_images.py stages/test_calls.py stages/test_extract.py \
              stages/test_extract_faults.py stages/test_finetune.py stages/test_fit_head.py stages/test_predict.py \
-             test_docs.py test_notebook.py training
+             test_docs.py training
 # What computes embeddings, and so depends on the processor.
 ENGINES   := tests/engines tests/embedding tests/backbones tests/training tests/decoding/test_gpu.py \
              tests/stages/test_extract.py tests/stages/test_predict.py

@@ -11,7 +11,7 @@ import textwrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 
 class PipelineError(Exception):
@@ -84,6 +84,18 @@ def near_names(name: str, known: Iterable[str], *, most: int = 5) -> str:
         return f"did you mean {', '.join(near)}?"
     shown = ", ".join(names[:most])
     return f"there are {shown}{', …' if len(names) > most else ''}"
+
+
+def few_names(names: Sequence[str], *, most: int = 5) -> str:
+    """Return the first names, quoted, and how many there are in all.
+
+    Examples
+    --------
+    >>> few_names(["a", "b"]), few_names(["a", "b", "c"], most=2)
+    ("'a', 'b'", "'a', 'b', … (3 in all)")
+    """
+    shown = ", ".join(repr(name if len(name) <= 80 else name[:79] + "…") for name in names[:most])
+    return f"{shown}, … ({len(names)} in all)" if len(names) > most else shown
 
 
 def first_line(error: Exception) -> str:

@@ -61,7 +61,6 @@ class Case:
     size: str = "500x375"
     images: int = 400
     repeats: int = 3
-    jpeg_scale: str = "full"
     peers: dict[str, str] = field(default_factory=dict)
 
 
@@ -70,7 +69,6 @@ ALL = (
     {"images": 400},
     {**RESNET, "images": 128, "peers": True},
     {"size": "3000x2000", "images": 100},
-    {"size": "3000x2000", "images": 100, "jpeg_scale": "half"},
 )
 """The cases of docs/performance.md."""
 
@@ -130,12 +128,11 @@ def naive(folder: Path, backbone: Backbone, memory_format: torch.memory_format) 
     return len(data) / (time.perf_counter() - started)
 
 
-def ours(folder: Path, backbone: str, weights: str | None, precision: str, jpeg_scale: str) -> tuple[float, float, str]:
+def ours(folder: Path, backbone: str, weights: str | None, precision: str) -> tuple[float, float, str]:
     """Return images/s of the whole call and of its loop, and the precision that was used."""
     settings = ExtractSettings(
         backbone=backbone,
         weights=weights,
-        decode=DecodePolicy(jpeg_scale=jpeg_scale),
         run=RunSettings(precision=precision, device="cpu"),
     )
     with tempfile.TemporaryDirectory() as out:
@@ -143,11 +140,11 @@ def ours(folder: Path, backbone: str, weights: str | None, precision: str, jpeg_
     return summary.computed / summary.seconds["total"], summary.computed / summary.seconds["loop"], summary.engine
 
 
-def limits(folder: Path, backbone: Backbone, precision: str, jpeg_scale: str) -> tuple[float, float]:
+def limits(folder: Path, backbone: Backbone, precision: str) -> tuple[float, float]:
     """Return images/s of the forward pass alone and of reading and decoding alone."""
     source, policy, run = (
         open_source(str(folder)),
-        DecodePolicy(jpeg_scale=jpeg_scale),
+        DecodePolicy(),
         RunSettings(precision=precision),
     )
     engine, _ = choose_engine(source, backbone, policy, run)
@@ -198,7 +195,7 @@ def measure(case: Case) -> dict[str, Any]:
         make_images(folder, case.images, width, height)
         for _ in range(case.repeats):
             for precision in ("auto", "float32"):
-                whole, loop, engine = ours(folder, case.backbone, case.weights, precision, case.jpeg_scale)
+                whole, loop, engine = ours(folder, case.backbone, case.weights, precision)
                 rates[f"ours, {precision}, whole call"].append(whole)
                 rates[f"ours, {precision}, loop"].append(loop)
                 auto = engine if precision == "auto" else auto
@@ -208,7 +205,7 @@ def measure(case: Case) -> dict[str, Any]:
                 if (found := peer_rate(peer, python, folder, case.backbone)) is not None:
                     rates[found[1]].append(found[0])
             for used in dict.fromkeys((auto.rpartition(", ")[2], "float32")):
-                forward, decode = limits(folder, backbone, used, case.jpeg_scale)
+                forward, decode = limits(folder, backbone, used)
                 rates[f"forward only, {used}"].append(forward)
                 rates[f"decode only, beside {used}"].append(decode)
                 rates[f"limit of both, {used}"].append(1 / (1 / forward + 1 / decode))
@@ -224,9 +221,8 @@ def table(found: dict[str, Any]) -> str:
         return f"{statistics.median(pairs):.2f}×"
 
     used = found["auto"].rpartition(", ")[2]
-    scale = "" if case["jpeg_scale"] == "full" else ", `--jpeg-scale half`"
     lines = [
-        f"{case['backbone']}, {case['size']}{scale}, {case['images']} images, {case['repeats']} repeats, auto = {used}",
+        f"{case['backbone']}, {case['size']}, {case['images']} images, {case['repeats']} repeats, auto = {used}",
         "",
         "| what | images/s | against the naive loop | ours, auto, against it |",
         "|---|---|---|---|",
@@ -264,7 +260,6 @@ def main() -> None:
     parser.add_argument("--size", default=Case.size)
     parser.add_argument("--images", type=int, default=Case.images)
     parser.add_argument("--repeats", type=int, default=Case.repeats)
-    parser.add_argument("--jpeg-scale", default=Case.jpeg_scale, choices=["full", "half"])
     parser.add_argument("--peer", action="append", default=[], metavar="NAME[=PYTHON]")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
@@ -276,7 +271,7 @@ def main() -> None:
             for options in ALL
         ]
     else:
-        names = ("backbone", "weights", "size", "images", "repeats", "jpeg_scale")
+        names = ("backbone", "weights", "size", "images", "repeats")
         cases = [Case(**{name: getattr(arguments, name) for name in names}, peers=peers)]
     where = machine()
     texts, found = [where], []

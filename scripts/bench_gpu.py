@@ -9,7 +9,7 @@ repository. The parts, each in a process of its own:
 - start: `pipeline extract` of 5 images as a command, wall and processor seconds
 - forward: the engine alone, by backbone and precision, and its least cosine to eager float32 on the CPU
 - decode: decode workers with Pillow, and with the GPU; torchvision's and TorchCodec's decoders alone
-- extract: `pipeline.extract` by backbone and precision, with Pillow and with `--decode gpu`
+- extract: `pipeline extract` by backbone and precision, with Pillow and with `--decode gpu`
 - launch: eager PyTorch, CUDA graphs and torch.compile, on batches that are on the device already
 
 A part that fails, or that outlasts its share of the time, becomes a line of the table, and the next part begins.
@@ -50,6 +50,7 @@ from pipeline.engines.cuda_graph import capture_graph
 from pipeline.engines.fold_batchnorm import fold_batchnorm
 from pipeline.errors import PipelineError, first_line
 from pipeline.sources import open_source
+from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -275,7 +276,7 @@ def decode(setting: Setting) -> Iterator[Measurement]:
 
 
 def pool_rate(setting: Setting, backbone: Backbone, size: str, decoder: str) -> Row:
-    """Return the rate of reading, decoding and preparing by the pool that `pipeline.extract` takes."""
+    """Return the rate of reading, decoding and preparing by the pool that an extraction takes."""
     source = open_source(str(setting.folder / size))
     policy, run = DecodePolicy(jpeg_decoder=decoder), RunSettings(device=setting.device, engine="torch")
     engine = open_engine(backbone, engine="torch", device=setting.device, batch_size=setting.scale.batches[0])

@@ -22,16 +22,17 @@ def test_a_notebook_has_no_outputs(path: Path) -> None:
             assert cell.execution_count is None
 
 
+@pytest.mark.slow  # starts a kernel, torch and an engine
 @pytest.mark.filterwarnings("ignore")  # of the libraries that start kernels
 def test_the_tutorial_ends_in_predictions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
     notebook = nbformat.read(ROOT / "docs/tutorials/notebook.ipynb", as_version=4)
     notebook.cells.append(nbformat.v4.new_code_cell(CHECK))
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     shown = [text for cell in notebook.cells if cell.cell_type == "code" for text in texts(cell)]
-    assert any("120 of 120 images done" in text for text in shown)
+    assert any("60 of 60 images done" in text for text in shown)
     assert any('<a href="digits-head/report.html"' in text for text in shown)
-    assert shown[-1] == "20 True"
+    assert shown[-1] == "10 True"
 
 
 CHECK = """

@@ -64,6 +64,11 @@ class Duplicates:
     unread: int
 
 
+_BY_EMBEDDINGS = (
+    "the source images cannot be read: near duplicates are judged by embeddings alone, which also pair look-alikes"
+)
+
+
 def find_duplicates(
     cache: Any,
     *,
@@ -95,29 +100,23 @@ def find_duplicates(
 
     Notes
     -----
-    Equal content hashes are exact duplicates. Near duplicates are searched in two steps. Pairs whose whitened
-    embeddings (the 256 largest principal components, each scaled to variance 1) have a cosine of 0.45 are candidates:
-    whitening removes what all the images have in common. Then `pipeline.analysis.pixels.pixel_similarity` aligns
-    small copies of the two. Without pixels, objects photographed alike cannot be distinguished from copies;
-    docs/analysis.md has the figures.
+    Equal content hashes are exact duplicates. Pairs whose whitened embeddings (the 256 largest principal components,
+    each scaled to variance 1) have a cosine of 0.45 may be near duplicates; `pipeline.analysis.pixels.pixel_similarity`
+    then aligns small copies of the two. docs/analysis.md has the figures, also for embeddings alone.
     """
     embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     first, duplicate = exact_pairs(np.asarray(cache.content_hash)[rows])
     # Byte-identical images share one embedding: compare one representative of each.
     representatives = np.setdiff1d(np.arange(len(rows)), duplicate)
-    copies, there = (
-        small_copies(cache, rows[representatives])
-        if use_pixels
-        else (np.zeros((0, 1, 1), np.uint8), np.zeros(1, np.bool_))
-    )
-    by_pixels = bool(there.any())
-    if use_pixels and not by_pixels:
-        say(
-            "the source images cannot be read: near duplicates are judged by embeddings alone, "
-            "which also pair look-alikes"
-        )
+    by_pixels, unread = False, 0
+    if use_pixels:
+        copies, there = small_copies(cache, rows[representatives])
+        by_pixels = bool(there.any())
+        if not by_pixels:
+            say(_BY_EMBEDDINGS)
     if by_pixels:
+        unread = int((~there).sum())
         seen = representatives[there]
         bar = PIXEL_THRESHOLD if threshold is None else threshold
         i, j, similarity = _near_by_pixels(embeddings, rows[seen], copies[there], bar)
@@ -127,7 +126,6 @@ def find_duplicates(
         at, other, similarity = near_pairs(embeddings, bar, rows=rows[representatives])
         i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
     table, lines = _grouped(cache, rows, (first, duplicate), (i, j, similarity))
-    unread = int((~there).sum()) if by_pixels else 0
     return Duplicates(table, lines, rows[np.stack([i, j], axis=1)], len(first), len(i), by_pixels, unread)
 
 

@@ -79,7 +79,7 @@ def _small_copy(data: bytes | None) -> NDArray[np.uint8] | None:
     if data is None:
         return None
     try:
-        image = decode_image(data, DecodePolicy(jpeg_scale="half"), resize_short=SIDE)
+        image = decode_image(data, DecodePolicy(), thumbnail=SIDE)
     except DecodeError:
         return None
     grey = image.convert("L").resize((SIDE, SIDE), Image.Resampling.BILINEAR, reducing_gap=2.0)

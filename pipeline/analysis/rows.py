@@ -15,11 +15,6 @@ if TYPE_CHECKING:
 _CHECK_ROWS = 4096
 
 
-def layer_of(cache: Any, name: str) -> NDArray[Any]:
-    """Return the map of a layer; see `pipeline.cache.Cache.layer`."""
-    return cache.layer(name)  # type: ignore[no-any-return]
-
-
 def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
     """Return the rows that are done.
 

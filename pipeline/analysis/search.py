@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import label_texts, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.text import match_names
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
 from pipeline.sources.listed import ListedSource
@@ -133,10 +134,14 @@ def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine:
 
 
 def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return the row of each query that is a key, -1 for each that is a file."""
+    """Return the row of each query that is a key, or a key as lists show it, -1 for each that is a file."""
     wanted = set(queries)
     row_of = {str(key): row for row, key in zip(rows.tolist(), cache.keys[rows], strict=True) if str(key) in wanted}
     out = np.array([row_of.get(query, -1) for query in queries], dtype=np.int64)
+    left = [n for n, row in enumerate(out.tolist()) if row < 0 and not Path(queries[n]).is_file()]
+    if left:
+        found = match_names([queries[n] for n in left], cache.keys[rows].tolist())
+        out[left] = np.where(found < 0, -1, rows[found])
     for query, row in zip(queries, out, strict=True):
         if row < 0 and not Path(query).is_file():
             raise AnalysisError(

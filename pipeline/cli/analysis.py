@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import time
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pipeline.cli.base import cli, say
+from pipeline.core.csv_rows import LINE_END, CsvRows
+from pipeline.core.names import SHOWN
 from pipeline.stages.option_types import SEED
 from pipeline.stages.options import RUN, add_options
 
@@ -41,8 +44,9 @@ def _give(table: Any, output: str | None) -> None:
     if output is not None:
         write_table(table, output)
         return
-    text = table.to_csv(index=False, lineterminator="\n")
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    text = io.StringIO(newline="")
+    table.to_csv(CsvRows(text), index=False, lineterminator=LINE_END)
+    sys.stdout.buffer.write(text.getvalue().encode("utf-8", SHOWN))
 
 
 def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None:
@@ -86,7 +90,8 @@ def search(
 
     if queries == ("-",):
         lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
-        queries = tuple(dict.fromkeys(line for line in lines.splitlines() if line))
+        # Only line feeds end a line: a name may hold the other breaks that splitlines knows.
+        queries = tuple(dict.fromkeys(line for line in lines.replace("\r\n", "\n").split("\n") if line))
     opened = open_cache(cache)
     started = time.perf_counter()
     settings = run_settings(run)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pipeline.core.names import one_line
 from pipeline.core.progress import ProgressLine
 from pipeline.core.signals import stop_on
 from pipeline.errors import PipelineError
@@ -39,7 +40,7 @@ class _Commands(click.Group):
             with _terminable():
                 return super().invoke(ctx)
         except PipelineError as error:
-            say(f"error: {error}")
+            say(f"error: {one_line(str(error))}")
             ctx.exit(EXIT_ERROR)
         except _Stopped as stopped:
             ctx.exit(stopped.exit_code)

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import click
 
 from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say
+from pipeline.core.names import one_line, shown
 
 
 @cli.command()
@@ -19,7 +20,7 @@ def info(cache: str, failed: bool, as_json: bool) -> None:
 
     if failed:
         for key, reason in describe_failures(cache):
-            click.echo(f"{key}\t{reason}")
+            click.echo("\t".join(one_line(shown(text)) for text in (key, reason)))
         return
     facts = describe(cache)
     if as_json:
@@ -29,7 +30,7 @@ def info(cache: str, failed: bool, as_json: bool) -> None:
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
-        click.echo(f"{name:<{width}}  {_one_line(value)}")
+        click.echo(f"{name:<{width}}  {one_line(shown(_one_line(value)))}")
 
 
 def _one_line(value: Any) -> str:
@@ -68,7 +69,7 @@ def verify(cache: str, images: bool) -> None:
         if keys:
             more = ", …" if len(keys) > 3 else ""
             say(
-                f"{len(keys)} images {what} ({', '.join(keys[:3])}{more}): "
+                f"{len(keys)} images {what} ({', '.join(map(one_line, keys[:3]))}{more}): "
                 "pipeline extract --check-content brings the cache up to date"
             )
     if not found.complete:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.columns import concatenated
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -138,19 +140,5 @@ class ItemTable:
             label_names=names,
             sizes=np.concatenate([part.sizes for part in parts]),
             mtimes_ns=np.concatenate([part.mtimes_ns for part in parts]),
-            columns={name: _concat_column([part.columns.get(name) for part in parts], lengths) for name in columns},
+            columns={name: concatenated([part.columns.get(name) for part in parts], lengths) for name in columns},
         )
-
-
-def _concat_column(parts: Sequence[NDArray[Any] | None], lengths: Sequence[int]) -> NDArray[Any]:
-    """Join a column that some parts may lack: missing numbers become NaN, missing text empty."""
-    kinds = {part.dtype.kind for part in parts if part is not None}
-    if len(kinds) > 1 and kinds & {"U", "S"}:
-        parts = [None if part is None else part.astype(np.str_) for part in parts]
-        kinds = {"U"}
-    if any(part is None for part in parts) and kinds != {"U"}:
-        parts = [None if part is None else part.astype(np.float64) for part in parts]
-    missing: Any = "" if kinds == {"U"} else np.nan
-    return np.concatenate(
-        [np.full(length, missing) if part is None else part for part, length in zip(parts, lengths, strict=True)]
-    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import mmap
 import os
 import platform
 from importlib import metadata
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 PACKAGE_ROOT = Path(__file__).parent.parent.parent
 """The folder from which a child process imports the package."""
@@ -58,8 +59,34 @@ def limit_memory(limit: int) -> None:
     with contextlib.suppress(ImportError, OSError, ValueError):  # some systems have no such limit
         import resource  # Windows has no such module
 
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + limit,) * 2)
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (_address_space() + limit, hard))
+
+
+@contextlib.contextmanager
+def memory_limit_lifted() -> Iterator[None]:
+    """Suspend the limit of `limit_memory`; what the process has grown by meanwhile does not count afterwards."""
+    try:
+        import resource  # Windows has no such module
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+        before = _address_space()
+        resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
+    except (ImportError, OSError, ValueError):
+        yield
+        return
+    try:
+        yield
+    finally:
+        limit = soft if soft == resource.RLIM_INFINITY else soft + max(_address_space() - before, 0)
+        with contextlib.suppress(OSError, ValueError):  # a hard limit of the system may be lower
+            resource.setrlimit(
+                resource.RLIMIT_AS, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard)
+            )
+
+
+def _address_space() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
 
 
 def versions_of(names: Iterable[str]) -> dict[str, str]:

@@ -2,13 +2,14 @@ r"""Text that every library and file accepts: names whose bytes are not UTF-8, l
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.names import name_form, shown
+
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -30,9 +31,35 @@ def valid_text(texts: NDArray[np.str_] | Iterable[Any]) -> list[str]:
     ['café.png', '\\xff.png']
     """
     found = texts.tolist() if isinstance(texts, np.ndarray) else texts
-    return [
-        text if _is_valid(text) else os.fsencode(text).decode("utf-8", "backslashreplace") for text in map(str, found)
-    ]
+    return [shown(text) for text in map(str, found)]
+
+
+def match_names(wanted: Sequence[str], known: Sequence[str]) -> NDArray[np.int64]:
+    """Return which of ``known`` each of ``wanted`` is, -1 for none: the same name, or the only one of the same form.
+
+    Each known name is found at most once, and names of the same letters before others.
+
+    Examples
+    --------
+    >>> match_names(["caf\u00e9", "b", "c"], ["b", "cafe\u0301"]).tolist()
+    [1, 0, -1]
+    """
+    place = {name: i for i, name in enumerate(known)}
+    found = np.array([place.get(name, -1) for name in wanted], dtype=np.int64)
+    left = set(range(len(known))) - set(found.tolist())
+    forms = _by_form({i: known[i] for i in left})
+    asked = _by_form({i: wanted[i] for i in np.flatnonzero(found < 0).tolist()})
+    for form, those in asked.items():
+        if len(those) == 1 == len(forms.get(form, ())):
+            found[those[0]] = forms[form][0]
+    return found
+
+
+def _by_form(names: Mapping[int, str]) -> dict[str, list[int]]:
+    forms: dict[str, list[int]] = {}
+    for i, name in names.items():
+        forms.setdefault(name_form(name), []).append(i)
+    return forms
 
 
 def free_name(name: str, taken: Container[str]) -> str:
@@ -58,7 +85,3 @@ def shortened(name: str) -> str:
     """
     half = _LONGEST_NAME // 2
     return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half - 1 :]}"
-
-
-def _is_valid(text: str) -> bool:
-    return text.isascii() or not any("\udc80" <= letter <= "\udcff" for letter in text)

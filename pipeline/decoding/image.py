@@ -14,7 +14,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.items import Status
-from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +28,7 @@ GPU_BYTES, GPU_PIXELS = 2 << 20, 1 << 25
 GPU_SHRINK = 1.45
 """Least reduction of a JPEG with subsampled colours: nvJPEG repeats the colours that other decoders interpolate."""
 _END_OF_IMAGE = b"\xff\xd9"
-_ADOBE_YCBCR = 1
+ADOBE_YCBCR = 1
 
 _MAGIC = (
     b"\xff\xd8\xff",
@@ -89,9 +88,6 @@ class DecodePolicy:
         ``"first"`` frame of an animation or page of a document.
     max_pixels : int
         Larger images fail before they are decoded.
-    jpeg_scale : str
-        ``"full"``: JPEGs are decoded at full size. ``"half"``: at the smallest of 1/2, 1/4, 1/8 that still leaves at
-        least twice the size they are then resized to.
     jpeg_decoder : str
         ``"pillow"``, or ``"gpu"``: the JPEGs that `is_plain_jpeg` knows are decoded and prepared on a CUDA device
         (`pipeline.decoding.gpu`), and all other images by Pillow.
@@ -104,16 +100,8 @@ class DecodePolicy:
     depth: str = "scale16"
     frame: str = "first"
     max_pixels: int = 200_000_000
-    jpeg_scale: str = "full"
     jpeg_decoder: str = PILLOW
     formats: tuple[str, ...] = FORMATS
-
-    def __post_init__(self) -> None:
-        if self.jpeg_decoder == GPU and self.jpeg_scale != "full":
-            raise PipelineError(
-                f"expected JPEGs decoded at full size on the GPU, found --jpeg-scale {self.jpeg_scale} with --decode "
-                "gpu: leave one of them out"
-            )
 
 
 def is_image(head: bytes) -> bool:
@@ -150,7 +138,7 @@ def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uin
     return np.asarray(decode_image(data, policy))
 
 
-def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None = None) -> Image.Image:
+def decode_image(data: bytes, policy: DecodePolicy, *, thumbnail: int | None = None) -> Image.Image:
     """Decode to an upright RGB Pillow image, the input of `pipeline.decoding.preprocess`.
 
     Parameters
@@ -159,8 +147,9 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
         The encoded image.
     policy : DecodePolicy
         How.
-    resize_short : int, optional
-        Shorter side that the image is resized to afterwards, in pixels; lets ``jpeg_scale="half"`` decode fewer pixels.
+    thumbnail : int, optional
+        Side in pixels of a small picture to look at, which the image is reduced to afterwards: a JPEG is then decoded
+        at 1/2, 1/4 or 1/8 while its shorter side keeps twice as many. Not for embeddings, which would change.
 
     Raises
     ------
@@ -172,8 +161,8 @@ def decode_image(data: bytes, policy: DecodePolicy, *, resize_short: int | None 
             warnings.simplefilter("ignore")  # Pillow warns of unusual metadata, which does not matter for the pixels
             image = Image.open(io.BytesIO(data), formats=policy.formats)
             _check_size(image, policy)
-            if resize_short is not None and policy.jpeg_scale == "half" and image.format in ("JPEG", "MPO"):
-                _draft(image, 2 * resize_short)
+            if thumbnail is not None and image.format in ("JPEG", "MPO"):
+                _draft(image, 2 * thumbnail)
             image.load()
             return _rgb(_upright(image))
     except DecodeError:
@@ -211,8 +200,8 @@ def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
                 and image.width * image.height <= GPU_PIXELS
                 and (not subsampled or min(image.size) >= GPU_SHRINK * resize_short)
                 and [component[0] for component in image.layer] == [1, 2, 3]  # other components may be R, G and B
-                and image.info.get("adobe_transform", _ADOBE_YCBCR) == _ADOBE_YCBCR
-                and _orientation(image) not in _TURNS
+                and image.info.get("adobe_transform", ADOBE_YCBCR) == ADOBE_YCBCR
+                and orientation_of(image) not in _TURNS
             )
     except Exception:  # `decode_image` raises it again, with its kind
         return False
@@ -253,7 +242,8 @@ def _draft(image: Image.Image, shorter: int) -> None:
         image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
 
 
-def _orientation(image: Image.Image) -> Any:
+def orientation_of(image: Image.Image) -> Any:
+    """Return the EXIF orientation (TIFF 6.0, tag 274) of an open image; 1, upright, where it cannot be read."""
     try:
         return image.getexif().get(0x0112, 1)
     except Exception:  # damaged EXIF blocks raise anything
@@ -261,7 +251,7 @@ def _orientation(image: Image.Image) -> Any:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     # Not ImageOps.exif_transpose, which also rewrites the EXIF block and fails where another tag of it is malformed.
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 

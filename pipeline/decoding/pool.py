@@ -133,6 +133,13 @@ class DecodePool:
         Batches in the ring: what bounds memory and read-ahead.
     limits : Limits
         Per image.
+
+    Attributes
+    ----------
+    replaced : int
+        Workers that died or hung, so far.
+    notes : dict of str to None
+        What the workers had to say about themselves, in a line each.
     """
 
     def __init__(
@@ -164,6 +171,7 @@ class DecodePool:
         self._thread: threading.Thread | None = None
         self._workers: dict[int, _Worker] = {}
         self.replaced = 0
+        self.notes: dict[str, None] = {}  # a set that keeps the order
         self._deaths_without_progress = 0
         for number in range(workers):
             self._start(number)
@@ -256,6 +264,8 @@ class DecodePool:
                     continue
                 if outcomes is None:
                     worker.ready = True
+                elif isinstance(outcomes, str):
+                    self.notes[outcomes] = None
                 else:
                     filling[worker.tasks.popleft().slot].outcomes.update((o.position, o) for o in outcomes)
                     self._deaths_without_progress = 0

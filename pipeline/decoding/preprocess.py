@@ -1,7 +1,7 @@
 """The weights' own resize, crop, interpolation, mean and standard deviation, as plain data.
 
-The geometric part runs here, on uint8, with the resampler of the reference (Pillow); the normalisation runs inside
-the engine's graph, where it costs nothing.
+The geometric part runs here, on uint8, with the pixels of the reference's resampler (Pillow); the normalisation runs
+inside the engine's graph, where it costs nothing.
 """
 
 from __future__ import annotations
@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from PIL import Image
 
+from pipeline.decoding.resample import RESAMPLER, Geometry, size_of
+
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 RESAMPLING = {
@@ -54,7 +56,7 @@ class Preprocess:
 
     @property
     def resize_short(self) -> int:
-        """Shorter side after resizing, in pixels; a scaled decode keeps at least twice as many."""
+        """Shorter side after resizing, in pixels."""
         return max(self.resize)
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
@@ -73,27 +75,21 @@ class Preprocess:
         """Return (left, top) of the crop of a resized image of ``width`` × ``height``; negative: of its padding."""
         return _offset(width, self.crop[1]), _offset(height, self.crop[0])
 
-    def apply(self, image: Image.Image) -> NDArray[np.uint8]:
+    def apply(self, image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Resize and crop.
 
         Parameters
         ----------
-        image : PIL.Image.Image
-            RGB, of any size.
+        image : PIL.Image.Image, or (any, any, 4) uint8
+            RGB, of any size; the fourth byte of an array's pixels has no meaning.
 
         Returns
         -------
         (H, W, 3) uint8
             The input of the engine.
         """
-        size = self.resized(*image.size)
-        if size != image.size:
-            image = image.resize(size, RESAMPLING[self.interpolation])
-        height, width = self.crop
-        if image.size != (width, height):
-            left, top = self.corner(*image.size)
-            image = image.crop((left, top, left + width, top + height))  # outside the image: black, as torchvision pads
-        return np.asarray(image)
+        size = self.resized(*size_of(image))
+        return RESAMPLER.apply(image, Geometry(size, self.corner(*size), self.crop, RESAMPLING[self.interpolation]))
 
     def to_spec(self) -> dict[str, Any]:
         """Return the fields as JSON-like data."""

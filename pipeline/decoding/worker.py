@@ -20,9 +20,11 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.items import HASH_BYTES, Status, content_hash
-from pipeline.core.system import limit_memory
+from pipeline.core.system import limit_memory, memory_limit_lifted
 from pipeline.decoding.image import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
+from pipeline.decoding.jpeg import decode_plain, why_pillow
 from pipeline.decoding.prefetch import Prefetcher
+from pipeline.decoding.resample import RESAMPLER
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,7 +144,8 @@ def views(
 
 def prepare(data: bytes, policy: DecodePolicy, preprocess: Preprocess) -> NDArray[np.uint8]:
     """Decode and apply the geometric preprocessing: bytes → (H, W, 3) uint8."""
-    return preprocess.apply(decode_image(data, policy, resize_short=preprocess.resize_short))
+    pixels = decode_plain(data, policy)
+    return preprocess.apply(decode_image(data, policy) if pixels is None else pixels)
 
 
 def _work(
@@ -194,6 +197,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     connection.send(None)  # ready
+    told: set[str] = set()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
         while True:
             task: Task = connection.recv()
@@ -213,6 +217,12 @@ def main(connection_fd: int, memory_fd: int) -> None:
             line[ROW] = NO_ROW
             _alarm(0)
             connection.send(outcomes)
+            if RESAMPLER.repays:  # between images: its time and memory are those of no image
+                with memory_limit_lifted():
+                    RESAMPLER.load()
+            for note in {RESAMPLER.reason, why_pillow()} - {"", *told}:
+                told.add(note)
+                connection.send(note)
 
 
 def _alarm(seconds: float) -> None:

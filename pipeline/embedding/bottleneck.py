@@ -38,7 +38,7 @@ class Bottleneck:
 
 ADVICE = {
     "network": "a GPU, a smaller backbone or, where its numbers agree, --precision bfloat16 would make it faster",
-    "decoding": "more processors (--workers), smaller images or, for large JPEGs, --jpeg-scale half would help",
+    "decoding": "more processors (--workers) or smaller images would help",
     "storage": "faster storage, or more --workers to wait for it side by side, would make it faster",
     "disk": "a faster disk for the cache, or --dtype float16, would make it faster",
     "nothing in particular": "its parts are in balance",

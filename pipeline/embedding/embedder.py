@@ -66,11 +66,12 @@ class Embedder:
         Raises
         ------
         BackboneError, FingerprintError
-            See `pipeline.embedding.from_spec.backbone_of_spec`.
+            See `pipeline.embedding.from_spec.backbone_of_spec` and `decode_of_spec`.
         """
         if settings.precision == AUTO:
             settings = settings.of_cache(spec["precision"])
-        return cls(backbone_of_spec(spec, weights), decode_of_spec(spec), layer, spec["dtype"], settings)
+        decode = decode_of_spec(spec)  # first: it refuses at once what loading the weights would not
+        return cls(backbone_of_spec(spec, weights), decode, layer, spec["dtype"], settings)
 
     def open_engine(self, choose: Callable[[], Engine]) -> Engine:
         """Return the engine, chosen and checked the first time."""

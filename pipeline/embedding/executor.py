@@ -10,8 +10,8 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pipeline.embedding.choose import choose_decode, choose_engine
-from pipeline.embedding.embed import embed
-from pipeline.embedding.pool import worker_count
+from pipeline.embedding.embed import embed_through
+from pipeline.embedding.pool import pool_for, worker_count
 
 if TYPE_CHECKING:
     import threading
@@ -105,7 +105,7 @@ class LocalExecutor(Executor):
     ) -> dict[str, Any]:
         """Open the engine; see `Executor.open`."""
         self.decode, decode_check = choose_decode(sampled, backbone, decode, run, rows=among, stop=stop, say=say)
-        self._settings = backbone, self.decode, run
+        self._settings, self._say = (backbone, self.decode, run), say
         self._engine, self_check = choose_engine(sampled, backbone, self.decode, run, rows=among, stop=stop, say=say)
         self.name, self.device, self.precision = self._engine.name, self._engine.device, self._engine.precision
         self.workers = worker_count(run)
@@ -115,8 +115,10 @@ class LocalExecutor(Executor):
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
     ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
         """Yield rows in order; see `Executor.embed`."""
-        backbone, decode, run = self._settings
-        return embed(source, rows, backbone, self._engine, decode, run, stop=stop, seconds=seconds)
+        with pool_for(self._engine, source.reader(), *self._settings) as pool:
+            yield from embed_through(pool, self._engine, rows, source.locator, stop=stop, seconds=seconds)
+            for note in pool.notes:
+                self._say(note)
 
     def close(self) -> None:
         """Close the engine."""

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from pipeline.backbones import DEFAULT_BACKBONE, FINE_TUNED, load_backbone
 from pipeline.core.spec import PENULTIMATE, check_same_numbers
 from pipeline.decoding.image import PILLOW, DecodePolicy
-from pipeline.errors import BackboneError
+from pipeline.errors import BackboneError, FingerprintError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.backbones import Backbone
+
+FULL_SIZE = "full"
+"""The one value of ``decode.jpeg_scale`` that can be computed."""
 
 
 def make_spec(backbone: Backbone, decode: DecodePolicy, *, dtype: str, precision: str) -> dict[str, Any]:
@@ -58,17 +61,30 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     return backbone
 
 
-def decode_of_spec(spec: Mapping[str, Any]) -> DecodePolicy:
-    """Return the decode policy that a spec describes."""
-    return DecodePolicy(**{**spec["decode"], "formats": tuple(spec["decode"]["formats"])})
+def decode_of_spec(spec: Mapping[str, Any], *, where: str = "the spec") -> DecodePolicy:
+    """Return the decode policy that a spec describes.
+
+    Raises
+    ------
+    FingerprintError
+        JPEGs were decoded at a reduced size, which version 0.1.0 could do.
+    """
+    fields = {**spec["decode"], "formats": tuple(spec["decode"]["formats"])}
+    if (scale := fields.pop("jpeg_scale", FULL_SIZE)) != FULL_SIZE:
+        raise FingerprintError(
+            f"{where}: expected JPEGs decoded at {FULL_SIZE} size, got decode.jpeg_scale {scale}, which was removed "
+            "after 0.1.0: extract again into another output; what is in the cache stays readable"
+        )
+    return DecodePolicy(**fields)
 
 
 def spec_of_decode(decode: DecodePolicy) -> dict[str, Any]:
     """Return a decode policy as a spec's JSON-like ``decode``.
 
-    A JPEG decoder other than Pillow is named. Pillow is not, so that older caches keep their fingerprint.
+    A JPEG decoder other than Pillow is named. Pillow is not, and the full size is, so that older caches keep their
+    fingerprint.
     """
-    spec = {**asdict(decode), "formats": list(decode.formats)}
+    spec = {**asdict(decode), "formats": list(decode.formats), "jpeg_scale": FULL_SIZE}
     if decode.jpeg_decoder == PILLOW:
         del spec["jpeg_decoder"]
     return spec

@@ -18,6 +18,7 @@ from pipeline.cache import open_cache
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
 from pipeline.decoding.image import DecodeError, DecodePolicy, upright_rgb
+from pipeline.decoding.resample import RESAMPLER
 from pipeline.embedding.choose import CHECK_IMAGES, engine_for
 from pipeline.embedding.embedder import Embedder, reasons_of
 from pipeline.embedding.pool import worker_count
@@ -63,8 +64,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
     first needed, is checked against float32 PyTorch on the first images, and is kept open for the next call of any
     embedder in this process with the same parameters.
 
-    Rows from a cache and rows that are computed are the same, bit for bit, on the machine and engine that made it; but
-    for large JPEGs in memory where the cache was made with ``--jpeg-scale half``: those are decoded in full already.
+    Rows from a cache and rows that are computed are the same, bit for bit, on the machine and engine that made it.
 
     Examples
     --------
@@ -214,6 +214,8 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
         preprocess = network.backbone.preprocess
 
         def prepare(image: Any) -> NDArray[np.uint8] | str:
+            if RESAMPLER.repays:
+                RESAMPLER.load()
             try:
                 return preprocess.apply(upright_rgb(_as_pillow(image), network.decode))
             except DecodeError as error:

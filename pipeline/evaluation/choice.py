@@ -101,7 +101,7 @@ def choose(
     by: Literal["accuracy", "log_loss"] = "accuracy",
     groups: NDArray[np.integer] | None = None,
 ) -> int:
-    """Choose the strongest regularisation that cannot be told from the best.
+    """Choose the strongest regularisation that cannot be distinguished from the best.
 
     Parameters
     ----------
@@ -110,7 +110,7 @@ def choose(
     usable : sequence of bool, optional
         Candidates that may be taken; where none may, all may.
     by : {"accuracy", "log_loss"}
-        Whether only candidates count whose accuracy cannot be told from the best.
+        Whether only candidates count whose accuracy cannot be distinguished from the best.
     groups : ndarray of shape (N,), int, optional
         Rows of one group are not independent: their differences count together.
 

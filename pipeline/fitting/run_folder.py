@@ -6,7 +6,6 @@ Axes: N rows, K classes.
 from __future__ import annotations
 
 import contextlib
-import csv
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing_folder
+from pipeline.core.names import SHOWN
 from pipeline.core.system import versions_of
 from pipeline.errors import HeadError, first_line
 from pipeline.evaluation import classification
@@ -137,8 +138,8 @@ def write_fit(
 def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], rows: Rows, cache: Cache) -> None:
     """Write one line for every held-out row, in the order of the cache."""
     task = TASKS[rows.task]
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+    with path.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
+        writer = csv_writer(file)
         group = [] if rows.groups is None else ["group"]
         writer.writerow(["key", "split", "label", *task.header(rows.class_names), *group])
         for split, of_split in predictions.items():
@@ -217,7 +218,8 @@ def cache_facts(cache: Cache) -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Write JSON that any reader takes: a figure that is not defined is null."""
     text = json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8", errors="surrogateescape")
+    # A byte that is not UTF-8 becomes an escape of JSON, from which its readers make it again.
+    path.write_text(text + "\n", encoding="utf-8", errors="backslashreplace")
 
 
 def _plain(value: Any) -> Any:

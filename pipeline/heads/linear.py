@@ -431,7 +431,7 @@ class _Iterates:
         self.average.lerp_(self.theta, share)
 
     def keep(self, positions: torch.Tensor) -> None:
-        """Go on with some of the candidates only."""
+        """Keep only some of the candidates."""
         a = len(self.rate) // self.k
         self.rate = self.rate.view(a, self.k)[positions].reshape(-1)
         for name in ("penalty", "inverse_curvature", "theta", "average", "velocity"):
@@ -659,7 +659,7 @@ class _FoldTraining:
             self.head.progress(int(total * groups_done / n_groups), total)
 
     def _score(self, courses: list[_Course], step: int) -> list[int]:
-        """Score the averages on the rows held out; return the positions of the candidates that go on."""
+        """Score the averages on the rows held out; return the positions of the candidates that are kept."""
         import torch
 
         theta = self.all_rows.iterates.average.view(-1, len(courses), self.rows.k)
@@ -692,7 +692,7 @@ class _FoldTraining:
         return going
 
     def chosen(self, groups: NDArray[np.int64] | None) -> _Course:
-        """Return the candidate with the strongest regularisation that cannot be told from the best."""
+        """Return the candidate with the strongest regularisation that cannot be distinguished from the best."""
         finished = [course for course in self.courses if course.theta is not None]
         if not finished:
             raise ValueError(_DIVERGED)

@@ -36,7 +36,10 @@ _APPROACH = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Shares of C that a single fit solves on the way to C. Where C is small this takes as many passes as a cold start;
 where C is large, far fewer."""
 
-_ALL_CLASSES, _LEAST_CLASSES, _CHOICE_WORK = 256, 64, 1e9
+_APPROACH_OF_MANY_CLASSES = tuple(float(share) for share in 10.0 ** np.linspace(-4, 0, 9))
+"""The same with very many classes: each of them has a few rows, and a long step overshoots."""
+
+_ALL_CLASSES, _LEAST_CLASSES, _CHOICE_WORK = 256, 64, 2.5e8
 """Up to the first number of classes, C is always chosen on all of them. Of more classes a sample is drawn, of at least
 the second number, so that one pass of all folds stays within the third number of multiplications. The best C hardly
 depends on the number of classes, and the work grows with its square."""
@@ -88,7 +91,8 @@ def _prepared(
 
 
 def _approach(c: float, n_classes: int) -> list[float]:
-    return [_solver_c(share * c, n_classes) for share in _APPROACH]
+    shares = _APPROACH if n_classes <= _ALL_CLASSES else _APPROACH_OF_MANY_CLASSES
+    return [_solver_c(share * c, n_classes) for share in shares]
 
 
 def _few_classes(codes: NDArray[np.int64], factor: int, n_classes: int, seed: int) -> NDArray[np.int64]:
@@ -203,7 +207,8 @@ class LogisticSweep(_Logistic):
     Cs : "auto", "full" or sequence of float
         ``"full"`` tries 45 values over 1e-6 … 1e5. ``"auto"`` tries one value a decade upwards until accuracy and log
         loss have clearly fallen, its folds solved to a relative gap of 1e-2; then tries the values of the full sweep
-        around the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol``.
+        around the best one, to 1e-3, which held-out scores do not notice; and fits all rows to ``tol`` (1e-2 at least
+        where C was chosen on a sample of the classes).
     cv : int
         Folds, stratified; fewer where there are fewer rows (or groups). A class of one row (or group) trains in all of
         them and is held out in none.
@@ -290,28 +295,45 @@ class LogisticSweep(_Logistic):
         few = _few_classes(codes, data.shape[1] * self.n_folds_, k, self.random_state)
         self.chosen_on_ = len(few)
         if len(few) == k:
-            self._group_of_held_out = _in_order_of_folds(self.fold_, self.n_folds_, groups)
-            tried = self._solve_sweep(path, k)
-            self.C_ = self._best(tried)
-            self.sweep_ = [self._summary(c, tried[c]) for c in sorted(tried)]
-            at_chosen, start = tried[self.C_], _expected_on_all_rows(tried, self.C_, self.n_folds_)
+            point, held_out = self._fit_all_classes(path, k, groups)
         else:
             rows = np.isin(codes, few)
             part = clone(self).fit(data[rows], codes[rows], None if groups is None else np.asarray(groups)[rows])
             self.C_, self.sweep_ = part.C_, part.sweep_
-            # All classes are held out once, for scores that a temperature can be found on.
-            (points,) = path.solve([(0, _approach(self.C_, k))], tol=_FINE_TOL, max_passes=self.max_passes)
-            at_chosen, start = points[-1:], points[-1]
-        self.oof_scores_ = self._out_of_fold(data, at_chosen)
-        ((point,),) = path.solve(
-            [(path.ALL_ROWS, [_solver_c(self.C_, k)])],
-            starts=[start],
-            tol=self.tol,
-            max_passes=self.max_passes,
-        )
+            point, held_out = self._fit_many_classes(path, k)
+        self.oof_scores_ = self._out_of_fold(data, held_out)
         self._set_point(point)
         self.n_iter_ = point.passes
         return self
+
+    def _fit_all_classes(
+        self, path: SoftmaxPath, k: int, groups: ArrayLike | None
+    ) -> tuple[PathPoint, list[PathPoint]]:
+        """Choose C on all classes; return the solution of all rows there, and those of the folds."""
+        self._group_of_held_out = _in_order_of_folds(self.fold_, self.n_folds_, groups)
+        tried = self._solve_sweep(path, k)
+        self.C_ = self._best(tried)
+        self.sweep_ = [self._summary(c, tried[c]) for c in sorted(tried)]
+        ((point,),) = path.solve(
+            [(path.ALL_ROWS, [_solver_c(self.C_, k)])],
+            starts=[_expected_on_all_rows(tried, self.C_, self.n_folds_)],
+            tol=self.tol,
+            max_passes=self.max_passes,
+        )
+        return point, tried[self.C_]
+
+    def _fit_many_classes(self, path: SoftmaxPath, k: int) -> tuple[PathPoint, list[PathPoint]]:
+        """Return the solution of all rows at the C chosen, and that of one fold, held out for a temperature.
+
+        Rows that a start has not seen cost as many passes as a start from nothing, so neither starts from the other.
+        """
+
+        def solve(fold: int) -> PathPoint:
+            tol = max(self.tol, _COARSE_TOL)
+            (points,) = path.solve([(fold, _approach(self.C_, k))], tol=tol, max_passes=self.max_passes)
+            return points[-1]
+
+        return solve(path.ALL_ROWS), [solve(0)]
 
     def _check_settings(self) -> None:
         _check_solver(self.tol, self.max_passes)
@@ -368,7 +390,7 @@ class LogisticSweep(_Logistic):
         return {values[i]: [points[i] for points in solved] for i in range(complete)}
 
     def _best(self, tried: dict[float, list[PathPoint]]) -> float:
-        """Return the strongest regularisation that cannot be told from the best."""
+        """Return the strongest regularisation that cannot be distinguished from the best."""
         values = sorted(tried)
         chosen = choose(
             [_joined(tried[c]) for c in values],
@@ -508,12 +530,12 @@ def fit_logistic(
     if failed:
         warnings.append(
             f"{len(failed)} of {len(estimator.sweep_)} values of C did not reach the tolerance "
-            f"(from {min(failed):g} to {max(failed):g}) and were not chosen: to go on longer with them, "
+            f"(from {min(failed):g} to {max(failed):g}) and were not chosen: to allow them more passes, "
             f"--set max_passes={_more(estimator.max_passes)}"
         )
     if not estimator.converged_:
         warnings.append(
-            f"the fit at C = {estimator.C_:g} did not converge: go on longer with "
+            f"the fit at C = {estimator.C_:g} did not converge: allow more passes with "
             f"--set max_passes={_more(estimator.max_passes)}, or regularise more with --C {estimator.C_ / 10:g}"
         )
     values = [entry["C"] for entry in estimator.sweep_]

@@ -63,7 +63,7 @@ def fit_labels_logistic(
         passes = 4 * sweeps[0].max_passes
         warnings.append(
             f"the fits of {failed} of {len(sweeps)} labels did not converge: "
-            f"go on longer with --set max_passes={passes}"
+            f"allow more passes with --set max_passes={passes}"
         )
     return FittedHead(
         _one_versus_rest(sweeps, y),

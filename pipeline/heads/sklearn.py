@@ -265,6 +265,29 @@ class Kind:
     stratify: bool = False
 
 
+def _out_of_fold(
+    pinned: Any,
+    X: Data,
+    y: NDArray[Any],
+    groups: NDArray[Any] | None,
+    options: FitOptions,
+    kind: Kind,
+    method: str,
+) -> NDArray[np.float64]:
+    """Return the scores of every row by a copy fitted on the other folds; NaN where there are none."""
+    from sklearn.base import clone
+
+    fold = fold_numbers(y, options.folds, seed=options.seed, groups=groups, stratify=kind.stratify)
+    scores = np.full((len(X), kind.outputs), np.nan)
+    for number in range(int(fold.max()) + 1):
+        out = fold == number
+        if not out.any() or not kind.possible(y[~out]):
+            continue
+        part = _fit_with_groups(clone(pinned), X[~out], y[~out], None if groups is None else groups[~out])
+        scores[out] = scores_of(part, X[out], kind.link, kind.outputs, method)
+    return scores
+
+
 def fit_estimator(
     estimator: Any, X: Data, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions, kind: Kind
 ) -> FittedHead:
@@ -297,14 +320,7 @@ def fit_estimator(
         if options.calibrate and kind.link != "identity":
             scores = getattr(fitted, "oof_scores_", None)
             if scores is None:
-                fold = fold_numbers(y, options.folds, seed=options.seed, groups=groups, stratify=kind.stratify)
-                scores = np.full((len(X), kind.outputs), np.nan)
-                for number in range(int(fold.max()) + 1):
-                    out = fold == number
-                    if not out.any() or not kind.possible(y[~out]):
-                        continue
-                    part = _fit_with_groups(clone(pinned), X[~out], y[~out], None if groups is None else groups[~out])
-                    scores[out] = scores_of(part, X[out], kind.link, kind.outputs, method)
+                scores = _out_of_fold(pinned, X, y, groups, options, kind, method)
     if method == "predict" and kind.link == "softmax":
         collected_warnings.append(
             "the estimator has no scores that agree with its predictions: its probabilities say no more than these"

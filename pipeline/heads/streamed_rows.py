@@ -2,7 +2,7 @@
 
 A map of a file is read with ordinary reads into buffers that are used again: pages of the map itself would count as the
 process's own memory until the system takes them back. Runs of neighbouring rows are read whole and in the order of the
-file, so that a disk is never asked for single rows; which runs share a buffer is drawn anew each time.
+file, so that a disk is never asked for single rows; which runs share a buffer is drawn again each time.
 
 Axes: N rows chosen, D features.
 """

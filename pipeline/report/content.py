@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.core.names import shown
 from pipeline.evaluation.tasks import TASKS
 from pipeline.report import plots
 from pipeline.report.rendering import thumbnail
@@ -131,7 +132,7 @@ def picture(cache: Any, number: int, label: str, predicted: str, remark: str) ->
     """Return a picture of a gallery: a row of the cache with its label and prediction."""
     return {
         "image": thumbnail(image_bytes(cache, number)),
-        "key": str(cache.keys_of(np.array([number]))[0]).encode("utf-8", "backslashreplace").decode(),
+        "key": shown(str(cache.keys_of(np.array([number]))[0])),
         "label": label,
         "predicted": predicted,
         "confidence": remark,

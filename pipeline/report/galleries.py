@@ -228,7 +228,7 @@ def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64]
         if data is None:
             continue
         try:
-            image = decode_image(data, DecodePolicy(jpeg_scale="half"), resize_short=_TILE)
+            image = decode_image(data, DecodePolicy(), thumbnail=_TILE)
         except DecodeError:
             continue
         tiles.append(ImageOps.contain(image, (_TILE, _TILE)))

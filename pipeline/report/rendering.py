@@ -29,7 +29,7 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, quality: int = 82) -> s
     if data is None:
         return None
     try:
-        image = decode_image(data, DecodePolicy(), resize_short=side)
+        image = decode_image(data, DecodePolicy())
     except DecodeError:
         return None
     image.thumbnail((side, side))

@@ -14,7 +14,7 @@ from pipeline.core.text import free_name, valid_text
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     import anndata
     import pandas as pd
@@ -103,8 +103,8 @@ class Convertible(ABC):
         """
         import pandas as pd
 
-        index = pd.Index(valid_text(self.keys), name="key")
-        facts = pd.DataFrame(self._facts(), index=index)
+        index = pd.Index(valid_text(self.keys), dtype=object, name="key")
+        facts = pd.DataFrame(self._facts()).set_axis(index)
         if layer is None:
             return facts
         names = [f"e{i}" for i in range(self.layer_width(layer))]
@@ -174,11 +174,14 @@ class Convertible(ABC):
             raise PipelineError(
                 "this needs anndata, which is not installed: pip install 'embedding-pipeline[analysis]'"
             ) from None
+        import pandas as pd
+
         width = self.layer_width(layer)
+        names = [f"e{i}" for i in range(width)]
         return anndata.AnnData(
             X=np.asarray(self.layers[layer]),  # anndata writes no subclass of ndarray, such as a map; this is a view
             obs=self.to_pandas(None).rename_axis(None),
-            var={"feature": [f"e{i}" for i in range(width)]},
+            var=pd.DataFrame({"feature": _texts(names)}).set_axis(pd.Index(map(str, range(width)), dtype=object)),
             obsm={name: np.asarray(self.layers[name]) for name in self.layers if name != layer},
             uns={"spec": canonical_json(self.spec), "fingerprint": self.fingerprint},
         )
@@ -188,13 +191,15 @@ class Convertible(ABC):
         import pandas as pd
 
         facts: dict[str, Any] = {
-            "label": pd.Categorical.from_codes(self.labels, categories=valid_text(self.label_names))
+            "label": pd.Categorical.from_codes(
+                self.labels, categories=pd.Index(valid_text(self.label_names), dtype=object)
+            )
         }
         if self.wanted_status != DONE:
             names = {int(code): code.name.lower() for code in Status}
-            facts["status"] = [names.get(code, str(code)) for code in self.status.tolist()]
+            facts["status"] = _texts([names.get(code, str(code)) for code in self.status.tolist()])
         for name, values in self._named():
-            facts[name] = valid_text(values) if values.dtype.kind == "U" else values
+            facts[name] = _texts(valid_text(values)) if values.dtype.kind == "U" else values
         return facts
 
     def _named(self) -> Iterator[tuple[str, NDArray[Any]]]:
@@ -216,3 +221,10 @@ class Convertible(ABC):
 
         self.layer_width(layer)
         return EmbeddingDataset(self.cache, self.rows, self.labels, layer)
+
+
+def _texts(values: Sequence[str]) -> pd.Series[Any]:
+    """Return texts as Python objects: the text type that pandas 3 would choose is one that AnnData does not write."""
+    import pandas as pd
+
+    return pd.Series(values, dtype=object)

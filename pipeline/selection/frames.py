@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.csv_rows import LINE_END, CsvRows
 from pipeline.core.files import replacing
+from pipeline.core.names import SHOWN
 from pipeline.core.text import valid_text
 from pipeline.errors import AnalysisError
 
@@ -40,5 +42,5 @@ def write_table(table: Any, path: str | os.PathLike[str]) -> None:
             texts = [name for name in table.columns if table[name].dtype == object]
             table.assign(**{name: valid_text(table[name]) for name in texts}).to_parquet(part, index=False)
         else:
-            with part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-                table.to_csv(file, index=False, lineterminator="\n")
+            with part.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
+                table.to_csv(CsvRows(file), index=False, lineterminator=LINE_END)

@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.errors import SourceError, near_names
+from pipeline.core.columns import spread
+from pipeline.core.text import match_names
+from pipeline.errors import SourceError, few_names, near_names
+from pipeline.sources.arrow_table import class_names, frame_of
 from pipeline.sources.base import MAX_TEXT
-from pipeline.sources.table import TEXT_COLUMNS, column_values, read_table, without_long_texts
+from pipeline.sources.columns import column_values, without_unfit
+from pipeline.sources.table import TEXT_COLUMNS, read_table
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -55,8 +59,8 @@ class Match:
         return int((found < 0).sum()), len(self.lines) - len(np.unique(self.line_of[self.line_of >= 0]))
 
 
-def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -> pd.DataFrame:
-    """Return a table, or the file at a path, as a data frame with ``on`` among its columns.
+def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -> tuple[pd.DataFrame, list[str]]:
+    """Return a table, or the file at a path, as a data frame with ``on`` among its columns, and what it leaves out.
 
     Raises
     ------
@@ -65,17 +69,19 @@ def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -
     """
     import pandas as pd  # takes half a second: only where tables are joined
 
+    unread: list[str] = []
     if isinstance(table, (str, os.PathLike)):
-        frame = read_table(os.fspath(table), text=(on, *TEXT_COLUMNS))
+        frame, skipped = read_table(os.fspath(table), text=(on, *TEXT_COLUMNS))
+        unread = [skip.reason for skip in skipped]
     else:
-        frame = table if isinstance(table, pd.DataFrame) else table.to_pandas()
+        frame = table if isinstance(table, pd.DataFrame) else frame_of(table, class_names(table.schema))
     frame = frame.reset_index() if on not in frame.columns and frame.index.name == on else frame
     if on not in frame.columns:
         raise SourceError(
-            f"expected a column {on!r} in the table to join, found {', '.join(map(repr, frame.columns))}: "
+            f"expected a column {on!r} in the table to join, found {few_names(list(map(str, frame.columns)))}: "
             "name the column that holds the keys with on=, or rename it"
         )
-    return frame
+    return frame, unread
 
 
 def key_column(frame: pd.DataFrame, on: str, columns: Container[str]) -> tuple[pd.DataFrame, str]:
@@ -132,7 +138,9 @@ def match_rows(frame: pd.DataFrame, on: str, own: NDArray[Any], path: Path) -> M
             f"expected every {on} once in the table to join, found {twice[0]!r} more than once "
             f"({twice.nunique()} such): remove the duplicates"
         )
-    line_of = lines.get_indexer(pd.Index(own.tolist()))
+    line_of = lines.get_indexer(pd.Index(own.tolist(), dtype=object if own.dtype.kind == "U" else None))
+    if on == KEY and (line_of < 0).any():
+        line_of = match_names(own.tolist(), list(map(str, lines)))
     if not (line_of >= 0).any():
         raise SourceError(
             f"no {on} of the table to join is one of {path}, where they look like {str(own[0])!r} and in the "
@@ -144,19 +152,21 @@ def match_rows(frame: pd.DataFrame, on: str, own: NDArray[Any], path: Path) -> M
 
 
 def aligned_columns(match: Match, *, asked: bool) -> tuple[dict[str, NDArray[Any]], list[str]]:
-    """Return the table's columns, a value for each row, and the names of those left out for their long texts.
+    """Return the table's columns, a value for each row, and which were left out and why.
 
     Raises
     ------
     SourceError
-        A column of long texts was asked for.
+        A column that a cache cannot hold was asked for.
     """
-    aligned, long = without_long_texts(match.frame.set_index(match.on))
-    if long and asked:
+    fit, unfit = without_unfit(match.frame.drop(columns=match.on))
+    if unfit and asked:
         raise SourceError(
-            f"expected texts of {MAX_TEXT} characters at most, found longer ones in {long[0].key!r} of the table "
-            "to join: shorten them, or name others with columns="
+            f"expected columns that a cache can hold, such as texts of {MAX_TEXT} characters at most, found "
+            f"{unfit[0].reason} of the table to join: shorten them, or name others with columns="
         )
-    aligned = aligned.reindex(match.own.tolist())
-    values = {str(name): column_values(aligned[name], text=name == "split") for name in aligned.columns}
-    return values, [skip.key for skip in long]
+    known = match.line_of >= 0
+    values = {
+        str(name): spread(column_values(fit[name], text=name == "split"), match.line_of, known) for name in fit.columns
+    }
+    return values, [skip.reason for skip in unfit]

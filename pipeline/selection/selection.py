@@ -26,7 +26,6 @@ from pipeline.selection.join import (
     key_column,
     match_rows,
 )
-from pipeline.sources.base import MAX_TEXT
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -226,13 +225,13 @@ class Selection(Convertible):
             Which columns of the table to add; all by default.
         say : callable
             Called with the numbers of rows and lines without a match (also in `unmatched` of the result), and with the
-            columns that were left out because of long texts.
+            columns that were left out, such as those of long texts.
 
         Returns
         -------
         Selection
-            Whose ``columns`` hold the table's as well: text (empty where missing), float64 (NaN where missing), int64
-            or bool.
+            Whose ``columns`` hold the table's as well: text (empty where missing), float64 (NaN where missing), int64,
+            uint64 or bool.
 
         Raises
         ------
@@ -240,18 +239,20 @@ class Selection(Convertible):
             The table has no such column, holds a key twice, a name that is taken, no key of any row, or long texts in a
             column that was asked for.
         """
-        frame, on = key_column(as_frame(table, on), on, self.columns)
+        frame, unread = as_frame(table, on)
+        frame, on = key_column(frame, on, self.columns)
         if columns is not None:
             frame = choose_columns(frame, on, columns)
         check_names_free(frame, on, {*TAKEN, *self.columns})
         match = match_rows(frame, on, self._candidate_values(on), self.path)
-        values, left_out = aligned_columns(match, asked=columns is not None)
+        values, unfit = aligned_columns(match, asked=columns is not None)
+        left_out = [*([] if columns is not None else unread), *unfit]
         joined = self._narrowed(np.arange(len(self._candidates)), of_candidates=True)
         joined._joined |= values
         joined._choose(self.wanted_status)
         joined.unmatched = Unmatched(*match.unmatched(self._shown))
         if left_out:
-            say(f"left out: {', '.join(left_out)} (texts above {MAX_TEXT} characters)")
+            say(f"left out: {'; '.join(left_out)}")
         say(
             f"{joined.unmatched.rows} of {len(self)} rows have no line in the table, {joined.unmatched.lines} of its "
             f"{len(match.lines)} lines no row"

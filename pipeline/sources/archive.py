@@ -5,7 +5,6 @@ A member's name is only a key and never used as a path. Bytes are read into memo
 
 from __future__ import annotations
 
-import json
 import os
 import posixpath
 from abc import abstractmethod
@@ -21,7 +20,6 @@ from pipeline.errors import SourceError, first_line
 from pipeline.sources.archive_index import cached_index
 from pipeline.sources.base import (
     MAX_MEMBER_BYTES,
-    MAX_TEXT,
     Source,
     encode_labels,
     in_threads,
@@ -29,6 +27,7 @@ from pipeline.sources.base import (
     labels_from_folders,
     public_names,
 )
+from pipeline.sources.sidecars import BAD_LABELS, BESIDE, OF_NONE, TEXT, UNREADABLE, Sidecars, is_class_name
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -37,10 +36,24 @@ if TYPE_CHECKING:
     from pipeline.sources.archive_index import Columns
     from pipeline.sources.store import File, Store
 
+PACKERS = {
+    1: "Shrink",
+    6: "Implode",
+    9: "Deflate64",
+    12: "bzip2",
+    14: "LZMA",
+    93: "Zstandard",
+    95: "XZ",
+    96: "JPEG",
+    98: "PPMd",
+    99: "AES",
+}
+"""Methods of zip archives by number (APPNOTE 4.4.5)."""
 MAX_NAME_BYTES = 1024
-MAX_SIDECAR_BYTES = 1 << 16
-SIDECARS = (b".cls", b".json")
-"""Members that hold the label of the images whose name they share up to the first dot (WebDataset)."""
+WORKBOOK = ("[Content_Types].xml", "mimetype")
+"""Members by which a spreadsheet is known from other zip archives."""
+MAX_LINKS = 16
+"""Symbolic links that are followed one after the other."""
 
 IMAGE = 0
 REASONS = (
@@ -52,10 +65,19 @@ REASONS = (
     f"above {MAX_MEMBER_BYTES >> 20} MB",
     "superseded by a later member of the same name",
     "encrypted",
-    "packed by a method other than deflate",
+    "packed by an unknown method, not by deflate",
     "here the archive is cut off",
+    "sparse",
+    "bytes after the end of the archive",
+    *BAD_LABELS,
+    OF_NONE,
+    BESIDE,
+    *(f"packed by {name}, not by deflate" for name in PACKERS.values()),
 )
-NOT_AN_IMAGE, HIDDEN, NOT_A_FILE, LONG_NAME, TOO_LARGE, SUPERSEDED, ENCRYPTED, PACKED, CUT_OFF = range(1, len(REASONS))
+NOT_AN_IMAGE, HIDDEN, NOT_A_FILE, LONG_NAME, TOO_LARGE, SUPERSEDED, ENCRYPTED, PACKED, CUT_OFF, SPARSE, REST = range(
+    1, 12
+)
+UNREADABLE_LABEL, CAPTION = REASONS.index(UNREADABLE), REASONS.index(BESIDE)
 
 
 class Listing:
@@ -71,35 +93,51 @@ class Listing:
         self._numbers = {name: array("q") for name in numbers}
         self._names: list[bytes] = []
         self._reasons = array("B")
-        self._sidecar_labels: dict[bytes, dict[str, str]] = {}
+        self._sidecars = Sidecars()
+        self._symbolic: dict[int, bytes] = {}
+        self._last: dict[bytes, int] | None = None
 
     def add(self, name: bytes, reason: int = IMAGE, **numbers: int) -> None:
         """Add a member, with the reason when it is skipped."""
-        name = _normal(name)
+        name = normal(name)
         if len(name) > MAX_NAME_BYTES:
             name, reason = name[:MAX_NAME_BYTES], LONG_NAME
-        elif reason == IMAGE and any(part[:1] == b"." and part.strip(b".") for part in name.split(b"/")):
+        elif reason == IMAGE and _is_hidden(name):
             reason = HIDDEN
+        if self._last is not None and reason == IMAGE:
+            self._last[name] = len(self._names)
         self._names.append(name)
         self._reasons.append(reason)
         for column, values in self._numbers.items():
             values.append(numbers.get(column, -1))
 
-    def add_sidecar(self, name: bytes, data: bytes) -> None:
-        """Take a label from the bytes of a ``.cls`` or ``.json`` member; one without a label is skipped as well."""
-        sample = _sample(_normal(name))
-        before = self._sidecar_labels.get(sample, {})
-        if name.lower().endswith(b".cls"):
-            sidecar_labels, merged = (found := _cls(data)), before | found
+    def add_hard_link(self, name: bytes, target: bytes) -> None:
+        """Add a member whose bytes are those of an earlier one; archivers store files of several names so."""
+        if self._last is None:  # most archives have no such member, and need no dictionary
+            images = (i for i, reason in enumerate(self._reasons) if reason == IMAGE)
+            self._last = {self._names[i]: i for i in images}
+        place = self._last.get(normal(target))
+        if place is None:
+            self.add(name, NOT_A_FILE)
         else:
-            sidecar_labels, merged = (found := _json(data)), found | before
-        if sidecar_labels:
-            self._sidecar_labels[sample] = merged
-        else:
-            self.add(name, NOT_AN_IMAGE)
+            self.add(name, IMAGE, **{column: values[place] for column, values in self._numbers.items()})
+
+    def add_symbolic_link(self, name: bytes, target: bytes) -> None:
+        """Add a member whose bytes are those of the member that it leads to, if there is one."""
+        self.add(name, NOT_A_FILE)
+        if not _is_hidden(name) and self._reasons[-1] == NOT_A_FILE:
+            folder = posixpath.dirname(self._names[-1])
+            self._symbolic[len(self._names) - 1] = posixpath.normpath(posixpath.join(folder, target))
+
+    def add_sidecar(self, name: bytes, data: bytes | None) -> None:
+        """Add a member that may hold the label of an image; without ``data`` it is too large to be read."""
+        self.add(name, NOT_AN_IMAGE)
+        if self._reasons[-1] == NOT_AN_IMAGE:
+            self._sidecars.add(len(self._names) - 1, self._names[-1], data)
 
     def columns(self) -> Columns:
         """Return all as arrays of equal length: ``name``, ``reason``, the numbers, and the sidecar labels."""
+        self._follow_links()
         names = np.array(self._names, dtype=np.bytes_) if self._names else np.zeros(0, "S1")
         reasons = np.array(self._reasons, dtype=np.uint8)
         images = np.flatnonzero(reasons == IMAGE)
@@ -107,22 +145,32 @@ class Listing:
         earlier = np.ones(len(images), dtype=np.bool_)
         earlier[last] = False
         reasons[images[earlier]] = SUPERSEDED  # unpacking would leave the last one
-        columns: Columns = {"name": names, "reason": reasons}
-        columns |= {name: np.array(values, dtype=np.int64) for name, values in self._numbers.items()}
-        for what in ("label", "split", "group") if self._sidecar_labels else ():
-            codes, texts = encode_labels(
-                [self._sidecar_labels.get(_sample(name), {}).get(what) for name in self._names]
-            )
-            if texts:
-                columns[what] = codes
-                columns[f"{what}_names"] = np.array([text.encode() for text in texts], dtype=np.bytes_)
+        found = self._sidecars.of_images({i: self._names[i] for i in images[np.sort(last)].tolist()})
+        kept = np.ones(len(names), dtype=np.bool_)
+        kept[found.used] = False
+        for place, what in found.left_out.items():
+            reasons[place] = REASONS.index(what)
+        columns: Columns = {"name": names[kept], "reason": reasons[kept]}
+        columns |= {name: np.array(values, dtype=np.int64)[kept] for name, values in self._numbers.items()}
+        for what, of in found.values.items():
+            codes, texts = encode_labels([of.get(i) for i in range(len(names))])
+            columns[what] = codes[kept]
+            columns[f"{what}_names"] = np.array([text.encode("utf-8", "surrogateescape") for text in texts])
         return columns
 
-
-def is_sidecar(name: bytes) -> bool:
-    """Return whether a member's name is that of a sidecar label."""
-    base = name.rpartition(b"/")[2].lower()
-    return b"." + base.partition(b".")[2] in SIDECARS and not base.startswith(b".")
+    def _follow_links(self) -> None:
+        """Give every symbolic link the bytes of the member that it leads to."""
+        if not self._symbolic:
+            return
+        place = {name: i for i, name in enumerate(self._names) if self._reasons[i] == IMAGE or i in self._symbolic}
+        for link in self._symbolic:
+            end: int | None = link
+            for _ in range(MAX_LINKS):
+                end = place.get(self._symbolic[end]) if end in self._symbolic else end
+            if end is not None and end not in self._symbolic and self._reasons[end] == IMAGE:
+                self._reasons[link] = IMAGE
+                for values in self._numbers.values():
+                    values[link] = values[end]
 
 
 def reason_for(head: bytes) -> int:
@@ -130,44 +178,32 @@ def reason_for(head: bytes) -> int:
     return IMAGE if is_image(head) else NOT_AN_IMAGE
 
 
-def _normal(name: bytes) -> bytes:
+def reason_packed(method: int) -> int:
+    """Return the reason for a member of a zip that is packed by another method than deflate."""
+    return REASONS.index(f"packed by {PACKERS[method]}, not by deflate") if method in PACKERS else PACKED
+
+
+def normal(name: bytes) -> bytes:
+    """Return a member's name without the ``./`` before it."""
     while name.startswith(b"./"):
         name = name[2:].lstrip(b"/")
     return name
 
 
-def _sample(name: bytes) -> bytes:
-    """Return a name up to the first dot after its folder."""
-    folder, slash, base = name.rpartition(b"/")
-    return folder + slash + base.partition(b".")[0]
-
-
-def _cls(data: bytes) -> dict[str, str]:
-    text = data.decode("utf-8", "replace").strip()
-    return {"label": text} if 0 < len(text) <= MAX_TEXT else {}
-
-
-def _json(data: bytes) -> dict[str, str]:
-    try:
-        found = json.loads(data)
-    except (ValueError, RecursionError):
-        return {}
-    if not isinstance(found, dict):
-        return {}
-    return {
-        name: str(value).encode("utf-8", "replace").decode()  # JSON may hold halves of surrogate pairs
-        for name in ("label", "split", "group")
-        if isinstance(value := found.get(name), (str, int)) and 0 < len(str(value)) <= MAX_TEXT
-    }
+def _is_hidden(name: bytes) -> bool:
+    """Return whether a name is hidden, or of the resource forks that macOS packs beside the files."""
+    parts = name.split(b"/")
+    return parts[0] == b"__MACOSX" or any(part[:1] == b"." and part.strip(b".") for part in parts)
 
 
 class ArchiveSource(Source):
     """The images in one or more archives of a kind, in the order of archives and members.
 
     One archive: a key is the member's name. Several: the archive's name, relative to the folder they share, a slash,
-    and the member's. Labels come from ``.cls`` and ``.json`` members where there are any, else from folders inside the
-    archive, as `pipeline.sources.FolderSource` takes them. Of members of the same name the last counts, as unpacking
-    would have it.
+    and the member's. Labels come from ``.cls``, ``.json`` and ``.txt`` members where there are any
+    (`pipeline.sources.sidecars`), else from folders inside the archive, as `pipeline.sources.FolderSource` takes them
+    of the unpacked archive: folders that hold everything are looked through. Of members of the same name the last
+    counts, as unpacking would have it. A link is the member that it leads to.
 
     Parameters
     ----------
@@ -251,25 +287,52 @@ def _labels_and_columns(
     """Return labels, label names and columns: those of sidecars where there are any, else those of the folders."""
     sidecar_labels = {
         what: [text for index, rows in zip(indexes, wanted, strict=True) for text in _texts(index, what, rows)]
-        for what in ("label", "split", "group")
+        for what in (TEXT if texts_are_labels(indexes) else "label", "split", "group")
         if any(what in index for index in indexes)
     }
     columns: dict[str, NDArray[Any]] = {}
-    if "label" in sidecar_labels:
-        labels, label_names = encode_labels([text or None for text in sidecar_labels.pop("label")])
+    texts = sidecar_labels.pop("label", None) or sidecar_labels.pop(TEXT, None)
+    if texts is not None:
+        labels, label_names = encode_labels([text or None for text in texts])
     else:
-        labels, label_names, columns = labels_from_folders(np.concatenate(names))
+        labels, label_names, columns = labels_from_folders(below_shared_folders(np.concatenate(names).tolist()))
     return labels, label_names, {**columns, **{what: np.array(texts) for what, texts in sidecar_labels.items()}}
+
+
+def texts_are_labels(indexes: Sequence[Columns]) -> bool:
+    """Return whether the ``.txt`` members beside the images are class names: all of them are short, and no other is."""
+    if any("label" in index for index in indexes):
+        return False
+    texts = [name.decode("utf-8", "surrogateescape") for index in indexes for name in index.get(f"{TEXT}_names", ())]
+    return bool(texts) and all(map(is_class_name, texts))
+
+
+def below_shared_folders(names: Sequence[bytes]) -> Sequence[bytes]:
+    """Return names without the folders that hold everything, as long as there are further folders below.
+
+    Examples
+    --------
+    >>> below_shared_folders([b"a/train/x/1", b"a/test/y/2"]), below_shared_folders([b"x/1", b"x/2"])
+    ([b'train/x/1', b'test/y/2'], [b'x/1', b'x/2'])
+    """
+    while names:
+        top, slash, _ = names[0].partition(b"/")
+        rest = [name[len(top) + 1 :] for name in names if name.startswith(top + b"/")]
+        if not slash or len(rest) < len(names) or not any(b"/" in name for name in rest):
+            break
+        names = rest
+    return names
 
 
 class SkippedMembers(Sequence[Skipped]):
     """Skipped members, made into objects only when they are accessed."""
 
     def __init__(self, prefixes: Sequence[bytes], indexes: Sequence[Columns]) -> None:
+        used = [IMAGE, CAPTION] if texts_are_labels(indexes) else [IMAGE]
         self._parts = [
             (prefix, index["name"][rows], index["reason"][rows])
             for prefix, index in zip(prefixes, indexes, strict=True)
-            if len(rows := np.flatnonzero(index["reason"] != IMAGE))
+            if len(rows := np.flatnonzero(~np.isin(index["reason"], used)))
         ]
         self._ends = np.cumsum([len(names) for _, names, _ in self._parts], dtype=np.int64)
 
@@ -315,11 +378,13 @@ def _texts(index: Columns, what: str, rows: NDArray[np.int64]) -> list[str]:
     """Return the sidecar values of some members, empty where there are none."""
     if what not in index:
         return [""] * len(rows)
-    names = [*(name.decode("utf-8", "replace") for name in index[f"{what}_names"].tolist()), ""]
+    names = [*(name.decode("utf-8", "surrogateescape") for name in index[f"{what}_names"].tolist()), ""]
     return [names[code] for code in index[what][rows].tolist()]  # -1 is the empty one at the end
 
 
 def _nothing_found(location: str, skipped: Sequence[Skipped]) -> str:
     some = ", ".join(f"{skip.key[-80:]} ({skip.reason})" for skip in skipped[:3])
     found = f"{len(skipped)} other members: {some}" if skipped else "an empty archive"
+    if skipped and any(skip.key in WORKBOOK for skip in skipped[:10]):
+        return f"expected images in {public(location)}, found a workbook: save its sheet as CSV in UTF-8"
     return f"expected images in {public(location)}, found {found}: name the archive that holds them"

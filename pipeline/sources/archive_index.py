@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Columns = dict[str, "NDArray[Any]"]
 
-INDEX_VERSION = 1
+INDEX_VERSION = 2
 OF = "of"
 """The array that identifies the file, with size and time, that the index describes."""
 

@@ -10,7 +10,9 @@ import errno
 import functools
 import os
 import stat
+import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,7 +24,7 @@ from pipeline.errors import SourceError
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator
 
     from numpy.typing import NDArray
 
@@ -185,8 +187,10 @@ def key_array(keys: Sequence[bytes] | NDArray[np.bytes_]) -> NDArray[np.bytes_]:
     Raises
     ------
     SourceError
-        A key occurs twice: rows could not be distinguished.
+        A key occurs twice: rows could not be distinguished. Or it holds a zero byte.
     """
+    if isinstance(keys, Sequence) and (cut := next((key for key in keys if b"\0" in key), None)) is not None:
+        raise SourceError(f"expected keys without zero bytes, which end a text, found {os.fsdecode(cut)!r}: rename it")
     array = np.array(keys, dtype=np.bytes_)
     if len(array) > 1:
         ordered = np.sort(array)
@@ -263,12 +267,24 @@ def labels_from_folders(
 def encode_labels(labels: Sequence[str | None]) -> tuple[NDArray[np.int32], tuple[str, ...]]:
     """Turn class names into indices of the sorted names; None becomes -1.
 
+    Names that are the same text in two Unicode forms (é as one letter, or as e and an accent) are one class.
+
     Examples
     --------
     >>> encode_labels(["cat", None, "ant"])
     (array([ 1, -1,  0], dtype=int32), ('ant', 'cat'))
     """
-    names = tuple(sorted({label for label in labels if label is not None}))
-    index: dict[str | None, int] = {name: i for i, name in enumerate(names)}
+    form = _one_form({label for label in labels if label is not None})
+    names = tuple(sorted(set(form.values())))
+    place = {name: i for i, name in enumerate(names)}
+    index: dict[str | None, int] = {label: place[name] for label, name in form.items()}
     index[None] = -1
     return np.array([index[label] for label in labels], dtype=np.int32), names
+
+
+def _one_form(names: set[str]) -> dict[str, str]:
+    """Return the name to use for each: its composed form where both forms occur, else itself."""
+    composed: dict[str, list[str]] = {}
+    for name in names:
+        composed.setdefault(unicodedata.normalize("NFC", name), []).append(name)
+    return {name: same[0] if len(same) == 1 else form for form, same in composed.items() for name in same}

@@ -2,32 +2,47 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import TYPE_CHECKING, Any
 
 from pipeline.decoding.image import is_image
 from pipeline.sources.parquet import image_columns
-from pipeline.sources.table import PARQUET_MAGIC
+from pipeline.sources.table import PARQUET_MAGIC, TEXT_COLUMNS
+from pipeline.sources.text_table import encoding_of, looks_like_a_table
 
 if TYPE_CHECKING:
     from pipeline.sources.store import File, Store
 
-HEAD_BYTES = 512
+HEAD_BYTES = 4096
+HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+HDF5_PLACES = (0, 512, 1024, 2048)
+"""Where an HDF5 file may begin: MATLAB puts a block of its own before it."""
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
 def kind_of(store: Store, file: File) -> str:
-    """Return the kind of a file, by its first bytes."""
+    """Return the kind of a file, by the structure that its first bytes show."""
     head = store.head(file.path, HEAD_BYTES)
+    if looks_like_a_table(head, TEXT_COLUMNS):  # a header may begin like any other file, as BMI does like a bitmap
+        return "table"
     if head[257:262] == b"ustar" or _is_old_tar(head):
         return "tar"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
     if head.startswith(PARQUET_MAGIC):
         return "parquet"
-    if head.startswith(b"\x89HDF\r\n\x1a\n"):
+    if any(head.startswith(HDF5_MAGIC, place) for place in HDF5_PLACES):
         return "hdf5"
     packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-    return packed or ("image" if is_image(head) else "table")
+    if packed or is_image(head):
+        return packed or "image"
+    return "zip" if encoding_of(head) is None and _ends_like_a_zip(store, file) else "table"
+
+
+def _ends_like_a_zip(store: Store, file: File) -> bool:
+    """Return whether a zip archive follows something else, as in one that unpacks itself."""
+    with store.open(file.path) as raw:
+        return zipfile.is_zipfile(raw)
 
 
 def _is_old_tar(head: bytes) -> bool:

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.items import ItemTable, Reader
+from pipeline.core.items import ItemTable, Reader, Skipped
 from pipeline.core.spec import FORMAT
-from pipeline.errors import SourceError, first_line
+from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.archive import key_prefixes
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, key_array
 from pipeline.sources.store import LocalStore
@@ -39,6 +39,8 @@ NAMES = {
     "group": ("group", "groups"),
 }
 """Data sets beside the images, with one value per image, that are used by their names."""
+COLOURS, RGB = (1, 2, 3, 4), 3
+"""Lengths of a last axis that are colours, not the width of a picture."""
 
 
 class Hdf5Source(Source):
@@ -71,6 +73,7 @@ class Hdf5Source(Source):
         self._store, self._files = store, tuple(files)
         parts = [_look(store, file, name, location) for file in files]
         self._names = tuple(part.name for part in parts)
+        self.skipped = [skip for part in parts for skip in part.skipped]
         counts = [part.count for part in parts]
         if not sum(counts):
             raise SourceError(f"expected images in {public(location)}, found a data set of none: name another file")
@@ -173,6 +176,7 @@ class _Part:
     count: int
     keys: list[bytes]
     sidecar_labels: dict[str, list[str]]
+    skipped: list[Skipped]
 
 
 def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
@@ -191,33 +195,61 @@ def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
                 if (found := next((n for n in names if _goes_with(beside.get(n), images)), None))
             }
             keys = [os.fsencode(text) for text in sidecar_labels.pop("key", [])]
-            return _Part(name, len(images), keys, sidecar_labels)
+            skipped = _unfit_beside(images)
+            return _Part(name, len(images), keys, sidecar_labels, skipped)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
         raise SourceError(
             f"cannot read the HDF5 file {public(file.path)}: {public(first_line(error))}: make it again"
         ) from None
 
 
+def _unfit_beside(images: h5py.Dataset) -> list[Skipped]:
+    """Name the data sets beside the images that are named like labels and hold something else, such as one-hot rows."""
+    beside = images.parent
+    return [
+        Skipped(n, f"data set {n!r}: {beside[n].shape} {beside[n].dtype}, not one value for each image")
+        for names in NAMES.values()
+        for n in names
+        if hasattr(beside.get(n), "shape") and not _goes_with(beside[n], images)
+    ]
+
+
 def _choose(opened: h5py.File, asked: str | None, location: str) -> str:
-    there: list[str] = []
-    others: list[str] = []
+    there: dict[str, str] = {}
+    others: dict[str, str] = {}
 
     def visit(name: str, member: Any) -> None:
         if hasattr(member, "shape"):
-            (there if _holds_images(member) else others).append(f"{name} {member.shape} {member.dtype}")
+            shown = f"{name} {member.shape} {member.dtype}"
+            if _holds_images(member):
+                there[name] = shown
+            else:
+                others[name] = shown + (", one picture" if _is_one_picture(member) else "")
 
     opened.visititems(visit)
-    names = [text.split(" ", 1)[0] for text in there]
-    if asked is not None and asked.strip("/") in names:
+    if asked is not None and asked.strip("/") in there:
         return asked.strip("/")
-    if asked is None and len(names) == 1:
-        return names[0]
+    if asked is None and len(there) == 1:
+        return next(iter(there))
     wanted = f"the data set {asked!r}" if asked else "one data set"
-    found = ", ".join(there) if there else f"none among {', '.join(others) or 'nothing'}"
+    if asked is not None and asked.strip("/") in others:
+        found = others[asked.strip("/")]
+    else:
+        found = few_names(list(there.values())) or f"none among {few_names(list(others.values())) or 'nothing'}"
     raise SourceError(
         f"expected {wanted} of images, (N, H, W[, 3]) uint8 or encoded, in {public(location)}, found {found}: name it, "
-        "as in FILE.h5#NAME"
+        "as in FILE.h5#NAME, or store one picture as (1, H, W, 3) or in an image file"
     )
+
+
+def _is_one_picture(dataset: h5py.Dataset) -> bool:
+    """Return whether the axes are those of one picture: colours last, colours first, or as its attributes say."""
+    if dataset.ndim != 3:
+        return False
+    if dataset.attrs.get("CLASS") in ("IMAGE", b"IMAGE") or dataset.shape[1] > dataset.shape[2] in COLOURS:
+        return True
+    beside = (n for names in NAMES.values() for n in names if _goes_with(dataset.parent.get(n), dataset))
+    return dataset.shape[0] == RGB and next(beside, None) is None
 
 
 def _holds_images(dataset: h5py.Dataset) -> bool:
@@ -225,7 +257,7 @@ def _holds_images(dataset: h5py.Dataset) -> bool:
 
     if dataset.ndim == 1:
         return bool(h5py.check_vlen_dtype(dataset.dtype) == np.uint8)
-    pixels = dataset.ndim == 3 or (dataset.ndim == 4 and dataset.shape[3] in (1, 3))
+    pixels = (dataset.ndim == 3 and not _is_one_picture(dataset)) or (dataset.ndim == 4 and dataset.shape[3] in (1, 3))
     return (
         pixels
         and dataset.dtype == np.uint8
@@ -235,13 +267,26 @@ def _holds_images(dataset: h5py.Dataset) -> bool:
 
 
 def _goes_with(beside: Any, images: h5py.Dataset) -> bool:
-    return hasattr(beside, "shape") and beside.shape == images.shape[:1] and beside.dtype.kind in "OSiu"
+    """Return whether a data set has one value for each image."""
+    if not hasattr(beside, "shape") or beside.dtype.kind not in "OSiufb":
+        return False
+    return beside.shape in (images.shape[:1], (images.shape[0], 1))
 
 
 def _texts(dataset: h5py.Dataset) -> list[str]:
+    """Return values as text, those of an enumeration by their names."""
+    import h5py
+
+    values = dataset[:].reshape(-1)
+    names = h5py.check_enum_dtype(dataset.dtype) or {}
+    if names and dataset.dtype.kind != "b":
+        by_number = {number: name for name, number in names.items()}
+        return [by_number.get(value, str(value)) for value in values.tolist()]
+    if values.dtype.kind == "f":
+        return ["" if np.isnan(value) else str(value) for value in values]
     return [
         value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else str(value)
-        for value in dataset[:].tolist()
+        for value in values.tolist()
     ]
 
 

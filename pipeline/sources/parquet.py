@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import functools
-import json
 import os
 import threading
 from collections import OrderedDict
@@ -13,12 +12,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.core.columns import concatenated
 from pipeline.core.items import ItemTable, Reader, Skipped
-from pipeline.errors import SourceError, first_line
+from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.archive import key_prefixes
+from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, in_threads, key_array
+from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
 from pipeline.sources.store import LocalStore
-from pipeline.sources.table import cell_texts, column_values, without_long_texts
+from pipeline.sources.table import no_labels
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -47,8 +49,8 @@ class ParquetSource(Source):
 
     A key is the column ``key`` where there is one, else the path that the image column holds where every row has its
     own, else the row's number; with several files the file's name goes before it. ``label`` (by name where Hugging
-    Face's metadata give names), ``split``, ``group`` and further columns of numbers, truth values, texts and lists of
-    texts are kept; see `pipeline.sources.table.without_long_texts`.
+    Face's metadata give names), ``split``, ``group`` and further columns are kept in their types, as
+    `pipeline.sources.arrow_table` and `pipeline.sources.columns` state; what is left out is named.
 
     Parameters
     ----------
@@ -68,8 +70,6 @@ class ParquetSource(Source):
     kind = "parquet"
 
     def __init__(self, location: str, store: Store, files: Sequence[File], column: str | None = None) -> None:
-        import pandas as pd
-
         self.location = location
         self._store, self._files = store, tuple(files)
         parts = list(in_threads(lambda file: _look(store, file, column, location), files))
@@ -87,12 +87,17 @@ class ParquetSource(Source):
         if not total:
             raise SourceError(f"expected images in {public(location)}, found no rows: name another file")
         prefixes = key_prefixes([file.path for file in files])
-        long = {skip.key: skip for part in parts for skip in part.long}
-        self.skipped = list(long.values())
-        frame = pd.concat([part.frame for part in parts], ignore_index=True).drop(columns=list(long), errors="ignore")
-        labels, names = (
-            encode_labels(cell_texts(frame["label"])) if "label" in frame else (np.full(total, -1, dtype=np.int32), ())
-        )
+        skips = {skip.key: skip for part in parts for skip in part.skipped}
+        self.skipped = list(skips.values())
+        if any("label" in part.frame for part in parts):
+            texts = [
+                label_texts(part.frame["label"]) if "label" in part.frame else [None] * len(part.frame)
+                for part in parts
+            ]
+            labels, names = encode_labels([text for part in texts for text in part])
+        else:
+            labels, names = no_labels(total)
+        columns = [name for part in parts for name in part.frame.columns if name != "label" and name not in skips]
         counts = [sum(part.groups) for part in parts]
         self.items = ItemTable(
             keys=key_array([prefix + key for prefix, part in zip(prefixes, parts, strict=True) for key in part.keys]),
@@ -101,9 +106,14 @@ class ParquetSource(Source):
             sizes=np.full(total, -1, dtype=np.int64),
             mtimes_ns=np.repeat(np.array([file.stamp for file in files], dtype=np.int64), counts),
             columns={
-                name: column_values(frame[name], text=name in ("split", "group"))
-                for name in frame.columns
-                if name != "label"
+                str(name): concatenated(
+                    [
+                        column_values(part.frame[name], text=name in NAMES) if name in part.frame else None
+                        for part in parts
+                    ],
+                    counts,
+                )
+                for name in dict.fromkeys(columns)
             },
         )
 
@@ -233,7 +243,7 @@ class _Part:
     column: str
     keys: list[bytes]
     frame: pd.DataFrame
-    long: list[Skipped]
+    skipped: list[Skipped]
 
 
 def _open(store: Store, path: str) -> pq.ParquetFile:
@@ -251,25 +261,28 @@ def _look(store: Store, file: File, column: str | None, location: str) -> _Part:
         parquet = _open(store, file.path)
         chosen = _image_column(parquet.schema_arrow, column, location)
         groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
-        names = [field.name for field in parquet.schema_arrow if field.name != chosen and _is_plain(field.type)]
-        frame = parquet.read(columns=names).to_pandas()
-        for name, values in _class_names(parquet.schema_arrow).items():
-            if name in frame and frame[name].dtype.kind in "iu":
-                frame[name] = [values[i] if 0 <= i < len(values) else None for i in frame[name]]
+        columns = choose_columns(parquet, bytes_of=KEY_COLUMNS, ignore=(chosen,))
+        frame = frame_of(parquet.read(columns=columns.names), columns.class_names)
         keys = _keys(parquet, frame, chosen)
     except MemoryError:
         raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except SourceError as error:
+        raise SourceError(f"{public(file.path)}: {error}") from None
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise SourceError(
             f"cannot read the Parquet file {public(file.path)}: {public(first_line(error))}: make it again"
         ) from None
-    frame, long = without_long_texts(frame.drop(columns=list(KEY_COLUMNS), errors="ignore"))
-    return _Part(groups, chosen, keys, frame, long)
+    frame, unfit = without_unfit(frame.drop(columns=list(KEY_COLUMNS), errors="ignore"))
+    return _Part(groups, chosen, keys, frame, [*columns.skipped, *unfit])
 
 
 def _keys(parquet: pq.ParquetFile, frame: pd.DataFrame, column: str) -> list[bytes]:
     for name in KEY_COLUMNS:
         if name in frame:
+            if missing := int(frame[name].isna().sum()):
+                raise SourceError(
+                    f"expected a {name} in every row, found {missing} without: fill them in or remove them"
+                )
             return [os.fsencode(str(value)) for value in frame[name]]
     count = parquet.metadata.num_rows
     if _is_struct(parquet, column) and any(field.name == "path" for field in parquet.schema_arrow.field(column).type):
@@ -285,7 +298,7 @@ def image_columns(schema: pa.Schema) -> list[str]:
     import pyarrow as pa
 
     def binary(kind: pa.DataType) -> bool:
-        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
+        return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or str(kind) == "binary_view")
 
     return [
         field.name
@@ -303,7 +316,7 @@ def _image_column(schema: pa.Schema, asked: str | None, location: str) -> str:
     if asked is None and (len(named) == 1 or len(there) == 1):
         return named[0] if len(named) == 1 else there[0]
     wanted = f"the column {asked!r} of image bytes" if asked else "one column of image bytes"
-    found = ", ".join(map(repr, there)) or f"none among {', '.join(map(repr, schema.names))}"
+    found = few_names(there) or f"none among {few_names(schema.names)}"
     raise SourceError(f"expected {wanted} in {public(location)}, found {found}: name it, as in FILE.parquet#COLUMN")
 
 
@@ -311,34 +324,3 @@ def _is_struct(parquet: pq.ParquetFile, column: str) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_struct(parquet.schema_arrow.field(column).type))
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    types = pa.types
-
-    def text(kind: pa.DataType) -> bool:
-        return bool(types.is_string(kind) or types.is_large_string(kind))
-
-    return bool(
-        types.is_boolean(kind)
-        or types.is_integer(kind)
-        or types.is_floating(kind)
-        or text(kind)
-        or types.is_dictionary(kind)
-        or ((types.is_list(kind) or types.is_large_list(kind)) and text(kind.value_type))
-    )
-
-
-def _class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the names of classes by column, as Hugging Face's ``datasets`` leaves them in the metadata."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return {
-            name: [str(text) for text in feature["names"]]
-            for name, feature in features.items()
-            if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and "names" in feature
-        }
-    except (KeyError, ValueError, TypeError, AttributeError):
-        return {}

@@ -11,21 +11,26 @@ from typing import TYPE_CHECKING
 from pipeline.decoding.image import SNIFF_BYTES
 from pipeline.sources.archive import (
     CUT_OFF,
-    MAX_SIDECAR_BYTES,
+    IMAGE,
     NOT_A_FILE,
+    REST,
+    SPARSE,
     TOO_LARGE,
     ArchiveSource,
     Listing,
-    is_sidecar,
     reason_for,
 )
 from pipeline.sources.base import MAX_MEMBER_BYTES
+from pipeline.sources.sidecars import MAX_SIDECAR_BYTES, is_sidecar
 
 if TYPE_CHECKING:
     from typing import BinaryIO
 
     from pipeline.core.items import Reader
     from pipeline.sources.store import File, Store
+
+
+ZEROS_AT_ONCE = 1 << 16
 
 
 class TarSource(ArchiveSource):
@@ -67,6 +72,15 @@ class TarReader:
 
 
 def _walk(raw: BinaryIO, listing: Listing) -> None:
+    """List an archive, and those that follow it: ``cat a.tar b.tar`` is how archives are put together."""
+    start: int | None = 0
+    while start is not None:
+        raw.seek(start)
+        start = _next_archive(raw, _walk_one(raw, listing), listing)
+
+
+def _walk_one(raw: BinaryIO, listing: Listing) -> int | None:
+    """List the archive that begins here; return the end of its members, or None where it is cut off there."""
     # Without a name and with "r:", tarfile neither guesses a compression nor keeps the file.
     with tarfile.open(fileobj=raw, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
         before = -1
@@ -85,28 +99,62 @@ def _walk(raw: BinaryIO, listing: Listing) -> None:
             before = archive.offset
             if not member.isdir():
                 _add(raw, member, listing)
-        raw.seek(0, os.SEEK_END)
-        if archive.offset > raw.tell():
-            listing.add(b"the end", CUT_OFF)
-            return
-        raw.seek(archive.offset)
+        end = archive.offset
+    raw.seek(0, os.SEEK_END)
+    if end <= raw.tell():
+        raw.seek(end)
         rest = raw.read(tarfile.BLOCKSIZE)
         if len(rest) == tarfile.BLOCKSIZE and any(rest):
-            raise tarfile.ReadError(f"no header at byte {archive.offset}, after sound ones")
-        if 0 < len(rest) < tarfile.BLOCKSIZE:
-            listing.add(b"the end", CUT_OFF)
+            raise tarfile.ReadError(f"no header at byte {end}, after sound ones")
+        if len(rest) in (0, tarfile.BLOCKSIZE):
+            return end
+    listing.add(b"the end", CUT_OFF)
+    return None
+
+
+def _next_archive(raw: BinaryIO, end: int | None, listing: Listing) -> int | None:
+    """Return where another archive begins after the zeros that end one, or None; other bytes there are reported."""
+    if end is None:
+        return None
+    place = end - end % tarfile.BLOCKSIZE
+    raw.seek(place)
+    while block := raw.read(ZEROS_AT_ONCE):
+        if not any(block):
+            place += len(block)
+            continue
+        inside = len(block) - len(block.lstrip(b"\0"))
+        inside -= inside % tarfile.BLOCKSIZE
+        try:
+            tarfile.TarInfo.frombuf(block[inside : inside + tarfile.BLOCKSIZE], "utf-8", "surrogateescape")
+        except tarfile.HeaderError:
+            listing.add(b"the end", REST)
+            return None
+        return place + inside
+    return None
 
 
 def _add(raw: BinaryIO, member: tarfile.TarInfo, listing: Listing) -> None:
     name = member.name.encode("utf-8", "surrogateescape")
-    if not member.isreg() or member.issparse():
+    if member.issparse():
+        listing.add(name, SPARSE)
+    elif member.islnk():
+        listing.add_hard_link(name, member.linkname.encode("utf-8", "surrogateescape"))
+    elif member.issym():
+        listing.add_symbolic_link(name, member.linkname.encode("utf-8", "surrogateescape"))
+    elif not member.isreg():
         listing.add(name, NOT_A_FILE)
+    elif is_sidecar(name):
+        raw.seek(member.offset_data)
+        head = raw.read(min(SNIFF_BYTES, member.size))
+        if reason_for(head) == IMAGE:  # content decides, not the name
+            listing.add(name, offset=member.offset_data, size=member.size)
+        elif member.size > MAX_SIDECAR_BYTES:
+            listing.add_sidecar(name, None)
+        else:
+            listing.add_sidecar(name, head + raw.read(member.size - len(head)))
     elif member.size > MAX_MEMBER_BYTES:
         listing.add(name, TOO_LARGE)
     else:
         raw.seek(member.offset_data)
-        if member.size <= MAX_SIDECAR_BYTES and is_sidecar(name):
-            listing.add_sidecar(name, raw.read(member.size))
-        else:
-            head = raw.read(min(SNIFF_BYTES, member.size))
-            listing.add(name, reason_for(head), offset=member.offset_data, size=member.size)
+        head = raw.read(min(SNIFF_BYTES, member.size))
+        listing.add(name, reason_for(head), offset=member.offset_data, size=member.size)

@@ -13,17 +13,16 @@ from pipeline.decoding.image import SNIFF_BYTES
 from pipeline.sources.archive import (
     ENCRYPTED,
     IMAGE,
-    MAX_SIDECAR_BYTES,
-    NOT_A_FILE,
     NOT_AN_IMAGE,
-    PACKED,
     TOO_LARGE,
+    UNREADABLE_LABEL,
     ArchiveSource,
     Listing,
-    is_sidecar,
     reason_for,
+    reason_packed,
 )
 from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
+from pipeline.sources.sidecars import MAX_SIDECAR_BYTES, is_sidecar
 from pipeline.sources.store import LocalStore
 
 if TYPE_CHECKING:
@@ -37,8 +36,13 @@ SNIFF_PACKED = 512
 """Bytes of deflated data that hold the first `SNIFF_BYTES`, with the tables that go before them."""
 EXTRA_GUESS = 64
 """Bytes of the extra field that are read with the data, so that one read suffices."""
-ENCRYPTED_FLAG = 0x1
+ENCRYPTED_FLAG, UTF8_FLAG = 0x1, 0x800
 UNIX, LINK_MODE = 3, 0o12
+WINDOWS = (0, 10, 11, 14)
+"""Systems that made an archive whose names divide folders by a backslash: FAT, NTFS, MVS, VFAT."""
+EXTRA_HEAD = struct.Struct("<HH")
+UNICODE_PATH = 0x7075
+MAX_LINK_BYTES = 1 << 12
 
 
 class ZipSource(ArchiveSource):
@@ -58,8 +62,8 @@ class ZipSource(ArchiveSource):
         read = ZipReader(store, (file,))
         with store.open(file.path) as raw, zipfile.ZipFile(raw) as archive:
             for member in archive.infolist():
-                if not member.is_dir():
-                    _add(archive, member, listing, read, looks=looks)
+                if not name_of(member).endswith(b"/"):
+                    _add(member, listing, read, looks=looks)
 
     def reader(self) -> Reader:
         """Return a reader of members."""
@@ -107,8 +111,8 @@ class ZipReader:
         return self.store.read(file, offset + start, size)
 
 
-def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, listing: Listing, read: ZipReader, *, looks: bool) -> None:
-    name = member.filename.encode("utf-8", "surrogateescape")
+def _add(member: zipfile.ZipInfo, listing: Listing, read: ZipReader, *, looks: bool) -> None:
+    name = name_of(member)
     numbers = {
         "offset": member.header_offset,
         "packed": member.compress_size,
@@ -117,23 +121,67 @@ def _add(archive: zipfile.ZipFile, member: zipfile.ZipInfo, listing: Listing, re
         "crc": member.CRC,
         "name_bytes": len(member.orig_filename.encode()),
     }
+    locator = (0, *numbers.values())
     if member.flag_bits & ENCRYPTED_FLAG:
         listing.add(name, ENCRYPTED)
-    elif member.create_system == UNIX and member.external_attr >> 28 == LINK_MODE:
-        listing.add(name, NOT_A_FILE)
     elif member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        listing.add(name, PACKED)
+        listing.add(name, reason_packed(member.compress_type))
+    elif member.create_system == UNIX and member.external_attr >> 28 == LINK_MODE:
+        short = max(member.file_size, member.compress_size) <= MAX_LINK_BYTES
+        listing.add_symbolic_link(name, (_data_or_nothing(read, locator) if short else None) or b"")
     elif max(member.file_size, member.compress_size) > MAX_MEMBER_BYTES:
         listing.add(name, TOO_LARGE)
-    elif max(member.file_size, member.compress_size) <= MAX_SIDECAR_BYTES and is_sidecar(name):
-        try:
-            listing.add_sidecar(name, read((0, *numbers.values())))  # type: ignore[arg-type]
-        except OSError:
-            listing.add(name, NOT_AN_IMAGE)
+    elif is_sidecar(name) and (not looks or _sniff(read, member) != IMAGE):
+        small = max(member.file_size, member.compress_size) <= MAX_SIDECAR_BYTES
+        data = _data_or_nothing(read, locator) if small else b""
+        if data is None:
+            listing.add(name, UNREADABLE_LABEL)
+        else:
+            listing.add_sidecar(name, data if small else None)
     elif looks:
         listing.add(name, _sniff(read, member), **numbers)
     else:
         listing.add(name, IMAGE if named_like_an_image(name) else NOT_AN_IMAGE, **numbers)
+
+
+def name_of(member: zipfile.ZipInfo) -> bytes:
+    """Return a member's name in UTF-8.
+
+    Where no flag says that it is UTF-8, it is in an extra field (Info-ZIP), or the bytes are UTF-8 all the same
+    (macOS), or of code page 437, which is the format's default. Programs of Windows wrote backslashes between folders.
+    """
+    name = member.filename.encode("utf-8", "surrogateescape")
+    if not member.flag_bits & UTF8_FLAG:
+        raw = member.filename.encode("cp437", "surrogateescape")
+        name = _unicode_path(member.extra, raw) or (raw if _is_utf8(raw) else name)
+    if member.create_system in WINDOWS and b"/" not in name:
+        name = name.replace(b"\\", b"/")
+    return name
+
+
+def _unicode_path(extra: bytes, name: bytes) -> bytes | None:
+    """Return the name in Info-ZIP's extra field, where it belongs to the name beside it (APPNOTE 4.6.9)."""
+    while len(extra) >= EXTRA_HEAD.size:
+        kind, size = EXTRA_HEAD.unpack_from(extra)
+        data, extra = extra[EXTRA_HEAD.size : EXTRA_HEAD.size + size], extra[EXTRA_HEAD.size + size :]
+        if kind == UNICODE_PATH and data[:1] == b"\x01" and data[1:5] == zlib.crc32(name).to_bytes(4, "little"):
+            return data[5:] if _is_utf8(data[5:]) else None
+    return None
+
+
+def _is_utf8(name: bytes) -> bool:
+    try:
+        name.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _data_or_nothing(read: ZipReader, locator: tuple[int, ...]) -> bytes | None:
+    try:
+        return read(locator)  # type: ignore[arg-type]
+    except OSError:
+        return None
 
 
 def _sniff(read: ZipReader, member: zipfile.ZipInfo) -> int:

@@ -43,7 +43,7 @@ def extract(
     callbacks: Callbacks | None = None,
     **options: Any,
 ) -> Summary:
-    """Embed every image of a source into a cache; go on where an earlier call stopped.
+    """Embed every image of a source into a cache; continue where an earlier call stopped.
 
     Parameters
     ----------
@@ -77,15 +77,15 @@ def extract(
     shard = Shard.parse(options["shard"]) if options["shard"] else None
     output = shard.name(os.fspath(cache)) if shard else cache
     settings = _extract_settings(options, shard)
-    with _watched("extract", RESUMED, verbose=verbose, callbacks=callbacks) as told:
+    with _watched("extract", RESUMED, verbose=verbose, callbacks=callbacks) as hooks:
         return extract_images(
             _source(images),
             output,
             settings,
             executor=_executor(options),
-            stop=told.stop,
-            say=told.say,
-            progress=told.progress,
+            stop=hooks.stop,
+            say=hooks.say,
+            progress=hooks.progress,
         )
 
 
@@ -135,11 +135,13 @@ def fit_head(
     from pipeline.stages.fit_head import fit_head as fit_one
 
     settings, targets = _fit_settings(options), options["target"]
-    with _watched("fit-head", None, verbose=verbose, callbacks=callbacks, unit="steps") as told:
+    with _watched("fit-head", None, verbose=verbose, callbacks=callbacks, unit="steps") as hooks:
         if len(targets) > 1:
-            results = fit_heads(cache, run, targets, settings, say=told.say)
+            results = fit_heads(cache, run, targets, settings, say=hooks.say)
             return FitResults(Path(run), dict(zip(targets, results, strict=True)))
-        return fit_one(cache, run, settings, say=told.say, progress=lambda ready, total: told.progress(ready, 0, total))
+        return fit_one(
+            cache, run, settings, say=hooks.say, progress=lambda ready, total: hooks.progress(ready, 0, total)
+        )
 
 
 @takes_options(PREDICT)
@@ -186,7 +188,7 @@ def predict(
     from pipeline.stages.predict import predict as predict_images
 
     settings = run_settings(options)
-    with _watched("predict", "stopped: nothing was written", verbose=verbose, callbacks=callbacks) as told:
+    with _watched("predict", "stopped: nothing was written", verbose=verbose, callbacks=callbacks) as hooks:
         return predict_images(
             run,
             _source(images),
@@ -194,9 +196,9 @@ def predict(
             settings,
             weights=options["weights"],
             trust=options["trust"],
-            stop=told.stop,
-            say=told.say,
-            progress=told.progress,
+            stop=hooks.stop,
+            say=hooks.say,
+            progress=hooks.progress,
         )
 
 
@@ -244,8 +246,8 @@ def finetune(
     from pipeline.stages.finetune import finetune as train
 
     settings = _finetune_settings(options)
-    with _watched("finetune", RESUMED, verbose=verbose, callbacks=callbacks) as told:
-        return train(cache, run, output, settings, stop=told.stop, say=told.say, progress=told.progress)
+    with _watched("finetune", RESUMED, verbose=verbose, callbacks=callbacks) as hooks:
+        return train(cache, run, output, settings, stop=hooks.stop, say=hooks.say, progress=hooks.progress)
 
 
 @contextlib.contextmanager
@@ -300,9 +302,7 @@ def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings
     return ExtractSettings(
         layers=options["layer"],
         decode=DecodePolicy(
-            max_pixels=options["max_pixels"],
-            jpeg_scale=options["jpeg_scale"],
-            jpeg_decoder=GPU if options["decode"] == "gpu" else PILLOW,
+            max_pixels=options["max_pixels"], jpeg_decoder=GPU if options["decode"] == "gpu" else PILLOW
         ),
         run=run_settings(options),
         shard=shard,

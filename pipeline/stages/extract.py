@@ -1,6 +1,6 @@
 """Stage 1: run a frozen network once over a source and cache its embeddings.
 
-Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) go on side by
+Reading and decoding (worker processes), the forward pass (the engine's threads) and writing (one thread) run side by
 side; this module plans the work and passes batches along from the executor, which computes, to the cache.
 """
 
@@ -28,13 +28,14 @@ from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
 from pipeline.core.items import ALL, Status
+from pipeline.core.names import one_line
 from pipeline.core.results import Result
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
 from pipeline.embedding.executor import Executor, LocalExecutor
-from pipeline.embedding.from_spec import make_spec
+from pipeline.embedding.from_spec import decode_of_spec, make_spec
 from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.selection import open_selection
@@ -59,7 +60,7 @@ VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "n
 
 @dataclass(frozen=True, slots=True)
 class ExtractSettings:
-    """What `extract` may be told.
+    """The settings of `extract`.
 
     Attributes
     ----------
@@ -172,7 +173,7 @@ class Summary(Result):
             lines.append("failed: " + ", ".join(counts))
         if self.skipped:
             what = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-            lines.append(f"left out: {what} (such as {', '.join(self.skipped_examples)})")
+            lines.append(f"left out: {what} (such as {', '.join(map(one_line, self.skipped_examples))})")
         if self.stopped:
             left = self.total - self.already - self.computed - self.failed
             lines.append(f"stopped, {left} left: the same command resumes")
@@ -234,7 +235,7 @@ def extract(
     say: Say = ignore,
     progress: Progress = ignore,
 ) -> Summary:
-    """Embed every image of a source into a cache; go on where an earlier run stopped.
+    """Embed every image of a source into a cache; continue where an earlier run stopped.
 
     Parameters
     ----------
@@ -382,6 +383,7 @@ def fill(job: Job, work: Work) -> Summary:
 def _settings_of(old: Cache, job: Job) -> ExtractSettings:
     """Return the job's settings with what a cache settles; refuse a cache of other numbers or another shard."""
     settings = job.settings
+    decode_of_spec(old.spec, where=str(job.path))  # refuses what can no longer be computed
     if settings.run.precision == AUTO:
         settings = replace(settings, run=replace(settings.run, precision=old.spec["precision"]))
     if settings.decode.jpeg_decoder == GPU and _gave_up_the_gpu(old):
@@ -412,7 +414,7 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
         check=check,
     )
     if damaged:
-        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed anew")
+        job.callbacks.say(f"{damaged} rows of {job.path} were damaged and are computed again")
     return target, {} if plan is None else plan.counts()
 
 

@@ -78,7 +78,7 @@ class FinetuneSettings:
     weights : str or None
         Where the backbone's weights are, when they came from a file.
     restart : bool
-        Begin anew instead of going on where a stopped run was.
+        Start again instead of continuing where a stopped run was.
     report : bool
         Whether to write ``report.html``.
     replicates : int
@@ -108,7 +108,7 @@ class FinetuneResult(Result):
     advice : str
         Which of the two to use, and why.
     stopped : bool
-        A stop came: the same command goes on.
+        A stop came: the same command continues.
     """
 
     run_dir: Path
@@ -375,7 +375,7 @@ def _work_folder(output: Path, *, restart: bool) -> Iterator[Path]:
             f"cannot write to {output.parent} ({error.strerror}): give another folder with -o"
         ) from None
     yield folder
-    with contextlib.suppress(OSError):  # empty: nothing to go on from
+    with contextlib.suppress(OSError):  # empty: nothing to continue from
         folder.rmdir()
 
 

@@ -157,9 +157,9 @@ def _check_kind(option: click.Option, value: Any) -> None:
     """
     if option.type is click.STRING and not isinstance(value, (str, os.PathLike)):
         raise click.BadParameter(f"expected text, got {type(value).__name__}")
+    is_bool = isinstance(value, bool)
     if not isinstance(value, numbers.Real) or not isinstance(option.type, _NUMBERS):
         return
-    whole = isinstance(option.type, click.types.IntParamType)
-    is_whole = isinstance(value, numbers.Integral) or float(value).is_integer()
-    if isinstance(value, bool) or math.isnan(value) or (whole and not is_whole):
+    number, whole = float(value), isinstance(option.type, click.types.IntParamType)
+    if is_bool or math.isnan(number) or (whole and not number.is_integer()):
         raise click.BadParameter(f"expected a {'whole ' if whole else ''}number, got {value!r}")

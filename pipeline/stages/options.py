@@ -115,13 +115,6 @@ EXTRACT: Options = (
         help="Images with more pixels than this fail.",
     ),
     click.option(
-        "--jpeg-scale",
-        default="full",
-        show_default=True,
-        type=click.Choice(["full", "half"]),
-        help="half: decode large JPEGs at 1/2, 1/4 or 1/8, to at least twice the target size. Changes the embeddings.",
-    ),
-    click.option(
         "--decode",
         default="cpu",
         show_default=True,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import csv
 import io
 import threading
 import time
@@ -15,7 +14,9 @@ import numpy as np
 
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.callbacks import Progress, Say, ignore
+from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing
+from pipeline.core.names import SHOWN
 from pipeline.core.results import Result, read_predictions
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
@@ -156,7 +157,7 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield io.StringIO(newline="")
         return
-    with replacing(path) as part, part.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with replacing(path) as part, part.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
         yield file
 
 
@@ -183,7 +184,7 @@ def _write_lines(
 ) -> int:
     """Write the table's header and a line for each image; return how many images failed."""
     task = TASKS[head.task]
-    lines = csv.writer(file, lineterminator="\n")
+    lines = csv_writer(file)
     lines.writerow(["key", *task.header(head.class_names), "error"])
     ready = failed = 0
     progress(ready, failed, len(source))

@@ -49,9 +49,8 @@ def png(image: Image.Image, **how: Any) -> bytes:
     return buffer.getvalue()
 
 
-def archive(
-    n_rows: int = 240, *, n_classes: int = 3, spread: float = 1.5, images: bool = True, **further: Any
-) -> Archive:
+def archive(n_rows: int = 240, *, n_classes: int = 3, spread: float = 1.5, images: bool = True, **further: Any) -> Any:
+    """Return an `Archive`; it stands in for a `Cache`, which it does not inherit from."""
     X, y = blobs(n_rows, n_classes=n_classes, spread=spread)
     pictures = {}
     if images:

@@ -25,7 +25,7 @@ from pipeline.embedding.from_spec import decode_of_spec, make_spec
 from pipeline.embedding.ray import RayExecutor
 from pipeline.embedding.settings import RunSettings
 from pipeline.engines.selfcheck import least_cosine
-from pipeline.errors import EngineError, FingerprintError, PipelineError
+from pipeline.errors import EngineError, FingerprintError
 from pipeline.sources import open_source
 from pipeline.stages.extract import ExtractSettings, extract
 from tests.cli.run import run_command
@@ -179,7 +179,7 @@ def test_the_spec_names_the_gpu_and_stays_as_it_was_without() -> None:
     backbone = load_backbone("torchvision/squeezenet1_1", "random")
     before, after = (make_spec(backbone, d, dtype="float32", precision="float32") for d in (DecodePolicy(), ON_GPU))
     assert set(before["decode"]) == {
-        "orientation", "background", "depth", "frame", "max_pixels", "jpeg_scale", "formats"
+        "orientation", "background", "depth", "frame", "max_pixels", "formats", "jpeg_scale"
     }  # fmt: skip
     assert after["decode"] == before["decode"] | {"jpeg_decoder": "gpu"}
     assert fingerprint(before) != fingerprint(after)
@@ -272,8 +272,6 @@ def test_a_device_that_decodes_nothing_is_an_error(mixed_folder: Path, monkeypat
 
 
 def test_what_does_not_go_together_is_refused(mixed_folder: Path) -> None:
-    with pytest.raises(PipelineError, match="--jpeg-scale half with --decode gpu"):
-        DecodePolicy(jpeg_scale="half", jpeg_decoder=GPU)
     source = open_source(str(mixed_folder))
     with pytest.raises(EngineError, match="found lanczos"):
         GpuDecodePool(source.reader(), ON_GPU, preprocess(interpolation="lanczos"), device=CPU, batch_size=2, workers=1)

@@ -88,6 +88,37 @@ def test_an_image_that_crashes_when_read_ahead_is_the_one_that_is_blamed(tmp_pat
     assert max(tries.values()) <= 4  # 20 and 21 were beside each other, too
 
 
+def test_workers_say_once_why_they_are_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.decoding import pool as pool_module
+
+    setup = (
+        "import pipeline.decoding.resample as r; import pipeline.decoding.worker as w; r.REPAYS_S = -1; r.ORDERS = (); "
+        "w.why_pillow = lambda: 'no decoder'; "
+    )
+    monkeypatch.setattr(pool_module, "WORKER", setup + pool_module.WORKER)
+    pool = pool_of(tmp_path / "log")
+    found = run(pool, mostly_good({}))
+    assert {code for code, _ in found.values()} == {Status.DONE}
+    assert sorted(pool.notes)[0] == "no decoder"
+    assert [note for note in pool.notes if "rounds in another way" in note] == sorted(pool.notes)[1:]
+
+
+def test_the_kernel_is_loaded_between_images_and_outside_their_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.decoding import pool as pool_module
+
+    setup = (
+        "import pipeline.decoding.resample as r; import pipeline.decoding.worker as w; r.REPAYS_S = -1; "
+        "w.why_pillow = lambda: 'loaded' if r.RESAMPLER._kernel else ''; "
+    )
+    monkeypatch.setattr(pool_module, "WORKER", setup + pool_module.WORKER)
+    pool = pool_of(tmp_path / "log", limits=Limits(seconds=20.0, memory=32 << 20))  # LLVM alone takes more
+    found = run(pool, mostly_good({50: "memory"}))
+    assert {row for row, (code, _) in found.items() if code != Status.DONE} == {50}
+    assert list(pool.notes) == ["loaded"]
+
+
 def test_slow_reads_overlap(tmp_path: Path) -> None:
     """Forty reads of 50 ms: once the storage is known to be slow, several are under way at once."""
     waits: list[float] = []

@@ -158,6 +158,7 @@ def test_a_spec_gives_its_backbone_back(backbone: Backbone) -> None:
     again = backbone_of_spec(spec)
     assert again.to_spec() == layered.to_spec()
     assert decode_of_spec(spec) == decode
+    assert spec["decode"]["jpeg_scale"] == "full"  # caches of 0.1.0 keep their fingerprint
     with pytest.raises(FingerprintError, match=r"weights\.sha256"):
         backbone_of_spec({**spec, "weights": {**spec["weights"], "sha256": "0" * 64}})
     with pytest.raises(BackboneError, match="pass it with --weights"):

@@ -24,7 +24,7 @@ HOSTILE = '</script><script>document.title="owned"</script><img src=x onerror=al
 
 @pytest.fixture(scope="module")
 def cache() -> Archive:
-    made = archive(120, images=True)
+    made: Archive = archive(120, images=True)
     made.label_names = ("ant", HOSTILE, "cat")
     made.images[11] = made.images[10]
     made.images[5] = made.images[5][:40]  # damaged

@@ -152,3 +152,13 @@ def test_columns_called_as_the_tables_own_are_renamed(tmp_path: Path) -> None:
     assert len(set(frame.columns)) == len(frame.columns)
     export(path, tmp_path / "x.csv", "csv")
     np.testing.assert_allclose(pd.read_csv(tmp_path / "x.csv")["e0"], selection.embeddings[:, 0], rtol=1e-5)
+
+
+def test_anndata_writes_texts_of_pandas_3(selection: Selection, tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    with pd.option_context("future.infer_string", True):
+        selection.to_anndata().write_h5ad(tmp_path / "a.h5ad")
+    again = anndata.read_h5ad(tmp_path / "a.h5ad")
+    assert again.obs["label"].tolist() == label_texts(selection)
+    assert again.obs_names.tolist() == selection.keys.tolist()
+    assert again.var["feature"].tolist() == [f"e{i}" for i in range(selection.width)]

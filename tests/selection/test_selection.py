@@ -242,6 +242,6 @@ def test_joined_columns_of_long_texts_are_left_out(path: Path) -> None:
     joined = selection.join(table, say=said.append)
     assert "caption" not in joined.columns
     assert joined.columns["age"].tolist() == [3] * 24
-    assert said[0] == "left out: caption (texts above 256 characters)"
-    with pytest.raises(SourceError, match="found longer ones in 'caption'"):
+    assert said[0] == "left out: column 'caption': texts above 256 characters"
+    with pytest.raises(SourceError, match="found column 'caption': texts above 256"):
         selection.join(table, columns=["caption"])

@@ -71,7 +71,7 @@ def test_a_column_or_data_set_may_be_named(tmp_path: Path) -> None:
         file["x/left"] = np.zeros((2, 4, 4), np.uint8)
         file["x/right"] = np.ones((2, 4, 4, 3), np.uint8)
         file["other"] = np.zeros((2, 4))
-    with pytest.raises(SourceError, match=r"x/left \(2, 4, 4\) uint8, x/right"):
+    with pytest.raises(SourceError, match=r"'x/left \(2, 4, 4\) uint8', 'x/right"):
         open_source(str(tmp_path / "two.h5"))
     source = open_source(str(tmp_path / "two.h5") + "#x/right")
     assert source.reader()(source.locator(1)) == b"P6 4 4 255\n" + bytes([1] * 48)
@@ -149,7 +149,9 @@ def test_rows_of_parquet_without_bytes_fail_alone(tmp_path: Path) -> None:
     pq.write_table(pa.table({"image": rows, "note": ["x", "y" * 300, "z", ""], "n": [1, 2, 3, 4]}), tmp_path / "p")
     source = open_source(str(tmp_path / "p"))
     assert list(source.items.columns) == ["n"]  # a text of 300 characters is no column of a cache
-    assert [(skip.key, skip.reason) for skip in source.skipped] == [("note", "column of texts above 256 characters")]
+    assert [(skip.key, skip.reason) for skip in source.skipped] == [
+        ("note", "column 'note': texts above 256 characters")
+    ]
     read = source.reader()
     assert [read(source.locator(0)), read(source.locator(3))] == [picture(1), picture(2)]
     for i in (1, 2):
@@ -169,7 +171,10 @@ def test_lists_of_text_in_parquet_are_label_sets(tmp_path: Path) -> None:
     pq.write_table(pa.table({**table, "box": [[1.0, 2.0]] * 3}), tmp_path / "p")
     source = open_source(str(tmp_path / "p"))
     assert [source[i].label for i in range(3)] == ["cat|dog", "|", None]
-    assert {name: values.tolist() for name, values in source.items.columns.items()} == {"tags": ["a", "b|c", "|"]}
+    assert {name: values.tolist() for name, values in source.items.columns.items()} == {
+        "tags": ["a", "b|c", "|"],
+        "box": ["1.0|2.0"] * 3,
+    }
 
 
 def test_class_names_of_hugging_face(tmp_path: Path) -> None:
@@ -250,7 +255,7 @@ def test_a_side_table_tells_label_sets_and_leaves_long_texts_out(archive: str, t
     assert source.items.label_names == ("cat", "cat|dog")
     assert list(source.items.columns) == []
     assert [(skip.key, skip.reason) for skip in source.skipped] == [
-        ("caption", "column of texts above 256 characters"),
+        ("caption", "column 'caption': texts above 256 characters"),
         ("k" * 300, "in the table of labels only"),
     ]
 

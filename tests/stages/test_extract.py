@@ -8,10 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import open_cache
+from pipeline import ImageEmbedder, open_cache
 from pipeline.cache.info import describe, describe_failures
 from pipeline.core.items import Status
+from pipeline.decoding import pool as pool_module
 from pipeline.decoding.image import DecodePolicy
+from pipeline.embedding import from_spec
+from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.sources.reopen import image_bytes
@@ -109,6 +112,19 @@ def test_an_image_that_vanishes_fails_in_its_row(image_folder: Path, tmp_path: P
     assert (np.delete(cache.status, 5) == Status.DONE).all()
 
 
+def test_a_pillow_that_differs_is_said_in_a_line(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    note = "decoding JPEGs by Pillow, which is slower: it decodes in another way"
+    setup = f"import pipeline.decoding.worker as w; w.why_pillow = lambda: {note!r}; "
+    monkeypatch.setattr(pool_module, "WORKER", setup + pool_module.WORKER)
+    said: list[str] = []
+    with trivial_network():
+        summary = extract(str(image_folder), tmp_path / "c.h5", SETTINGS, say=said.append)
+    assert summary.computed == 24
+    assert said.count(note) == 1
+
+
 def test_half_precision_files(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:
     extract(str(image_folder), tmp_path / "half.h5", ExtractSettings(run=SETTINGS.run, dtype="float16"))
     half, whole = open_cache(tmp_path / "half.h5"), open_cache(cache_file)
@@ -170,6 +186,26 @@ def test_other_settings_are_refused_by_field(cache_file: Path, image_folder: Pat
             extract(str(image_folder), cache_file, settings)
         assert "\n" not in str(caught.value)
     assert cache_file.read_bytes() == before
+
+
+def test_a_cache_of_reduced_jpegs_is_read_but_not_continued(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "c.h5"
+    with monkeypatch.context() as then:
+        then.setattr(from_spec, "FULL_SIZE", "half")  # as 0.1.0 wrote it with --jpeg-scale half
+        extract(str(image_folder), path, SETTINGS)
+    before = path.read_bytes()
+    assert open_cache(path).spec["decode"]["jpeg_scale"] == "half"
+    with pytest.raises(FingerprintError, match=r"c\.h5: expected JPEGs decoded at full size, got") as caught:
+        extract(str(image_folder), path, SETTINGS)
+    assert str(caught.value).endswith("extract again into another output; what is in the cache stays readable")
+    assert "\n" not in str(caught.value)
+    assert path.read_bytes() == before
+    with pytest.raises(FingerprintError, match="the spec: expected JPEGs decoded at full size"):
+        Embedder.of_spec(open_cache(path).spec, "penultimate", SETTINGS.run)
+    rows = ImageEmbedder(cache=path).transform([image_folder / open_cache(path).keys[0]])
+    assert np.array_equal(rows[0], open_cache(path).embeddings[0])
 
 
 def test_an_output_that_cannot_be_is_refused_before_the_work(image_folder: Path, tmp_path: Path) -> None:

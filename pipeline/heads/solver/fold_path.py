@@ -252,7 +252,7 @@ class FoldPath:
         return self.preconditioner
 
     def _record(self, current: Evaluation, gap: _Gap, rules: PathRules, *, converged: bool) -> None:
-        """Keep the point as the solution at this C, and go on to the next C."""
+        """Keep the point as the solution at this C, and move to the next C."""
         coef, intercept = rules.coefficients_of(current.theta, self.inverse_scale)
         self.points.append(
             PathPoint(

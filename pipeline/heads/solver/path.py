@@ -67,6 +67,9 @@ _LEAST_PAIRS, _QUICK_BYTES = 8, 32 << 20
 """Steps of one path that take more bytes than this cost more, read on each pass, than the passes they save. This many
 pairs are kept even then."""
 
+_PASSES_OVER_VECTORS = 100
+"""A step reads and writes the parameters and curvature pairs about so often."""
+
 _DOUBLE_VALUES = 4_000_000
 """Up to this many feature values everything is computed in float64: it costs little there, and large values of C, whose
 optimum lies beyond float32's rounding, are then solved too."""
@@ -270,8 +273,8 @@ class SoftmaxPath:
             with threads_for(self._X.shape[0] * self.width * self.n_classes * len(active)):
                 self._choose_basis(active)
                 found = self._evaluate(active)
-            # Vectors this short are quicker on one thread, and on a busy machine many times so.
-            with threads_for(1):
+            # Short vectors are quicker on one thread, and on a busy machine many times so.
+            with threads_for(_PASSES_OVER_VECTORS * self.n_classes * self.width):
                 for path, value in zip(active, found, strict=True):
                     path.advance(value, rules)
             active = [path for path in active if not path.is_finished]
