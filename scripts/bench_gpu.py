@@ -36,7 +36,6 @@ import numpy as np
 import torch
 from bench_extract import make_images
 from PIL import Image
-from pipeline.extract import ExtractSettings, extract
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.cache import open_cache

@@ -19,6 +19,7 @@ from pipeline.heads.solver.fold_path import ALL_ROWS
 from pipeline.heads.solver.lbfgs import CurvaturePairs
 from pipeline.heads.solver.path import SoftmaxPath
 from pipeline.heads.solver.preconditioner import Preconditioner
+from pipeline.heads.solver.torch_arrays import TorchArrays
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def test_the_direction_is_that_of_bfgs(n_pairs: int) -> None:
     penalty = np.ones((k, d + 1))
     penalty[:, -1] = 0.0
     curvature = torch.from_numpy(rng.uniform(0.5, 2.0, size=(k, d + 1)))
-    pairs, steps = CurvaturePairs(most), []
+    pairs, steps = CurvaturePairs(most, TorchArrays("cpu", double=True)), []
     for number in range(n_pairs):
         c = 10.0 ** (number % 3)
         step = rng.normal(size=(k, d + 1))
