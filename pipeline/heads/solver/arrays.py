@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 Array = Any
 """An ndarray or a Tensor."""
 
-DOUBLE_VALUES = 4_000_000
-"""Up to this many feature values everything is computed in float64: it costs little there, and large values of C, whose
-optimum lies beyond float32's rounding, are then solved too."""
-
 
 class NumpyArrays:
     """Arrays of NumPy, all numbers float64."""
@@ -171,12 +167,3 @@ def _one_thread() -> AbstractContextManager[object]:
 
 _controllers: list[Any] = []
 """One, made when it is first needed: to look for the libraries takes milliseconds."""
-
-
-def arrays_for(values: int, device: str) -> NumpyArrays:
-    """Return the arrays for a problem of so many feature values: NumPy's, or PyTorch's for large ones and GPUs."""
-    if device == "cpu" and values <= DOUBLE_VALUES:
-        return NumpyArrays()
-    from pipeline.heads.solver.torch_arrays import TorchArrays  # imports torch
-
-    return TorchArrays(device, double=values <= DOUBLE_VALUES)

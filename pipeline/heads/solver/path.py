@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.heads.solver.arrays import DOUBLE_VALUES, Array, arrays_for
+from pipeline.heads.solver.arrays import Array, NumpyArrays
 from pipeline.heads.solver.fold_path import ALL_ROWS, Evaluation, FoldPath, PathPoint, PathRules
 from pipeline.heads.solver.lbfgs import CurvaturePairs
 from pipeline.heads.solver.preconditioner import CurvatureSample, Preconditioner
@@ -67,6 +67,20 @@ pairs are kept even then."""
 
 _PASSES_OVER_VECTORS = 100
 """A step reads and writes the parameters and curvature pairs about so often."""
+
+
+_DOUBLE_VALUES = 4_000_000
+"""Up to this many feature values everything is computed in float64: it costs little there, and large values of C, whose
+optimum lies beyond float32's rounding, are then solved too."""
+
+
+def arrays_for(values: int, device: str) -> NumpyArrays:
+    """Return the arrays for a problem of so many feature values: NumPy's, or PyTorch's for large ones and GPUs."""
+    if device == "cpu" and values <= _DOUBLE_VALUES:
+        return NumpyArrays()
+    from pipeline.heads.solver.torch_arrays import TorchArrays  # imports torch
+
+    return TorchArrays(device, double=values <= _DOUBLE_VALUES)
 
 
 class SoftmaxPath:
@@ -110,7 +124,7 @@ class SoftmaxPath:
         self.n_classes = n_classes
         self._arrays = arrays_for(X.size, device)
         # Where passes are short, an eigendecomposition for every range of C costs more than it saves.
-        self._keeps_basis = X.size <= DOUBLE_VALUES
+        self._keeps_basis = X.size <= _DOUBLE_VALUES
         self._sample: CurvatureSample | None = None
         self.memory = memory
         self.standardise = standardise
