@@ -24,7 +24,7 @@ MAY_IMPORT = {
     "fit-head": {*SCIKIT_LEARN, "jinja2"},
     "search": {"pandas", "pyarrow"},
     "compare": {"scipy"},
-    "export": set[str](),
+    "export": {"pandas", "pyarrow"},
     "info": set[str](),
 }
 CODE = """

@@ -156,7 +156,13 @@ def engine_for(
     sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, *, say: Say
 ) -> tuple[Engine, dict[str, Any]]:
     """Open an engine that satisfies the numbers contract on prepared images (n, H, W, 3); see `choose_engine`."""
-    from pipeline.engines import idle_gpus, open_engine, precisions, selfcheck  # only for those who open engines
+    from pipeline.engines import (  # only for those who open engines
+        first_precision,
+        idle_gpus,
+        open_engine,
+        precisions,
+        selfcheck,
+    )
 
     def open_with(precision: str, name: str) -> Engine:
         return open_engine(
@@ -168,7 +174,10 @@ def engine_for(
             say=say,
         )
 
-    engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)
+    first = settings.precision
+    if first == AUTO:
+        first = first_precision(settings.engine, settings.device) if len(sample) else "float32"
+    engine = open_with(first, settings.engine)
     if settings.device == AUTO and (idle := idle_gpus(engine)):
         say(f"{idle} more GPUs are idle: --device cuda:all takes all of them")
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)

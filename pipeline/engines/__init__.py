@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.core.devices import is_cpu, pick_devices
+from pipeline.core.devices import device_precisions, is_cpu, pick_devices
 from pipeline.engines.base import PRECISIONS, Embeddings, Engine
 from pipeline.errors import EngineError
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones.base import Backbone
 
-__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "idle_gpus", "open_engine", "precisions"]
+__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "first_precision", "idle_gpus", "open_engine", "precisions"]
 
 ENGINES = ("auto", "openvino", "torch")
 
@@ -80,6 +80,16 @@ def _open_torch(backbone: Backbone, device: str, precision: str, batch_size: int
     images = batch_size or min(default_batch(each, backbone.preprocess.shape) for each in devices)
     replicas = [TorchEngine(backbone, device=each, precision=precision, batch_size=images) for each in devices]
     return replicas[0] if len(replicas) == 1 else MultiEngine(replicas)
+
+
+def first_precision(engine: str, device: str) -> str:
+    """Return the precision in which ``auto`` opens an engine first: each further one opens it again.
+
+    On a GPU it is the fastest, which nearly always passes. On a CPU it is float32, which the others are compared with.
+    """
+    if engine == "openvino" or is_cpu(device):
+        return "float32"
+    return device_precisions(pick_devices(device)[0])[0]
 
 
 def precisions(engine: Engine) -> tuple[str, ...]:
