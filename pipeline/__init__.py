@@ -6,12 +6,11 @@ loaded when first used, so that opening a cache never imports torch. The stages 
 `pipeline.stages.extract.extract`, `pipeline.stages.fit_head.fit_head`, `pipeline.stages.predict.predict`.
 """
 
-from __future__ import annotations
-
-import importlib
-from typing import TYPE_CHECKING, Any
-
+# As little as possible is imported here: it runs before the command line handles signals.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from pipeline.cache import Cache, open_cache
     from pipeline.embedding.image_embedder import ImageEmbedder
     from pipeline.errors import PipelineError
@@ -51,8 +50,10 @@ _HOMES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     if name in _HOMES:
+        import importlib  # see above
+
         module, _, attribute = _HOMES[name].partition(":")
         return getattr(importlib.import_module(module), attribute)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

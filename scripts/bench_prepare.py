@@ -22,7 +22,8 @@ import numpy as np
 from PIL import Image
 
 from pipeline.decoding import jpeg
-from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import DecodePolicy, decode_image
 from pipeline.decoding.preprocess import RESAMPLING, Preprocess
 from pipeline.decoding.resample import RESAMPLER, Geometry, by_pillow
 from pipeline.decoding.worker import prepare

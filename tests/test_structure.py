@@ -49,7 +49,7 @@ WALLS: dict[str, tuple[str, ...]] = {
 }
 BELOW_ALL = {"errors", "core"}
 ONLY = {
-    ("sources", "decoding"): {"pipeline.decoding.image"},
+    ("sources", "decoding"): {"pipeline.decoding.formats"},
     ("engines", "backbones"): {"pipeline.backbones.base", "pipeline.backbones.network"},
 }
 """The modules of another part that a part may know."""

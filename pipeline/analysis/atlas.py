@@ -12,6 +12,7 @@ import numpy as np
 from pipeline.core.text import free_name
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import write_table
+from pipeline.sources.reopen import where_now
 
 if TYPE_CHECKING:
     import os
@@ -47,7 +48,7 @@ def write_atlas_table(path: str | os.PathLike[str], cache: Any, found: Projectio
     for name, values in cache.columns.items():
         column = np.asarray(values)[found.rows]
         table[free_name(name, table.columns)] = column.astype(object) if column.dtype.kind == "U" else column
-    root = cache.source.get("root")
+    root = where_now(cache.source, cache.items, Path(cache.path).parent).get("root")
     if root is not None and "image" not in table.columns:
         table["image"] = [str(Path(root) / key) for key in table["key"]]
     write_table(table, path)

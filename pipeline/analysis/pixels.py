@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.system import processor_count
-from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import DecodePolicy, decode_image
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 from typing import TYPE_CHECKING
 
-from pipeline.core.files import file_identity
+from pipeline.core.ending import unfinished, uninterrupted
+from pipeline.core.files import file_identity, followed
 from pipeline.errors import CacheError, LockedError
 
 if TYPE_CHECKING:
@@ -34,21 +36,26 @@ def write_lock(cache: Path) -> Iterator[None]:
     CacheError
         The folder cannot be written.
     """
-    path = lock_path(cache)
-    fd = _acquire(path)
-    identity = file_identity(os.fstat(fd))
-    _held.add(identity)
-    try:
-        with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
-            os.ftruncate(fd, 0)
-            os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
-        yield
-    finally:
-        _held.discard(identity)
-        # Removed while still locked: a process that opened it meanwhile notices the removal in `_acquire`.
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(fd)
+    path = lock_path(followed(cache))
+    with contextlib.ExitStack() as stack:
+        with uninterrupted():  # a lock file of another process must not be removed with this one's unfinished files
+            fd = _acquire(path)
+            stack.enter_context(unfinished(path))
+            identity = file_identity(os.fstat(fd))
+            _held.add(identity)
+        try:
+            with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            yield
+        finally:
+            with uninterrupted():
+                _held.discard(identity)
+                # Removed while still locked: a process that opened it meanwhile notices the removal in `_acquire`.
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                stack.close()
+                os.close(fd)
 
 
 def _acquire(path: Path) -> int:
@@ -65,7 +72,15 @@ def _acquire(path: Path) -> int:
             raise CacheError(f"cannot write {path.parent}: {error.strerror}: choose another output") from None
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                os.close(fd)
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise CacheError(
+                    f"cannot lock {path.with_suffix('')}: its file system has no locks ({error.strerror}), without "
+                    "which two runs would overwrite each other: write to another disk, and copy the file afterwards"
+                ) from None
             holder = os.pread(fd, 200, 0).decode(errors="replace") or "another process"
             os.close(fd)
             raise LockedError(

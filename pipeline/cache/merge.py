@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,11 +18,13 @@ from pipeline.cache.replace import lay_out
 from pipeline.cache.shard import in_order
 from pipeline.core.callbacks import Say, ignore
 from pipeline.core.items import ItemTable, Status
+from pipeline.core.outputs import check_file
 from pipeline.core.shards import items_sha256
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -84,7 +85,7 @@ def merge(
         The output exists or cannot be written, an input is damaged, the caches disagree on an image, or shards are
         missing, given twice or of different lists.
     """
-    output = Path(output)
+    output = check_file(output, CacheError, replaceable=False)
     if output.exists():
         raise CacheError(f"expected no file at {output}, found one: remove it, or choose another output")
     caches, is_list = _in_order([Cache(path) for path in paths], say)

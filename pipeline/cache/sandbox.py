@@ -18,7 +18,7 @@ import numpy as np
 
 from pipeline.cache import format as fmt
 from pipeline.cache.format import Extent
-from pipeline.core.system import child_environment, limit_memory
+from pipeline.core.system import child_environment, child_signals_held, limit_memory
 from pipeline.errors import CacheError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -90,13 +90,14 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
 
 def _ask_child(path: Path, seconds: float, memory: int) -> bytes:
     """Let a child process parse the file, within limits; return what it prints."""
-    child = subprocess.Popen(
-        [sys.executable, "-P", "-c", CHILD, str(path.absolute())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=child_environment(),
-    )
+    with child_signals_held():
+        child = subprocess.Popen(
+            [sys.executable, "-P", "-c", CHILD, str(path.absolute())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            env=child_environment(),
+        )
     with child:
         assert child.stdout is not None
         watchdog = threading.Timer(START_SECONDS, child.kill)

@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from pipeline.cache.copy import CopyPlan, fill_from
 from pipeline.cache.failures import append_reasons
 from pipeline.cache.reader import Cache
+from pipeline.cache.removed import check_removal, kept_rows
 from pipeline.cache.replace import lay_out, remove, unfinished_path
-from pipeline.core.items import HASH_BYTES, Status
-from pipeline.errors import CacheError
+from pipeline.core.items import HASH_BYTES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -156,6 +156,7 @@ def open_update(
     dtype: str,
     attributes: Mapping[str, str | int],
     check_content: bool = False,
+    allow_removed: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Path, UpdatePlan | None, int]:
     """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
@@ -175,6 +176,8 @@ def open_update(
         Of the new file; see `pipeline.cache.format.create`.
     check_content : bool
         See `plan_update`.
+    allow_removed : str or None
+        How many finished rows may be removed; see `pipeline.cache.removed.check_removal`.
     check : callable
         Called at intervals; may raise to stop.
 
@@ -186,7 +189,7 @@ def open_update(
     Raises
     ------
     CacheError
-        No image of the cache is in the new list: the cache belongs to another archive.
+        More finished rows would be removed than allowed: the source is another archive, or a part of it.
     """
     old, unfinished = Cache(path), unfinished_path(path)
     same = same_items(old.items, items) and not _moved(old, attributes)
@@ -196,8 +199,10 @@ def open_update(
     if same:
         remove(unfinished)  # the archive changed back before an update was through
         return path, None, 0
-    _check_same_archive(old, plan)
+    check_removal(old, plan.origin, match(items.keys, old.items.keys) >= 0, allow_removed)
     sources = [(old, plan)]
+    if (kept := kept_rows(old)) is not None:
+        sources.append((kept, plan_update(kept.items, items, kept.content_hash, hash_items)))
     if unfinished.is_file():
         newer = Cache(unfinished)
         if newer.fingerprint != old.fingerprint:
@@ -215,14 +220,6 @@ def open_update(
     _keep_reasons(path, old, items, plan.origin)
     lay_out(unfinished, items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
     return unfinished, plan, sum(map(len, damaged))
-
-
-def _check_same_archive(old: Cache, plan: UpdatePlan) -> None:
-    if not plan.unchanged + plan.changed + plan.renamed and (old.status != Status.TODO).any():
-        raise CacheError(
-            f"expected images of {old.path} in the source, found none of its {len(old)}: name another output, or "
-            "remove it first"
-        )
 
 
 def _keep_reasons(path: Path, old: Cache, items: ItemTable, origin: NDArray[np.int64]) -> None:

@@ -66,6 +66,13 @@ class CacheWriter:
             raise CacheError(
                 f"cannot write {path} ({error.strerror}): change its permissions, or choose another output"
             ) from None
+        if (names := os.fstat(self._fd).st_nlink) > 1:
+            # A backup may share the file, and another run may write it under its other name, with another lock.
+            self._abandon()
+            raise CacheError(
+                f"{path} has {names} names (hard links), and writing it would change it under all of them: make a copy "
+                "of it, and put the copy in its place"
+            )
 
     @property
     def layers(self) -> tuple[str, ...]:

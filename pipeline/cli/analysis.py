@@ -14,6 +14,7 @@ import click
 from pipeline.cli.base import cli, say
 from pipeline.core.csv_rows import LINE_END, CsvRows
 from pipeline.core.names import SHOWN
+from pipeline.errors import AnalysisError
 from pipeline.stages.option_types import SEED
 from pipeline.stages.options import RUN, add_options
 
@@ -21,13 +22,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 _layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to use.")
+
+
+def _to_write(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    """Refuse an output that cannot be written, before the work begins."""
+    if value is None or context.resilient_parsing:
+        return value
+    from pipeline.core.outputs import check_different, check_file  # keeps --help quick
+
+    check_different(value, *(context.params.get(name) for name in ("output", "page") if name != parameter.name))
+    check_file(value, AnalysisError)
+    return value
+
+
 _output = click.option(
     "-o",
     "--output",
+    callback=_to_write,
     metavar="OUT.csv",
     help="Write the table to this file, as CSV or Parquet.  [default: CSV to standard output]",
 )
-_page = click.option("--page", metavar="OUT.html", help="Also write a page that shows the images.  [default: none]")
+_page = click.option(
+    "--page", metavar="OUT.html", callback=_to_write, help="Also write a page that shows the images.  [default: none]"
+)
 _seed = click.option(
     "--seed",
     default=0,
@@ -49,10 +66,15 @@ def _give(table: Any, output: str | None) -> None:
     sys.stdout.buffer.write(text.getvalue().encode("utf-8", SHOWN))
 
 
-def _give_page(page: str | None, write: Callable[..., None], *what: Any) -> None:
+def _give_page(page: str | None, write: Callable[..., int], opened: Any, found: Any) -> None:
     if page is not None:
-        write(page, *what)
+        unread = write(page, opened, found)
         say(f"{page} written, {Path(page).stat().st_size / 1e6:.1f} MB")
+        if unread:
+            say(
+                f"warning: {unread} images of the page cannot be read at {opened.source.get('location', 'all')}: mount "
+                "or move them back, or extract from where they are"
+            )
 
 
 @cli.command()
@@ -298,7 +320,13 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("cache", type=click.Path())
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]")
-@click.option("-o", "--output", metavar="OUT.parquet", help="The table to write.  [default: CACHE.h5.atlas.parquet]")
+@click.option(
+    "-o",
+    "--output",
+    callback=_to_write,
+    metavar="OUT.parquet",
+    help="The table to write.  [default: CACHE.h5.atlas.parquet]",
+)
 @click.option(
     "--method",
     default="umap",
@@ -313,10 +341,11 @@ def explore(cache: str, options: tuple[str, ...], output: str | None, method: An
     from pipeline.analysis.atlas import atlas_command, check_atlas, write_atlas_table
     from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache
+    from pipeline.core.outputs import check_file
 
     check_atlas()
     opened = open_cache(cache)
-    table = output or f"{cache}.atlas.parquet"
+    table = output or str(check_file(f"{cache}.atlas.parquet", AnalysisError))
     write_atlas_table(table, opened, map_cache(opened, method, layer=layer, seed=seed, say=say))
     say(f"{table} written; opening it in embedding-atlas (Ctrl-C ends it)")
     sys.stdout.flush()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say
 from pipeline.core.names import one_line, shown
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.cache.update import HashItems
 
 
 @cli.command()
@@ -51,12 +55,11 @@ def verify(cache: str, images: bool) -> None:
     failed, or images have changed.
     """
     from pipeline.cache.verify import verify as verify_cache
-    from pipeline.sources.reopen import reopen_source
 
     with progress_line("verify") as progress:
         found = verify_cache(
             cache,
-            hash_images=(lambda cache: reopen_source(cache.source, cache.items).content_hashes()) if images else None,
+            hash_images=_hashes_of_images if images else None,
             progress=progress,
         )
     say(f"{cache}: sound; {found.done} of {found.rows} rows done, {found.failed} failed, {found.to_do} to do")
@@ -74,6 +77,12 @@ def verify(cache: str, images: bool) -> None:
             )
     if not found.complete:
         click.get_current_context().exit(EXIT_SOME_FAILED)
+
+
+def _hashes_of_images(cache: Cache) -> HashItems:
+    from pipeline.sources.reopen import reopen_source  # keeps --help quick
+
+    return reopen_source(cache.source, cache.items, cache.path.parent).content_hashes()
 
 
 @cli.command()

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say, stop_on_signal
+from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say
+from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
 from pipeline.stages.options import EXTRACT, add_options
 
@@ -39,6 +40,7 @@ def extract(images: str, output: str, **options: Any) -> None:
         say("\n".join(summary.headlines()))
     if summary.failed:
         say(f"{summary.failed} images failed: 'pipeline info --failed {summary.path}' lists them")
+    if summary.failed or summary.left_out.lost:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 
 

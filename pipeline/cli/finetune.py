@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from pipeline.cli.base import cli, progress_line, say, stop_on_signal
+from pipeline.cli.base import cli, progress_line, say
+from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
 from pipeline.stages.options import FINETUNE, add_options
 

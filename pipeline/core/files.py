@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pipeline.core.ending import unfinished, uninterrupted
 from pipeline.errors import PipelineError, first_line
 
 if TYPE_CHECKING:
@@ -42,21 +44,22 @@ def replacing(
     PipelineError
         Of the type given: the file cannot be written.
     """
-    path = Path(path)
+    path = followed(path)
     part = path.with_name(path.name + (f".{secrets.token_hex(6)}" if shared else "") + PART)
-    try:
-        if path.is_dir():
-            raise IsADirectoryError(21, "it is a folder")
-        part.unlink(missing_ok=True)
-        yield part
-        put_in_place(part, path)
-    except OSError as reason:
-        raise error(
-            f"cannot write {path} ({reason.strerror or first_line(reason)}): free space, or choose another output"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
+    with unfinished(part):
+        try:
+            if path.is_dir():
+                raise IsADirectoryError(21, "it is a folder")
+            if path.exists() and not path.is_file():  # also where it became one during the work
+                raise OSError(errno.EINVAL, "it is a device or a pipe")
             part.unlink(missing_ok=True)
+            yield part
+            put_in_place(part, path)
+        except OSError as reason:
+            raise _cannot_write(path, reason, error) from None
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
 
 
 def put_in_place(finished: Path, path: Path) -> None:
@@ -85,28 +88,43 @@ def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = 
     PipelineError
         Of the type given: the folder cannot be written.
     """
-    path = Path(path)
-    part: Path | None = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        part = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PART}")
-        part.mkdir()
-        yield part
-        if path.exists():
-            former = part.with_name(part.name.removesuffix(PART) + ".old")
-            path.rename(former)
-            part.rename(path)
-            shutil.rmtree(former)
-        else:
-            part.rename(path)
-        _sync(path.parent, os.O_RDONLY)
-    except OSError as reason:
-        raise error(
-            f"cannot write {path} ({reason.strerror or first_line(reason)}): free space, or choose another output"
-        ) from None
-    finally:
-        if part is not None:
+    path = followed(path)
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PART}")
+    with unfinished(part):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            part.mkdir()
+            yield part
+            with uninterrupted():
+                _swap(part, path)
+        except OSError as reason:
+            raise _cannot_write(path, reason, error) from None
+        finally:
             shutil.rmtree(part, ignore_errors=True)
+
+
+def _swap(part: Path, path: Path) -> None:
+    """Put a finished folder in the place of a former one, which is removed."""
+    former = part.with_name(part.name.removesuffix(PART) + ".old")
+    if path.exists():
+        path.rename(former)
+    part.rename(path)
+    shutil.rmtree(former, ignore_errors=True)
+    _sync(path.parent, os.O_RDONLY)
+
+
+def followed(path: str | os.PathLike[str]) -> Path:
+    """Return the path that a symbolic link leads to, which need not exist; any other path as it is.
+
+    What is written through a link then has its lock and its unfinished file beside the target, where all who write
+    the target meet, and the link stays.
+    """
+    path = Path(path)
+    return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+
+def _cannot_write(path: Path, reason: OSError, error: type[PipelineError]) -> PipelineError:
+    return error(f"cannot write {path} ({reason.strerror or first_line(reason)}): free space, or choose another output")
 
 
 def file_identity(info: os.stat_result) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.columns import concatenated
+from pipeline.core.names import one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import NDArray
 
@@ -22,6 +24,7 @@ Reader = Callable[[Any], bytes]
 `OSError`."""
 
 HASH_BYTES = 16
+_LEFT_OUT_EXAMPLES = 3
 
 DONE, FAILED, TODO, ALL = "done", "failed", "todo", "all"
 """Names of outcomes that a selection accepts, besides the name of one kind of failure."""
@@ -79,10 +82,57 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
-    """A file that was found and is not an item, with the reason."""
+    """A file that was found and is not an item.
+
+    Attributes
+    ----------
+    key, reason : str
+        Its name, and why it was left out.
+    is_lost : bool
+        It appears to be meant as an image: a run that leaves it out is not complete.
+    """
 
     key: str
     reason: str
+    is_lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """What a source left out, in a few words.
+
+    Attributes
+    ----------
+    reasons : mapping of str to int
+        How many files, by reason.
+    lost : int
+        How many of them appear to be meant as images.
+    examples : tuple of str
+        Names of some, those meant as images first.
+    """
+
+    reasons: Mapping[str, int] = field(default_factory=dict)
+    lost: int = 0
+    examples: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, skipped: Iterable[Skipped]) -> LeftOut:
+        """Count what was left out."""
+        reasons: Counter[str] = Counter()
+        lost: list[str] = []
+        others: list[str] = []
+        count = 0
+        for skip in skipped:
+            reasons[skip.reason] += 1
+            count += skip.is_lost
+            some = lost if skip.is_lost else others
+            if len(some) < _LEFT_OUT_EXAMPLES:
+                some.append(skip.key)
+        return cls(dict(reasons), count, tuple([*lost, *others][:_LEFT_OUT_EXAMPLES]))
+
+    def __str__(self) -> str:
+        what = ", ".join(f"{count} {reason}" for reason, count in sorted(self.reasons.items()))
+        return f"left out: {what} (such as {', '.join(map(one_line, self.examples))})"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import ctypes
 import mmap
 import os
 import platform
+import signal
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -47,6 +48,23 @@ def give_memory_back() -> None:
     """Return freed memory to the system: glibc's allocator keeps what many threads have freed."""
     with contextlib.suppress(OSError, AttributeError):  # other systems, and other C libraries
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@contextlib.contextmanager
+def child_signals_held() -> Iterator[None]:
+    """Start child processes in this block with the signals that ask for an end held back.
+
+    Ctrl-C and a terminal that goes away reach all processes of a group. A child that is still importing would print a
+    traceback, and look as if it could not start. The main process ends its children.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def limit_memory(limit: int) -> None:

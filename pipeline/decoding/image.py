@@ -6,6 +6,7 @@ Needs Pillow and NumPy only: decode workers import this module and `pipeline.dec
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,13 +15,26 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.items import Status
+from pipeline.decoding.dicom import read_dicom
+from pipeline.decoding.errors import DecodeError, check_size, first_words, unsupported
+from pipeline.decoding.formats import DICOM, HEIC, SNIFF_BYTES, kind_of_image, unread_kind, what_it_is
+from pipeline.decoding.heic import read_heic
+from pipeline.decoding.jpeg2000 import deep_jpeg2000
+from pipeline.decoding.orientation import TURNS, orientation_of, turned, upright
+from pipeline.decoding.png import deep_png, without_long_texts
+from pipeline.decoding.resample import MOST_RESIZED
+from pipeline.decoding.samples import Samples
+from pipeline.decoding.tiff import check_read_by_pillow, read_tiff
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-SNIFF_BYTES = 32
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "WEBP", "TIFF", "PPM", "JPEG2000", "AVIF")
 """The allow-list, in Pillow's names. JPEG includes the JPEGs of phones that hold a second picture (MPO)."""
+BY_EXTRAS = (HEIC, DICOM)
+"""Formats that an extra reads; they come with the allow-list, and are not in it, as it is part of the cache's spec."""
 
 PILLOW, GPU = JPEG_DECODERS = "pillow", "gpu"
 GPU_BYTES, GPU_PIXELS = 2 << 20, 1 << 25
@@ -29,46 +43,9 @@ GPU_SHRINK = 1.45
 """Least reduction of a JPEG with subsampled colours: nvJPEG repeats the colours that other decoders interpolate."""
 _END_OF_IMAGE = b"\xff\xd9"
 ADOBE_YCBCR = 1
-
-_MAGIC = (
-    b"\xff\xd8\xff",
-    b"\x89PNG\r\n\x1a\n",
-    b"GIF87a",
-    b"GIF89a",
-    b"BM",
-    b"II*\0",
-    b"MM\0*",
-    b"II+\0",
-    b"MM\0+",
-    b"\0\0\0\x0cjP  \r\n\x87\n",
-    b"\xff\x4f\xff\x51",
-)
-
-
-# EXIF orientation → the operation that makes the picture upright (TIFF 6.0, tag 274).
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-class DecodeError(Exception):
-    """An image that cannot be decoded, with the status of its row.
-
-    Attributes
-    ----------
-    status : Status
-        Which kind of failure.
-    """
-
-    def __init__(self, status: Status, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
+_SCALED_BY_PILLOW = ("PPM", "PNG")
+"""Formats whose 16-bit samples Pillow returns in mode I, scaled to 65535 by the range that the header states."""
+_UNREAD = re.compile(r"(?i)unsupported|not supported|cannot handle|unknown raw mode|unable to determine J2K image mode")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +59,8 @@ class DecodePolicy:
     background : str
         ``"white"``: the colour behind transparent pixels.
     depth : str
-        ``"scale16"``: 16-bit samples are divided by 257 and rounded; 32-bit and float ones have no known range and
-        fail.
+        ``"scale16"``: samples of up to 16 bits are scaled by their own range, 16-bit ones divided by 257 and rounded;
+        signed, 32-bit and floating-point ones have no stated range and fail. See docs/sources.md for each format.
     frame : str
         ``"first"`` frame of an animation or page of a document.
     max_pixels : int
@@ -102,17 +79,6 @@ class DecodePolicy:
     max_pixels: int = 200_000_000
     jpeg_decoder: str = PILLOW
     formats: tuple[str, ...] = FORMATS
-
-
-def is_image(head: bytes) -> bool:
-    """Return whether a file's first `SNIFF_BYTES` bytes are those of an allowed image format."""
-    if head.startswith(_MAGIC):
-        return True
-    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
-        return True
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis"):
-        return True
-    return len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#"
 
 
 def decode(data: bytes, policy: DecodePolicy = DecodePolicy()) -> NDArray[np.uint8]:
@@ -156,34 +122,32 @@ def decode_image(data: bytes, policy: DecodePolicy, *, thumbnail: int | None = N
     DecodeError
         As `decode`.
     """
+    kind = _kind_of(data, policy)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of unusual metadata, which does not matter for the pixels
-            image = Image.open(io.BytesIO(data), formats=policy.formats)
-            _check_size(image, policy)
-            if thumbnail is not None and image.format in ("JPEG", "MPO"):
-                _draft(image, 2 * thumbnail)
-            image.load()
-            return _rgb(_upright(image))
+            return _READERS.get(kind, _by_pillow)(data, policy, thumbnail)
     except DecodeError:
         raise
     except UnidentifiedImageError:
-        if is_image(data[:SNIFF_BYTES]):
-            raise DecodeError(Status.CORRUPT, "its header is damaged, or its format is not allowed") from None
-        raise DecodeError(Status.NOT_AN_IMAGE, "no image of an allowed format") from None
+        reason = _unread_variant(kind, data)
+        if reason:
+            raise unsupported(reason) from None
+        raise DecodeError(Status.CORRUPT, "its header is damaged, or of an unknown variant") from None
     except Image.DecompressionBombError as error:
         raise DecodeError(Status.TOO_LARGE, str(error)) from None
     except MemoryError:
         raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
-    except Exception as error:  # on damaged files Pillow's plugins raise many kinds of errors
-        raise DecodeError(Status.CORRUPT, _reason(error)) from None
+    except Exception as error:  # on damaged files the libraries raise many kinds of errors
+        raise DecodeError(_status_of(error), first_words(error)) from None
 
 
 def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
     """Return whether every JPEG decoder gives nearly the pixels of `decode_image`.
 
     This requires a complete file of moderate size, in YCbCr, that no policy rotates, refuses or converts. Its colours
-    are not subsampled, or the image is reduced enough afterwards, to a shorter side of ``resize_short`` pixels. Only
+    are not subsampled, or the image is reduced enough afterwards, to a shorter side of ``resize_short`` pixels, and the
+    longer side does not become extreme. Only
     the header is parsed; the decoder finds other damage.
     """
     if len(data) > GPU_BYTES or not data.endswith(_END_OF_IMAGE):  # Pillow refuses a truncated file
@@ -192,7 +156,7 @@ def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image: Any = Image.open(io.BytesIO(data), formats=policy.formats)
-            _check_size(image, policy)
+            check_size(image.size, policy.max_pixels)
             subsampled = len({component[1:3] for component in image.layer}) > 1
             return (
                 image.format == "JPEG"
@@ -201,7 +165,8 @@ def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
                 and (not subsampled or min(image.size) >= GPU_SHRINK * resize_short)
                 and [component[0] for component in image.layer] == [1, 2, 3]  # other components may be R, G and B
                 and image.info.get("adobe_transform", ADOBE_YCBCR) == ADOBE_YCBCR
-                and orientation_of(image) not in _TURNS
+                and max(image.size) * resize_short**2 <= MOST_RESIZED * min(image.size)
+                and orientation_of(image) not in TURNS
             )
     except Exception:  # `decode_image` raises it again, with its kind
         return False
@@ -213,25 +178,107 @@ def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     Raises
     ------
     DecodeError
-        It is too large or damaged, or its pixels have no known range.
+        It is too large or damaged, or its pixels have no stated range.
     """
     try:
-        _check_size(image, policy)
+        check_size(image.size, policy.max_pixels)
+        if image.format == "TIFF" and hasattr(image, "tag_v2"):
+            check_read_by_pillow(image.tag_v2.get)
         image.load()
-        return _rgb(_upright(image))
+        return _rgb(upright(image))
     except DecodeError:
         raise
     except MemoryError:
         raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
     except Exception as error:  # Pillow reads the pixels now, see decode_image
-        raise DecodeError(Status.CORRUPT, _reason(error)) from None
+        raise DecodeError(_status_of(error), first_words(error)) from None
 
 
-def _check_size(image: Image.Image, policy: DecodePolicy) -> None:
-    if image.width * image.height > policy.max_pixels:
-        raise DecodeError(
-            Status.TOO_LARGE, f"{image.width} × {image.height} pixels, above the limit of {policy.max_pixels}"
-        )
+def _kind_of(data: bytes, policy: DecodePolicy) -> str:
+    """Return the format of a file that is read.
+
+    Raises
+    ------
+    DecodeError
+        It is of no such format; the reason says what it is.
+    """
+    kind = kind_of_image(data[:SNIFF_BYTES]) or unread_kind(data)
+    if kind is None:
+        raise DecodeError(Status.NOT_AN_IMAGE, what_it_is(data))
+    if kind.remedy:
+        raise unsupported(f"{kind.name}: {kind.remedy}")
+    if kind.name not in policy.formats and not (kind.name in BY_EXTRAS and policy.formats == FORMATS):
+        raise unsupported(f"{kind.name} is not among the formats of the cache's decode policy")
+    return kind.name
+
+
+def _by_pillow(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=policy.formats)
+    check_size(image.size, policy.max_pixels)
+    if thumbnail is not None and image.format in ("JPEG", "MPO"):
+        _draft(image, 2 * thumbnail)
+    image.load()
+    return _rgb(upright(image))
+
+
+def _read_png(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
+    data = without_long_texts(data)
+    image = Image.open(io.BytesIO(data), formats=policy.formats)
+    check_size(image.size, policy.max_pixels)
+    deep = deep_png(data)
+    if deep is None:
+        image.load()
+        return _rgb(upright(image))
+    return turned(deep.rgb(), orientation_of(image))
+
+
+def _read_tiff(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
+    found = read_tiff(data, policy.max_pixels)
+    return _by_pillow(found, policy, thumbnail) if isinstance(found, bytes) else found
+
+
+def _read_jpeg2000(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=policy.formats)
+    check_size(image.size, policy.max_pixels)
+    deep = deep_jpeg2000(data)
+    if deep is not None:
+        return deep.rgb()
+    image.load()
+    return _rgb(upright(image))
+
+
+def _read_avif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
+    # Pillow knows some brands only, and libavif finds the others by itself.
+    return _by_pillow(data[:8] + b"avif" + data[12:], policy, thumbnail)
+
+
+_READERS: dict[str, Callable[[bytes, DecodePolicy, int | None], Image.Image]] = {
+    "PNG": _read_png,
+    "TIFF": _read_tiff,
+    "JPEG2000": _read_jpeg2000,
+    "AVIF": _read_avif,
+    HEIC: lambda data, policy, thumbnail: _rgb(read_heic(data, policy.max_pixels)),
+    DICOM: lambda data, policy, thumbnail: read_dicom(data, policy.max_pixels),
+}
+"""Formats with a reader of their own; all others are Pillow's."""
+
+
+def _status_of(error: Exception) -> Status:
+    """Distinguish files that a library does not read from damaged ones, by what the library says."""
+    return Status.UNSUPPORTED if _UNREAD.search(str(error)) else Status.CORRUPT
+
+
+def _unread_variant(kind: str, data: bytes) -> str:
+    """Return the reason for a sound JPEG of a rare variant, whose header Pillow takes for damaged; or nothing."""
+    if kind != "JPEG":
+        return ""
+    frame = re.search(rb"\xff([\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7])..(.)....(.)", data, re.DOTALL)
+    if frame is None:
+        return ""
+    bits, bands = frame[2][0], frame[3][0]
+    if frame[1] == b"\xf7":
+        return "JPEG-LS image: save it as PNG or TIFF"
+    return "" if bits == 8 and bands in (1, 3, 4) else f"JPEG of {bands} × {bits} bits: save it as PNG or TIFF"
 
 
 def _draft(image: Image.Image, shorter: int) -> None:
@@ -242,41 +289,19 @@ def _draft(image: Image.Image, shorter: int) -> None:
         image.draft("RGB", (int(image.width / scale), int(image.height / scale)))
 
 
-def orientation_of(image: Image.Image) -> Any:
-    """Return the EXIF orientation (TIFF 6.0, tag 274) of an open image; 1, upright, where it cannot be read."""
-    try:
-        return image.getexif().get(0x0112, 1)
-    except Exception:  # damaged EXIF blocks raise anything
-        return 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    orientation = orientation_of(image)
-    # Not ImageOps.exif_transpose, which also rewrites the EXIF block and fails where another tag of it is malformed.
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
 def _rgb(image: Image.Image) -> Image.Image:
+    """Convert an image as Pillow read it, by its mode; `pipeline.decoding.table` states the outcome of each."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith("I;16") or image.mode == "I":
-        return _from_16_bit(image)
-    if image.mode == "F":
-        raise DecodeError(Status.UNSUPPORTED, "floating-point pixels have no known range; convert to 8 or 16 bit")
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in _SCALED_BY_PILLOW):
+        return Samples(np.asarray(image).astype(np.uint16)[..., None], 65535).rgb()
+    if image.mode in ("I", "F"):
+        what = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise unsupported(f"{what}, which have no stated range: convert it to 8 or 16 bit")
+    if image.mode == "RGBA" and image.format == "BMP" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # writers that know no alpha leave zeros in its place
     if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
         opaque = Image.new("RGBA", image.size, "white")
         opaque.alpha_composite(image.convert("RGBA"))
         return opaque.convert("RGB")
     return image.convert("RGB")
-
-
-def _from_16_bit(image: Image.Image) -> Image.Image:
-    wide: NDArray[Any] = np.asarray(image).astype(np.int64)
-    if wide.min() < 0 or wide.max() > 0xFFFF:
-        raise DecodeError(Status.UNSUPPORTED, "32-bit pixels have no known range; convert to 8 or 16 bit")
-    return Image.fromarray(((wide + 128) // 257).astype(np.uint8), mode="L").convert("RGB")
-
-
-def _reason(error: Exception) -> str:
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text[:200]

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image, __version__
 
-from pipeline.decoding.image import ADOBE_YCBCR, DecodePolicy, orientation_of
+from pipeline.decoding.image import ADOBE_YCBCR, DecodePolicy
+from pipeline.decoding.orientation import orientation_of
 from pipeline.errors import first_line
 
 if TYPE_CHECKING:

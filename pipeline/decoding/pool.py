@@ -22,7 +22,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.items import HASH_BYTES, Status
-from pipeline.core.system import child_environment
+from pipeline.core.system import child_environment, child_signals_held
 from pipeline.decoding.worker import (
     IDLE,
     NO_ROW,
@@ -326,12 +326,13 @@ class DecodePool:
 
     def _start(self, number: int) -> None:
         ours, theirs = Pipe()
-        process = subprocess.Popen(
-            [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(self._memory_fd)],
-            pass_fds=(theirs.fileno(), self._memory_fd),
-            stdin=subprocess.DEVNULL,
-            env={**child_environment(), "OPENBLAS_NUM_THREADS": "1"},
-        )
+        with child_signals_held():
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", WORKER, str(theirs.fileno()), str(self._memory_fd)],
+                pass_fds=(theirs.fileno(), self._memory_fd),
+                stdin=subprocess.DEVNULL,
+                env={**child_environment(), "OPENBLAS_NUM_THREADS": "1"},
+            )
         theirs.close()
         reader, policy, preprocess, images, workers = self._setup
         worker = self._workers[number] = _Worker(number, process, ours)

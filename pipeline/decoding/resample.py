@@ -34,7 +34,8 @@ REPAYS_S = 0.1
 LEAST_WIDTH, LEAST_HEIGHT = 16, 8
 """Smaller images and crops are left to Pillow: the kernel's vectors are as large."""
 MOST_RESIZED = 1 << 26
-"""More pixels of the whole resized image are left to Pillow, so that a lack of memory is one with either."""
+"""Pixels of the whole resized image; one of more is cropped first by Pillow, and resized from what the crop shows: that
+of a long thin picture would fill the memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +71,25 @@ class Geometry:
 
 def by_pillow(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
     """Resize and crop an RGB image by Pillow, which defines the pixels: (H, W, 3) uint8."""
+    if math.prod(geometry.size) > MOST_RESIZED:
+        return _cropped_first(image, geometry)
     if geometry.size != image.size:
         image = image.resize(geometry.size, geometry.resampling)
     (left, top), (height, width) = geometry.corner, geometry.crop
     if (left, top, *image.size) != (0, 0, width, height):
         image = image.crop((left, top, left + width, top + height))  # outside the image: black, as torchvision pads
     return np.asarray(image)
+
+
+def _cropped_first(image: Image.Image, geometry: Geometry) -> NDArray[np.uint8]:
+    """Resize only what the crop shows; rounds in another order than `by_pillow` at most."""
+    (first, last), (top, bottom) = geometry.kept_columns, geometry.kept_rows
+    across, down = image.width / geometry.size[0], image.height / geometry.size[1]
+    box = first * across, top * down, last * across, bottom * down
+    small = image.resize((last - first, bottom - top), geometry.resampling, box=box)
+    left, above = min(geometry.corner[0], 0), min(geometry.corner[1], 0)
+    height, width = geometry.crop
+    return np.asarray(small.crop((left, above, left + width, above + height)))
 
 
 class Resampler:

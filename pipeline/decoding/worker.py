@@ -21,7 +21,8 @@ from PIL import Image
 
 from pipeline.core.items import HASH_BYTES, Status, content_hash
 from pipeline.core.system import limit_memory, memory_limit_lifted
-from pipeline.decoding.image import GPU, GPU_BYTES, DecodeError, DecodePolicy, decode_image, is_plain_jpeg
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, decode_image, is_plain_jpeg
 from pipeline.decoding.jpeg import decode_plain, why_pillow
 from pipeline.decoding.prefetch import Prefetcher
 from pipeline.decoding.resample import RESAMPLER
@@ -183,9 +184,10 @@ def _work(
 
 def main(connection_fd: int, memory_fd: int) -> None:
     """Serve tasks until the connection closes."""
-    # Signals to the whole group are for the main process, which then ends its workers.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # Signals to the whole group are for the main process, which then ends its workers; see `child_signals_held`.
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):  # Windows has no SIGHUP
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     connection = Connection(connection_fd)
     setup: Setup = connection.recv()
     worker_status, images, encoded = views(mmap.mmap(memory_fd, 0), setup.images, setup.workers, setup.policy)

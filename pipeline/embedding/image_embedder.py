@@ -17,7 +17,8 @@ from pipeline.backbones import DEFAULT_BACKBONE, load_backbone
 from pipeline.cache import open_cache
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
-from pipeline.decoding.image import DecodeError, DecodePolicy, upright_rgb
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import DecodePolicy, upright_rgb
 from pipeline.decoding.resample import RESAMPLER
 from pipeline.embedding.choose import CHECK_IMAGES, engine_for
 from pipeline.embedding.embedder import Embedder, reasons_of

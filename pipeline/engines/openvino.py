@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import secrets
 import shutil
 import tempfile
 from concurrent.futures import Future
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import openvino as ov
 
+from pipeline.core.ending import unfinished
 from pipeline.core.system import cache_folder, give_memory_back, processor_count
 from pipeline.engines.base import Embeddings, Engine, Probes
+from pipeline.engines.openvino_quiet import ov
 from pipeline.errors import EngineError, PipelineError, first_line
 
 if TYPE_CHECKING:
@@ -124,7 +126,7 @@ def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> tuple[ov.Mode
     try:
         return _read(core, _converted(backbone, mixed=mixed), backbone, mixed=mixed)
     except (OSError, RuntimeError, ValueError, KeyError):  # the folder cannot be written, or its files are damaged
-        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, unfinished(folder):
             return _read(core, _convert(backbone, Path(folder), mixed=mixed), backbone, mixed=mixed)
 
 
@@ -145,16 +147,18 @@ def _converted(backbone: Backbone, *, mixed: bool) -> Path:
     if (folder / NETWORK_FILE).is_file():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=folder.parent))
-    try:
-        _convert(backbone, unfinished, mixed=mixed)
+    part = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
+    with unfinished(part):
         try:
-            unfinished.rename(folder)
-        except OSError:
-            if not (folder / NETWORK_FILE).is_file():  # another process may have written it first
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+            part.mkdir()
+            _convert(backbone, part, mixed=mixed)
+            try:
+                part.rename(folder)
+            except OSError:
+                if not (folder / NETWORK_FILE).is_file():  # another process may have written it first
+                    raise
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return folder
 
 

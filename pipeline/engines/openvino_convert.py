@@ -7,10 +7,10 @@ import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-import openvino as ov
 import torch
 
 from pipeline.engines.openvino_mixed import keep_float32, prepare
+from pipeline.engines.openvino_quiet import ov
 from pipeline.engines.selfcheck import reference
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 import numpy as np
-import openvino as ov
+
+from pipeline.engines.openvino_quiet import ov
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -16,6 +16,7 @@ import numpy as np
 from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing_folder
 from pipeline.core.names import SHOWN
+from pipeline.core.outputs import check_folder
 from pipeline.core.system import versions_of
 from pipeline.errors import HeadError, first_line
 from pipeline.evaluation import classification
@@ -61,20 +62,20 @@ def new_run_folder(run_dir: str | os.PathLike[str]) -> Iterator[Path]:
 
 
 def check_run_folder(run_dir: str | os.PathLike[str]) -> None:
-    """Refuse a folder that holds something that is not a run.
+    """Refuse a folder that holds something that is not a run, or that cannot be written.
 
     Raises
     ------
     HeadError
-        It does.
+        It does, or cannot.
     """
-    target = Path(run_dir)
+    target = check_folder(run_dir, HeadError)
     if target.exists() and not _may_replace(target):
         raise HeadError(f"{target} exists and is not a run folder: give a new folder with -o, or remove it yourself")
 
 
 def _may_replace(target: Path) -> bool:
-    if not target.is_dir() or target.is_symlink():
+    if not target.is_dir():
         return False
     try:
         return not any(target.iterdir()) or read_run(target).get("format") == RUN_FORMAT

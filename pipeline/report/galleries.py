@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.core.files import replacing
 from pipeline.core.text import valid_text
-from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
 from pipeline.report.rendering import script_json, templates, thumbnail
 from pipeline.sources.reopen import image_bytes
@@ -38,8 +39,8 @@ _SIDE = 112
 _TILE = 40
 
 
-def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -> None:
-    """Write a page with the images found for each query."""
+def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -> int:
+    """Write a page with the images found for each query; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
     by_query = dict(list(found.table.groupby("query", sort=False)))
@@ -54,11 +55,11 @@ def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -
             )
         groups.append({"title": valid_text([query])[0], "pictures": pictures})
     layer = f"{len(groups)} queries to {Path(cache.path).name}, by the cosine of their embeddings, nearest first."
-    _write_gallery(path, f"Search in {Path(cache.path).name}", layer, groups, page, whole_groups=True)
+    return _write_gallery(path, f"Search in {Path(cache.path).name}", layer, groups, page, whole_groups=True)
 
 
-def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Duplicates) -> None:
-    """Write a page with every group of duplicates."""
+def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Duplicates) -> int:
+    """Write a page with every group of duplicates; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
     table = found.table.assign(row=found.rows)
@@ -78,11 +79,11 @@ def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Dupli
         f"{found.near} near ones by {judged}."
     )
     notes = [f"{left_out} further groups are in the table only."] if left_out else []
-    _write_gallery(path, f"Duplicates in {Path(cache.path).name}", lead, groups, page, notes, whole_groups=True)
+    return _write_gallery(path, f"Duplicates in {Path(cache.path).name}", lead, groups, page, notes, whole_groups=True)
 
 
-def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelCheck) -> None:
-    """Write a page with the most doubtful labels."""
+def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelCheck) -> int:
+    """Write a page with the most doubtful labels; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     issues = int(found.table["is_issue"].sum())
     pictures = []
@@ -104,7 +105,7 @@ def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelChec
     )
     notes = [f"Shown: the {len(pictures)} most doubtful; the table has them all."] if len(pictures) < issues else []
     orders = [("rank", "most doubtful first"), ("given", "by given label"), ("suggested", "by suggested label")]
-    _write_gallery(
+    return _write_gallery(
         path,
         f"Labels of {Path(cache.path).name}",
         lead,
@@ -115,8 +116,11 @@ def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelChec
     )
 
 
-def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) -> None:
-    """Write a page with the map: to zoom, point at and filter; 100 000 points stay smooth."""
+def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) -> int:
+    """Write a page with the map, to zoom, point at and filter; return how many of its pictures cannot be read.
+
+    100 000 points stay smooth.
+    """
     names, label = np.unique(found.table["label"].to_numpy(dtype=str), return_inverse=True)
     sprite, pictured, columns = _sprite(cache, found.rows)
     points = {
@@ -139,6 +143,7 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
         .render(title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points))
     )
     _write_page(path, page)
+    return min(len(found.rows), MOST_ON_A_MAP) - len(pictured)
 
 
 class _Pictures:
@@ -151,6 +156,11 @@ class _Pictures:
     def full(self, more: int) -> bool:
         """Tell whether this many more would be too many."""
         return len(self._made) + more > MOST_PICTURES
+
+    @property
+    def unread(self) -> int:
+        """How many could not be made."""
+        return sum(image is None for image in self._made.values())
 
     def item(
         self, row: int, key: str, facts: list[tuple[str, str]], label: str = "", *, asked: bool = False
@@ -190,8 +200,11 @@ def _write_gallery(
     *,
     orders: list[tuple[str, str]] | None = None,
     whole_groups: bool = False,
-) -> None:
+) -> int:
+    """Write the page; return how many of its pictures cannot be read."""
     notes = list(notes or [])
+    if page.unread:
+        notes.append(f"{page.unread} of the images cannot be read where the cache expects them.")
     if page.full(1):
         notes.append(f"The page holds {MOST_PICTURES} pictures and no more.")
     template = templates().get_template("gallery.html.j2")
@@ -206,6 +219,7 @@ def _write_gallery(
             whole_groups=whole_groups,
         ),
     )
+    return page.unread
 
 
 def _write_page(path: str | os.PathLike[str], page: str) -> None:

@@ -8,7 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pipeline.decoding.image import DecodeError, DecodePolicy, decode_image
+from pipeline.decoding.errors import DecodeError
+from pipeline.decoding.image import DecodePolicy, decode_image
 
 THUMBNAIL = 160
 

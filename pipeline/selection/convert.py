@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import DONE, Status
+from pipeline.core.outputs import GENERATOR
 from pipeline.core.spec import PENULTIMATE, canonical_json
 from pipeline.core.text import free_name, valid_text
 from pipeline.errors import PipelineError
@@ -145,7 +146,7 @@ class Convertible(ABC):
             width = self.layer_width(layer)
             flat = pa.array(np.ascontiguousarray(self.layers[layer]).reshape(-1))
             columns["embedding"] = pa.FixedSizeListArray.from_arrays(flat, width)
-        metadata = {"spec": canonical_json(self.spec), "fingerprint": self.fingerprint}
+        metadata = {"generator": GENERATOR, "spec": canonical_json(self.spec), "fingerprint": self.fingerprint}
         return pa.table(columns).replace_schema_metadata(metadata)
 
     def to_anndata(self, layer: str = PENULTIMATE) -> anndata.AnnData:

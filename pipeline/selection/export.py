@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.core.files import replacing
+from pipeline.core.outputs import check_file
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import PipelineError
 from pipeline.selection.selection import open_selection
@@ -41,7 +42,7 @@ def export(
     cache : path or Selection
         A selection is written as it is, further narrowed by ``split`` and ``label``.
     output : path
-        Replaced where it exists and its name ends in ``.KIND``.
+        Replaced where it is empty or an export.
     kind : {"parquet", "npy", "csv", "h5ad"}
         ``npy`` writes two files: the (n, D) array, and beside it ``OUTPUT.csv`` with a line for each row.
     split, label : str or several
@@ -71,7 +72,7 @@ def export(
     path = Path(output)
     outputs = [path.with_name(path.name + ".csv"), path] if kind == "npy" else [path]
     for file in outputs:
-        _check_output(file, file.suffix.removeprefix(".") if file != path else kind)
+        check_file(file)
     with ExitStack() as stack:
         parts = [stack.enter_context(replacing(file)) for file in outputs]
         _WRITERS[kind](selection, layer, parts, progress)
@@ -162,16 +163,3 @@ def _flat(table: pa.Table, width: int) -> pa.Table:
         else:
             columns[name] = column.cast(pa.string()) if pa.types.is_dictionary(column.type) else column
     return pa.table(columns)
-
-
-def _check_output(path: Path, kind: str) -> None:
-    """Check before the work begins that the file can be written and replaces no other kind of file."""
-    if path.is_dir() or not path.parent.is_dir():
-        found = "a folder" if path.is_dir() else f"no folder {path.parent}"
-        raise PipelineError(f"expected a file name to export to, found {found} at {path}: name a file in a folder")
-    if path.exists() and path.suffix != f".{kind}":
-        raise PipelineError(
-            f"{path} exists, and its name does not end in .{kind}: remove it first, or choose another output"
-        )
-    if not os.access(path.parent, os.W_OK):
-        raise PipelineError(f"cannot write into {path.parent}: choose another output")

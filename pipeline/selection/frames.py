@@ -10,6 +10,7 @@ import numpy as np
 from pipeline.core.csv_rows import LINE_END, CsvRows
 from pipeline.core.files import replacing
 from pipeline.core.names import SHOWN
+from pipeline.core.outputs import GENERATOR
 from pipeline.core.text import valid_text
 from pipeline.errors import AnalysisError
 
@@ -40,7 +41,15 @@ def write_table(table: Any, path: str | os.PathLike[str]) -> None:
     with replacing(path, AnalysisError) as part:
         if Path(path).suffix.lower() == ".parquet":
             texts = [name for name in table.columns if table[name].dtype == object]
-            table.assign(**{name: valid_text(table[name]) for name in texts}).to_parquet(part, index=False)
+            _write_parquet(table.assign(**{name: valid_text(table[name]) for name in texts}), part)
         else:
             with part.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
                 table.to_csv(CsvRows(file), index=False, lineterminator=LINE_END)
+
+
+def _write_parquet(table: Any, path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    found = pa.Table.from_pandas(table, preserve_index=False)
+    pq.write_table(found.replace_schema_metadata({**(found.schema.metadata or {}), "generator": GENERATOR}), path)

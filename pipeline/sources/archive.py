@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, overload
 import numpy as np
 
 from pipeline.core.items import ItemTable, Skipped
-from pipeline.decoding.image import is_image
+from pipeline.decoding.formats import is_image, named_like_an_image
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.archive_index import cached_index
 from pipeline.sources.base import (
@@ -351,7 +351,11 @@ class SkippedMembers(Sequence[Skipped]):
         part = int(np.searchsorted(self._ends, i, side="right"))
         prefix, names, reasons = self._parts[part]
         at = i - (int(self._ends[part - 1]) if part else 0)
-        return Skipped(os.fsdecode(prefix + bytes(names[at])), REASONS[int(reasons[at])])
+        name, reason = bytes(names[at]), int(reasons[at])
+        # One of a name that is hidden, or that a later member has as well, is left out on purpose. Of a long name the
+        # suffix is not kept.
+        is_lost = reason in (CUT_OFF, LONG_NAME) or (reason not in (HIDDEN, SUPERSEDED) and named_like_an_image(name))
+        return Skipped(os.fsdecode(prefix + name), REASONS[reason], is_lost)
 
 
 def key_prefixes(paths: Sequence[str]) -> list[bytes]:

@@ -40,10 +40,6 @@ MAX_FILE_BYTES = 1 << 30
 MAX_MEMBER_BYTES = 512 << 20
 """A larger member of an archive, packed or unpacked, is refused unread."""
 
-IMAGE_SUFFIXES = frozenset(
-    b".jpg .jpeg .jpe .jfif .mpo .png .apng .gif .bmp .dib .webp .avif .tif .tiff .ppm .pgm .pbm .pnm "
-    b".jp2 .j2k .jpx .jpf".split()
-)
 SPLIT_FOLDERS = {
     b"train": "train",
     b"training": "train",
@@ -230,11 +226,6 @@ def unchanged_since(known: Known, now: Known) -> NDArray[np.bool_]:
     rows = order[np.minimum(np.searchsorted(known[0], now[0], sorter=order), len(order) - 1)]
     same: NDArray[np.bool_] = np.all([then[rows] == here for then, here in zip(known, now, strict=True)], axis=0)
     return same
-
-
-def named_like_an_image(key: bytes) -> bool:
-    """Decide by the suffix of the name, where inspecting the content would cost a request per image."""
-    return os.path.splitext(key)[1].lower() in IMAGE_SUFFIXES
 
 
 def labels_from_folders(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from typing import TYPE_CHECKING, Any
 
-from pipeline.decoding.image import is_image
+from pipeline.decoding.formats import NO_PICTURES, kind_of_image, named_like_an_image
 from pipeline.sources.parquet import image_columns
 from pipeline.sources.table import PARQUET_MAGIC, TEXT_COLUMNS
 from pipeline.sources.text_table import encoding_of, looks_like_a_table
@@ -21,8 +22,11 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 
 
 def kind_of(store: Store, file: File) -> str:
-    """Return the kind of a file, by the structure that its first bytes show."""
+    """Return the kind of a file, by the structure that its first bytes show; one named like an image else is one."""
     head = store.head(file.path, HEAD_BYTES)
+    image = kind_of_image(head)
+    if image is not None and image.name in NO_PICTURES:
+        return image.name
     if looks_like_a_table(head, TEXT_COLUMNS):  # a header may begin like any other file, as BMI does like a bitmap
         return "table"
     if head[257:262] == b"ustar" or _is_old_tar(head):
@@ -34,8 +38,10 @@ def kind_of(store: Store, file: File) -> str:
     if any(head.startswith(HDF5_MAGIC, place) for place in HDF5_PLACES):
         return "hdf5"
     packed = next((name for magic, name in COMPRESSED.items() if head.startswith(magic)), None)
-    if packed or is_image(head):
-        return packed or "image"
+    if packed:
+        return packed
+    if image is not None or named_like_an_image(os.fsencode(file.path)):
+        return "image"
     return "zip" if encoding_of(head) is None and _ends_like_a_zip(store, file) else "table"
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.items import ItemTable, Reader, Skipped
-from pipeline.decoding.image import SNIFF_BYTES, is_image
+from pipeline.decoding.formats import SNIFF_BYTES, is_image, named_like_an_image
 from pipeline.errors import SourceError
 from pipeline.sources.base import (
     MAX_FILE_BYTES,
@@ -20,7 +20,6 @@ from pipeline.sources.base import (
     in_threads,
     key_array,
     labels_from_folders,
-    named_like_an_image,
     public_names,
 )
 from pipeline.sources.store import LocalStore
@@ -35,8 +34,8 @@ if TYPE_CHECKING:
 class FilesSource(Source):
     """Image files below a folder; a key is the path relative to it, and the first level gives the class.
 
-    On the local machine content decides what is an image. Over a network this would cost a request for each file, so
-    the suffix of the name decides.
+    A file whose name has the suffix of an image is an item: where it is none, its row says what it is. On the local
+    machine the content of other files decides. Over a network this would cost a request for each: they are left out.
 
     Parameters
     ----------
@@ -130,8 +129,10 @@ def relative(path: str, root: str) -> str:
 
 
 def _is_image(store: Store, file: File) -> bool:
+    if named_like_an_image(os.fsencode(public(file.path))):
+        return True
     if not isinstance(store, LocalStore):
-        return named_like_an_image(os.fsencode(public(file.path)))
+        return False
     try:
         return is_image(store.head(file.path, SNIFF_BYTES))
     except OSError:

@@ -11,7 +11,7 @@ import numpy as np
 
 from pipeline.core.files import file_identity
 from pipeline.core.items import ItemTable, Reader, Skipped
-from pipeline.decoding.image import SNIFF_BYTES, is_image
+from pipeline.decoding.formats import SNIFF_BYTES, is_image, named_like_an_image
 from pipeline.errors import SourceError
 from pipeline.sources.base import FileReader, Source, in_threads, key_array, labels_from_folders, unchanged_since
 
@@ -21,15 +21,17 @@ if TYPE_CHECKING:
     from pipeline.sources.base import Known
 
 UNKNOWN = (-1, -1)
+_UNREAD = "folder cannot be read"
 
 
 class FolderSource(Source):
     """Every image below a folder.
 
     The first folder level gives the class. Where the first level holds nothing but ``train``, ``val`` and ``test``
-    (two of them at least), it gives the split and the second level the class. Content decides what an image is, not
-    the suffix of the name; hidden files and folders, files that are no images and things that are no files are listed
-    in ``skipped``. Files that cannot be opened stay items: they fail later, with their reason, in a row of their own.
+    (two of them at least), it gives the split and the second level the class. What is named like an image is an item,
+    also where it cannot be opened or is none: it fails later, with its reason, in a row of its own. The content of
+    other files decides whether they are images. Hidden files and folders, other files, and folders that cannot be read
+    are listed in ``skipped``.
 
     Parameters
     ----------
@@ -51,7 +53,7 @@ class FolderSource(Source):
         root = os.fsencode(location)
         self._root = root
         found = sorted(_walk(root))
-        skipped = [Skipped(os.fsdecode(key), reason) for key, _, reason in found if reason]
+        skipped = [Skipped(os.fsdecode(key), reason, reason.startswith(_UNREAD)) for key, _, reason in found if reason]
         files = [(key, about) for key, about, reason in found if not reason]
         del found
         wanted = _images_among(root, files, known)
@@ -88,7 +90,7 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, tuple[int, int], str]]:
         except OSError as error:
             if not folder:
                 raise SourceError(f"cannot read the folder {os.fsdecode(root)}: {error.strerror}") from None
-            yield folder, UNKNOWN, f"folder cannot be read: {error.strerror}"
+            yield folder, UNKNOWN, f"{_UNREAD}: {error.strerror}"
             continue
         identity = file_identity(here)
         if identity in above:
@@ -105,9 +107,11 @@ def _walk(root: bytes) -> Iterator[tuple[bytes, tuple[int, int], str]]:
                         continue
                     info = entry.stat()
                 except OSError as error:
-                    yield key, UNKNOWN, f"cannot be looked at: {error.strerror}"
-                    continue
-                yield key, (info.st_size, info.st_mtime_ns), "" if stat.S_ISREG(info.st_mode) else "not a regular file"
+                    about, reason = UNKNOWN, f"cannot be looked at: {error.strerror}"
+                else:
+                    about = (info.st_size, info.st_mtime_ns)
+                    reason = "" if stat.S_ISREG(info.st_mode) else "not a regular file"
+                yield key, about, "" if named_like_an_image(key) else reason
 
 
 def _images_among(root: bytes, files: list[tuple[bytes, tuple[int, int]]], known: Known | None) -> list[bool]:
@@ -115,6 +119,7 @@ def _images_among(root: bytes, files: list[tuple[bytes, tuple[int, int]]], known
     if known is not None and files:
         about = np.array([about for _, about in files], dtype=np.int64)
         wanted = unchanged_since(known, (np.array([key for key, _ in files]), about[:, 0], about[:, 1]))
+    wanted |= np.array([named_like_an_image(key) for key, _ in files], dtype=np.bool_)
     unseen = np.flatnonzero(~wanted).tolist()
     wanted[unseen] = list(in_threads(lambda i: _looks_like_image(root, files[i][0]), unseen))
     return wanted.tolist()

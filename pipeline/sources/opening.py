@@ -7,6 +7,7 @@ import posixpath
 import re
 from typing import TYPE_CHECKING
 
+from pipeline.decoding.formats import NO_PICTURES
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import Source, in_threads
 from pipeline.sources.detect import COMPRESSED, has_images, kind_of
@@ -215,6 +216,8 @@ def _by_content(
             f"expected an archive whose members can be read by offset, found {public(location)} packed by {kind}: "
             f"unpack the outer {kind} first; it saves little, as images are packed already"
         )
+    if kind in NO_PICTURES:
+        raise SourceError(f"expected images, found {public(location)}, which is a {kind}: {NO_PICTURES[kind]}")
     if kind == "tar":
         return TarSource(location, store, files)
     if kind == "zip":

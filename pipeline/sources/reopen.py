@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.core.items import content_hash
 from pipeline.errors import SourceError
 from pipeline.sources.base import FileReader, Source
 from pipeline.sources.opening import open_source
@@ -15,6 +16,7 @@ from pipeline.sources.table import PathReader
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -26,13 +28,17 @@ class HasImages(Protocol):
 
     Attributes
     ----------
+    path : path
+        Of its file.
     source : mapping
         What `Source.describe` gave.
     items : ItemTable
+    content_hash : (N, 16) uint8
     image_reader : callable or None
         Row → bytes; set by `image_bytes` when it first opens the source.
     """
 
+    path: Path
     source: dict[str, str]
     image_reader: Callable[[int], bytes] | None
 
@@ -40,11 +46,17 @@ class HasImages(Protocol):
     def items(self) -> ItemTable:
         """The item list."""
 
+    @property
+    def content_hash(self) -> NDArray[np.uint8]:
+        """The hash of each image's bytes."""
+
     def part_of(self, row: int) -> tuple[HasImages, int]:
         """Return the cache that holds a row, and the row's number there."""
 
 
 _opening = threading.RLock()
+MOST_FOLDERS_UP = 4
+FIRST_IMAGES = 8
 
 
 class ReopenedSource(Source):
@@ -56,6 +68,8 @@ class ReopenedSource(Source):
         What `Source.describe` gave.
     items : ItemTable
         Of the cache.
+    near : path, optional
+        The folder of the cache, for images that were moved with it; see `where_now`.
 
     Raises
     ------
@@ -65,7 +79,10 @@ class ReopenedSource(Source):
 
     kind = "cache"
 
-    def __init__(self, described: Mapping[str, str], items: ItemTable) -> None:
+    def __init__(
+        self, described: Mapping[str, str], items: ItemTable, near: str | os.PathLike[str] | None = None
+    ) -> None:
+        described = where_now(described, items, near)
         self.location = described["location"]
         self.items = items
         self._reader, self._locator = _reader_and_locator(described, items.keys)
@@ -88,9 +105,43 @@ class ReopenedSource(Source):
         return self._reader
 
 
-def reopen_source(described: Mapping[str, str], items: ItemTable) -> ReopenedSource:
+def reopen_source(
+    described: Mapping[str, str], items: ItemTable, near: str | os.PathLike[str] | None = None
+) -> ReopenedSource:
     """Return the images that a cache was made from; see `ReopenedSource`."""
-    return ReopenedSource(described, items)
+    return ReopenedSource(described, items, near)
+
+
+def where_now(described: Mapping[str, str], items: ItemTable, near: str | os.PathLike[str] | None) -> Mapping[str, str]:
+    """Return the description of a source, with its place as it is now where it was moved together with its cache.
+
+    Only a place that is gone is looked for: at the end of its path, below the cache's folder and the folders above it,
+    where the first images have the sizes of the item list. That they are the same images is the caller's to check.
+    """
+    name = "root" if "root" in described else "address"
+    place = described.get(name, "")
+    if near is None or not os.path.isabs(place) or os.path.exists(place):
+        return described
+    parts = [part for part in place.split(os.sep) if part]
+    folder = os.path.abspath(near)
+    for _ in range(MOST_FOLDERS_UP):
+        for first in range(len(parts)):
+            candidate = os.path.join(folder, *parts[first:])
+            if _fits(candidate, items) if name == "root" else os.path.isfile(candidate):
+                return {**described, name: candidate, "location": candidate}
+        folder = os.path.dirname(folder)
+    return described
+
+
+def _fits(root: str, items: ItemTable) -> bool:
+    """Return whether a folder holds the first images of an item list, by their sizes."""
+    try:
+        return len(items) > 0 and all(
+            os.stat(os.path.join(os.fsencode(root), bytes(key))).st_size == size
+            for key, size in zip(items.keys[:FIRST_IMAGES], items.sizes[:FIRST_IMAGES].tolist(), strict=True)
+        )
+    except (OSError, ValueError):
+        return False
 
 
 def image_bytes(cache: HasImages, row: int) -> bytes | None:
@@ -108,7 +159,7 @@ def image_bytes(cache: HasImages, row: int) -> bytes | None:
 
 def _image_reader(cache: HasImages) -> Callable[[int], bytes]:
     try:
-        source = reopen_source(cache.source, cache.items)
+        source = reopen_source(cache.source, cache.items, os.path.dirname(cache.path))
     except SourceError as error:
         gone = error
 
@@ -117,7 +168,16 @@ def _image_reader(cache: HasImages) -> Callable[[int], bytes]:
 
         return raise_gone
     reader = source.reader()
-    return lambda row: reader(source.locator(row))
+    if source.location == cache.source["location"]:
+        return lambda row: reader(source.locator(row))
+
+    def read_moved(row: int) -> bytes:
+        data = reader(source.locator(row))
+        if content_hash(data) != bytes(cache.content_hash[row]):
+            raise SourceError(f"another image stands at {os.fsdecode(bytes(cache.items.keys[row]))}")
+        return data
+
+    return read_moved
 
 
 def _reader_and_locator(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> tuple[Reader, Callable[[int], Any]]:

@@ -8,7 +8,7 @@ import tarfile
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decoding.image import SNIFF_BYTES
+from pipeline.decoding.formats import SNIFF_BYTES, named_like_an_image
 from pipeline.sources.archive import (
     CUT_OFF,
     IMAGE,
@@ -156,5 +156,5 @@ def _add(raw: BinaryIO, member: tarfile.TarInfo, listing: Listing) -> None:
         listing.add(name, TOO_LARGE)
     else:
         raw.seek(member.offset_data)
-        head = raw.read(min(SNIFF_BYTES, member.size))
-        listing.add(name, reason_for(head), offset=member.offset_data, size=member.size)
+        reason = IMAGE if named_like_an_image(name) else reason_for(raw.read(min(SNIFF_BYTES, member.size)))
+        listing.add(name, reason, offset=member.offset_data, size=member.size)

@@ -9,7 +9,7 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pipeline.decoding.image import SNIFF_BYTES
+from pipeline.decoding.formats import SNIFF_BYTES, named_like_an_image
 from pipeline.sources.archive import (
     ENCRYPTED,
     IMAGE,
@@ -21,7 +21,7 @@ from pipeline.sources.archive import (
     reason_for,
     reason_packed,
 )
-from pipeline.sources.base import MAX_MEMBER_BYTES, named_like_an_image
+from pipeline.sources.base import MAX_MEMBER_BYTES
 from pipeline.sources.sidecars import MAX_SIDECAR_BYTES, is_sidecar
 from pipeline.sources.store import LocalStore
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 SIGNATURE = b"PK\x03\x04"
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, then lengths of name and extra field, which the data follow (APPNOTE 4.3.7)."""
-SNIFF_PACKED = 512
+SNIFF_PACKED = 1024
 """Bytes of deflated data that hold the first `SNIFF_BYTES`, with the tables that go before them."""
 EXTRA_GUESS = 64
 """Bytes of the extra field that are read with the data, so that one read suffices."""
@@ -48,8 +48,8 @@ MAX_LINK_BYTES = 1 << 12
 class ZipSource(ArchiveSource):
     """The images in zip archives; see `ArchiveSource`.
 
-    On the local machine content decides what is an image. Over a network this would cost a request for each member, so
-    the suffix of the name decides.
+    A member whose name has the suffix of an image is an item. On the local machine the content of other members
+    decides. Over a network this would cost a request for each, and they are left out.
     """
 
     kind = "zip"
@@ -138,7 +138,7 @@ def _add(member: zipfile.ZipInfo, listing: Listing, read: ZipReader, *, looks: b
             listing.add(name, UNREADABLE_LABEL)
         else:
             listing.add_sidecar(name, data if small else None)
-    elif looks:
+    elif looks and not named_like_an_image(name):
         listing.add(name, _sniff(read, member), **numbers)
     else:
         listing.add(name, IMAGE if named_like_an_image(name) else NOT_AN_IMAGE, **numbers)

@@ -298,7 +298,8 @@ def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings
     from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
     from pipeline.stages.extract import ExtractSettings
 
-    same = ("backbone", "weights", "dtype", "allow_missing", "labels", "check_content", "retry_failed", "max_failures")
+    same = ("backbone", "weights", "dtype", "allow_missing", "labels", "check_content", "retry_failed")
+    limits = ("max_failures", "allow_removed")
     return ExtractSettings(
         layers=options["layer"],
         decode=DecodePolicy(
@@ -306,7 +307,7 @@ def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings
         ),
         run=run_settings(options),
         shard=shard,
-        **{name: options[name] for name in same},
+        **{name: options[name] for name in (*same, *limits)},
     )
 
 

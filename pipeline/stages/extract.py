@@ -7,13 +7,10 @@ side; this module plans the work and passes batches along from the executor, whi
 from __future__ import annotations
 
 import json
-import math
-import os
 import threading
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +19,15 @@ from pipeline.backbones import load_backbone
 from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
 from pipeline.cache.background_writer import BackgroundWriter
 from pipeline.cache.format import file_attributes
+from pipeline.cache.removed import keep_removed
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
 from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
-from pipeline.core.items import ALL, Status
-from pipeline.core.names import one_line
+from pipeline.core.items import ALL, LeftOut, Status
+from pipeline.core.limits import count_limit
+from pipeline.core.outputs import check_file
 from pipeline.core.results import Result
 from pipeline.core.spec import check_same_numbers
 from pipeline.core.system import versions_of
@@ -43,7 +42,9 @@ from pipeline.sources import Source, open_source, public
 from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Callable, Mapping
+    from pathlib import Path
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -81,6 +82,9 @@ class ExtractSettings:
         Try again the images that failed before.
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
+    allow_removed : str or None
+        How many finished rows an update may remove because their images are gone or are others, in the same form;
+        None for half of them.
     shard : Shard or None
         Only this part of the source; see `pipeline.core.shards`.
     """
@@ -96,6 +100,7 @@ class ExtractSettings:
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
+    allow_removed: str | None = None
     shard: Shard | None = None
 
 
@@ -114,8 +119,8 @@ class Summary(Result):
     changes : mapping of str to int
         What had happened to the archive since the cache was made: images ``added``, ``changed``, ``deleted``,
         ``renamed``, ``relabelled``, ``unchanged``; empty where nothing had.
-    skipped : mapping of str to int
-        Files that are no items, by reason; ``skipped_examples`` names some.
+    left_out : LeftOut
+        Files that are no items.
     stopped : bool
         The run was asked to stop before the end.
     engine : str
@@ -135,8 +140,7 @@ class Summary(Result):
     failed: int = 0
     failures: dict[str, int] = field(default_factory=dict)
     changes: dict[str, int] = field(default_factory=dict)
-    skipped: dict[str, int] = field(default_factory=dict)
-    skipped_examples: list[str] = field(default_factory=list)
+    left_out: LeftOut = field(default_factory=LeftOut)
     stopped: bool = False
     engine: str = ""
     bottleneck: Bottleneck | None = None
@@ -161,10 +165,10 @@ class Summary(Result):
 
     def headlines(self) -> list[str]:
         """Return how many images are done, where the time went, what had changed, failed and was left out."""
+        how = f", {self._rate:.0f} images/s, on {self.engine}" if self.engine else ""  # nothing was computed
         lines = [
             f"{self.path}: {self.already + self.computed} of {self.total} images done ({self.computed} now, "
-            f"{self.failed} failed) in {self.seconds.get('total', 0.0):.1f} s, {self._rate:.0f} images/s, "
-            f"on {self.engine}"
+            f"{self.failed} failed) in {self.seconds.get('total', 0.0):.1f} s{how}"
         ]
         if self.bottleneck is not None:
             lines.append(f"time: {self.bottleneck}")
@@ -173,9 +177,8 @@ class Summary(Result):
         if self.failures:
             counts = [f"{count} {name.replace('_', ' ')}" for name, count in sorted(self.failures.items())]
             lines.append("failed: " + ", ".join(counts))
-        if self.skipped:
-            what = ", ".join(f"{count} {reason}" for reason, count in sorted(self.skipped.items()))
-            lines.append(f"left out: {what} (such as {', '.join(map(one_line, self.skipped_examples))})")
+        if self.left_out.reasons:
+            lines.append(str(self.left_out))
         if self.stopped:
             left = self.total - self.already - self.computed - self.failed
             lines.append(f"stopped, {left} left: the same command resumes")
@@ -263,9 +266,9 @@ def extract(
         Images, backbone, device or output cannot be used; nothing is left half written.
     """
     started = time.perf_counter()
-    path = Path(output)
-    failure_limit(settings.max_failures, 0)
-    _check_output(path)
+    count_limit(settings.max_failures, 0, "--max-failures")
+    count_limit(settings.allow_removed, 0, "--allow-removed")
+    path = check_file(output, CacheError, replaceable=False)
     start = {}
     source = _open(images, path, settings) if isinstance(images, str) else images
     start["start: images"] = time.perf_counter() - started
@@ -278,8 +281,7 @@ def extract(
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
     with write_lock(path):
         summary = _extract_locked(job)
-    summary.skipped = dict(Counter(skip.reason for skip in source.skipped))
-    summary.skipped_examples = [skip.key for skip in source.skipped[:3]]
+    summary.left_out = LeftOut.of(source.skipped)
     summary.seconds |= start
     summary.seconds["total"] = time.perf_counter() - started
     if summary.bottleneck is not None:
@@ -301,8 +303,10 @@ def _extract_locked(job: Job) -> Summary:
     except _StopRequested:
         return replace(_summarise(job.path, already=len(open_cache(job.path))), stopped=True)
     summary = fill(job, work)
-    if work.target != job.path and not (open_cache(work.target).status == Status.TODO).any():
-        publish(work.target, job.path)
+    if not (summary.stopped or (open_cache(work.target).status == Status.TODO).any()):
+        keep_removed(job.path, work.target)
+        if work.target != job.path:
+            publish(work.target, job.path)
     summary.path, summary.changes = job.path, work.changes
     return summary
 
@@ -421,6 +425,7 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
         # Most rows stay those of the old file: so do the versions that made them.
         attributes=_attributes(spec, old.versions, old.self_check, job.source),
         check_content=settings.check_content,
+        allow_removed=settings.allow_removed,
         check=check,
     )
     if damaged:
@@ -439,46 +444,9 @@ def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
     return np.flatnonzero(open_cache(path).status == Status.TODO)
 
 
-def failure_limit(text: str | None, total: int) -> float:
-    """Return how many of ``total`` images may fail.
-
-    Raises
-    ------
-    PipelineError
-        The text is neither a number nor a percentage.
-
-    Examples
-    --------
-    >>> failure_limit("20", 1000), failure_limit("5%", 1000), failure_limit(None, 1000)
-    (20.0, 50.0, inf)
-    """
-    if text is None:
-        return math.inf
-    number, percent = (text[:-1], True) if text.endswith("%") else (text, False)
-    if not number.isdecimal() or (percent and int(number) > 100):
-        raise PipelineError(
-            f"expected --max-failures as a number or a percentage such as 5%, found {text!r}: correct it"
-        )
-    return total * int(number) / 100 if percent else float(number)
-
-
 def _gave_up_the_gpu(cache: Cache) -> bool:
     """Tell whether the GPU was to decode, as the self-check records, and failed it."""
     return "gpu_decode" in cache.self_check and cache.spec["decode"].get("jpeg_decoder", PILLOW) == PILLOW
-
-
-def _check_output(path: Path) -> None:
-    """Find out before the work begins whether the cache can be written."""
-    if path.is_dir():
-        raise CacheError(
-            f"expected a file name for the cache, found the folder {path}: name a file in it, such as {path}/cache.h5"
-        )
-    if not path.parent.is_dir():
-        raise CacheError(f"expected the folder {path.parent} for the cache, found none: make it first")
-    if path.exists():
-        open_cache(path)
-    elif not os.access(path.parent, os.W_OK):
-        raise CacheError(f"cannot write into {path.parent}: choose another output")
 
 
 def _attributes(
@@ -499,7 +467,7 @@ def _compute(job: Job, work: Work) -> Summary:
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(work.rows)
-    limit = failure_limit(work.settings.max_failures, total)
+    limit = count_limit(work.settings.max_failures, total, "--max-failures")
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
     started = time.perf_counter()

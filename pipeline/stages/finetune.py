@@ -23,6 +23,7 @@ from safetensors.torch import save
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
+from pipeline.core.files import followed
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
@@ -179,7 +180,7 @@ def finetune(
     """
     started = time.perf_counter()
     callbacks = Callbacks(stop or threading.Event(), say, progress)
-    start = _open_start(Path(cache_path), Path(probe_dir), Path(output), settings or FinetuneSettings(), callbacks)
+    start = _open_start(Path(cache_path), Path(probe_dir), followed(output), settings or FinetuneSettings(), callbacks)
     settings, target = start.settings, start.output
     accelerator = make_accelerator(settings.train)
     network, held_out, training = _train(start, accelerator)

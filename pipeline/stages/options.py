@@ -141,6 +141,11 @@ EXTRACT: Options = (
     click.option("--retry-failed", is_flag=True, help="Retry the images that failed before."),
     click.option("--max-failures", metavar="N|P%", help="Stop when more images than this fail.  [default: no limit]"),
     click.option(
+        "--allow-removed",
+        metavar="N|P%",
+        help="Let an update remove this many finished rows, whose images are gone or are others.  [default: 50%]",
+    ),
+    click.option(
         "--shard",
         metavar="I/N|slurm",
         help="Extract part I of N, from 1; slurm: of this array task. '{shard}' in CACHE.h5 becomes I. See "

@@ -6,7 +6,7 @@ import contextlib
 import io
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
@@ -16,7 +16,9 @@ from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.callbacks import Progress, Say, ignore
 from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing
+from pipeline.core.items import LeftOut
 from pipeline.core.names import SHOWN
+from pipeline.core.outputs import check_file
 from pipeline.core.results import Result, read_predictions
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
@@ -52,6 +54,8 @@ class PredictSummary(Result):
         What is predicted: classes, numbers or label sets.
     table : Path or str
         The CSV file, or its text where no file was asked for.
+    left_out : LeftOut
+        Files that are no items.
     """
 
     total: int
@@ -61,6 +65,7 @@ class PredictSummary(Result):
     engine: str
     task: str
     table: Path | str
+    left_out: LeftOut = field(default_factory=LeftOut)
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -68,11 +73,12 @@ class PredictSummary(Result):
         return {"total": self.total, "failed": self.failed, "seconds": self.seconds}
 
     def headlines(self) -> list[str]:
-        """Return one line: how many images, how many failed, how long, on what."""
+        """Return how many images, how many failed, how long, on what; and what was left out."""
         where = f"{self.table}: " if isinstance(self.table, Path) else ""
         if self.stopped:
             return [f"stopped; {where.removesuffix(': ') or 'nothing'} was {'not ' if where else ''}written"]
-        return [f"{where}{self.total} images, {self.failed} failed, in {self.seconds:.1f} s, on {self.engine}"]
+        lines = [f"{where}{self.total} images, {self.failed} failed, in {self.seconds:.1f} s, on {self.engine}"]
+        return [*lines, str(self.left_out)] if self.left_out.reasons else lines
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the predictions: what was predicted, probabilities, and ``error``, empty where an image is fine.
@@ -129,8 +135,7 @@ def predict(
     """
     started = time.perf_counter()
     stop = stop or threading.Event()
-    path = None if output is None else Path(output)
-    _check_output(path)
+    path = None if output is None else check_file(output)
     head = load_head(run_dir, trust=trust)
     source = open_source(images) if isinstance(images, str) else images
     text, stopped = "", False
@@ -146,9 +151,11 @@ def predict(
         failed, stopped = request.failed, True
     finally:
         embedder.close()
+    left_out = LeftOut.of(source.skipped)
     where = f"{engine.name}, {engine.device}, {engine.precision}"
     seconds = time.perf_counter() - started
-    return PredictSummary(len(source), failed, stopped, seconds, where, head.task, text if path is None else path)
+    table = text if path is None else path
+    return PredictSummary(len(source), failed, stopped, seconds, where, head.task, table, left_out)
 
 
 @contextlib.contextmanager
@@ -159,16 +166,6 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
         return
     with replacing(path) as part, part.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
         yield file
-
-
-def _check_output(path: Path | None) -> None:
-    """Find out before the work begins whether the table can be written."""
-    if path is None:
-        return
-    if path.is_dir() or not path.parent.is_dir():
-        raise PipelineError(
-            f"expected a file name for the predictions, found {path}: name a file in a folder that exists"
-        )
 
 
 class _StopRequested(Exception):

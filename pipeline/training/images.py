@@ -56,7 +56,7 @@ class CachedImages:
         workers: int = 0,
         device: str = "auto",
     ) -> None:
-        self.source = reopen_source(cache.source, cache.items)
+        self.source = reopen_source(cache.source, cache.items, cache.path.parent)
         self._cache, self._decode, self._preprocess = cache, decode, preprocess
         self._batch_size, self._workers, self._device = batch_size, workers or processor_count(), device
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.files import replacing
+from pipeline.core.outputs import check_file
 from pipeline.embedding.from_spec import backbone_of_spec
 from pipeline.errors import PipelineError
 from pipeline.heads import load_head
@@ -68,6 +69,7 @@ def export_onnx(run_dir: str | os.PathLike[str], output: str | os.PathLike[str])
         onnx, onnxscript or onnxruntime is missing, the head is not linear, or the file gives other probabilities.
     """
     _check_installed()
+    output = check_file(output)
     network, facts = _load_classifier(run_dir)
     shape = tuple(facts["preprocess"]["crop"])
     images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (_CHECKED, *shape, 3), dtype=np.uint8))

@@ -9,10 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
+from tests.cache.synthetic import make_items
 from tests.heads.standin import StandIn, blobs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from pipeline.core.items import ItemTable
 
 
 @dataclass
@@ -21,6 +24,7 @@ class Archive(StandIn):
 
     images: dict[int, bytes] = field(default_factory=dict)
     source: dict[str, str] = field(default_factory=dict)
+    items: ItemTable = field(default_factory=lambda: make_items(["0.png"]))
     content_hash: NDArray[np.uint8] = field(default_factory=lambda: np.zeros((0, 16), np.uint8))
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -56,6 +57,34 @@ def test_a_process_cannot_lock_twice_and_a_refusal_does_not_free_the_lock(tmp_pa
         assert f"process {os.getpid()}" in taken.stderr
     with write_lock(path):
         pass
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_without_locks_is_told_from_a_second_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.lockf", refuse)
+    with (
+        pytest.raises(CacheError, match=r"cannot lock .*: its file system has no locks") as caught,
+        write_lock(tmp_path / "c.h5"),
+    ):
+        pass
+    assert not isinstance(caught.value, LockedError)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_link_and_its_target_have_one_lock(tmp_path: Path) -> None:
+    (tmp_path / "large").mkdir()
+    (tmp_path / "c.h5").symlink_to("large/c.h5")
+    for one, other in (
+        (tmp_path / "c.h5", tmp_path / "large" / "c.h5"),
+        (tmp_path / "large" / "c.h5", tmp_path / "c.h5"),
+    ):
+        with write_lock(one), pytest.raises(LockedError, match="by this process"), write_lock(other):
+            pass
 
 
 def test_a_folder_that_does_not_exist_is_one_line(tmp_path: Path) -> None:

@@ -185,3 +185,12 @@ def test_rows_outside_the_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(IndexError):
         writer.fail(4, 2)
     writer.close()
+
+
+def test_a_file_with_a_second_name_is_not_written(tmp_path: Path) -> None:
+    path = synthetic.make_cache(tmp_path / "c.h5", 3)
+    (tmp_path / "backup.h5").hardlink_to(path)
+    with pytest.raises(CacheError, match=r"has 2 names \(hard links\)"):
+        CacheWriter(path)
+    (tmp_path / "backup.h5").unlink()
+    CacheWriter(path).close()

@@ -47,7 +47,7 @@ def doubtful(cache: Archive) -> LabelCheck:
     return LabelCheck(frame(table), rows, 0.9, 0.01)
 
 
-WRITERS: dict[str, Callable[[Path, Archive], None]] = {
+WRITERS: dict[str, Callable[[Path, Archive], int]] = {
     "search": lambda path, cache: galleries.write_search_page(
         path, cache, search(cache, ["0.png", cache.keys[7]], k=6)
     ),

@@ -100,7 +100,8 @@ def test_half_precision_keeps_its_numbers(tmp_path: Path) -> None:
 
 
 def test_nothing_is_half_written(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a.npy").write_bytes(b"old")
+    export(path, tmp_path / "a.npy", "npy")
+    before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
 
     def fill_up(*args: Any) -> None:
         raise OSError(28, "No space left on device")
@@ -108,15 +109,15 @@ def test_nothing_is_half_written(path: Path, tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr("pipeline.selection.export.np.lib.format.write_array_header_1_0", fill_up)
     with pytest.raises(PipelineError, match=r"No space left on device\): free space"):
         export(path, tmp_path / "a.npy", "npy")
-    assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("a.npy", b"old")]
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
 
 
 def test_what_cannot_be_is_said_before_anything_is_written(path: Path, tmp_path: Path) -> None:
     (tmp_path / "cache.h5").write_bytes(path.read_bytes())
     for output, kind, options, said in (
-        (tmp_path, "csv", {}, "found a folder"),
-        (tmp_path / "none" / "a.csv", "csv", {}, "found no folder"),
-        (tmp_path / "cache.h5", "parquet", {}, "does not end in .parquet"),
+        (tmp_path, "csv", {}, "found the folder"),
+        (tmp_path / "none" / "a.csv", "csv", {}, "expected the folder"),
+        (tmp_path / "cache.h5", "parquet", {}, "was not written by this command"),
         (tmp_path / "a.xlsx", "xlsx", {}, "expected a kind of parquet"),
         (tmp_path / "a.csv", "csv", {"label": "dog"}, "found 'dog'"),
         (tmp_path / "a.csv", "csv", {"layer": "extra"}, "did you mean extra0"),

@@ -7,6 +7,7 @@ import struct
 import tarfile
 import zipfile
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.items import LeftOut
 from pipeline.errors import SourceError
 from pipeline.sources import archive as members_module
 from pipeline.sources import open_source
@@ -22,7 +24,6 @@ from tests.faulty_reader import picture
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     from pipeline.sources import Source
 
@@ -107,10 +108,24 @@ def test_labels_come_from_members_of_the_same_sample(write: Callable[[Path, Memb
 @both
 def test_content_decides_and_the_rest_is_named(write: Callable[[Path, Members], str], tmp_path: Path) -> None:
     source = open_source(
-        write(tmp_path / "a", [("1.txt", PNG), ("2.png", b"text"), (".hidden.png", PNG), ("empty.png", b"")])
+        write(
+            tmp_path / "a",
+            [("1.txt", PNG), ("2.png", b"text"), (".hidden.png", PNG), ("empty.png", b""), ("notes", b"x")],
+        )
     )
-    assert keys(source) == ["1.txt"]
-    assert left_out(source) == {"2.png": "not an image", ".hidden.png": "hidden", "empty.png": "not an image"}
+    assert keys(source) == ["1.txt", "2.png", "empty.png"]  # what is named like an image has a row
+    assert left_out(source) == {".hidden.png": "hidden", "notes": "not an image"}
+
+
+def test_members_that_are_lost_are_told_from_others(tmp_path: Path) -> None:
+    source = open_source(
+        write_zip(tmp_path / "a", [("1.png", PNG), (".hidden.png", PNG), ("x" * 2000 + ".png", PNG), ("notes", b"x")])
+    )
+    assert LeftOut.of(source.skipped).lost == 1  # the one with the long name
+    cut = tmp_path / "cut.tar"
+    whole = Path(write_tar(tmp_path / "b", [("1.png", PNG), ("2.png", PNG)])).read_bytes()
+    cut.write_bytes(whole[:2100])
+    assert LeftOut.of(open_source(str(cut)).skipped).lost == 1
 
 
 @both

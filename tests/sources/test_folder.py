@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
+from pipeline.core.items import LeftOut
 from pipeline.errors import SourceError
 from pipeline.sources import FolderSource, folder, open_source
 
@@ -59,12 +60,53 @@ def test_content_decides_and_the_rest_is_named(image_folder: Path, tmp_path: Pat
     (tmp_path / ".hidden.png").write_bytes(image.read_bytes())
     os.mkfifo(tmp_path / "pipe")
     source = FolderSource(str(tmp_path))
-    assert [(source[i].key, source[i].label) for i in range(2)] == [("flat", None), ("sub/picture.txt", "sub")]
+    assert [(source[i].key, source[i].label) for i in range(len(source))] == [
+        ("flat", None),
+        ("notes.jpg", None),
+        ("sub/picture.txt", "sub"),
+    ]
     assert {skip.key: skip.reason for skip in source.skipped} == {
-        "notes.jpg": "not an image",
         ".hidden.png": "hidden",
         "pipe": "not a regular file",
     }
+
+
+def test_documents_and_videos_are_left_out_as_other_files_are(image_folder: Path, tmp_path: Path) -> None:
+    shutil.copy(next(image_folder.glob("*/*.png")), tmp_path / "1.png")
+    (tmp_path / "notes.pdf").write_bytes(b"%PDF-1.7\n")
+    (tmp_path / "film.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(40))
+    found = FolderSource(str(tmp_path))
+    left_out = LeftOut.of(found.skipped)
+    assert {"notes.pdf", "film.mp4"} <= set(left_out.examples)
+    assert left_out.lost == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "what"),
+    [("notes.pdf", b"%PDF-1.7\n", "a PDF document: render"), ("film.mp4", b"\0\0\0\x18ftypmp42", "a video: extract")],
+)
+def test_a_document_or_video_alone_is_named(name: str, data: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(data + bytes(40))
+    with pytest.raises(SourceError, match=what):
+        open_source(str(tmp_path / name))
+
+
+def test_a_folder_that_cannot_be_read_is_lost(
+    image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    shutil.copy(next(image_folder.glob("*/*.png")), tmp_path / "a.png")
+    scandir = os.scandir
+
+    def refuse(folder: bytes) -> object:
+        if folder.endswith(b"closed"):  # the tests may run as a user for whom no folder is closed
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    source = FolderSource(str(tmp_path))
+    assert [(skip.key, skip.is_lost) for skip in source.skipped] == [("closed", True)]
+    assert LeftOut.of(source.skipped).lost == 1
 
 
 def test_any_file_name_survives(image_folder: Path, tmp_path: Path) -> None:
@@ -100,7 +142,13 @@ def test_an_unreadable_file_stays_an_item(image_folder: Path, tmp_path: Path, mo
     shutil.copy(next(image_folder.glob("*/*.png")), tmp_path / "a.png")
     (tmp_path / "dangling.png").symlink_to("nowhere")
     source = FolderSource(str(tmp_path))
-    assert len(source) == 1
+    (tmp_path / "dangling").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.jpg")
+    source = FolderSource(str(tmp_path))
+    assert [source[i].key for i in range(len(source))] == ["a.png", "dangling.png", "pipe.jpg"]
+    with pytest.raises(FileNotFoundError):
+        source.reader()(source.locator(1))
+    assert [(skip.key, skip.is_lost) for skip in source.skipped] == [("dangling", False)]
     assert "cannot be looked at" in source.skipped[0].reason
 
 
@@ -136,8 +184,10 @@ def test_what_a_cache_knows_is_not_opened_again(
 ) -> None:
     root = tmp_path / "images"
     shutil.copytree(image_folder, root)
+    for name in ("changed", "same"):
+        shutil.copy(root / "ant" / "06.png", root / name)
     before = FolderSource(str(root))
-    (root / "ant" / "00.png").write_bytes((root / "ant" / "06.png").read_bytes() + b"more")
+    (root / "changed").write_bytes((root / "ant" / "06.png").read_bytes() + b"more")
     shutil.copy(root / "ant" / "06.png", root / "new.png")
     (root / "new.txt").write_text("none")
     opened = []
@@ -149,6 +199,6 @@ def test_what_a_cache_knows_is_not_opened_again(
 
     monkeypatch.setattr(folder, "_looks_like_image", count)
     after = open_source(str(root), known=(before.items.keys, before.items.sizes, before.items.mtimes_ns))
-    assert sorted(opened) == [b"ant/00.png", b"new.png", b"new.txt"]
+    assert sorted(opened) == [b"changed", b"new.txt"]
     assert np.array_equal(after.items.keys, FolderSource(str(root)).items.keys)
     assert [skip.key for skip in after.skipped] == ["new.txt"]

@@ -35,6 +35,33 @@ def cache_file(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return path
 
 
+def test_what_is_named_like_an_image_has_a_row(tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("RGB", (40, 30), "red").save(images / "a.png")
+    (images / "b.jpg").write_bytes(b"")
+    (images / "c.jpg").write_bytes(b"<html>not found</html>")
+    (images / "d.svg").write_bytes(b"<svg></svg>")
+    (images / "e.jpg").symlink_to("nowhere")
+    (images / "notes").write_text("x")
+    with trivial_network():
+        summary = extract(str(images), tmp_path / "c.h5", SETTINGS)
+    status = open_cache(tmp_path / "c.h5").status.tolist()
+    failed = [Status.NOT_AN_IMAGE, Status.NOT_AN_IMAGE, Status.UNSUPPORTED, Status.UNREADABLE]
+    assert status == [Status.DONE, *failed]
+    assert summary.failed == 4
+    assert str(summary.left_out) == "left out: 1 not an image (such as notes)"
+
+
+def test_a_source_without_a_sound_image_has_failed_rows_only(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "a.cr2").write_bytes(b"II*\0\x10\0\0\0CR" + bytes(100))
+    with trivial_network():
+        summary = extract(str(tmp_path / "images" / "a.cr2"), tmp_path / "c.h5", SETTINGS)
+    assert (summary.total, summary.failed) == (1, 1)
+    assert open_cache(tmp_path / "c.h5").status.tolist() == [Status.UNSUPPORTED]
+
+
 def test_the_cache_holds_what_the_source_had(cache_file: Path, image_folder: Path) -> None:
     cache = open_cache(cache_file)
     assert (len(cache), cache.width) == (24, 1280)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from pipeline.errors import LockedError, PipelineError
 from pipeline.sources.reopen import reopen_source
 from pipeline.stages.extract import ExtractSettings, Summary, extract
 from scripts.trivial_network import trivial_network
+from tests.cli.run import run_command
 from tests.measured import processor_time, processor_time_of_ended
 
 if TYPE_CHECKING:
@@ -246,7 +248,7 @@ def test_signals_commit_soon_and_the_same_command_goes_on(
 
 TWO_SIGNALS = """
 import sys, time
-from pipeline.cli import stop_on_signal
+from pipeline.cli.signals import stop_on_signal
 with stop_on_signal():
     print("ready", flush=True)
     time.sleep(60)
@@ -278,3 +280,17 @@ def test_a_stop_while_the_archive_is_compared_changes_nothing(images: Path, tmp_
     assert summary.stopped
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir() if file.suffix in (".new", ".part", ".lock")] == []
+
+
+def test_a_run_without_work_names_no_engine(images: Path, tmp_path: Path) -> None:
+    options = ["-o", tmp_path / "c.h5", "--engine", "torch", "--precision", "float32", "--workers", "1"]
+    assert " images/s, on " in run_command("extract", images, *options).stderr
+    said = run_command("extract", images, *options).stderr
+    assert re.search(r"24 of 24 images done \(0 now, 0 failed\) in \d+\.\d s$", said, re.MULTILINE)
+
+
+def test_a_name_for_every_shard_needs_a_shard(images: Path, tmp_path: Path) -> None:
+    ran = run_command("extract", images, "-o", tmp_path / "c-{shard}.h5")
+    assert (ran.exit_code, ran.stderr.count("\n")) == (1, 1)
+    assert "add --shard I/N" in ran.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -55,6 +55,21 @@ def test_a_broken_image_keeps_its_line(run_dir: Path, image_folder: Path, tmp_pa
     assert table["error"][1] != ""
 
 
+def test_files_that_are_no_images_are_told(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    (images / "a.png").write_bytes((image_folder / "ant" / "00.png").read_bytes())
+    (images / "b.jpg").write_bytes(b"")
+    (images / "c.NEF").write_bytes(b"MM")
+    (images / "notes.txt").write_bytes(b"x")
+    summary = predict(run_dir, str(images), tmp_path / "out.csv")
+    table = pd.read_csv(tmp_path / "out.csv", keep_default_na=False)
+    assert table["key"].tolist() == ["a.png", "b.jpg", "c.NEF"]
+    assert [bool(error) for error in table["error"]] == [False, True, True]
+    assert summary.failed == 2
+    assert (summary.left_out.reasons, summary.left_out.lost) == ({"not an image": 1}, 0)
+
+
 def test_nothing_is_left_of_what_cannot_be(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
     for run, images, output in (
         (tmp_path / "none", image_folder, tmp_path / "o.csv"),
