@@ -48,8 +48,11 @@ WALLS: dict[str, tuple[str, ...]] = {
     ),
 }
 BELOW_ALL = {"errors", "core"}
-ONLY = {("sources", "decoding"): "pipeline.decoding.formats", ("engines", "backbones"): "pipeline.backbones.base"}
-"""The one module of another part that a part may know."""
+ONLY = {
+    ("sources", "decoding"): {"pipeline.decoding.formats"},
+    ("engines", "backbones"): {"pipeline.backbones.base", "pipeline.backbones.network"},
+}
+"""The modules of another part that a part may know."""
 
 
 def imports(file: Path) -> set[str]:
@@ -92,11 +95,11 @@ def test_every_import_is_one_that_the_walls_allow() -> None:
     assert not wrong
 
 
-def test_a_part_knows_only_one_module_of_some_parts() -> None:
+def test_a_part_knows_only_few_modules_of_some_parts() -> None:
     for name, imported in OWN_IMPORTS.items():
         for other in imported:
             only = ONLY.get((part_of(name), part_of(other)))
-            assert only in (None, other), f"{name} imports {other}, and may import {only}"
+            assert only is None or other in only, f"{name} imports {other}, and may import {only}"
 
 
 def test_the_walls_have_no_arrow_upwards() -> None:

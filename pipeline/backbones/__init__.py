@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from pipeline.backbones import finetuned
-from pipeline.backbones.base import Backbone, Layer, assemble
+from pipeline.backbones import finetuned, known
+from pipeline.backbones.base import Backbone, assemble
+from pipeline.backbones.layers import Layer
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
@@ -45,6 +46,25 @@ def load_backbone(name: str | None = None, weights: str | None = None, layers: t
     BackboneError
         Unknown name, weights or layer; weights that are not available or do not fit.
     """
+    file = finetuned.backbone_file(weights)
+    asked = known.question(name or ("" if file else DEFAULT_BACKBONE), str(file) if file else weights, layers)
+    spec = known.recall(asked)
+    if spec is not None:
+        return Backbone.of_spec(spec, lambda: _rebuilt(asked, name, weights, layers))
+    backbone = _build(name, weights, layers)
+    known.remember(asked, backbone.to_spec())
+    return backbone
+
+
+def _rebuilt(asked: str, name: str | None, weights: str | None, layers: tuple[str, ...]) -> Backbone:
+    """Build a backbone whose spec is known, and keep what its spec is now."""
+    backbone = _build(name, weights, layers)
+    known.remember(asked, backbone.to_spec())
+    return backbone
+
+
+def _build(name: str | None, weights: str | None, layers: tuple[str, ...]) -> Backbone:
+    """Build the network; imports torch."""
     file = finetuned.backbone_file(weights)
     if file is None:
         name = name or DEFAULT_BACKBONE

@@ -1,221 +1,47 @@
-"""The result of every family of backbones, and how layers become embeddings.
-
-Axis letters: B batch, C channels, H W pixels or positions, T tokens, D embedding width.
-"""
+"""A backbone: a frozen network with its outputs, weights and preprocessing; imports no torch before it is needed."""
 
 from __future__ import annotations
 
-import functools
-import hashlib
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from pipeline.core.spec import PENULTIMATE
-from pipeline.errors import BackboneError, near_names
+from pipeline.backbones.layers import Layer, Weights
+from pipeline.core.spec import canonical_json
+from pipeline.decoding.preprocess import Preprocess
+from pipeline.errors import BackboneError
 
 if TYPE_CHECKING:
-    from pipeline.decoding.preprocess import Preprocess
+    from collections.abc import Callable, Mapping
 
-POOLINGS = ("avg", "max", "gem", "cls", "flatten")
-GEM_FLOOR = 1e-6
-
-
-@dataclass(frozen=True, slots=True)
-class Weights:
-    """The identity of weights.
-
-    Attributes
-    ----------
-    name : str
-        The resolved name (never an alias such as ``DEFAULT``), ``"file"`` or ``"random"``.
-    origin : str
-        Their origin, for display: a package, a hub, a file's name.
-    sha256 : str
-        Hash of the tensors that are used (see `hash_weights`), independent of the file format.
-    """
-
-    name: str
-    origin: str
-    sha256: str
+    from pipeline.backbones.network import Body, EmbeddingNetwork
 
 
-@dataclass(frozen=True, slots=True)
-class Layer:
-    """A named output.
-
-    Attributes
-    ----------
-    name : str
-        ``"penultimate"``, or ``"NODE:POOLING"``.
-    node : str
-        Module path inside the network; empty for the penultimate output.
-    pooling : str
-        One of `POOLINGS`; ``"network"`` for the penultimate output, which the network pools itself.
-    width : int
-        D.
-    """
-
-    name: str
-    node: str
-    pooling: str
-    width: int
-
-
-@dataclass(frozen=True, slots=True)
-class Body:
-    """The network that a family builds, without its classifier, and all that belongs to it.
-
-    Attributes
-    ----------
-    name : str
-        Full name, e.g. ``"torchvision/resnet50"``.
-    module : nn.Module
-        (B, 3, H, W) normalised float → (B, D) penultimate output.
-    preprocess : Preprocess
-        Of the weights.
-    weights_name, weights_origin : str
-        See `Weights`.
-    maps : {"NCHW", "NHWC"}
-        Axis order of the network's four-dimensional feature maps.
-    prefix_tokens : int
-        How many tokens (class token, registers) precede those of the image patches.
-    """
-
-    name: str
-    module: nn.Module
-    preprocess: Preprocess
-    weights_name: str
-    weights_origin: str
-    maps: Literal["NCHW", "NHWC"] = "NCHW"
-    prefix_tokens: int = 0
-
-
-class EmbeddingNetwork(nn.Module):
-    """uint8 images in, one embedding per layer out. Engines run, export or compile it.
+class LazyNetwork:
+    """A network that is built when it is first needed: an engine that has it converted never needs it.
 
     Parameters
     ----------
-    body : Body
-        The network.
-    layers : tuple of Layer
-        The outputs, in order.
-
-    Notes
-    -----
-    ``compute_dtype`` is the type of the layers' arithmetic; normalisation is always float32, and so is the output.
+    build : callable
+        Returns the network.
     """
 
-    mean: Tensor
-    std: Tensor
+    def __init__(self, build: Callable[[], EmbeddingNetwork]) -> None:
+        self._build = build
+        self._network: EmbeddingNetwork | None = None
 
-    def __init__(self, body: Body, layers: tuple[Layer, ...]) -> None:
-        super().__init__()
-        self.body = body.module
-        self.layers = layers
-        self.compute_dtype = torch.float32
-        self._maps = body.maps
-        self._prefix_tokens = body.prefix_tokens
-        self._taken: dict[str, Any] = {}
-        mean, std = (torch.tensor(v, dtype=torch.float32) for v in (body.preprocess.mean, body.preprocess.std))
-        self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
-        self.register_buffer("std", std.view(3, 1, 1), persistent=False)
-        modules = dict(self.body.named_modules())
-        for node in {layer.node for layer in layers if layer.node}:
-            if node not in modules:
-                raise BackboneError(f"{body.name} has no layer {node!r}: {near_names(node, [n for n in modules if n])}")
-            # A partial of a method, not a closure: a deep copy of the network then stores into its own dictionary.
-            modules[node].register_forward_hook(functools.partial(self._take, node))
+    def get(self) -> EmbeddingNetwork:
+        """Return the network, always the same object: fine-tuning changes its weights."""
+        if self._network is None:
+            self._network = self._build()
+        return self._network
 
-    def _take(self, node: str, module: nn.Module, args: Any, output: Any) -> None:
-        self._taken[node] = output
-
-    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Embed a batch.
-
-        Parameters
-        ----------
-        images : (B, H, W, 3) uint8
-
-        Returns
-        -------
-        tuple of (B, D) float32
-            One per layer.
-        """
-        self._taken.clear()  # left over by a pass that ran out of memory
-        # ToTensor's and Normalize's own arithmetic; the permuted NHWC bytes are channels_last already.
-        x = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
-        x = ((x - self.mean) / self.std).to(self.compute_dtype)
-        penultimate = self.body(x)
-        outputs = []
-        for layer in self.layers:
-            if layer.node and layer.node not in self._taken:
-                raise BackboneError(f"layer {layer.node!r} is never run by this network: choose another")
-            taken = self._taken[layer.node] if layer.node else penultimate
-            outputs.append(self._pool(taken, layer).to(torch.float32))
-        self._taken.clear()
-        return tuple(outputs)
-
-    def _pool(self, x: Any, layer: Layer) -> Tensor:
-        if not isinstance(x, Tensor):
-            raise BackboneError(
-                f"layer {layer.node!r} gives a {type(x).__name__}, not a tensor: choose a layer inside it"
-            )
-        if not layer.node:
-            return x.flatten(1)
-        return pool(x, layer.pooling, maps=self._maps, prefix_tokens=self._prefix_tokens)
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another machine may lack the files that the network is built from.
+        return _built, (self.get(),)
 
 
-def pool(x: Tensor, pooling: str, *, maps: str = "NCHW", prefix_tokens: int = 0) -> Tensor:
-    """Reduce a layer's output to one vector per image.
-
-    Parameters
-    ----------
-    x : (B, C, H, W), (B, H, W, C), (B, T, C) or (B, C) Tensor
-        Feature map, tokens, or a vector already.
-    pooling : str
-        ``avg``, ``max``; ``gem``: generalised mean with power 3 [1]_; ``cls``: the first token; ``flatten``: all of it.
-    maps : {"NCHW", "NHWC"}
-        Axis order of a four-dimensional ``x``.
-    prefix_tokens : int
-        Tokens left out of ``avg``, ``max`` and ``gem``.
-
-    Returns
-    -------
-    (B, D) Tensor
-
-    Raises
-    ------
-    BackboneError
-        The pooling does not fit the shape.
-
-    References
-    ----------
-    .. [1] Radenović, Tolias, Chum: Fine-tuning CNN image retrieval with no human annotation. TPAMI 2019, eq. 4.
-    """
-    if pooling == "flatten" or x.ndim == 2:
-        return x.flatten(1)
-    if pooling == "cls":
-        if x.ndim != 3 or prefix_tokens < 1:
-            raise BackboneError(
-                "pooling 'cls' needs a class token, and this layer has none: choose avg, max, gem or flatten"
-            )
-        return x[:, 0]
-    if x.ndim == 3:
-        positions = x[:, prefix_tokens:] if x.shape[1] > prefix_tokens else x
-    elif x.ndim == 4:
-        positions = (x.flatten(2).transpose(1, 2)) if maps == "NCHW" else x.flatten(1, 2)
-    else:
-        raise BackboneError(f"a layer of {x.ndim} dimensions cannot be pooled by {pooling!r}: choose flatten")
-    if pooling == "avg":
-        return positions.mean(1)
-    if pooling == "max":
-        return positions.amax(1)
-    floored = positions.clamp(min=GEM_FLOOR)
-    # Products, since OpenVINO 2026.4 computes pow(3) of a fused convolution's output wrongly.
-    return (floored * floored * floored).mean(1).pow(1.0 / 3.0)
+def _built(network: EmbeddingNetwork) -> LazyNetwork:
+    return LazyNetwork(lambda: network)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,8 +51,8 @@ class Backbone:
     Attributes
     ----------
     name : str
-    network : EmbeddingNetwork
-        In evaluation mode, without gradients.
+    lazy : LazyNetwork
+        Gives ``network``, an `pipeline.backbones.network.EmbeddingNetwork` in evaluation mode, without gradients.
     layers : tuple of Layer
         ``penultimate`` first.
     preprocess : Preprocess
@@ -234,10 +60,29 @@ class Backbone:
     """
 
     name: str
-    network: EmbeddingNetwork
+    lazy: LazyNetwork
     layers: tuple[Layer, ...]
     preprocess: Preprocess
     weights: Weights
+
+    @classmethod
+    def of_spec(cls, spec: Mapping[str, Any], build: Callable[[], Backbone]) -> Backbone:
+        """Return the backbone that a former run described; its network is built, and compared, when it is needed."""
+
+        def network() -> EmbeddingNetwork:
+            built = build()
+            if canonical_json(built.to_spec()) != canonical_json(spec):
+                raise BackboneError(f"the weights of {spec['backbone']} changed since they were last used: run again")
+            return built.network
+
+        layers = tuple(Layer(**layer) for layer in spec["layers"])
+        preprocess, weights = Preprocess.from_spec(spec["preprocess"]), Weights(**spec["weights"])
+        return cls(spec["backbone"], LazyNetwork(network), layers, preprocess, weights)
+
+    @property
+    def network(self) -> EmbeddingNetwork:
+        """The network; the first use of one that a former run described imports torch and builds it."""
+        return self.lazy.get()
 
     def to_spec(self) -> dict[str, Any]:
         """Return the JSON-like data that identify the embeddings of this backbone."""
@@ -253,54 +98,9 @@ class Backbone:
 
 
 def assemble(body: Body, layer_names: tuple[str, ...] = ()) -> Backbone:
-    """Freeze a body and attach its outputs.
+    """Return a family's body as a backbone; see `pipeline.backbones.network.build_network`."""
+    from pipeline.backbones.network import build_network, hash_weights  # imports torch
 
-    Parameters
-    ----------
-    body : Body
-        From a family.
-    layer_names : tuple of str
-        Further layers, ``NODE`` (pooling ``avg``) or ``NODE:POOLING``.
-
-    Raises
-    ------
-    BackboneError
-        A layer is unknown, or its pooling does not fit.
-    """
-    body.module.eval().requires_grad_(False)
-    asked = [Layer(PENULTIMATE, "", "network", 0)]
-    for name in layer_names:
-        layer = _parse_layer(name)
-        if layer.name != PENULTIMATE and layer.name not in {known.name for known in asked}:
-            asked.append(layer)
-    network = EmbeddingNetwork(body, tuple(asked)).eval()
-    with torch.inference_mode():
-        outputs = network(torch.zeros(2, *body.preprocess.shape, dtype=torch.uint8))
-    for layer, out in zip(asked, outputs, strict=True):
-        if len(out) != 2:
-            raise BackboneError(f"layer {layer.node!r} does not give one output per image: choose a layer around it")
-    layers = tuple(replace(layer, width=out.shape[1]) for layer, out in zip(asked, outputs, strict=True))
-    network.layers = layers
+    network = build_network(body, layer_names)
     weights = Weights(body.weights_name, body.weights_origin, hash_weights(body.module))
-    return Backbone(body.name, network, layers, body.preprocess, weights)
-
-
-def _parse_layer(name: str) -> Layer:
-    if name == PENULTIMATE:
-        return Layer(PENULTIMATE, "", "network", 0)
-    node, _, pooling = name.partition(":")
-    pooling = pooling or "avg"
-    if pooling not in POOLINGS:
-        raise BackboneError(
-            f"expected a pooling of {', '.join(POOLINGS)}, found {pooling!r} in {name!r}: correct --layer"
-        )
-    return Layer(f"{node}:{pooling}", node, pooling, 0)
-
-
-def hash_weights(module: nn.Module) -> str:
-    """Return the SHA-256 of all tensors of a network: sorted by name, each with its type, shape and bytes."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+    return Backbone(body.name, _built(network), network.layers, body.preprocess, weights)

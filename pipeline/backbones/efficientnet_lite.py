@@ -20,7 +20,7 @@ from pipeline.errors import BackboneError
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.backbones.base import Body
+    from pipeline.backbones.network import Body
 
 NAME = "efficientnet_lite0"
 TIMM_NAME = "tf_efficientnet_lite0"

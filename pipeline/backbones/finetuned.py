@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 
 from pipeline.decoding.preprocess import Preprocess
 from pipeline.errors import BackboneError
@@ -16,7 +15,8 @@ from pipeline.errors import BackboneError
 if TYPE_CHECKING:
     import os
 
-    from pipeline.backbones.base import Backbone, Body
+    from pipeline.backbones.base import Backbone
+    from pipeline.backbones.network import Body
 
 BACKBONE_FILE = "backbone.safetensors"
 NAME = "fine-tuned"
@@ -37,6 +37,8 @@ def backbone_file(weights: str | None) -> Path | None:
 
 def save_backbone(path: Path, backbone: Backbone) -> None:
     """Write a backbone's tensors, and the data needed to build it again."""
+    from safetensors.torch import save  # imports torch
+
     spec = backbone.to_spec()
     state = {name: tensor.contiguous() for name, tensor in backbone.network.body.state_dict().items()}
     facts = {"format": FORMAT, "backbone": spec["backbone"], "preprocess": spec["preprocess"]}
@@ -53,7 +55,7 @@ def read_facts(file: Path) -> dict[str, Any]:
         The file is damaged, or not from a fine-tuning.
     """
     try:
-        with safe_open(file, framework="pt") as opened:
+        with safe_open(file, framework="np") as opened:
             facts = json.loads(opened.metadata()["backbone"])
         if facts["format"] == FORMAT and isinstance(facts["backbone"], str):
             return dict(facts)

@@ -11,7 +11,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from pipeline.backbones.base import Body
+from pipeline.backbones.network import Body
 from pipeline.backbones.weights import (
     RANDOM,
     RANDOM_SEED,

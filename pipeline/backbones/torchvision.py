@@ -15,7 +15,7 @@ import torchvision.models as models
 from torch import nn
 from torchvision.transforms._presets import ImageClassification
 
-from pipeline.backbones.base import Body
+from pipeline.backbones.network import Body
 from pipeline.backbones.weights import (
     RANDOM,
     RANDOM_SEED,

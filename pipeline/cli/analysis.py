@@ -114,6 +114,7 @@ def search(
         lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
         # Only line feeds end a line: a name may hold the other breaks that splitlines knows.
         queries = tuple(dict.fromkeys(line for line in lines.replace("\r\n", "\n").split("\n") if line))
+    say(f"search: comparing with the rows of {cache}")
     opened = open_cache(cache)
     started = time.perf_counter()
     settings = run_settings(run)
@@ -149,6 +150,7 @@ def duplicates(
     from pipeline.analysis.duplicates import find_duplicates
     from pipeline.cache import open_cache
 
+    say(f"duplicates: comparing the images of {cache}")
     opened = open_cache(cache)
     started = time.perf_counter()
     found = find_duplicates(opened, threshold=threshold, layer=layer, use_pixels=not no_images, say=say)
@@ -185,6 +187,7 @@ def check_labels(
     from pipeline.analysis.labels import check_labels as check
     from pipeline.cache import open_cache
 
+    say(f"check-labels: fitting heads to the rows of {cache}")
     opened = open_cache(cache)
     started = time.perf_counter()
     found = check(opened, layer=layer, Cs=cs or DEFAULT_CS, folds=folds, seed=seed, say=say)
@@ -230,6 +233,7 @@ def map_(
     from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache
 
+    say(f"map: reading {cache}")
     opened = open_cache(cache)
     started = time.perf_counter()
     found = map_cache(opened, method, layer=layer, n_neighbors=neighbours, n_epochs=epochs, seed=seed, say=say)
@@ -275,6 +279,7 @@ def select(
     from pipeline.cache import open_cache
 
     started = time.perf_counter()
+    say(f"select: reading {cache}")
     found = choose(open_cache(cache), k, method, layer=layer, among_all=among_all, seed=seed)
     _give(found.table, output)
     say(f"{len(found.table)} of {found.candidates} images by {method} in {time.perf_counter() - started:.1f} s")
@@ -292,6 +297,7 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
     Prints how well each embedding separates the labels (nearest neighbours, with intervals and the paired difference
     to the first), then, for each pair, linear CKA and the share of common neighbours.
     """
+    say(f"compare-caches: reading {' and '.join(caches)}")
     from pipeline.analysis.compare_caches import compare_caches as compare
     from pipeline.cache import open_cache
 

@@ -33,6 +33,7 @@ def extract(images: str, output: str, **options: Any) -> None:
     """
     from pipeline.stages.calls import extract as extract_images
 
+    say(f"extract: reading {images}, then loading the network")
     with stop_on_signal() as stop:
         with progress_line("extract") as line:
             summary = extract_images(images, output, callbacks=Callbacks(stop, say, line), **options)

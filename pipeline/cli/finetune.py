@@ -28,6 +28,7 @@ def finetune(cache: str, probe: str, output: str, **options: Any) -> None:
     """
     from pipeline.stages.calls import finetune as train
 
+    say(f"finetune: reading {cache} and loading the network")
     with stop_on_signal() as stop:
         with progress_line("finetune") as line:
             result = train(cache, probe, output, callbacks=Callbacks(stop, say, line), **options)

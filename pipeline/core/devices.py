@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.errors import EngineError
@@ -11,6 +14,39 @@ if TYPE_CHECKING:
 
 BFLOAT16_SINCE, FLOAT16_SINCE = (8, 0), (7, 0)
 """Compute capabilities whose tensor cores work in these types; older ones lack them or are slower than in float32."""
+
+
+_GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
+"""What drivers of NVIDIA, of WSL and of AMD leave in Linux; without any of them PyTorch finds no GPU."""
+
+
+def may_have_gpu() -> bool:
+    """Tell whether PyTorch might find a GPU here, without importing it; where in doubt, yes."""
+    if "torch" in sys.modules or platform.system() != "Linux":
+        return True
+    return any(Path(node).exists() for node in _GPU_NODES)
+
+
+def has_cuda() -> bool:
+    """Tell whether there is a CUDA device; PyTorch is imported only where there may be one."""
+    if not may_have_gpu():
+        return False
+    import torch  # takes seconds
+
+    return bool(torch.cuda.is_available())
+
+
+def is_cpu(device: str) -> bool:
+    """Tell whether a name stands for the processor; PyTorch is imported only where that is not plain.
+
+    Raises
+    ------
+    EngineError
+        See `pick_devices`.
+    """
+    if device == "cpu" or (device == "auto" and not may_have_gpu()):
+        return True
+    return pick_devices(device)[0].type == "cpu"
 
 
 def pick_devices(device: str) -> tuple[torch.device, ...]:

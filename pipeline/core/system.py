@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import platform
@@ -41,6 +42,12 @@ def child_environment() -> dict[str, str]:
     """Return the environment of a Python child process that imports this same package."""
     path = os.pathsep.join(filter(None, [str(PACKAGE_ROOT), os.environ.get("PYTHONPATH", "")]))
     return {**os.environ, "PYTHONPATH": path}
+
+
+def give_memory_back() -> None:
+    """Return freed memory to the system: glibc's allocator keeps what many threads have freed."""
+    with contextlib.suppress(OSError, AttributeError):  # other systems, and other C libraries
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
 
 CHECK_IMAGES = 16
 
+OpenWith = Callable[[str, str], "Engine"]
+"""Opens an engine of a precision and a name."""
+
 
 def choose_engine(
     source: Source,
@@ -41,8 +45,8 @@ def choose_engine(
 ) -> tuple[Engine, dict[str, Any]]:
     """Open an engine that satisfies the numbers contract on images of this source.
 
-    The precision asked for, or with ``auto`` each that the device has, fastest first, is compared with eager float32
-    PyTorch on `CHECK_IMAGES` images spread over the source. If even float32 on OpenVINO fails, torch replaces it.
+    The precision asked for, or with ``auto`` each that the device has, fastest first, is compared with float32 on
+    `CHECK_IMAGES` images spread over the source; see `_expected`. If even float32 on OpenVINO fails, torch replaces it.
 
     Parameters
     ----------
@@ -152,7 +156,13 @@ def engine_for(
     sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, *, say: Say
 ) -> tuple[Engine, dict[str, Any]]:
     """Open an engine that satisfies the numbers contract on prepared images (n, H, W, 3); see `choose_engine`."""
-    from pipeline.engines import idle_gpus, open_engine, precisions, selfcheck  # imports torch
+    from pipeline.engines import (  # only for those who open engines
+        first_precision,
+        idle_gpus,
+        open_engine,
+        precisions,
+        selfcheck,
+    )
 
     def open_with(precision: str, name: str) -> Engine:
         return open_engine(
@@ -164,22 +174,27 @@ def engine_for(
             say=say,
         )
 
-    expected = selfcheck.reference(backbone, sample) if len(sample) else {}
-    cosines: dict[str, float] = {}
-    engine = open_with("float32" if settings.precision == AUTO else settings.precision, settings.engine)
+    first = settings.precision
+    if first == AUTO:
+        first = first_precision(settings.engine, settings.device) if len(sample) else "float32"
+    engine = open_with(first, settings.engine)
     if settings.device == AUTO and (idle := idle_gpus(engine)):
         say(f"{idle} more GPUs are idle: --device cuda:all takes all of them")
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
     if not len(sample):  # no images to compare: only the requested precision, or float32
         return engine, {"images": 0, "cosine": {}}
+    expected, trust = _expected(engine, backbone, sample, open_with)
+    cosines: dict[str, float] = {}
     for precision in wanted:
         if precision != engine.precision:
             engine.close()
             engine = open_with(precision, engine.name)
         least = LEAST_COSINE[precision]
-        cosine = round(min(selfcheck.check(replica, sample, expected) for replica in engine.replicas), 7)
+        cosine = round(min(trust, *(selfcheck.check(replica, sample, expected) for replica in engine.replicas)), 7)
         cosines[precision] = cosine
-        verdict = agreement(cosine, least, fixed=settings.fixed_precision)
+        # What is compared with a reference that is off itself says nothing.
+        trusted = settings.fixed_precision or trust >= LEAST_COSINE["float32"]
+        verdict = agreement(cosine, least, fixed=settings.fixed_precision) if trusted else Agreement.REFUSED
         if verdict is Agreement.TOLERATED:
             say(
                 f"warning: on these images {precision} gives cosine {cosine:.5f} to float32, below "
@@ -187,15 +202,58 @@ def engine_for(
             )
         if verdict is not Agreement.REFUSED:
             return engine, {"images": len(sample), "cosine": cosines}
+        if not trusted:
+            break
     engine.close()
-    what = f"cosine {min(cosines.values()):.6f} to eager float32 on {len(sample)} images"
-    if engine.name == "openvino" and settings.engine == AUTO and "float32" in wanted:
+    return _instead(engine.name, wanted, cosines, settings, len(sample), open_with, say)
+
+
+def _instead(
+    name: str,
+    wanted: tuple[str, ...],
+    cosines: dict[str, float],
+    settings: RunSettings,
+    images: int,
+    open_with: OpenWith,
+    say: Say,
+) -> tuple[Engine, dict[str, Any]]:
+    """Open torch where OpenVINO was refused and not asked for.
+
+    Raises
+    ------
+    EngineError
+        It was asked for, or is torch.
+    """
+    what = f"cosine {min(cosines.values()):.6f} to eager float32 on {images} images"
+    if name == "openvino" and settings.engine == AUTO and "float32" in wanted:
         say(f"running on PyTorch, which is slower: OpenVINO gave {what}")
-        return open_with("float32", "torch"), {"images": len(sample), "cosine": cosines}
+        return open_with("float32", "torch"), {"images": images, "cosine": cosines}
     raise EngineError(
-        f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {engine.name} in {wanted[-1]}, found {what}: "
+        f"expected cosine {LEAST_COSINE[wanted[-1]]} or more from {name} in {wanted[-1]}, found {what}: "
         "use --precision float32, or auto, and a new cache"
     )
+
+
+def _expected(
+    engine: Engine, backbone: Backbone, sample: NDArray[np.uint8], open_with: OpenWith
+) -> tuple[dict[str, NDArray[Any]], float]:
+    """Return the reference's embeddings of the sample, and the least cosine that the reference itself had.
+
+    The reference is eager float32 PyTorch. Beside OpenVINO it is the converted network in float32, which is compared
+    with rows that PyTorch gave when it was converted: PyTorch itself would take longer to start than small jobs take.
+    """
+    from pipeline.engines import selfcheck  # only for those who open engines
+
+    if engine.name != "openvino":
+        return selfcheck.reference(backbone, sample), 1.0
+    own = engine if engine.precision == "float32" else open_with("float32", "openvino")
+    try:
+        if own.probes is None:
+            return selfcheck.reference(backbone, sample), 1.0
+        return selfcheck.embeddings(own, sample), selfcheck.check_probes(own, *own.probes)
+    finally:
+        if own is not engine:
+            own.close()
 
 
 def sample_rows(among: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -216,7 +274,7 @@ def _sample(
     The outcomes include those of images that failed and are not returned.
     """
     rows = sample_rows(among)
-    with ring_pool(source.reader(), backbone, len(rows), 0, decode, settings) as pool:
+    with ring_pool(source.reader(), backbone, len(rows), 0, decode, settings, images=len(rows)) as pool:
         batch = next(pool.batches(rows, source.locator, stop), None)
         if batch is None:
             return np.empty((0, *backbone.preprocess.shape), dtype=np.uint8), []

@@ -23,10 +23,16 @@ RING_IMAGES = 64
 
 
 def pool_for(
-    engine: Engine, reader: Reader, backbone: Backbone, decode: DecodePolicy, settings: RunSettings
+    engine: Engine,
+    reader: Reader,
+    backbone: Backbone,
+    decode: DecodePolicy,
+    settings: RunSettings,
+    *,
+    images: int | None = None,
 ) -> DecodePool:
-    """Return a decode pool that keeps an engine busy; see `embed`."""
-    return ring_pool(reader, backbone, engine.batch_size, engine.in_flight, decode, settings)
+    """Return a decode pool that keeps an engine busy with so many images, or with any number; see `embed`."""
+    return ring_pool(reader, backbone, engine.batch_size, engine.in_flight, decode, settings, images=images)
 
 
 def worker_count(settings: RunSettings) -> int:
@@ -41,9 +47,13 @@ def ring_pool(
     in_flight: int,
     decode: DecodePolicy,
     settings: RunSettings,
+    *,
+    images: int | None = None,
 ) -> DecodePool:
     """Return a pool with room for the batches of an engine, and for every worker to decode into."""
     workers = worker_count(settings)
+    if images is not None:  # a worker without a task would only cost its start
+        workers = max(1, min(workers, -(-images // TASK_IMAGES)))
     waiting = max(RING_IMAGES, workers * TASKS_PER_WORKER * TASK_IMAGES)  # every worker has room to decode into
     return open_pool(
         reader,

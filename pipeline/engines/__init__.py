@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pipeline.core.devices import pick_devices
+from pipeline.core.devices import device_precisions, is_cpu, pick_devices
 from pipeline.engines.base import PRECISIONS, Embeddings, Engine
 from pipeline.errors import EngineError
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones.base import Backbone
 
-__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "idle_gpus", "open_engine", "precisions"]
+__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "first_precision", "idle_gpus", "open_engine", "precisions"]
 
 ENGINES = ("auto", "openvino", "torch")
 
@@ -48,18 +48,14 @@ def open_engine(
     EngineError
         The device or the precision is not available here.
     """
-    # Not at the top: both engines take seconds to import, and OpenVINO may not be installed.
-    from pipeline.engines.multi_device import MultiEngine
-    from pipeline.engines.torch import TorchEngine, default_batch
-
     if precision == "mixed" and device == "auto":
         device = "cpu"  # which alone has it, also beside a GPU
-    devices = pick_devices(device)
-    where = devices[0]
-    if engine == "openvino" and where.type != "cpu" and device != "auto":
+    on_cpu = is_cpu(device)
+    if engine == "openvino" and not on_cpu and device != "auto":
         raise EngineError(f"OpenVINO runs on the CPU, found --device {device}: leave one of the two out")
-    if engine == "openvino" or (engine == "auto" and where.type == "cpu"):
+    if engine == "openvino" or (engine == "auto" and on_cpu):
         try:
+            # Not at the top: OpenVINO may not be installed.
             from pipeline.engines.openvino import DEFAULT_BATCH, OpenVinoEngine
 
             return OpenVinoEngine(backbone, precision=precision, batch_size=batch_size or DEFAULT_BATCH)
@@ -72,9 +68,28 @@ def open_engine(
         say(f"running on PyTorch, which is slower: {problem}")
     if precision == "mixed":
         raise EngineError("--precision mixed is OpenVINO's on a CPU: leave --engine and --device out")
+    return _open_torch(backbone, device, precision, batch_size)
+
+
+def _open_torch(backbone: Backbone, device: str, precision: str, batch_size: int) -> Engine:
+    # Not at the top: torch takes seconds to import.
+    from pipeline.engines.multi_device import MultiEngine
+    from pipeline.engines.torch import TorchEngine, default_batch
+
+    devices = pick_devices(device)
     images = batch_size or min(default_batch(each, backbone.preprocess.shape) for each in devices)
     replicas = [TorchEngine(backbone, device=each, precision=precision, batch_size=images) for each in devices]
     return replicas[0] if len(replicas) == 1 else MultiEngine(replicas)
+
+
+def first_precision(engine: str, device: str) -> str:
+    """Return the precision in which ``auto`` opens an engine first: each further one opens it again.
+
+    On a GPU it is the fastest, which nearly always passes. On a CPU it is float32, which the others are compared with.
+    """
+    if engine == "openvino" or is_cpu(device):
+        return "float32"
+    return device_precisions(pick_devices(device)[0])[0]
 
 
 def precisions(engine: Engine) -> tuple[str, ...]:
@@ -91,6 +106,8 @@ def precisions(engine: Engine) -> tuple[str, ...]:
 
 def idle_gpus(engine: Engine) -> int:
     """Return how many GPUs of this machine an engine on a GPU leaves idle."""
-    import torch
+    if not engine.device.startswith("cuda"):
+        return 0
+    import torch  # loaded already
 
-    return torch.cuda.device_count() - len(engine.replicas) if engine.device.startswith("cuda") else 0
+    return torch.cuda.device_count() - len(engine.replicas)

@@ -15,6 +15,8 @@ PRECISIONS = ("float32", "mixed", "bfloat16", "float16")
 
 Embeddings = dict[str, NDArray[Any]]
 """(B, D) float32 by layer name."""
+Probes = tuple[NDArray[np.uint8], Embeddings] | None
+"""Images (n, H, W, 3), and what eager float32 PyTorch gave for them; None where that was not kept."""
 
 
 class Engine(ABC):
@@ -33,6 +35,8 @@ class Engine(ABC):
         B; fixed, so that a row does not depend on the number of images beside it.
     in_flight : int
         How many batches to keep submitted for full speed.
+    probes : Probes
+        Known rows of the reference. Where there are some, a float32 engine that gives them is as good as the reference.
     """
 
     name: str
@@ -40,6 +44,7 @@ class Engine(ABC):
     precision: str
     batch_size: int
     in_flight: int = 2
+    probes: Probes = None
 
     @abstractmethod
     def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:

@@ -17,7 +17,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from pipeline.engines.agreement import LEAST_COSINE
 
 if TYPE_CHECKING:
-    from pipeline.backbones.base import Backbone, EmbeddingNetwork
+    from pipeline.backbones.base import Backbone
+    from pipeline.backbones.network import EmbeddingNetwork
 
 CHECK_IMAGES = 2
 

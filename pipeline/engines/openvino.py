@@ -5,26 +5,23 @@ The traced network is converted once per backbone and kept, as OpenVINO's own fi
 
 from __future__ import annotations
 
-import copy
+import functools
 import hashlib
 import secrets
 import shutil
 import tempfile
-import warnings
 from concurrent.futures import Future
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from pipeline.core.ending import unfinished
-from pipeline.core.system import cache_folder, processor_count
-from pipeline.engines.base import Embeddings, Engine
-from pipeline.engines.openvino_mixed import keep_float32, prepare
+from pipeline.core.system import cache_folder, give_memory_back, processor_count
+from pipeline.engines.base import Embeddings, Engine, Probes
 from pipeline.engines.openvino_quiet import ov
-from pipeline.errors import EngineError, first_line
+from pipeline.errors import EngineError, PipelineError, first_line
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,8 +30,9 @@ if TYPE_CHECKING:
 
 # Small batches stay in the processor's caches; measured in docs/performance.md.
 DEFAULT_BATCH = 4
-NETWORK_FILE = "network.xml"
-TRACE_BATCH = 2  # a batch of one would be baked into the graph of some networks
+NETWORK_FILE, REFERENCE_FILE = "network.xml", "reference.npz"
+_LAYOUT = 2
+"""Of a folder of converted networks: a change leaves older ones unused."""
 _PRECISIONS = {"float32": "f32", "mixed": "bf16", "bfloat16": "bf16"}
 
 
@@ -71,7 +69,7 @@ class OpenVinoEngine(Engine):
         self._names = tuple(layer.name for layer in backbone.layers)
         core = ov.Core()
         try:
-            model = _network(core, backbone, mixed=precision == "mixed")
+            model, self.probes = _network(core, backbone, mixed=precision == "mixed")
             model.reshape([batch_size, *backbone.preprocess.shape])
             compiled = core.compile_model(
                 model,
@@ -82,14 +80,17 @@ class OpenVinoEngine(Engine):
                     "NUM_STREAMS": processor_count(),
                 },
             )
+        except PipelineError:
+            raise
         except Exception as error:  # tracing and conversion raise any error of the network's code
             raise EngineError(
                 f"OpenVINO cannot run {backbone.name} ({first_line(error)}): use --engine torch"
             ) from None
         streams = int(compiled.get_property("NUM_STREAMS"))
         self.in_flight = 2 * streams
-        self._queue = ov.AsyncInferQueue(compiled, self.in_flight)
-        self._queue.set_callback(self._finish)
+        self._queue: Any = ov.AsyncInferQueue(compiled, self.in_flight)
+        # Not a method: the queue, which Python's garbage collection does not look into, would keep the engine alive.
+        self._queue.set_callback(functools.partial(_finish, self._names))
 
     def submit(self, images: NDArray[np.uint8]) -> Future[Embeddings]:
         """Start a batch on a free stream; see `Engine.submit`."""
@@ -99,15 +100,19 @@ class OpenVinoEngine(Engine):
         return future
 
     def close(self) -> None:
-        """Wait for the batches that were started."""
-        self._queue.wait_all()
+        """Wait for the batches that were started, and give the memory back; the engine cannot be used again."""
+        if self._queue is not None:
+            self._queue.wait_all()
+            self._queue = None
+            give_memory_back()
 
-    def _finish(self, request: Any, job: tuple[Future[Embeddings], NDArray[np.uint8]]) -> None:
-        future, _ = job
-        try:
-            future.set_result({name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(self._names)})
-        except BaseException as error:
-            future.set_exception(error)
+
+def _finish(names: tuple[str, ...], request: Any, job: tuple[Future[Embeddings], NDArray[np.uint8]]) -> None:
+    future, _ = job
+    try:
+        future.set_result({name: np.array(request.get_output_tensor(i).data) for i, name in enumerate(names)})
+    except BaseException as error:
+        future.set_exception(error)
 
 
 def supported_precisions() -> tuple[str, ...]:
@@ -116,54 +121,51 @@ def supported_precisions() -> tuple[str, ...]:
     return ("float32", "mixed", "bfloat16") if "BF16" in capabilities else ("float32",)
 
 
-def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> ov.Model:
-    """Return the converted network, from the cache folder if possible."""
+def _network(core: ov.Core, backbone: Backbone, *, mixed: bool) -> tuple[ov.Model, Probes]:
+    """Return the converted network and its reference, from the cache folder if possible."""
     try:
-        return core.read_model(_converted(backbone, mixed=mixed))
-    except (OSError, RuntimeError):  # the folder cannot be written, or what is kept there is damaged
+        return _read(core, _converted(backbone, mixed=mixed), backbone, mixed=mixed)
+    except (OSError, RuntimeError, ValueError, KeyError):  # the folder cannot be written, or its files are damaged
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder, unfinished(folder):
-            return core.read_model(_save(backbone, Path(folder), mixed=mixed))
+            return _read(core, _convert(backbone, Path(folder), mixed=mixed), backbone, mixed=mixed)
+
+
+def _read(core: ov.Core, folder: Path, backbone: Backbone, *, mixed: bool) -> tuple[ov.Model, Probes]:
+    model = core.read_model(folder / NETWORK_FILE)
+    if mixed:
+        return model, None
+    with np.load(folder / REFERENCE_FILE) as arrays:
+        images, *rows = (arrays[name] for name in sorted(arrays.files, key=lambda name: int(name.removeprefix("arr_"))))
+    return model, (images, dict(zip((layer.name for layer in backbone.layers), rows, strict=True)))
 
 
 def _converted(backbone: Backbone, *, mixed: bool) -> Path:
-    """Return the file of the converted network; convert it first if necessary."""
+    """Return the folder of the converted network; convert it first if necessary."""
     versions = [metadata.version(name) for name in ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")]
-    identity = f"{backbone.to_spec()}|{versions}" + "|mixed" * mixed
+    identity = f"{_LAYOUT}|{backbone.to_spec()}|{versions}" + "|mixed" * mixed
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
-    file = folder / NETWORK_FILE
-    if file.is_file():
-        return file
+    if (folder / NETWORK_FILE).is_file():
+        return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     part = folder.with_name(f".{folder.name}.{secrets.token_hex(6)}")
     with unfinished(part):
         try:
             part.mkdir()
-            _save(backbone, part, mixed=mixed)
+            _convert(backbone, part, mixed=mixed)
             try:
                 part.rename(folder)
             except OSError:
-                if not file.is_file():  # another process may have written it first
+                if not (folder / NETWORK_FILE).is_file():  # another process may have written it first
                     raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
-    return file
+    return folder
 
 
-def _save(backbone: Backbone, folder: Path, *, mixed: bool) -> Path:
-    """Convert, and write OpenVINO's own files into a folder; return the one to read."""
-    file = folder / NETWORK_FILE
-    model = _convert(backbone)
-    kept = prepare(model) if mixed else set()
-    ov.save_model(model, file, compress_to_fp16=False)
-    if kept:
-        keep_float32(file, kept)
-    return file
+def _convert(backbone: Backbone, folder: Path, *, mixed: bool) -> Path:
+    from pipeline.engines.openvino_convert import save_converted, save_reference  # imports torch
 
-
-def _convert(backbone: Backbone) -> ov.Model:
-    example = torch.zeros(TRACE_BATCH, *backbone.preprocess.shape, dtype=torch.uint8)
-    network = copy.deepcopy(backbone.network)
-    with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():
-        warnings.simplefilter("ignore")  # tracing warns of every shape that Python code looks at
-        traced = torch.jit.freeze(torch.jit.trace(network, example, check_trace=False))  # type: ignore[no-untyped-call]
-        return ov.convert_model(traced, example_input=example)
+    save_converted(backbone, folder / NETWORK_FILE, mixed=mixed)
+    if not mixed:
+        save_reference(backbone, folder / REFERENCE_FILE)
+    return folder

@@ -1,11 +1,10 @@
-"""The numbers contract, checked on the images at hand: an engine against eager float32 PyTorch."""
+"""The numbers contract: an engine against eager float32 PyTorch, or against the converted network in float32."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -28,6 +27,8 @@ def reference(backbone: Backbone, images: NDArray[np.uint8]) -> dict[str, NDArra
     -------
     dict of str to (n, D) float32
     """
+    import torch  # keeps it out of runs whose network is converted
+
     with torch.inference_mode():
         parts = [
             backbone.network(torch.from_numpy(images[start : start + REFERENCE_BATCH]))
@@ -46,7 +47,19 @@ def least_cosine(a: NDArray[Any], b: NDArray[Any]) -> float:
     return float(np.nan_to_num(cosines, nan=-1.0).min())
 
 
+def embeddings(engine: Engine, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
+    """Return an engine's embeddings (n, D) of images (n, H, W, 3), by layer."""
+    found = [engine.run(images[i : i + engine.batch_size]) for i in range(0, len(images), engine.batch_size)]
+    return {name: np.concatenate([part[name] for part in found]) for name in found[0]}
+
+
 def check(engine: Engine, images: NDArray[np.uint8], expected: dict[str, NDArray[Any]]) -> float:
     """Return the smallest cosine, over images and layers, between an engine's rows and the reference's."""
-    found = [engine.run(images[i : i + engine.batch_size]) for i in range(0, len(images), engine.batch_size)]
-    return min(least_cosine(np.concatenate([part[name] for part in found]), rows) for name, rows in expected.items())
+    found = embeddings(engine, images)
+    return min(least_cosine(found[name], rows) for name, rows in expected.items())
+
+
+def check_probes(engine: Engine, images: NDArray[np.uint8], expected: dict[str, NDArray[Any]]) -> float:
+    """Return the smallest cosine to rows kept since the network was converted; see `pipeline.engines.base.Probes`."""
+    found = embeddings(engine, images)
+    return min(least_cosine(found[name], rows) for name, rows in expected.items())

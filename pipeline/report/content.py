@@ -30,7 +30,7 @@ class Content:
     cards : list of dict
         Headline figures.
     figures : dict
-        plotly figures by id.
+        Figures by id, as `pipeline.report.plots` describes them.
     layout : list of list of dict
         Rows of plots: id, title, hint and height.
     tables : list of dict

@@ -121,8 +121,6 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
 
     100 000 points stay smooth.
     """
-    from plotly.offline import get_plotlyjs
-
     names, label = np.unique(found.table["label"].to_numpy(dtype=str), return_inverse=True)
     sprite, pictured, columns = _sprite(cache, found.rows)
     points = {
@@ -142,9 +140,7 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
     page = (
         templates()
         .get_template("map.html.j2")
-        .render(
-            title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points), plotly_js=get_plotlyjs()
-        )
+        .render(title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points))
     )
     _write_page(path, page)
     return min(len(found.rows), MOST_ON_A_MAP) - len(pictured)
@@ -221,7 +217,6 @@ def _write_gallery(
             notes=notes,
             orders=orders or [],
             whole_groups=whole_groups,
-            plotly_js=None,
         ),
     )
     return page.unread

@@ -1,6 +1,6 @@
 """The report: the results of a fit as one self-contained HTML page.
 
-plotly's script is inside the page, images are inside the page, and a content security policy forbids the page to
+The script that draws and the images are inside the page, and a content security policy forbids the page to
 fetch anything. Every text from outside (class names, file names) is escaped by the template.
 """
 
@@ -49,8 +49,6 @@ def write_report(
     content : Content, optional
         What the page shows; None for what suits the task.
     """
-    from plotly.offline import get_plotlyjs
-
     split = results["held_out"]
     measured = results["metrics"][split]["rows"]
     content = content or _CONTENT[rows.task](cache, rows, results, run)
@@ -67,8 +65,7 @@ def write_report(
             lead=content.lead,
             notes=run["notes"],
             content=content,
-            figures=script_json({name: figure.to_plotly_json() for name, figure in content.figures.items()}),
-            plotly_js=get_plotlyjs(),
+            figures=script_json(content.figures),
             facts=_facts(run),
         )
     )
@@ -94,7 +91,7 @@ def write_summary(path: str | os.PathLike[str], *, run: dict[str, Any], results:
     name = Path(run["cache"]["path"]).name
     page = templates().get_template("summary.html.j2")
     lead = "A run for each target, all from the same embeddings."
-    _write(path, page.render(title=f"{len(runs)} targets on {name}", lead=lead, runs=runs, plotly_js=None))
+    _write(path, page.render(title=f"{len(runs)} targets on {name}", lead=lead, runs=runs))
 
 
 def _write(path: str | os.PathLike[str], page: str) -> None:

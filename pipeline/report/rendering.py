@@ -41,7 +41,5 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, quality: int = 82) -> s
 
 def script_json(value: Any) -> str:
     """Return JSON that is safe inside a script element: no ``<`` can end the element early."""
-    from plotly.utils import PlotlyJSONEncoder
-
-    text = json.dumps(value, cls=PlotlyJSONEncoder)
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -128,7 +128,9 @@ class Summary(Result):
     bottleneck : Bottleneck or None
         Where the time went; None where nothing was computed.
     seconds : mapping of str to float
-        Wall time of the whole and of the loop, worker time of reading and decoding, time the loop waited.
+        Wall time of the whole and of the loop, worker time of reading and decoding, time the loop waited. Those that
+        begin with ``start:`` went before the loop: listing the images, loading the network, opening and checking
+        engine, precision and decoder.
     """
 
     path: Path
@@ -267,15 +269,20 @@ def extract(
     count_limit(settings.max_failures, 0, "--max-failures")
     count_limit(settings.allow_removed, 0, "--allow-removed")
     path = check_file(output, CacheError, replaceable=False)
+    start = {}
     source = _open(images, path, settings) if isinstance(images, str) else images
+    start["start: images"] = time.perf_counter() - started
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
+    begun = time.perf_counter()
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
+    start["start: network"] = time.perf_counter() - begun
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
     with write_lock(path):
         summary = _extract_locked(job)
     summary.left_out = LeftOut.of(source.skipped)
+    summary.seconds |= start
     summary.seconds["total"] = time.perf_counter() - started
     if summary.bottleneck is not None:
         _write_run(path, summary, settings)
@@ -365,6 +372,7 @@ def fill(job: Job, work: Work) -> Summary:
     if not len(work.rows):
         return _summarise(work.target, already=len(job.source))
     executor, settings, callbacks = job.executor, work.settings, job.callbacks
+    begun = time.perf_counter()
     self_check = executor.open(
         work.sampled,
         work.among,
@@ -374,6 +382,7 @@ def fill(job: Job, work: Work) -> Summary:
         stop=callbacks.stop,
         say=callbacks.say,
     )
+    opened = time.perf_counter() - begun
     try:
         if not work.start(self_check):
             return Summary(job.path, total=len(job.source), stopped=True)
@@ -381,6 +390,7 @@ def fill(job: Job, work: Work) -> Summary:
     finally:
         executor.close()
     summary.engine = str(executor)
+    summary.seconds["start: engine"] = opened
     return summary
 
 

@@ -293,7 +293,7 @@ def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dic
     run = run_facts(start.cache, start.rows, start.settings, facts, start.notes, packages)
     run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
     if start.settings.report:
-        from pipeline.report import write_report  # imports plotly: not every run has a page
+        from pipeline.report import write_report  # not every run has a page
         from pipeline.report.finetuning import training_content  # with it
 
         before = predictions_of(start.probe, results["held_out"])

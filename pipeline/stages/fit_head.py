@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import open_cache
+from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
@@ -258,7 +259,7 @@ def fit_heads(
 def _write_several(folder: Path, run: dict[str, Any], results: list[FitResult], settings: FitSettings) -> None:
     """Write the summary above the runs of several targets."""
     if settings.report:
-        from pipeline.report import write_summary  # keeps plotly out of runs without a page
+        from pipeline.report import write_summary  # not every run has a page
 
         write_summary(folder / REPORT_FILE, run=run, results=results)
     write_json(folder / RUN_FILE, run)
@@ -400,7 +401,7 @@ def _write_page(job: _Job, rows: Rows, results: dict[str, Any], run: dict[str, A
     """Write the report, and ``run.json`` with the times of all steps."""
     if job.settings.report:
         with job.timed("report"):
-            from pipeline.report import write_report  # keeps plotly out of runs without a page
+            from pipeline.report import write_report  # not every run has a page
 
             write_report(job.folder / REPORT_FILE, cache=job.cache, rows=rows, results=results, run=run)
     run["seconds"] = {name: round(value, 3) for name, value in job.seconds.items()}
@@ -480,9 +481,7 @@ def _folder_names(targets: Sequence[str]) -> list[str]:
 def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], None] | None) -> FitOptions:
     device = settings.device
     if device == "auto":
-        import torch  # takes a second: only where the device is to be found
-
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = "cuda" if has_cuda() else "cpu"
     return FitOptions(
         Cs=settings.Cs,
         folds=folds,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.backbones import FINE_TUNED
-from pipeline.backbones.base import Weights, hash_weights
+from pipeline.backbones.layers import Weights
+from pipeline.backbones.network import hash_weights
 from pipeline.core.spec import fingerprint
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.from_spec import decode_of_spec, make_spec

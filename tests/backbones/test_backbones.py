@@ -12,7 +12,7 @@ import torchvision.models as models
 from safetensors.torch import save_file
 
 from pipeline.backbones import DEFAULT_BACKBONE, list_backbones, load_backbone
-from pipeline.backbones.base import hash_weights, pool
+from pipeline.backbones.network import hash_weights, pool
 from pipeline.backbones.weights import read_weights
 from pipeline.decoding.preprocess import Preprocess
 from pipeline.errors import BackboneError

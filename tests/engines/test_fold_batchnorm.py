@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from pipeline.backbones import Backbone, load_backbone
-from pipeline.backbones.base import Body, assemble
+from pipeline.backbones.base import LazyNetwork, assemble
+from pipeline.backbones.network import Body
 from pipeline.engines.fold_batchnorm import fold_batchnorm
 from pipeline.engines.selfcheck import least_cosine, reference
 
@@ -25,7 +26,7 @@ def norms(module: nn.Module) -> int:
 
 
 def rows(backbone: Backbone, images: NDArray[np.uint8]) -> dict[str, NDArray[Any]]:
-    return reference(replace(backbone, network=fold_batchnorm(backbone)), images)
+    return reference(replace(backbone, lazy=LazyNetwork(lambda: fold_batchnorm(backbone))), images)
 
 
 @pytest.mark.parametrize(

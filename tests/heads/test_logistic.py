@@ -1,11 +1,11 @@
 from __future__ import annotations
 
 import warnings
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import logsumexp
@@ -15,10 +15,12 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads import CentroidHead, KnnHead, LdaHead, LogisticHead, LogisticSweep, RidgeHead, RidgeRegressionHead
-from pipeline.heads.solver.fold_path import ALL_ROWS
+from pipeline.heads.solver.arrays import NumpyArrays
+from pipeline.heads.solver.fold_path import ALL_ROWS, PathPoint
 from pipeline.heads.solver.lbfgs import CurvaturePairs
 from pipeline.heads.solver.path import SoftmaxPath
 from pipeline.heads.solver.preconditioner import Preconditioner
+from pipeline.heads.solver.torch_arrays import TorchArrays
 from tests.heads.standin import blobs
 
 if TYPE_CHECKING:
@@ -62,8 +64,9 @@ def test_the_optimum_is_scikit_learns(seed: int, n_classes: int, log_c: float, l
     assert objective(X, y, c, ours.coef_, ours.intercept_) <= best * (1 + 1e-4) + 1e-9
 
 
+@pytest.mark.parametrize("arrays", [NumpyArrays(), TorchArrays("cpu", double=True)])
 @pytest.mark.parametrize("n_pairs", [1, 4, 9, 23])
-def test_the_direction_is_that_of_bfgs(n_pairs: int) -> None:
+def test_the_direction_is_that_of_bfgs(n_pairs: int, arrays: NumpyArrays) -> None:
     """Against the update formula itself, as pairs drop out, C changes and the basis turns."""
     k, d, most = 2, 4, 4
     rng = np.random.default_rng(n_pairs)
@@ -71,22 +74,24 @@ def test_the_direction_is_that_of_bfgs(n_pairs: int) -> None:
     hessian = hessian @ hessian.T
     penalty = np.ones((k, d + 1))
     penalty[:, -1] = 0.0
-    curvature = torch.from_numpy(rng.uniform(0.5, 2.0, size=(k, d + 1)))
-    pairs, steps = CurvaturePairs(most), []
+    curvature = arrays.exact(rng.uniform(0.5, 2.0, size=(k, d + 1)))
+    pairs, steps = CurvaturePairs(most, arrays), []
     for number in range(n_pairs):
         c = 10.0 ** (number % 3)
         step = rng.normal(size=(k, d + 1))
         steps.append(step.ravel())
-        pairs.add(torch.from_numpy(step), torch.from_numpy((hessian @ step.ravel()).reshape(k, d + 1)))
+        pairs.add(arrays.exact(step), arrays.exact((hessian @ step.ravel()).reshape(k, d + 1)))
         if number == n_pairs // 2:
             turned = np.linalg.qr(rng.normal(size=(d, d)))[0]
-            pairs.rotate(torch.from_numpy(turned))
+            pairs.rotate(arrays.exact(turned))
             whole = np.kron(np.eye(k), np.block([[turned, np.zeros((d, 1))], [np.zeros((1, d)), np.ones((1, 1))]]))
             steps, hessian = [s @ whole for s in steps], whole.T @ hessian @ whole
-        preconditioner = Preconditioner(torch.eye(k, dtype=torch.float64), curvature)
+        preconditioner = Preconditioner(arrays.eye(k), curvature)
         gradient = rng.normal(size=(k, d + 1))
-        found = [pairs.solve(torch.from_numpy(gradient), at, preconditioner).numpy().ravel() for at in (c, c, 2 * c)]
-        inverse = np.diag(1.0 / (c * curvature.numpy() + penalty).ravel())
+        found = [
+            arrays.to_numpy(pairs.solve(arrays.exact(gradient), at, preconditioner)).ravel() for at in (c, c, 2 * c)
+        ]
+        inverse = np.diag(1.0 / (c * arrays.to_numpy(curvature) + penalty).ravel())
         changes = [c * hessian @ s + penalty.ravel() * s for s in steps[-most:]]
         scales = [(s @ y) / (y @ inverse @ y) for s, y in zip(steps[-most:], changes, strict=True)]
         inverse *= np.clip(sorted(scales)[(len(scales) - 1) // 2], 0.05, 1.0)
@@ -96,6 +101,25 @@ def test_the_direction_is_that_of_bfgs(n_pairs: int) -> None:
         np.testing.assert_allclose(found[0], inverse @ gradient.ravel(), rtol=1e-6, atol=1e-9)
         np.testing.assert_array_equal(found[0], found[1])
         assert not np.allclose(found[0], found[2])
+
+
+@pytest.mark.parametrize(("rows", "standardise"), [(90, False), (30, False), (90, True)])
+def test_numpy_and_torch_walk_the_same_path(rows: int, standardise: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also with fewer rows than features, and over folds with weights."""
+    X, y = blobs(rows, 40, 3)
+    fold, weight = fold_numbers(y, 3, seed=0), np.linspace(0.5, 2.0, rows)
+
+    def solved() -> list[list[PathPoint]]:
+        path = SoftmaxPath(X, y, 3, row_weight=weight, fold=fold, standardise=standardise)
+        return path.solve([(number, [0.01, 1.0, 10.0]) for number in (0, 1, 2, ALL_ROWS)])
+
+    by_numpy = solved()
+    monkeypatch.setattr("pipeline.heads.solver.path.arrays_for", lambda *asked: TorchArrays("cpu", double=True))
+    for ours, theirs in zip(chain(*by_numpy), chain(*solved()), strict=True):
+        assert ours.passes == theirs.passes
+        np.testing.assert_allclose(ours.coef, theirs.coef, rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(ours.held_out.losses, theirs.held_out.losses, rtol=1e-5, atol=1e-7)
+        np.testing.assert_array_equal(ours.held_out.hits, theirs.held_out.hits)
 
 
 def test_what_it_reports_is_its_objective() -> None:

@@ -120,22 +120,21 @@ def check_gallery(page: Any, name: str) -> None:
 
 
 def check_map(page: Any) -> None:
-    page.wait_for_selector("#plot .plotly .main-svg")
-    assert page.evaluate("type") == "scattergl"
-    assert page.evaluate("document.querySelectorAll('#plot .gl-canvas').length") > 0
+    drawn = "n => dots.getContext('2d').getImageData(0, 0, dots.width, dots.height).data.some(v => v) === n"
+    page.wait_for_function(drawn, arg=True)
     page.fill("#find", "cat")
     page.wait_for_function("document.getElementById('count').textContent === '120 images, 40 marked'")
     page.select_option("#label", "0")
     page.wait_for_function("document.getElementById('count').textContent.startsWith('40 images')")
-    assert page.evaluate("document.getElementById('plot').data.filter(t => t.visible === true).length") == 2
+    assert page.evaluate("points.names.filter((name, n) => seen(n)).length") == 1
     page.select_option("#label", "")
     page.fill("#find", "")
     page.wait_for_function("document.getElementById('count').textContent === '120 images'")
     # Where the first point stands on the screen.
     place = page.evaluate(
         """() => {
-            const {xaxis, yaxis} = plot._fullLayout, box = plot.getBoundingClientRect();
-            return [box.left + xaxis._offset + xaxis.d2p(x[0]), box.top + yaxis._offset + yaxis.d2p(y[0])];
+            const box = plot.getBoundingClientRect();
+            return [box.left + screenX(0), box.top + screenY(0)];
         }"""
     )
     page.mouse.move(place[0] - 3, place[1])

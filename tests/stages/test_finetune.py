@@ -236,5 +236,5 @@ def test_onnx_gives_the_same_probabilities(tuned: tuple[Path, FinetuneResult], t
 def test_the_page_shows_the_training(browser: Any, tuned: tuple[Path, FinetuneResult], width: int) -> None:
     with opened(browser, tuned[0] / "report.html", width) as page:
         for plot in ("training", "depth"):
-            page.wait_for_selector(f"#plot-{plot} .main-svg")
+            page.wait_for_selector(f"#plot-{plot} .point")
         assert "Against the probe" in page.content()

@@ -9,8 +9,6 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-import torch
-
 from pipeline.evaluation.choice import HeldOut
 from pipeline.heads.solver.lbfgs import CurvaturePairs, rotated
 
@@ -20,6 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from pipeline.heads.solver.arrays import Array, NumpyArrays
     from pipeline.heads.solver.preconditioner import Preconditioner
 
 ALL_ROWS = -1
@@ -90,17 +89,17 @@ class PathPoint:
 class Evaluation:
     """What one pass measures at one point of one fold path: the loss, its gradient and the held-out scores."""
 
-    theta: torch.Tensor
+    theta: Array
     loss: float
-    gradient: torch.Tensor
-    held_out: torch.Tensor
+    gradient: Array
+    held_out: Array
     """(3, rows of the fold): the fields of `HeldOut`."""
 
     def objective(self, c: float) -> float:
         """Return ``c × loss + ½‖W‖²``."""
-        return c * self.loss + 0.5 * float(self.theta[:, :-1].square().sum())
+        return c * self.loss + 0.5 * float((self.theta[:, :-1] ** 2).sum())
 
-    def objective_gradient(self, c: float) -> torch.Tensor:
+    def objective_gradient(self, c: float) -> Array:
         """Return the gradient of the objective by weights and intercepts (K, D + 1)."""
         gradient = c * self.gradient
         gradient[:, :-1] += self.theta[:, :-1]
@@ -119,21 +118,24 @@ class PathRules:
         Passes after which a value of C is given up.
     preconditioner_at : callable
         Measures the preconditioner at parameters (K, D + 1).
+    arrays : NumpyArrays
+        The operations on these arrays.
     coefficients_of : callable
         Takes parameters and the scale of the features; returns weights and intercepts in the units of the data.
     """
 
     tol: float
     max_passes: int
-    preconditioner_at: Callable[[torch.Tensor], Preconditioner]
-    coefficients_of: Callable[[torch.Tensor, torch.Tensor], tuple[NDArray[np.floating], NDArray[np.float64]]]
+    preconditioner_at: Callable[[Array], Preconditioner]
+    arrays: NumpyArrays
+    coefficients_of: Callable[[Array, Array], tuple[NDArray[np.floating], NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
 class _Gap:
     """How far a point is from the optimum, relative to the objective; see `pipeline.heads.solver.path`."""
 
-    gradient: torch.Tensor
+    gradient: Array
     objective: float
     estimate: float
     bound: float
@@ -162,17 +164,17 @@ class FoldPath:
     fold: int
     values: list[float]
     pairs: CurvaturePairs
-    trial: torch.Tensor
-    inverse_scale: torch.Tensor
+    trial: Array
+    inverse_scale: Array
     preconditioner: Preconditioner | None = None
     band: int | None = None
     position: int = 0
     passes: int = 0
     current: Evaluation | None = None
-    direction: torch.Tensor | None = None
+    direction: Array | None = None
     step: float = 1.0
     stalled: bool = False
-    solutions: list[tuple[float, torch.Tensor]] = field(default_factory=list)
+    solutions: list[tuple[float, Array]] = field(default_factory=list)
     points: list[PathPoint] = field(default_factory=list)
 
     @property
@@ -185,15 +187,16 @@ class FoldPath:
         """Whether every value of C has its point."""
         return self.position == len(self.values)
 
-    def rotate(self, rotation: torch.Tensor) -> None:
+    def rotate(self, rotation: Array, arrays: NumpyArrays) -> None:
         """Express everything in another feature basis."""
-        self.trial = rotated(self.trial, rotation)
+        self.trial = rotated(self.trial, rotation, arrays)
         if self.direction is not None:
-            self.direction = rotated(self.direction, rotation)
+            self.direction = rotated(self.direction, rotation, arrays)
         if self.current is not None:
             at = self.current
-            self.current = replace(at, theta=rotated(at.theta, rotation), gradient=rotated(at.gradient, rotation))
-        self.solutions = [(at, rotated(theta, rotation)) for at, theta in self.solutions]
+            theta, gradient = (rotated(each, rotation, arrays) for each in (at.theta, at.gradient))
+            self.current = replace(at, theta=theta, gradient=gradient)
+        self.solutions = [(at, rotated(theta, rotation, arrays)) for at, theta in self.solutions]
         self.pairs.rotate(rotation)
         self.preconditioner = None
 
@@ -241,7 +244,7 @@ class FoldPath:
         estimate = safety * 0.5 * float(decrements.sum()) / objective
         # The bound holds for intercepts at their own optimum: how far these are from it is estimated.
         of_intercepts = safety * float(decrements[:, -1].sum())
-        bound = 0.5 * (float(gradient[:, :-1].square().sum()) + of_intercepts) / objective
+        bound = 0.5 * (float((gradient[:, :-1] ** 2).sum()) + of_intercepts) / objective
         return _Gap(gradient, objective, estimate, bound)
 
     def _update_preconditioner(self, current: Evaluation, rules: PathRules) -> Preconditioner:
@@ -260,12 +263,12 @@ class FoldPath:
                 coef=coef,
                 intercept=intercept,
                 objective=gap.objective,
-                gradient_norm=float(gap.gradient.square().sum().sqrt()),
+                gradient_norm=math.sqrt(float((gap.gradient**2).sum())),
                 gap_estimate=gap.estimate,
                 gap_bound=gap.bound,
                 converged=converged,
                 passes=self.passes,
-                held_out=HeldOut(*current.held_out.double().cpu().numpy()),
+                held_out=HeldOut(*rules.arrays.to_numpy(rules.arrays.exact(current.held_out))),
             )
         )
         self.solutions = [*self.solutions[-2:], (math.log(self.c), current.theta)]
@@ -278,13 +281,13 @@ class FoldPath:
         if len(known) < 2:
             return False
         x = math.log(self.c)
-        prediction = torch.zeros_like(current.theta)
+        prediction = 0.0 * current.theta
         for i, (at, theta) in enumerate(known):
             factor = 1.0
             for j, (other, _) in enumerate(known):
                 if i != j:
                     factor *= (x - other) / (at - other)
-            prediction.add_(theta, alpha=factor)
+            prediction += factor * theta
         self.direction, self.trial = prediction - current.theta, prediction
         return True
 

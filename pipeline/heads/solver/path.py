@@ -29,16 +29,14 @@ Shalev-Shwartz and Zhang, "Stochastic dual coordinate ascent", JMLR 14 (2013), f
 from __future__ import annotations
 
 import math
-import warnings
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 
+from pipeline.heads.solver.arrays import Array, NumpyArrays
 from pipeline.heads.solver.fold_path import ALL_ROWS, Evaluation, FoldPath, PathPoint, PathRules
 from pipeline.heads.solver.lbfgs import CurvaturePairs
-from pipeline.heads.solver.preconditioner import CurvatureSample
-from pipeline.heads.solver.threads import threads_for
+from pipeline.heads.solver.preconditioner import CurvatureSample, Preconditioner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -70,18 +68,19 @@ pairs are kept even then."""
 _PASSES_OVER_VECTORS = 100
 """A step reads and writes the parameters and curvature pairs about so often."""
 
+
 _DOUBLE_VALUES = 4_000_000
 """Up to this many feature values everything is computed in float64: it costs little there, and large values of C, whose
 optimum lies beyond float32's rounding, are then solved too."""
 
 
-def _as_tensor(array: NDArray[np.float32]) -> torch.Tensor:
-    """Wrap an array that is only read, also one that must not be written."""
-    if array.flags.writeable:
-        return torch.from_numpy(array)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return torch.from_numpy(array)
+def arrays_for(values: int, device: str) -> NumpyArrays:
+    """Return the arrays for a problem of so many feature values: NumPy's, or PyTorch's for large ones and GPUs."""
+    if device == "cpu" and values <= _DOUBLE_VALUES:
+        return NumpyArrays()
+    from pipeline.heads.solver.torch_arrays import TorchArrays  # imports torch
+
+    return TorchArrays(device, double=values <= _DOUBLE_VALUES)
 
 
 class SoftmaxPath:
@@ -123,51 +122,57 @@ class SoftmaxPath:
         memory: int = 100,
     ) -> None:
         self.n_classes = n_classes
-        self.device = torch.device(device)
+        self._arrays = arrays_for(X.size, device)
+        # Where passes are short, an eigendecomposition for every range of C costs more than it saves.
+        self._keeps_basis = X.size <= _DOUBLE_VALUES
+        self._sample: CurvatureSample | None = None
         self.memory = memory
         self.standardise = standardise
-        self._dtype = torch.float64 if X.size <= _DOUBLE_VALUES else torch.float32
-        self._X = _as_tensor(np.ascontiguousarray(X, dtype=np.float32)).to(self.device, self._dtype)
+        arrays = self._arrays
+        self._X = arrays.of(np.ascontiguousarray(X, dtype=np.float32))
         # Weights lie in the span of the rows, and the penalty is the same in any orthonormal basis of it; a scale for
         # each feature is not.
-        self._span: torch.Tensor | None = None
+        self._span: Array | None = None
         if len(X) < X.shape[1] and not standardise:
-            self._span, triangle = torch.linalg.qr(self._X.T.double())
-            self._X = triangle.T.to(self._dtype).contiguous()
+            self._span, triangle = arrays.orthogonal(arrays.exact(self._X.T))
+            self._X = arrays.copy(arrays.of(triangle.T))
         n_rows, width = self._X.shape
         self.width = width
-        self._y = torch.from_numpy(np.asarray(y, dtype=np.int64)).to(self.device)
+        self._y = arrays.codes(y)
         weight = np.ones(n_rows) if row_weight is None else np.asarray(row_weight)
-        self._weight = torch.from_numpy(weight.astype(np.float64)).to(self.device, self._dtype)
+        self._weight = arrays.of(weight.astype(np.float64))
         folds = np.full(n_rows, ALL_ROWS - 1) if fold is None else np.asarray(fold)
-        self._fold = torch.from_numpy(folds.astype(np.int64)).to(self.device)
-        self._held_out: dict[int, torch.Tensor] = {}
-        budget = _BLOCK_BYTES if self.device.type == "cpu" else _CUDA_BLOCK_BYTES
-        self._block = max(64, min(n_rows, budget // (self._X.element_size() * width)))
-        self._prepare()
+        self._fold = arrays.codes(folds)
+        self._held_out: dict[int, Array] = {}
+        budget = _BLOCK_BYTES if device == "cpu" else _CUDA_BLOCK_BYTES
+        self._block = max(64, min(n_rows, budget // (self._X.itemsize * width)))
+        with arrays.threads(self._X.shape[0] * width):
+            self._prepare()
 
     def _prepare(self) -> None:
         """Find the weighted mean, and the rows on which the preconditioners are built."""
         n_rows, width = self._X.shape
-        self._total_weight = float(self._weight.sum(dtype=torch.float64))
-        mean = torch.zeros(width, dtype=torch.float64, device=self.device)
+        arrays = self._arrays
+        self._total_weight = float(arrays.exact_sum(self._weight, 0))
+        mean = arrays.zeros(width)
         for rows in self._blocks(8):
-            mean += (self._weight[rows] @ self._X[rows]).double()
-        self._mean = (mean / self._total_weight).to(self._dtype)
+            mean += arrays.exact(self._weight[rows] @ self._X[rows])
+        self._mean = arrays.of(mean / self._total_weight)
         size = min(n_rows, max(_SAMPLE_ROWS_PER_FEATURE * width, _SAMPLE_ROWS))
         chosen = np.random.default_rng(0).permutation(n_rows)[:size]
         chosen.sort()
-        self._sample_rows = torch.from_numpy(chosen).to(self.device)
+        self._sample_rows = arrays.codes(chosen)
 
-    def _start_basis(self, inverse_scale: torch.Tensor) -> None:
+    def _start_basis(self, inverse_scale: Array) -> None:
         """Take the features themselves as basis, and fetch the sample of rows."""
         weight = self._weight[self._sample_rows]
-        self._basis = torch.eye(self.width, dtype=torch.float64, device=self.device)
+        self._basis = self._arrays.eye(self.width)
         self._basis_band: int | None = None
         self._sample = CurvatureSample(
-            (self._X[self._sample_rows] - self._mean) * inverse_scale.to(self._dtype),
+            (self._X[self._sample_rows] - self._mean) * self._arrays.of(inverse_scale),
             weight * (self._total_weight / float(weight.sum())),
             self._total_weight,
+            self._arrays,
         )
 
     def _blocks(self, times: int = 1) -> list[slice]:
@@ -178,56 +183,51 @@ class SoftmaxPath:
 
     def _evaluate(self, paths: Sequence[FoldPath]) -> list[Evaluation]:
         """Loss, gradient and held-out scores of every path's trial point, in one read of X."""
-        n_paths, k, d = len(paths), self.n_classes, self.width
-        dtype, device = self._dtype, self.device
-        theta = torch.stack([path.trial for path in paths])
-        inverse_scale = torch.stack([path.inverse_scale for path in paths])[:, None, :].to(dtype)
-        basis = self._basis.to(dtype)
-        weights = (theta[:, :, :d].reshape(n_paths * k, d).to(dtype) @ basis.T).view(n_paths, k, d)
-        weights = (weights * inverse_scale).view(n_paths * k, d)
+        n_paths, k, d, arrays = len(paths), self.n_classes, self.width, self._arrays
+        theta = arrays.stack([path.trial for path in paths])
+        inverse_scale = arrays.of(arrays.stack([path.inverse_scale for path in paths]))[:, None, :]
+        basis = arrays.of(self._basis)
+        weights = (arrays.of(theta[:, :, :d].reshape(n_paths * k, d)) @ basis.T).reshape(n_paths, k, d)
+        weights = (weights * inverse_scale).reshape(n_paths * k, d)
         # X is never centred in memory: the mean goes into the intercept here and comes out of the gradient below.
-        bias = theta[:, :, d].reshape(-1).to(dtype) - weights @ self._mean
-        folds = torch.tensor([path.fold for path in paths], device=device)[:, None]
-        gradient = torch.zeros(n_paths * k, d, dtype=dtype, device=device)
-        gradient_bias = torch.zeros(n_paths * k, dtype=torch.float64, device=device)
+        bias = arrays.of(theta[:, :, d].reshape(-1)) - weights @ self._mean
+        folds = arrays.codes(np.array([path.fold for path in paths]))[:, None]
+        gradient, gradient_bias = arrays.working_zeros(n_paths * k, d), arrays.zeros(n_paths * k)
         has_folds = any(path.fold != ALL_ROWS for path in paths)
-        held_out = torch.zeros(3, n_paths, len(self._X) if has_folds else 0, dtype=dtype, device=device)
-        loss = torch.zeros(n_paths, dtype=torch.float64, device=device)
+        held_out = arrays.working_zeros(3, n_paths, len(self._X) if has_folds else 0)
+        loss = arrays.zeros(n_paths)
         for rows in self._blocks():
             block, truth = self._X[rows], self._y[rows]
             size = len(truth)
-            scores = torch.addmm(bias[:, None], weights, block.T).view(n_paths, k, size)
-            log_p = torch.log_softmax(scores, dim=1)
-            index = truth.expand(n_paths, 1, size)
-            at_truth = log_p.gather(1, index)
-            weight = torch.where(folds == self._fold[rows], 0.0, self._weight[rows])
-            loss -= (at_truth[:, 0] * weight).sum(1, dtype=torch.float64)
+            scores = arrays.product_and(weights, block.T, bias).reshape(n_paths, k, size)
+            log_p = arrays.log_softmax(scores)
+            at_truth = arrays.at_classes(log_p, truth)
+            weight = arrays.where(folds == self._fold[rows], 0.0, self._weight[rows])
+            loss -= arrays.exact_sum(at_truth * weight, 1)
             if has_folds:
                 # A tie is right in one of as many cases as there are classes in it; NaN equals nothing.
-                best = log_p == log_p.amax(dim=1, keepdim=True)
-                right = best.gather(1, index)[:, 0]
-                held_out[0, :, rows] = -at_truth[:, 0]
-                held_out[1, :, rows] = -log_p.mean(1)
-                held_out[2, :, rows] = right / best.sum(1).clamp_min(1)
-            residual = log_p.exp_()
-            residual.scatter_add_(1, index, torch.full_like(at_truth, -1.0))
+                best = arrays.largest(log_p)
+                held_out[0][:, rows] = -at_truth
+                held_out[1][:, rows] = -log_p.mean(1)
+                held_out[2][:, rows] = arrays.at_classes(best, truth) / arrays.at_least(best.sum(1), 1)
+            residual = arrays.less_own_class(arrays.exp(log_p), truth)
             residual *= weight[:, None, :]
-            flat = residual.view(n_paths * k, size)
-            gradient.addmm_(flat, block)
-            gradient_bias += flat.sum(1, dtype=torch.float64)
-        gradient -= gradient_bias.to(dtype)[:, None] * self._mean
-        scaled = (gradient.view(n_paths, k, d) * inverse_scale).view(n_paths * k, d) @ basis
-        full = torch.cat([scaled.double().view(n_paths, k, d), gradient_bias.view(n_paths, k, 1)], dim=2)
-        losses = loss.cpu().tolist()
+            flat = residual.reshape(n_paths * k, size)
+            gradient += flat @ block
+            gradient_bias += arrays.exact_sum(flat, 1)
+        gradient -= arrays.of(gradient_bias)[:, None] * self._mean
+        scaled = (gradient.reshape(n_paths, k, d) * inverse_scale).reshape(n_paths * k, d) @ basis
+        full = arrays.join_last([arrays.exact(scaled).reshape(n_paths, k, d), gradient_bias.reshape(n_paths, k, 1)])
+        losses = loss.tolist()
         return [
             Evaluation(path.trial, losses[i], full[i], held_out[:, i, self._rows_of(path.fold)])
             for i, path in enumerate(paths)
         ]
 
-    def _rows_of(self, fold: int) -> torch.Tensor:
+    def _rows_of(self, fold: int) -> Array:
         """Return the rows that a fold holds out."""
         if fold not in self._held_out:
-            self._held_out[fold] = torch.nonzero(self._fold == fold)[:, 0]
+            self._held_out[fold] = self._arrays.positions(self._fold == fold)
         return self._held_out[fold]
 
     # --- the paths ------------------------------------------------------------------------------------------
@@ -264,17 +264,22 @@ class SoftmaxPath:
         list of list of PathPoint
             For each path, one point for each of its values of C (fewer where ``stop`` ended it).
         """
-        states = self._new_paths(paths, starts)
-        rules = PathRules(tol, max_passes, lambda theta: self._sample.preconditioner(theta), self._coefficients)
+        with self._arrays.threads(self._X.shape[0] * self.width):
+            states = self._new_paths(paths, starts)
+        rules = PathRules(tol, max_passes, self._preconditioner_at, self._arrays, self._coefficients)
         total = sum(len(state.values) for state in states)
         active = list(states)
-        self._start_basis(states[0].inverse_scale)
+        if self._keeps_basis and self._sample is not None:
+            for state in states:
+                state.rotate(self._basis, self._arrays)
+        else:
+            self._start_basis(states[0].inverse_scale)
         while active:
-            with threads_for(self._X.shape[0] * self.width * self.n_classes * len(active)):
+            with self._arrays.threads(self._X.shape[0] * self.width * self.n_classes * len(active)):
                 self._choose_basis(active)
                 found = self._evaluate(active)
             # Short vectors are quicker on one thread, and on a busy machine many times so.
-            with threads_for(_PASSES_OVER_VECTORS * self.n_classes * self.width):
+            with self._arrays.threads(_PASSES_OVER_VECTORS * self.n_classes * self.width):
                 for path, value in zip(active, found, strict=True):
                     path.advance(value, rules)
             active = [path for path in active if not path.is_finished]
@@ -296,64 +301,66 @@ class SoftmaxPath:
                 raise ValueError(f"values of C must be positive and ascending, got {list(values)}")
             scale = self._scale(fold)
             start = self._start(fold) if starts is None else self._resume(starts[number], scale)
-            states.append(FoldPath(fold, list(values), CurvaturePairs(memory), start, 1.0 / scale))
+            states.append(FoldPath(fold, list(values), CurvaturePairs(memory, self._arrays), start, 1.0 / scale))
         return states
 
-    def _start(self, fold: int) -> torch.Tensor:
+    def _start(self, fold: int) -> Array:
         """Return the optimum without weights: intercepts at the log of the training rows' class shares."""
-        start = torch.zeros(self.n_classes, self.width + 1, dtype=torch.float64, device=self.device)
-        train = self._fold != fold
-        share = torch.zeros(self.n_classes, dtype=torch.float64, device=self.device)
-        share.index_add_(0, self._y[train], self._weight[train].double())
-        log_share = (share / share.sum()).clamp_min(1e-6).log()
+        arrays, train = self._arrays, self._fold != fold
+        share = arrays.class_weights(self._y[train], self._weight[train], self.n_classes)
+        log_share = arrays.log(arrays.at_least(share / share.sum(), 1e-6))
+        start = arrays.zeros(self.n_classes, self.width + 1)
         start[:, -1] = log_share - log_share.mean()
         return start
 
-    def _resume(self, point: PathPoint, scale: torch.Tensor) -> torch.Tensor:
+    def _resume(self, point: PathPoint, scale: Array) -> Array:
         """Turn a solution back into the path's own centred and scaled parameters."""
-        coef = torch.from_numpy(point.coef).double().to(self.device)
+        coef = self._arrays.exact(point.coef)
         if self._span is not None:
             coef = coef @ self._span
-        intercept = torch.from_numpy(point.intercept).to(self.device) + coef @ self._mean.double()
-        return torch.cat([coef * scale, intercept[:, None]], dim=1)
+        intercept = self._arrays.exact(point.intercept) + coef @ self._arrays.exact(self._mean)
+        return self._arrays.join_last([coef * scale, intercept[:, None]])
 
-    def _scale(self, fold: int) -> torch.Tensor:
+    def _scale(self, fold: int) -> Array:
         """Return the standard deviations of the path's training rows, or ones; constant features keep one."""
         if not self.standardise:
-            return torch.ones(self.width, dtype=torch.float64, device=self.device)
-        sums = torch.zeros(2, self.width, dtype=torch.float64, device=self.device)
-        total = 0.0
+            return self._arrays.zeros(self.width) + 1.0
+        arrays = self._arrays
+        sums, squares, total = arrays.zeros(self.width), arrays.zeros(self.width), 0.0
         for rows in self._blocks(8):
-            weight = torch.where(self._fold[rows] == fold, 0.0, self._weight[rows])
+            weight = arrays.where(self._fold[rows] == fold, 0.0, self._weight[rows])
             centred = self._X[rows] - self._mean
-            sums[0] += (weight @ centred).double()
-            sums[1] += (weight @ centred.square_()).double()
+            sums += arrays.exact(weight @ centred)
+            squares += arrays.exact(weight @ (centred * centred))
             total += float(weight.sum())
-        deviation = (sums[1] / total - (sums[0] / total).square()).clamp_min(0.0).sqrt()
+        deviation = arrays.at_least(squares / total - (sums / total) ** 2, 0.0) ** 0.5
         floor = 1e-6 * float(deviation.max())
-        return torch.where(deviation > floor, deviation, 1.0)
+        return arrays.where(deviation > floor, deviation, 1.0)
+
+    def _preconditioner_at(self, theta: Array) -> Preconditioner:
+        assert self._sample is not None
+        return self._sample.preconditioner(theta)
 
     def _choose_basis(self, paths: Sequence[FoldPath]) -> None:
         """Rotate everything to the eigenvectors of XᵀX, rows weighted by how uncertain the leading path is on them."""
         leader = max(paths, key=lambda path: path.c)
         band = math.floor(math.log(leader.c) / math.log(_BASIS_BAND))
         # Only ever upwards: when the leader has finished, the others keep the basis they have.
-        known = self._basis_band is not None and band <= self._basis_band
+        known = self._basis_band is not None and (self._keeps_basis or band <= self._basis_band)
         if known or self.width > _WIDEST_EIGENBASIS:
             return
         self._basis_band = band
+        assert self._sample is not None
         rotation = self._sample.rotation(leader.trial)
         self._basis = self._basis @ rotation
         self._sample.rotate(rotation)
         for path in paths:
-            path.rotate(rotation)
+            path.rotate(rotation, self._arrays)
 
-    def _coefficients(
-        self, theta: torch.Tensor, inverse_scale: torch.Tensor
-    ) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
+    def _coefficients(self, theta: Array, inverse_scale: Array) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """Return weights (K, D) and intercepts (K,) in the units of the data."""
         weights = (theta[:, :-1] @ self._basis.T) * inverse_scale
-        intercept = theta[:, -1] - weights @ self._mean.double()
+        intercept = theta[:, -1] - weights @ self._arrays.exact(self._mean)
         if self._span is not None:
             weights = weights @ self._span.T
-        return weights.to(self._dtype).cpu().numpy(), intercept.cpu().numpy()
+        return self._arrays.to_numpy(self._arrays.of(weights)), self._arrays.to_numpy(intercept)

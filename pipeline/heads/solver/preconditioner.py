@@ -10,8 +10,11 @@ George et al., "Fast approximate natural gradient descent in a Kronecker-factore
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    from pipeline.heads.solver.arrays import Array, NumpyArrays
+
 
 _MOST_CLASS_DIRECTIONS = 256
 _ROWS_OF_MANY_CLASSES = 2048
@@ -27,10 +30,10 @@ class Preconditioner:
     ``class_basis`` None stands for the classes themselves.
     """
 
-    class_basis: torch.Tensor | None
-    curvature: torch.Tensor
+    class_basis: Array | None
+    curvature: Array
 
-    def solve(self, vectors: torch.Tensor, c: float) -> torch.Tensor:
+    def solve(self, vectors: Array, c: float) -> Array:
         """Divide ``vectors`` (n, K, D + 1) by ``c × curvature + 1``; the last column, the intercepts, has no + 1."""
         diagonal = c * self.curvature
         diagonal[:, :-1] += 1.0
@@ -50,63 +53,62 @@ class CurvatureSample:
         Weights of the rows, which sum to ``total_weight``.
     total_weight : float
         The weight of all rows of the data.
+    arrays : NumpyArrays
+        The operations on these arrays.
     """
 
-    def __init__(self, rows: torch.Tensor, weight: torch.Tensor, total_weight: float) -> None:
-        self._rows, self._weight, self._total_weight = rows, weight, total_weight
-        self._squares = rows.square()
+    def __init__(self, rows: Array, weight: Array, total_weight: float, arrays: NumpyArrays) -> None:
+        self._rows, self._weight, self._total_weight, self._arrays = rows, weight, total_weight, arrays
+        self._squares = rows * rows
 
-    def preconditioner(self, theta: torch.Tensor) -> Preconditioner:
+    def preconditioner(self, theta: Array) -> Preconditioner:
         """Measure the Hessian's diagonal at ``theta`` (K, D + 1)."""
         n_classes, columns = theta.shape
-        curvature = torch.empty(n_classes, columns, dtype=torch.float64, device=theta.device)
+        curvature = self._arrays.zeros(n_classes, columns)
         if n_classes > _MOST_CLASS_DIRECTIONS:
             class_basis, uncertainty = None, self._of_single_classes(theta, curvature)
         else:
             class_basis, uncertainty = self._of_class_directions(theta, curvature)
         # The shared direction of the intercepts has no curvature at all, and no gradient either.
         least = 1e-3 * self._total_weight / n_classes
-        curvature[:, -1] = uncertainty.sum(0).clamp_min(least)
+        curvature[:, -1] = self._arrays.at_least(uncertainty.sum(0), least)
         return Preconditioner(class_basis, curvature)
 
-    def rotation(self, theta: torch.Tensor) -> torch.Tensor:
+    def rotation(self, theta: Array) -> Array:
         """Return the eigenvectors (D, D) of XᵀX, each row weighted by how uncertain ``theta`` is about it."""
-        p = _probabilities(self._rows, theta)
-        uncertainty = self._weight * (1.0 - p.square().sum(1))
-        moments = self._rows.T @ (self._rows * uncertainty[:, None])
-        rotation: torch.Tensor = torch.linalg.eigh(moments.double())[1]
-        return rotation
+        p = self._probabilities(self._rows, theta)
+        uncertainty = self._weight * (1.0 - (p * p).sum(1))
+        return self._arrays.eigenvectors(self._rows.T @ (self._rows * uncertainty[:, None]))
 
-    def rotate(self, rotation: torch.Tensor) -> None:
+    def rotate(self, rotation: Array) -> None:
         """Express the rows in another feature basis."""
-        self._rows = self._rows @ rotation.to(self._rows.dtype)
-        self._squares = self._rows.square()
+        self._rows = self._rows @ self._arrays.of(rotation)
+        self._squares = self._rows * self._rows
 
-    def _of_class_directions(self, theta: torch.Tensor, curvature: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _of_class_directions(self, theta: Array, curvature: Array) -> tuple[Array, Array]:
         """Fill in the features' curvature; return the class directions and each row's uncertainty along them."""
-        weight = self._weight
-        p = _probabilities(self._rows, theta)
+        weight, arrays = self._weight, self._arrays
+        p = self._probabilities(self._rows, theta)
         weighted = p * weight[:, None]
-        classes = torch.diag(weighted.sum(0)) - weighted.T @ p
-        _, class_basis = torch.linalg.eigh(classes.double())
-        u = class_basis.to(self._rows.dtype)
+        class_basis = arrays.eigenvectors(arrays.diagonal_matrix(weighted.sum(0)) - weighted.T @ p)
+        u = arrays.of(class_basis)
         # u_kᵀ (diag(p) − ppᵀ) u_k of every row: how uncertain the row is along class direction k.
-        uncertainty = (weighted @ u.square() - weight[:, None] * (p @ u).square()).clamp_min_(0.0)
+        uncertainty = arrays.at_least(weighted @ (u * u) - weight[:, None] * (p @ u) ** 2, 0.0)
         curvature[:, :-1] = uncertainty.T @ self._squares
         return class_basis, uncertainty
 
-    def _of_single_classes(self, theta: torch.Tensor, curvature: torch.Tensor) -> torch.Tensor:
+    def _of_single_classes(self, theta: Array, curvature: Array) -> Array:
         """Fill in the features' curvature, of the same shape for every class; return each row's uncertainty."""
         every = -(-len(self._rows) // _ROWS_OF_MANY_CLASSES)
         rows, weight = self._rows[::every], self._weight[::every] * every
-        p = _probabilities(rows, theta)
-        uncertainty = (p - p.square()).mul_(weight[:, None])
+        p = self._probabilities(rows, theta)
+        uncertainty = (p - p * p) * weight[:, None]
         of_rows = uncertainty.sum(1)
-        spread = of_rows @ rows.square() / of_rows.sum().clamp_min(1e-30)
+        spread = of_rows @ (rows * rows) / max(float(of_rows.sum()), 1e-30)
         curvature[:, :-1] = uncertainty.sum(0)[:, None] * spread
         return uncertainty
 
-
-def _probabilities(rows: torch.Tensor, theta: torch.Tensor) -> torch.Tensor:
-    """Return class probabilities (R, K)."""
-    return torch.softmax(rows @ theta[:, :-1].T.to(rows.dtype) + theta[:, -1].to(rows.dtype), dim=1)
+    def _probabilities(self, rows: Array, theta: Array) -> Array:
+        """Return class probabilities (R, K)."""
+        of = self._arrays.of
+        return self._arrays.softmax(rows @ of(theta[:, :-1]).T + of(theta[:, -1]))

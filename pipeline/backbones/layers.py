@@ -1,0 +1,48 @@
+"""What identifies the outputs and the weights of a backbone, as plain data; imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+POOLINGS = ("avg", "max", "gem", "cls", "flatten")
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The identity of weights.
+
+    Attributes
+    ----------
+    name : str
+        The resolved name (never an alias such as ``DEFAULT``), ``"file"`` or ``"random"``.
+    origin : str
+        Their origin, for display: a package, a hub, a file's name.
+    sha256 : str
+        Hash of the tensors that are used (see `hash_weights`), independent of the file format.
+    """
+
+    name: str
+    origin: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A named output.
+
+    Attributes
+    ----------
+    name : str
+        ``"penultimate"``, or ``"NODE:POOLING"``.
+    node : str
+        Module path inside the network; empty for the penultimate output.
+    pooling : str
+        One of `POOLINGS`; ``"network"`` for the penultimate output, which the network pools itself.
+    width : int
+        D.
+    """
+
+    name: str
+    node: str
+    pooling: str
+    width: int

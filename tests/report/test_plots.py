@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+
+from pipeline.report import plots
+
+
+def test_a_gap_in_a_curve_is_none_and_the_figure_is_plain_json() -> None:
+    figure = plots.range_figure([0.1, 1.0, 10.0], [2.0, float("nan"), 1 / 3], 1.0)
+    assert figure["series"][0]["y"] == [2.0, None, 0.333333]
+    assert json.loads(json.dumps(figure, allow_nan=False)) == figure
+
+
+def test_a_large_matrix_shows_the_classes_with_most_errors() -> None:
+    confusion = np.diag(np.full(plots.MOST_CLASSES + 5, 9))
+    confusion[0, 64], confusion[64, 3] = 4, 2
+    figure = plots.confusion_figure(confusion, tuple(f"class {i}" for i in range(len(confusion))))
+    assert len(figure["names"]) == len(figure["matrix"]) == plots.MOST_CLASSES
+    assert {"class 0", "class 3", "class 64"} <= set(figure["full"])
+    row, column = figure["full"].index("class 0"), figure["full"].index("class 64")
+    # Rows of the label include those predicted as a class that is not shown.
+    assert (figure["matrix"][row][column], figure["totals"][row]) == (4, 13)
+
+
+def test_dots_are_bounded() -> None:
+    values = np.arange(20_000.0)
+    series = plots.predicted_figure(values, values + 1, "n")["series"][0]
+    assert len(series["x"]) == len(set(series["x"])) == 5000
+    assert all(b == a + 1 for a, b in zip(series["x"], series["y"], strict=True))
