@@ -158,7 +158,7 @@ def open_update(
     allow_removed: str | None = None,
     check: Callable[[], None] = lambda: None,
 ) -> tuple[Path, UpdatePlan | None, int]:
-    """Return the file to fill so that the cache holds ``items``: the cache itself, or a new file beside it.
+    """Return the file to fill so that the cache holds ``items``: itself, or a new file beside it.
 
     The new file holds every old row that is still valid, and the rows of an interrupted update. Readers see the old
     one until `pipeline.cache.replace.publish` is called.
@@ -172,7 +172,7 @@ def open_update(
     hash_items, check_content
         See `plan_update`.
     dtype, attributes
-        Of the new file; see `pipeline.cache.format.create`.
+        See `pipeline.cache.format.create`.
     allow_removed
         See `pipeline.cache.removed.check_removal`.
     check : callable
