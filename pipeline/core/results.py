@@ -109,7 +109,7 @@ def read_predictions(table: Path | TextIO, *, numeric: bool) -> pd.DataFrame:
     """
     import pandas as pd  # takes a second
 
-    found = pd.read_csv(table, dtype=str, keep_default_na=False, encoding_errors="surrogateescape")
+    found = pd.read_csv(table, dtype=object, keep_default_na=False, encoding_errors="surrogateescape")
     numbers = {"label", "predicted"} if numeric else set()
     columns: dict[str, Any] = {}
     for name in found.columns:

@@ -43,12 +43,14 @@ def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -
     """Write a page with the images found for each query; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
-    by_query = dict(list(found.table.groupby("query", sort=False)))
+    by_query: dict[str, list[Any]] = {}
+    for line in found.table.itertuples():
+        by_query.setdefault(line.query, []).append(line)
     for query, own, rows in zip(found.queries, found.query_rows.tolist(), found.rows, strict=True):
         pictures = [page.item(own, query, [("", "asked for")], asked=True)] if own >= 0 else _outside(query)
         there = rows[rows >= 0]
         by_key = dict(zip(cache.keys[there].tolist(), there.tolist(), strict=True))
-        for line in by_query[query].itertuples() if len(there) else ():
+        for line in by_query.get(query, ()):
             facts = [("", line.label)] if line.label else []
             pictures.append(
                 page.item(by_key[line.key], line.key, [*facts, ("cosine", f"{line.cosine:.4f}")], line.label)

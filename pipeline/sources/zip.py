@@ -152,7 +152,8 @@ def name_of(member: zipfile.ZipInfo) -> bytes:
     """
     name = member.filename.encode("utf-8", "surrogateescape")
     if not member.flag_bits & UTF8_FLAG:
-        raw = member.filename.encode("cp437", "surrogateescape")
+        # Python 3.13 puts the name of the extra field into `filename`.
+        raw = member.orig_filename.encode("cp437", "surrogateescape").partition(b"\0")[0]
         name = _unicode_path(member.extra, raw) or (raw if _is_utf8(raw) else name)
     if member.create_system in WINDOWS and b"/" not in name:
         name = name.replace(b"\\", b"/")

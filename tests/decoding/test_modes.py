@@ -122,7 +122,9 @@ def test_tiffs_of_tifffile(compression: str | None, kind: str) -> None:
     lossless = {"lossless": True} if compression == "webp" else {}
     for bands, order in itertools.product((1, 3), "<>"):
         pixels = (GREY if bands == 1 else RGB).astype(kind) * scale
-        if (compression == "webp" and (bands == 1 or kind == "u2")) or (compression == "png" and order == ">"):
+        if (compression == "webp" and (bands == 1 or kind == "u2")) or (
+            compression in ("png", "jpeg2000") and order == ">"
+        ):
             continue  # which the writer does not write
         photometric = "minisblack" if bands == 1 else "rgb"
         data = by_tifffile(
