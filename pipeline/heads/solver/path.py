@@ -74,6 +74,15 @@ _DOUBLE_VALUES = 4_000_000
 optimum lies beyond float32's rounding, are then solved too."""
 
 
+_FEW_CLASSES, _ROTATED_VALUES = 256, 1 << 26
+"""With more classes than this, taking their parameters to a basis and back is a fifth of a pass: the data are rotated
+once instead, to the eigenvectors of XᵀX, if they have at most so many values."""
+
+
+def _rotates_data(X: NDArray[np.float32], n_classes: int) -> bool:
+    return n_classes > _FEW_CLASSES and X.size <= _ROTATED_VALUES and X.shape[1] <= _WIDEST_EIGENBASIS
+
+
 def arrays_for(values: int, device: str) -> NumpyArrays:
     """Return the arrays for a problem of so many feature values: NumPy's, or PyTorch's for large ones and GPUs."""
     if device == "cpu" and values <= _DOUBLE_VALUES:
@@ -133,9 +142,15 @@ class SoftmaxPath:
         # Weights lie in the span of the rows, and the penalty is the same in any orthonormal basis of it; a scale for
         # each feature is not.
         self._span: Array | None = None
+        self._keeps_features = X.shape[1] > _WIDEST_EIGENBASIS
         if len(X) < X.shape[1] and not standardise:
             self._span, triangle = arrays.orthogonal(arrays.exact(self._X.T))
             self._X = arrays.copy(arrays.of(triangle.T))
+        elif _rotates_data(X, n_classes) and not standardise:
+            centred = self._X - self._X.mean(0)
+            self._span = arrays.eigenvectors(arrays.exact(centred.T @ centred))
+            self._X = self._X @ arrays.of(self._span)
+            self._keeps_features = True
         n_rows, width = self._X.shape
         self.width = width
         self._y = arrays.codes(y)
@@ -186,9 +201,11 @@ class SoftmaxPath:
         n_paths, k, d, arrays = len(paths), self.n_classes, self.width, self._arrays
         theta = arrays.stack([path.trial for path in paths])
         inverse_scale = arrays.of(arrays.stack([path.inverse_scale for path in paths]))[:, None, :]
-        basis = arrays.of(self._basis)
-        weights = (arrays.of(theta[:, :, :d].reshape(n_paths * k, d)) @ basis.T).reshape(n_paths, k, d)
-        weights = (weights * inverse_scale).reshape(n_paths * k, d)
+        basis = None if self._keeps_features else arrays.of(self._basis)
+        weights = arrays.of(theta[:, :, :d].reshape(n_paths * k, d))
+        if basis is not None:
+            weights = weights @ basis.T
+        weights = (weights.reshape(n_paths, k, d) * inverse_scale).reshape(n_paths * k, d)
         # X is never centred in memory: the mean goes into the intercept here and comes out of the gradient below.
         bias = arrays.of(theta[:, :, d].reshape(-1)) - weights @ self._mean
         folds = arrays.codes(np.array([path.fold for path in paths]))[:, None]
@@ -216,7 +233,9 @@ class SoftmaxPath:
             gradient += flat @ block
             gradient_bias += arrays.exact_sum(flat, 1)
         gradient -= arrays.of(gradient_bias)[:, None] * self._mean
-        scaled = (gradient.reshape(n_paths, k, d) * inverse_scale).reshape(n_paths * k, d) @ basis
+        scaled = (gradient.reshape(n_paths, k, d) * inverse_scale).reshape(n_paths * k, d)
+        if basis is not None:
+            scaled = scaled @ basis
         full = arrays.join_last([arrays.exact(scaled).reshape(n_paths, k, d), gradient_bias.reshape(n_paths, k, 1)])
         losses = loss.tolist()
         return [
@@ -347,7 +366,7 @@ class SoftmaxPath:
         band = math.floor(math.log(leader.c) / math.log(_BASIS_BAND))
         # Only ever upwards: when the leader has finished, the others keep the basis they have.
         known = self._basis_band is not None and (self._keeps_basis or band <= self._basis_band)
-        if known or self.width > _WIDEST_EIGENBASIS:
+        if known or self._keeps_features:
             return
         self._basis_band = band
         assert self._sample is not None
@@ -359,7 +378,7 @@ class SoftmaxPath:
 
     def _coefficients(self, theta: Array, inverse_scale: Array) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """Return weights (K, D) and intercepts (K,) in the units of the data."""
-        weights = (theta[:, :-1] @ self._basis.T) * inverse_scale
+        weights = (theta[:, :-1] if self._keeps_features else theta[:, :-1] @ self._basis.T) * inverse_scale
         intercept = theta[:, -1] - weights @ self._arrays.exact(self._mean)
         if self._span is not None:
             weights = weights @ self._span.T
