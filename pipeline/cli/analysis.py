@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import cli, say
+from pipeline.cli.base import announce, cli, say
 from pipeline.core.csv_rows import LINE_END, CsvRows
 from pipeline.core.names import SHOWN
 from pipeline.errors import AnalysisError
@@ -114,7 +114,7 @@ def search(
         lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
         # Only line feeds end a line: a name may hold the other breaks that splitlines knows.
         queries = tuple(dict.fromkeys(line for line in lines.replace("\r\n", "\n").split("\n") if line))
-    say(f"search: comparing with the rows of {cache}")
+    announce(f"search: comparing with the rows of {cache}")
     opened = open_cache(cache)
     started = time.perf_counter()
     settings = run_settings(run)
@@ -150,7 +150,7 @@ def duplicates(
     from pipeline.analysis.duplicates import find_duplicates
     from pipeline.cache import open_cache
 
-    say(f"duplicates: comparing the images of {cache}")
+    announce(f"duplicates: comparing the images of {cache}")
     opened = open_cache(cache)
     started = time.perf_counter()
     found = find_duplicates(opened, threshold=threshold, layer=layer, use_pixels=not no_images, say=say)
@@ -233,7 +233,7 @@ def map_(
     from pipeline.analysis.projection import map_cache
     from pipeline.cache import open_cache
 
-    say(f"map: reading {cache}")
+    announce(f"map: reading {cache}")
     opened = open_cache(cache)
     started = time.perf_counter()
     found = map_cache(opened, method, layer=layer, n_neighbors=neighbours, n_epochs=epochs, seed=seed, say=say)
@@ -279,7 +279,7 @@ def select(
     from pipeline.cache import open_cache
 
     started = time.perf_counter()
-    say(f"select: reading {cache}")
+    announce(f"select: reading {cache}")
     found = choose(open_cache(cache), k, method, layer=layer, among_all=among_all, seed=seed)
     _give(found.table, output)
     say(f"{len(found.table)} of {found.candidates} images by {method} in {time.perf_counter() - started:.1f} s")
@@ -297,7 +297,7 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
     Prints how well each embedding separates the labels (nearest neighbours, with intervals and the paired difference
     to the first), then, for each pair, linear CKA and the share of common neighbours.
     """
-    say(f"compare-caches: reading {' and '.join(caches)}")
+    announce(f"compare-caches: reading {' and '.join(caches)}")
     from pipeline.analysis.compare_caches import compare_caches as compare
     from pipeline.cache import open_cache
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import threading
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -16,6 +17,11 @@ from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_PATIENCE_SECONDS = 0.7
+"""Nobody waits longer without a word."""
+
+_announcement: threading.Timer | None = None
 
 EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
@@ -35,6 +41,8 @@ class _Commands(click.Group):
             ctx.exit(stopped.exit_code)
         except KeyboardInterrupt:  # where the command line runs inside another program, which handles signals
             ctx.exit(128 + signal.SIGINT)
+        finally:
+            _take_back()
 
 
 def _check_current_folder() -> None:
@@ -49,7 +57,24 @@ def _check_current_folder() -> None:
 
 def say(text: str) -> None:
     """Print a message for people."""
+    _take_back()
     click.echo(text, err=True)
+
+
+def announce(text: str) -> None:
+    """Say what a command is doing, unless it has said something else by then: an error stays a single line."""
+    global _announcement
+    _take_back()
+    _announcement = threading.Timer(_PATIENCE_SECONDS, click.echo, (text,), {"err": True})
+    _announcement.daemon = True
+    _announcement.start()
+
+
+def _take_back() -> None:
+    global _announcement
+    if _announcement is not None:
+        _announcement.cancel()
+        _announcement = None
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})

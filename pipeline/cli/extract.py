@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say
+from pipeline.cli.base import EXIT_SOME_FAILED, announce, cli, progress_line, say
 from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
 from pipeline.stages.options import EXTRACT, add_options
@@ -33,7 +33,7 @@ def extract(images: str, output: str, **options: Any) -> None:
     """
     from pipeline.stages.calls import extract as extract_images
 
-    say(f"extract: reading {images}, then loading the network")
+    announce(f"extract: reading {images}, then loading the network")
     with stop_on_signal() as stop:
         with progress_line("extract") as line:
             summary = extract_images(images, output, callbacks=Callbacks(stop, say, line), **options)

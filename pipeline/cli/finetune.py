@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.base import cli, progress_line, say
+from pipeline.cli.base import announce, cli, progress_line, say
 from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
 from pipeline.stages.options import FINETUNE, add_options
@@ -28,7 +28,7 @@ def finetune(cache: str, probe: str, output: str, **options: Any) -> None:
     """
     from pipeline.stages.calls import finetune as train
 
-    say(f"finetune: reading {cache} and loading the network")
+    announce(f"finetune: reading {cache} and loading the network")
     with stop_on_signal() as stop:
         with progress_line("finetune") as line:
             result = train(cache, probe, output, callbacks=Callbacks(stop, say, line), **options)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say
+from pipeline.cli.base import EXIT_SOME_FAILED, announce, cli, progress_line, say
 from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
 from pipeline.stages.options import FIT_HEAD, PREDICT, add_options
@@ -22,7 +22,7 @@ def fit_head(cache: str, output: str, **options: Any) -> None:
     """Fit a head on CACHE, measure it on rows it has not seen, and write the run folder with its report."""
     from pipeline.stages.calls import fit_head as fit
 
-    say(f"fit-head: reading {cache}")
+    announce(f"fit-head: reading {cache}")
     result = fit(cache, output, callbacks=Callbacks(say=say), **options)
     say("\n".join(result.headlines()))
     say(f"{output} written in {sum(result.seconds.values()):.1f} s")
@@ -61,7 +61,7 @@ def predict(run_dir: str, images: str, output: str, **options: Any) -> None:
     """Apply the head of RUN/ to IMAGES: classes or labels with probabilities, or numbers, as CSV."""
     from pipeline.stages.calls import predict as predict_images
 
-    say(f"predict: reading {images}, then loading the network of {run_dir}")
+    announce(f"predict: reading {images}, then loading the network of {run_dir}")
     with stop_on_signal() as stop:
         with progress_line("predict") as line:
             summary = predict_images(run_dir, images, output, callbacks=Callbacks(stop, say, line), **options)

@@ -70,5 +70,6 @@ def test_what_is_wrong_is_one_line(path: Path, tmp_path: Path) -> None:
     ):
         done = run_command(*arguments)
         assert done.exit_code == 1
-        assert len(done.stderr.strip().splitlines()) == 1
+        assert done.stderr.splitlines()[-1].startswith("error: ")
+        assert done.stderr.count("error: ") == 1
         assert done.stdout == ""

