@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 SMALL = "torchvision/squeezenet1_1"
 
 
+@pytest.fixture(autouse=True)
+def own_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Keep what is known of made-up weights out of the user's cache folder, and what is known there out of the tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+
+
 def test_the_default_is_the_bundled_network_with_its_own_preprocessing() -> None:
     backbone = load_backbone()
     assert backbone.name == DEFAULT_BACKBONE == "efficientnet_lite0"
