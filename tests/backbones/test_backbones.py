@@ -25,7 +25,7 @@ SMALL = "torchvision/squeezenet1_1"
 
 @pytest.fixture(autouse=True)
 def own_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Keep what is known of made-up weights out of the user's cache folder, and what is known there out of the tests."""
+    """Keep what is known of made-up weights out of the user's cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
 
 
