@@ -143,7 +143,7 @@ def _write(output: Path, items: ItemTable, caches: Sequence[Cache], plans: Seque
     lay_out(
         output,
         items,
-        widths={name: rows.shape[1] for name, rows in first.layers.items()},
+        widths=first.widths,
         dtype=first.dtype,
         attributes=file_attributes(
             first.spec, versions=first.versions, self_check=first.self_check, source=common_source(caches)

@@ -132,6 +132,11 @@ class Cache:
         return self._extents[fmt.EMBEDDINGS].shape[1]
 
     @property
+    def widths(self) -> dict[str, int]:
+        """Embedding width of every layer by name."""
+        return {name: rows.shape[1] for name, rows in self.layers.items()}
+
+    @property
     def dtype(self) -> np.dtype[Any]:
         """Type of the embeddings."""
         return self._extents[fmt.EMBEDDINGS].dtype

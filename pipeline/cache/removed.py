@@ -14,7 +14,7 @@ from pipeline.cache.copy import CopyPlan, fill_from
 from pipeline.cache.format import file_attributes
 from pipeline.cache.reader import Cache
 from pipeline.cache.replace import lay_out, remove
-from pipeline.core.items import HASH_BYTES, Status
+from pipeline.core.items import Status, as_keys
 from pipeline.core.limits import count_limit
 from pipeline.errors import CacheError
 
@@ -95,7 +95,7 @@ def keep_removed(path: Path, finished: Path) -> None:
     lay_out(
         beside,
         old.items.take(lost),
-        widths={name: rows.shape[1] for name, rows in old.layers.items()},
+        widths=old.widths,
         dtype=old.dtype,
         attributes=file_attributes(old.spec, versions=old.versions, self_check=old.self_check, source=old.source),
         fill=lambda part: _fill(part, CopyPlan(old, lost)),
@@ -108,10 +108,6 @@ def _fill(part: Path, plan: CopyPlan) -> None:
 
 def _lost(old: Cache, new: Cache) -> NDArray[np.int64]:
     """Return the finished rows of ``old`` whose image is in no finished row of ``new``."""
-    there = _as_keys(new.content_hash[np.asarray(new.status == Status.DONE)])
+    there = as_keys(new.content_hash[np.asarray(new.status == Status.DONE)])
     done = np.flatnonzero(old.status == Status.DONE)
-    return done[~np.isin(_as_keys(old.content_hash[done]), there)]
-
-
-def _as_keys(hashes: NDArray[np.uint8]) -> NDArray[np.bytes_]:
-    return np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}").reshape(-1)
+    return done[~np.isin(as_keys(old.content_hash[done]), there)]

@@ -9,7 +9,6 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,9 +19,11 @@ from pipeline.cache.failures import append_reasons
 from pipeline.cache.reader import Cache
 from pipeline.cache.removed import check_removal, kept_rows
 from pipeline.cache.replace import lay_out, remove, unfinished_path
-from pipeline.core.items import HASH_BYTES
+from pipeline.core.items import as_keys
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from pipeline.core.items import ItemTable
 
 HashItems = Callable[[NDArray[np.int64]], NDArray[np.uint8]]
@@ -102,7 +103,7 @@ def plan_update(
     arrived = np.flatnonzero(found < 0)
     movable = vanished[known[vanished]]
     candidates = arrived[np.isin(new.sizes[arrived], old.sizes[movable])]
-    moved = match(_as_keys(content_hash[movable]), _as_keys(hash_items(candidates)))
+    moved = match(as_keys(content_hash[movable]), as_keys(hash_items(candidates)))
     origin[candidates[moved >= 0]] = movable[moved[moved >= 0]]
     renamed = len(np.unique(moved[moved >= 0]))
     return UpdatePlan(
@@ -200,13 +201,13 @@ def open_update(
     newer = _unfinished_update(old)
     if newer is not None and not check_content and same_items(newer.items, items) and not _moved(newer, attributes):
         return unfinished, plan, 0
-    plans = [(newer, check_content), (kept_rows(old), False)]
     copies = [
         CopyPlan(cache, plan_update(cache.items, items, cache.content_hash, hash_items, check_content=again).origin)
-        for cache, again in plans
+        for cache, again in ((newer, check_content), (kept_rows(old), False))
         if cache is not None
     ]
     copies.insert(newer is not None, CopyPlan(old, plan.origin))
+    _keep_reasons(path, old, items, plan.origin)
     return unfinished, plan, _lay_out_update(old, items, copies, dtype, attributes, check)
 
 
@@ -224,16 +225,13 @@ def _lay_out_update(
     def fill(part: Path) -> None:
         damaged.extend(fill_from(part, copies, check=check))
 
-    path = Path(old.path)
-    origin = next(copy.origin for copy in copies if copy.source is old)
-    _keep_reasons(path, old, items, origin)
-    lay_out(unfinished_path(path), items, widths=_widths(old), dtype=dtype, attributes=attributes, fill=fill)
+    lay_out(unfinished_path(old.path), items, widths=old.widths, dtype=dtype, attributes=attributes, fill=fill)
     return sum(map(len, damaged))
 
 
 def _unfinished_update(old: Cache) -> Cache | None:
     """Return the file of an interrupted update of this cache; one of an earlier cache at this path is removed."""
-    path = unfinished_path(Path(old.path))
+    path = unfinished_path(old.path)
     if not path.is_file():
         return None
     newer = Cache(path)
@@ -262,15 +260,6 @@ def _moved(cache: Cache, attributes: Mapping[str, str | int]) -> bool:
     elsewhere = place(cache.source) != place(json.loads(str(attributes["source"])))
     # The list as a whole may have changed where this shard of it did not.
     return bool(elsewhere or (cache.shard and cache.shard.to_json()) != attributes.get("shard"))
-
-
-def _widths(cache: Cache) -> dict[str, int]:
-    return {name: rows.shape[1] for name, rows in cache.layers.items()}
-
-
-def _as_keys(hashes: NDArray[np.uint8]) -> NDArray[np.bytes_]:
-    """View (n, 16) hashes as n keys; all are equally long, so that the zeros NumPy strips make no two of them equal."""
-    return np.ascontiguousarray(hashes).view(f"S{HASH_BYTES}").reshape(-1)
 
 
 def _same_content(found: NDArray[np.uint8], known: NDArray[np.uint8]) -> NDArray[np.bool_]:

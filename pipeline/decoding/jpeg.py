@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image, __version__
 
 from pipeline.decoding.image import ADOBE_YCBCR, DecodePolicy
-from pipeline.decoding.orientation import orientation_of
+from pipeline.decoding.orientation import orientation_of, turned_pixels
 from pipeline.errors import first_line
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def _plain(data: bytes, policy: DecodePolicy) -> NDArray[np.uint8] | None:
         pixels = _decoded(data, header.size)
     except Exception:  # Pillow tells what is wrong
         return None
-    return _upright(pixels, orientation_of(header)) if pixels.shape[:2] == (header.height, header.width) else None
+    return turned_pixels(pixels, orientation_of(header)) if pixels.shape[:2] == (header.height, header.width) else None
 
 
 def why_pillow() -> str:
@@ -129,17 +129,6 @@ def _is_plain(header: Any) -> bool:
         and samplings in _SAMPLINGS.values()
         and header.info.get("adobe_transform", ADOBE_YCBCR) == ADOBE_YCBCR
     )
-
-
-def _upright(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
-    """Apply an EXIF orientation (TIFF 6.0, tag 274), as `pipeline.decoding.image` does."""
-    if orientation in (5, 6, 7, 8):
-        pixels = pixels.swapaxes(0, 1)
-    if orientation in (3, 4, 7, 8):
-        pixels = pixels[::-1]
-    if orientation in (2, 3, 6, 7):
-        pixels = pixels[:, ::-1]
-    return np.ascontiguousarray(pixels)
 
 
 def _examples() -> list[bytes]:

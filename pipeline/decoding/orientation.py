@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from PIL import Image
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 # EXIF orientation → the operation that makes the picture upright (TIFF 6.0, tag 274).
 TURNS = {
@@ -37,6 +41,17 @@ def orientation_in_xmp(packet: Any) -> int:
 def turned(image: Image.Image, orientation: Any) -> Image.Image:
     """Return the image upright; an unknown orientation is ignored."""
     return image.transpose(TURNS[orientation]) if orientation in TURNS else image
+
+
+def turned_pixels(pixels: NDArray[np.uint8], orientation: Any) -> NDArray[np.uint8]:
+    """Return pixels (H, W, any) upright, as `turned` does with a picture."""
+    if orientation in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -17,6 +17,8 @@ from pipeline.evaluation.splits import fold_count, fold_numbers
 from pipeline.heads.base import SoftmaxHead, check_setting, is_count, is_positive
 from pipeline.heads.fit import FitOptions, FittedHead, explained, with_params
 from pipeline.heads.model import HeadModel, linear_scores, two_columns
+from pipeline.heads.solver.path import SoftmaxPath
+from pipeline.heads.solver.preconditioner import MOST_CLASS_DIRECTIONS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from pipeline.heads.solver.fold_path import PathPoint
-    from pipeline.heads.solver.path import SoftmaxPath
 
 FULL_SWEEP: tuple[float, ...] = tuple(10.0**e for e in np.linspace(-6, 5, 45))
 """45 values of C, four to the decade."""
@@ -39,10 +40,10 @@ where C is large, far fewer."""
 _APPROACH_OF_MANY_CLASSES = tuple(float(share) for share in 10.0 ** np.linspace(-4, 0, 9))
 """The same with very many classes: each of them has a few rows, and a long step overshoots."""
 
-_ALL_CLASSES, _LEAST_CLASSES, _CHOICE_WORK = 256, 64, 2.5e8
-"""Up to the first number of classes, C is always chosen on all of them. Of more classes a sample is drawn, of at least
-the second number, so that one pass of all folds stays within the third number of multiplications. The best C hardly
-depends on the number of classes, and the work grows with its square."""
+_LEAST_CLASSES, _CHOICE_WORK = 64, 2.5e8
+"""Of more than `MOST_CLASS_DIRECTIONS` classes a sample is drawn to choose C on, of at least the first number, so that
+one pass of all folds stays within the second number of multiplications. The best C hardly depends on the number of
+classes, and the work grows with its square."""
 
 _FINE_STEPS = 2
 _COARSE_TOL = 1e-2
@@ -83,8 +84,6 @@ def _prepared(
     fold: NDArray[np.int64] | None = None,
 ) -> SoftmaxPath:
     """Return the solver for these rows."""
-    from pipeline.heads.solver.path import SoftmaxPath  # keeps torch out of the other heads' start-up
-
     return SoftmaxPath(
         data,
         codes,
@@ -97,13 +96,13 @@ def _prepared(
 
 
 def _approach(c: float, n_classes: int) -> list[float]:
-    shares = _APPROACH if n_classes <= _ALL_CLASSES else _APPROACH_OF_MANY_CLASSES
+    shares = _APPROACH if n_classes <= MOST_CLASS_DIRECTIONS else _APPROACH_OF_MANY_CLASSES
     return [_solver_c(share * c, n_classes) for share in shares]
 
 
 def _few_classes(codes: NDArray[np.int64], factor: int, n_classes: int, seed: int) -> NDArray[np.int64]:
     """Return the classes on which C is chosen: all, or as many of very many as keep a pass quick."""
-    if n_classes <= _ALL_CLASSES or n_classes * len(codes) * factor <= _CHOICE_WORK:
+    if n_classes <= MOST_CLASS_DIRECTIONS or n_classes * len(codes) * factor <= _CHOICE_WORK:
         return np.arange(n_classes)
     count = int((_CHOICE_WORK / (len(codes) / n_classes * factor)) ** 0.5)
     chosen = np.random.default_rng(seed).permutation(n_classes)[: max(count, _LEAST_CLASSES)]

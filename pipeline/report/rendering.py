@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.outputs import GENERATOR
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.image import DecodePolicy, decode_image
 
@@ -18,11 +19,13 @@ def templates(*folders: Path) -> Any:
     """Return the environment of the templates here and in ``folders``: texts are escaped, names must be known."""
     import jinja2
 
-    return jinja2.Environment(
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, *folders]),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
     )
+    found.globals["generator"] = GENERATOR
+    return found
 
 
 def thumbnail(data: bytes | None, side: int = THUMBNAIL, quality: int = 82) -> str | None:

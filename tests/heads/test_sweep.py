@@ -111,7 +111,7 @@ def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any]) -> None:
 
 
 def test_very_many_classes_choose_c_on_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.heads.logistic._ALL_CLASSES", 20)
+    monkeypatch.setattr("pipeline.heads.logistic.MOST_CLASS_DIRECTIONS", 20)
     monkeypatch.setattr("pipeline.heads.logistic._LEAST_CLASSES", 10)
     monkeypatch.setattr("pipeline.heads.logistic._CHOICE_WORK", 1000)
     X, y = drawn(2, 40, balanced=True)

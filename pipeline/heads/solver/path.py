@@ -36,7 +36,7 @@ import numpy as np
 from pipeline.heads.solver.arrays import Array, NumpyArrays
 from pipeline.heads.solver.fold_path import ALL_ROWS, Evaluation, FoldPath, PathPoint, PathRules
 from pipeline.heads.solver.lbfgs import CurvaturePairs
-from pipeline.heads.solver.preconditioner import CurvatureSample, Preconditioner
+from pipeline.heads.solver.preconditioner import MOST_CLASS_DIRECTIONS, CurvatureSample, Preconditioner
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -74,13 +74,13 @@ _DOUBLE_VALUES = 4_000_000
 optimum lies beyond float32's rounding, are then solved too."""
 
 
-_FEW_CLASSES, _ROTATED_VALUES = 256, 1 << 26
-"""With more classes than this, taking their parameters to a basis and back is a fifth of a pass: the data are rotated
-once instead, to the eigenvectors of XᵀX, if they have at most so many values."""
+_ROTATED_VALUES = 1 << 26
+"""With more than `MOST_CLASS_DIRECTIONS` classes, taking their parameters to a basis and back is a fifth of a pass: the
+data are rotated once instead, to the eigenvectors of XᵀX, if they have at most so many values."""
 
 
 def _rotates_data(X: NDArray[np.float32], n_classes: int) -> bool:
-    return n_classes > _FEW_CLASSES and X.size <= _ROTATED_VALUES and X.shape[1] <= _WIDEST_EIGENBASIS
+    return n_classes > MOST_CLASS_DIRECTIONS and X.size <= _ROTATED_VALUES and X.shape[1] <= _WIDEST_EIGENBASIS
 
 
 def arrays_for(values: int, device: str) -> NumpyArrays:

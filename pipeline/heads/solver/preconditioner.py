@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pipeline.heads.solver.arrays import Array, NumpyArrays
 
 
-_MOST_CLASS_DIRECTIONS = 256
+MOST_CLASS_DIRECTIONS = 256
 _ROWS_OF_MANY_CLASSES = 2048
 """With more classes each class is a direction of its own: their Hessian is then nearly diagonal, and its eigenvectors
 would cost more than all passes. The features' share of the curvature is the same for all classes, from this many
@@ -65,7 +65,7 @@ class CurvatureSample:
         """Measure the Hessian's diagonal at ``theta`` (K, D + 1)."""
         n_classes, columns = theta.shape
         curvature = self._arrays.zeros(n_classes, columns)
-        if n_classes > _MOST_CLASS_DIRECTIONS:
+        if n_classes > MOST_CLASS_DIRECTIONS:
             class_basis, uncertainty = None, self._of_single_classes(theta, curvature)
         else:
             class_basis, uncertainty = self._of_class_directions(theta, curvature)
