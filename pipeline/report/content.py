@@ -139,9 +139,13 @@ def picture(cache: Any, number: int, label: str, predicted: str, remark: str) ->
     }
 
 
+_OUTCOMES = {"converged", "gap_estimate", "gradient_norm"}
+"""What a sweep and the chosen fit report of how they ended; no settings."""
+
+
 def varied(results: dict[str, Any]) -> tuple[str, list[dict[str, Any]]] | None:
     """Return the setting that a head has chosen among several values, with the entries that differ in it alone."""
-    chosen = results["chosen"]
+    chosen = {name: value for name, value in results["chosen"].items() if name not in _OUTCOMES}
     for name in ("C", "alpha", "shrinkage", "n_neighbors"):
         if name not in chosen:
             continue
