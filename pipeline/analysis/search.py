@@ -175,7 +175,7 @@ def embed_images(
     from pipeline.embedding.settings import RunSettings  # with it
 
     source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
-    embedder = Embedder.of_spec(cache.spec, layer, run or RunSettings(), weights=weights)
+    embedder = Embedder.of_spec(cache.spec, (layer,), run or RunSettings(), weights=weights)
     embedder.open_for(source, say=say)
     out = np.zeros((len(paths), cache.layers[layer].shape[1]), np.float32)
     try:

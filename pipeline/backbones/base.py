@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones.layers import Layer, Weights
@@ -83,6 +83,16 @@ class Backbone:
     def network(self) -> EmbeddingNetwork:
         """The network; the first use of one that a former run described imports torch and builds it."""
         return self.lazy.get()
+
+    def with_layers(self, names: tuple[str, ...]) -> Backbone:
+        """Return the same network with these outputs alone, in this order.
+
+        A converted network then computes nothing that they do not need.
+        """
+        if names == tuple(layer.name for layer in self.layers):
+            return self
+        layers = tuple(next(layer for layer in self.layers if layer.name == name) for name in names)
+        return replace(self, lazy=LazyNetwork(lambda: self.network.with_layers(layers)), layers=layers)
 
     def to_spec(self) -> dict[str, Any]:
         """Return the JSON-like data that identify the embeddings of this backbone."""

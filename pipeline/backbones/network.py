@@ -5,6 +5,7 @@ Axis letters: B batch, C channels, H W pixels or positions, T tokens, D embeddin
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 from dataclasses import dataclass, replace
@@ -87,6 +88,12 @@ class EmbeddingNetwork(nn.Module):
                 raise BackboneError(f"{body.name} has no layer {node!r}: {near_names(node, [n for n in modules if n])}")
             # A partial of a method, not a closure: a deep copy of the network then stores into its own dictionary.
             modules[node].register_forward_hook(functools.partial(self._take, node))
+
+    def with_layers(self, layers: tuple[Layer, ...]) -> EmbeddingNetwork:
+        """Return a network that shares the body, with some of the outputs."""
+        found = copy.copy(self)  # also what the hooks of the body fill
+        found.layers = layers
+        return found
 
     def _take(self, node: str, module: nn.Module, args: Any, output: Any) -> None:
         self._taken[node] = output

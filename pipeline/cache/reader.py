@@ -15,7 +15,7 @@ from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
 from pipeline.core.items import ItemTable
 from pipeline.core.shards import ShardRecord
-from pipeline.core.spec import PENULTIMATE
+from pipeline.core.spec import FORMAT, PENULTIMATE
 from pipeline.errors import CacheError, near_names
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.cache.format import Extent
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 class LazyArrays(Mapping[str, "NDArray[Any]"]):
@@ -260,6 +262,18 @@ class Cache:
         if extent.nbytes == 0:
             return np.zeros(extent.shape, extent.dtype)
         return np.memmap(self.path, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
+
+
+def is_cache(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file says that it is a cache; of a file of another kind only the first bytes are read."""
+    try:
+        with Path(path).open("rb") as file:
+            if file.read(len(_HDF5)) != _HDF5:
+                return False
+        with fmt.open_hdf5(Path(path)) as opened:
+            return bool(_plain(opened.attrs.get("format")) == FORMAT)
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _reopen(path: str, static_sha256: bytes) -> Cache:

@@ -58,6 +58,11 @@ def check_same_numbers(found: Mapping[str, Any], wanted: Mapping[str, Any], *, w
     raise FingerprintError(f"{where}: {differences}: {hint}")
 
 
+def spec_of_layers(spec: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Any]:
+    """Return a spec as if a cache held these of its layers only."""
+    return {**spec, "layers": [layer for layer in spec["layers"] if layer["name"] in names]}
+
+
 def _numeric(spec: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in _flat(spec).items() if name not in DESCRIPTIVE}
 

@@ -75,13 +75,13 @@ def free_name(name: str, taken: Container[str]) -> str:
     return name
 
 
-def shortened(name: str) -> str:
-    """Cut a long name in its middle.
+def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
+    """Cut a name of more than ``longest`` characters in its middle.
 
     Examples
     --------
     >>> shortened("a name that would not leave any room")
     'a name that…eave any room'
     """
-    half = _LONGEST_NAME // 2
-    return name if len(name) <= _LONGEST_NAME else f"{name[: half - 1]}…{name[-half - 1 :]}"
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[: half - 1]}…{name[-half - 1 :]}"

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pipeline.backbones import Backbone
     from pipeline.decoding.image import DecodePolicy
     from pipeline.decoding.pool import Batch
-    from pipeline.engines import Engine
+    from pipeline.engines import Embeddings, Engine
     from pipeline.sources import Source
 
 NOT_FINITE = "the network gave a value that is not finite"
@@ -40,7 +40,8 @@ class Embedder:
     ----------
     backbone : Backbone
     decode : DecodePolicy
-    layer : str
+    layers : tuple of str
+        Whose embeddings are wanted, side by side.
     dtype : str
         Of the cache: its rounding is part of the numbers.
     settings : RunSettings
@@ -51,7 +52,7 @@ class Embedder:
 
     backbone: Backbone
     decode: DecodePolicy
-    layer: str
+    layers: tuple[str, ...]
     dtype: str
     settings: RunSettings
     lock: Any = field(default_factory=threading.RLock)
@@ -59,9 +60,25 @@ class Embedder:
 
     @classmethod
     def of_spec(
-        cls, spec: Mapping[str, Any], layer: str, settings: RunSettings, *, weights: str | None = None
+        cls,
+        spec: Mapping[str, Any],
+        layers: tuple[str, ...],
+        settings: RunSettings,
+        *,
+        weights: str | None = None,
+        alone: bool = False,
     ) -> Embedder:
         """Build what a spec describes; ``auto`` takes its precision.
+
+        Parameters
+        ----------
+        spec : mapping
+        layers : tuple of str
+        settings : RunSettings
+        weights : str, optional
+            See `pipeline.embedding.from_spec.backbone_of_spec`.
+        alone : bool
+            Leave the other layers of the spec out of the network.
 
         Raises
         ------
@@ -71,7 +88,8 @@ class Embedder:
         if settings.precision == AUTO:
             settings = settings.of_cache(spec["precision"])
         decode = decode_of_spec(spec)  # first: it refuses at once what loading the weights would not
-        return cls(backbone_of_spec(spec, weights), decode, layer, spec["dtype"], settings)
+        backbone = backbone_of_spec(spec, weights)
+        return cls(backbone.with_layers(layers) if alone else backbone, decode, layers, spec["dtype"], settings)
 
     def open_engine(self, choose: Callable[[], Engine]) -> Engine:
         """Return the engine, chosen and checked the first time."""
@@ -115,9 +133,14 @@ class Embedder:
         assert self.engine is not None
         settings = settings or self.settings
         for batch, outputs in embed(source, rows, self.backbone, self.engine, self.decode, settings, stop=stop):
-            embeddings = self.rounded(outputs[self.layer][: len(batch.rows)])
+            embeddings = self.features(outputs)[: len(batch.rows)]
             failed = [outcome.reason if outcome.status != Status.DONE else "" for outcome in batch.outcomes]
             yield batch, embeddings, reasons_of(embeddings, failed)
+
+    def features(self, outputs: Embeddings) -> NDArray[np.float32]:
+        """Return the layers wanted of a batch, side by side and rounded as in the cache."""
+        found = [self.rounded(outputs[layer]) for layer in self.layers]
+        return found[0] if len(found) == 1 else np.concatenate(found, axis=1)
 
     def rounded(self, embeddings: NDArray[Any]) -> NDArray[np.float32]:
         """Round to the cache's type: a float16 cache is part of the numbers."""

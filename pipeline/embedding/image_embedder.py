@@ -239,7 +239,7 @@ class ImageEmbedder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstim
                 under_way.append((start, reasons, engine.submit(batch)))
                 while under_way and (len(under_way) >= engine.in_flight or start + size >= len(images)):
                     first_row, reasons, future = under_way.popleft()
-                    found = network.rounded(future.result()[network.layer][: len(reasons)])
+                    found = network.features(future.result())[: len(reasons)]
                     for i, (reason, embedding) in enumerate(zip(reasons_of(found, reasons), found, strict=True)):
                         yield first_row + i, reason or embedding
 
@@ -261,9 +261,9 @@ def _network(
             return _kept[1]
         if cache is None:
             built = load_backbone(backbone or DEFAULT_BACKBONE, weights, (layer,))
-            made = Embedder(built, DecodePolicy(), _full_name(layer), "float32", settings)
+            made = Embedder(built, DecodePolicy(), (_full_name(layer),), "float32", settings)
         else:
-            made = Embedder.of_spec(cache.spec, layer, settings, weights=weights)
+            made = Embedder.of_spec(cache.spec, (layer,), settings, weights=weights)
         if _kept is not None and _kept[0][-1] == os.getpid():
             with _kept[1].lock:
                 _kept[1].close()

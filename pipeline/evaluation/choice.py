@@ -148,6 +148,38 @@ def choose(
     return (inside or ties)[0]
 
 
+def cheapest(
+    losses: Sequence[Floats], costs: Sequence[float], groups: NDArray[np.integer] | None = None
+) -> tuple[int, list[int]]:
+    """Choose the cheapest candidate whose loss cannot be distinguished from the least.
+
+    Parameters
+    ----------
+    losses : sequence of ndarray of shape (N,)
+        Of each candidate, on the same rows.
+    costs : sequence of float
+        Of each candidate.
+    groups : ndarray of shape (N,), int, optional
+        As in `choose`.
+
+    Returns
+    -------
+    int
+        Position of the choice; of equal costs the least loss decides.
+    list of int
+        Positions of all that cannot be distinguished from the best, in order.
+
+    Examples
+    --------
+    >>> cheapest([np.array([1.0, 2.0]), np.array([1.1, 1.9]), np.array([3.0, 4.0])], [30, 20, 10])
+    (1, [0, 1])
+    """
+    mean = [float(each.mean()) for each in losses]
+    best = int(np.argmin(mean))
+    ties = [i for i, each in enumerate(losses) if not _is_worse(each - losses[best], groups, LOSS_ERRORS)]
+    return min(ties, key=lambda i: (costs[i], mean[i])), ties
+
+
 def _is_worse(excess: Floats, groups: NDArray[np.integer] | None, errors: float) -> bool:
     """Tell whether a mean excess is larger than so many of its standard errors."""
     mean = float(excess.mean())

@@ -68,6 +68,10 @@ class Task(ABC):
         """Return the figure that curves show."""
 
     @abstractmethod
+    def losses(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return each row's loss (N,), by which settings of one data set are compared."""
+
+    @abstractmethod
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return what is predicted: class names (N,), a boolean matrix (N, L), or the numbers (N, 1)."""
 
@@ -121,6 +125,10 @@ class Classification(Task):
         """Return the accuracy."""
         return float(weight @ hits(predictions, y) / weight.sum())
 
+    def losses(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return −log of the probability of each row's class."""
+        return classification.row_losses(y, predictions)
+
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return the name of the most probable class."""
         return np.asarray(np.asarray(names)[predictions.argmax(axis=1)])
@@ -165,6 +173,11 @@ class Multilabel(Task):
         """Return the mean average precision."""
         return multilabel.mean_average_precision(y, predictions, weight)
 
+    def losses(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return the mean of −log of the probabilities of what each label is."""
+        right = np.where(y, predictions, 1.0 - predictions)
+        return np.asarray(-np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean(axis=1))
+
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return which labels are predicted."""
         return np.asarray(predictions >= multilabel.THRESHOLD)
@@ -206,6 +219,10 @@ class Regression(Task):
     def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
         """Return R²."""
         return regression.r2(y, predictions[:, 0], weight)
+
+    def losses(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return the squared errors."""
+        return np.asarray((predictions[:, 0] - y) ** 2)
 
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return the numbers."""

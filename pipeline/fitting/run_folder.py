@@ -22,7 +22,7 @@ from pipeline.errors import HeadError, first_line
 from pipeline.evaluation import classification
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.confusion_png import save_confusion
-from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, RUN_FILE, LoadedHead, save_head
+from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHead, save_head
 
 if TYPE_CHECKING:
     import os
@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from pipeline.cache import Cache
     from pipeline.fitting.rows import Rows
-    from pipeline.heads.fit import FittedHead
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
@@ -103,7 +102,7 @@ def read_run(run_dir: str | os.PathLike[str]) -> dict[str, Any]:
 
 
 def write_fit(
-    folder: Path, head: LoadedHead | None, fitted: FittedHead, results: dict[str, Any], rows: Rows, cache: Cache
+    folder: Path, head: LoadedHead | None, estimator: Any, results: dict[str, Any], rows: Rows, cache: Cache
 ) -> None:
     """Write head, figures and predictions.
 
@@ -113,8 +112,8 @@ def write_fit(
         Where to.
     head : LoadedHead or None
         None where only the estimator can predict: then there is no ``head.safetensors``.
-    fitted : FittedHead
-        For the estimator.
+    estimator : object
+        The fitted scikit-learn estimator.
     results : dict
         Of `pipeline.fitting.measure.measure_splits`; for classes, ``confusion`` is added.
     rows : Rows
@@ -126,7 +125,7 @@ def write_fit(
 
     if head is not None:
         save_head(folder / HEAD_FILE, head)
-    joblib.dump(fitted.estimator, folder / ESTIMATOR_FILE)
+    joblib.dump(estimator, folder / ESTIMATOR_FILE)
     write_json(folder / METRICS_FILE, results["metrics"])
     write_predictions(folder / PREDICTIONS_FILE, results["predictions"], rows, cache)
     if rows.task == "classification":
@@ -152,10 +151,10 @@ def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], r
 
 @dataclass(frozen=True, slots=True)
 class HeadFacts:
-    """What ``run.json`` holds about the head: its name, layer, choices and temperature."""
+    """What ``run.json`` holds about the head: its name, layers, choices and temperature."""
 
     head: str | None
-    layer: str
+    layers: tuple[str, ...]
     chosen: Mapping[str, Any]
     temperature: float
 
@@ -180,7 +179,8 @@ def run_facts(
         "task": rows.task,
         "target": rows.target,
         "head": head.head,
-        "layer": head.layer,
+        "layer": SEPARATOR.join(head.layers),
+        "layers": list(head.layers),
         "class_names": list(rows.class_names),
         "settings": asdict(settings),
         "chosen": dict(head.chosen),

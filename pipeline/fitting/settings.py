@@ -23,6 +23,9 @@ class FitSettings:
         A scikit-learn estimator as ``"module:Class"``, instead of a head.
     layer : str
         ``"penultimate"`` or another layer of the cache.
+    layers : tuple of str
+        Two or more layers, or ``("all",)``, instead of ``layer``: the folds choose among them and their
+        concatenations.
     target : str or None
         A column of the cache to learn; None for its labels.
     task : "auto", "classification", "regression" or "multilabel"
@@ -64,6 +67,7 @@ class FitSettings:
     head: str | None = None
     estimator: str | None = None
     layer: str = PENULTIMATE
+    layers: tuple[str, ...] = ()
     target: str | None = None
     task: Literal["auto"] | TaskName = "auto"
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"

@@ -15,12 +15,14 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
+from pipeline.heads.blocks import joined_layers
 from pipeline.heads.model import ARRAYS, HeadModel, arrays_of, expected_shapes
 from pipeline.heads.neighbours import METRICS, WEIGHTS
 from pipeline.heads.sklearn import METHODS, EstimatorModel
 
 if TYPE_CHECKING:
     import os
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -29,6 +31,11 @@ ESTIMATOR_FILE = "head.joblib"
 RUN_FILE = "run.json"
 FORMAT = "embedding-pipeline head"
 FORMAT_VERSION = 1
+"""Of a head on one layer, which every version of this program reads."""
+SEVERAL_LAYERS_VERSION = 2
+"""Of a head on several layers: earlier versions of this program, which know one layer, refuse it."""
+SEPARATOR = " + "
+"""What stands between the layers of a head where they are shown as one text."""
 
 _LARGEST_HEADER = 64 << 20
 _DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
@@ -45,7 +52,7 @@ class LoadedHead:
     class_names : tuple of str
         Names of the K classes (or labels, or targets), in the order of the columns of the predictions.
     layer : str
-        The layer of the cache it was fitted on.
+        The layer of the cache it was fitted on; of several, their names joined by ``" + "``.
     spec : dict
         The cache's spec: backbone, weights, preprocessing and decode policy.
     fingerprint : str
@@ -54,6 +61,8 @@ class LoadedHead:
         The name of the head, such as ``"logistic"``.
     task : str
         ``"classification"``, ``"multilabel"`` or ``"regression"``.
+    layers : tuple of str
+        The layers whose embeddings, side by side, are its features; ``(layer,)`` where there is one.
     """
 
     model: HeadModel
@@ -63,11 +72,31 @@ class LoadedHead:
     fingerprint: str
     head: str
     task: str = "classification"
+    layers: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.layers:
+            object.__setattr__(self, "layers", (self.layer,))
 
     @property
     def width(self) -> int:
         """Embedding width D that the head expects."""
         return self.model.width
+
+    def features(self, layers: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+        """Return the features (n, D) that the head takes.
+
+        Parameters
+        ----------
+        layers : mapping of str to ndarray
+            Embeddings by layer, such as ``cache.layers``.
+
+        Raises
+        ------
+        HeadError
+            A layer of the head is not among them.
+        """
+        return joined_layers(self.layers, layers)
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return probabilities.
@@ -111,9 +140,10 @@ class LoadedHead:
 
     def _check(self, X: NDArray[Any]) -> NDArray[Any]:
         if X.ndim != 2 or X.shape[1] != self.width:
+            what = f"layer {self.layer!r}" if len(self.layers) == 1 else f"layers {self.layer}, side by side,"
             raise HeadError(
-                f"expected embeddings of shape (n, {self.width}), found {X.shape}: use the backbone and the layer "
-                f"{self.layer!r} that the head was fitted on"
+                f"expected embeddings of shape (n, {self.width}), found {X.shape}: use the backbone and the {what} "
+                "that the head was fitted on"
             )
         return X
 
@@ -132,7 +162,7 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
 
     facts = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION,
+        "format_version": FORMAT_VERSION if len(head.layers) == 1 else SEVERAL_LAYERS_VERSION,
         "kind": head.model.kind,
         "link": head.model.link,
         "temperature": head.model.temperature,
@@ -143,6 +173,8 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
         "fingerprint": head.fingerprint,
         "spec": head.spec,
     }
+    if len(head.layers) > 1:
+        facts["layers"] = list(head.layers)
     names = arrays_of(head.model.kind, head.model.link)
     arrays = {name: np.ascontiguousarray(head.model.arrays[name]) for name in names}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
@@ -246,10 +278,10 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     """Check everything against everything else."""
     if facts.get("format") != FORMAT:
         raise HeadError("a safetensors file, but no head: give a run folder of pipeline fit-head")
-    if facts.get("format_version") != FORMAT_VERSION:
+    if facts.get("format_version") not in (FORMAT_VERSION, SEVERAL_LAYERS_VERSION):
         raise HeadError(
-            f"expected format version {FORMAT_VERSION}, found {facts.get('format_version')!r}: "
-            "use the version of this program that wrote it, or a newer one"
+            f"expected format version {FORMAT_VERSION} or {SEVERAL_LAYERS_VERSION}, found "
+            f"{facts.get('format_version')!r}: use the version of this program that wrote it, or a newer one"
         )
     kind, link, names, temperature = facts["kind"], facts["link"], facts["class_names"], facts["temperature"]
     if kind not in ARRAYS:
@@ -266,6 +298,7 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     for field in ("layer", "fingerprint", "head", "task"):
         if not isinstance(facts[field], str):
             raise HeadError(f"expected {field} as text, found {facts[field]!r}")
+    layers = _layers(facts)
     if facts["task"] not in TASKS or link not in TASKS[facts["task"]].links:
         raise HeadError(
             f"the link {link!r} does not fit the task {facts['task']!r}: use a newer version of this program"
@@ -289,8 +322,18 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     if kind == "knn":
         _check_neighbours(arrays, len(names))
     return LoadedHead(
-        replace(model), tuple(names), facts["layer"], spec, facts["fingerprint"], facts["head"], facts["task"]
+        replace(model), tuple(names), facts["layer"], spec, facts["fingerprint"], facts["head"], facts["task"], layers
     )
+
+
+def _layers(facts: dict[str, Any]) -> tuple[str, ...]:
+    """Return the layers of a head; those of a run on one layer need not be listed."""
+    layers = facts.get("layers", [facts["layer"]])
+    if not isinstance(layers, list) or not layers or not all(isinstance(name, str) for name in layers):
+        raise HeadError(f"expected layers as a list of names, found {layers!r}")
+    if len(set(layers)) < len(layers) or SEPARATOR.join(layers) != facts["layer"]:
+        raise HeadError(f"expected the layers of {facts['layer']!r}, each once, found {layers!r}")
+    return tuple(layers)
 
 
 def _check_neighbours(arrays: dict[str, NDArray[Any]], n_classes: int) -> None:
@@ -357,7 +400,14 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
         )
         cache = facts["cache"]
         return LoadedHead(
-            model, names, facts["layer"], cache["spec"], cache["fingerprint"], facts["head"], facts["task"]
+            model,
+            names,
+            facts["layer"],
+            cache["spec"],
+            cache["fingerprint"],
+            facts["head"],
+            facts["task"],
+            _layers(facts),
         )
     except (OSError, KeyError, ValueError, TypeError, EOFError, ImportError, AttributeError) as error:
         raise HeadError(f"cannot load {folder / ESTIMATOR_FILE} ({error!r}): fit the head again") from None

@@ -102,6 +102,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
     )
     second += content.curves(results, rows.task)
     content.layout += [first] if len(first) < 3 else [first[:1], first[1:]]
+    content.pair(content.layers(results))
     content.pair(second)
 
 

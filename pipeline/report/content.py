@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.core.names import shown
 from pipeline.evaluation.tasks import TASKS
+from pipeline.heads.saved import SEPARATOR
 from pipeline.report import plots
 from pipeline.report.rendering import thumbnail
 from pipeline.sources.reopen import image_bytes
@@ -54,6 +55,29 @@ class Content:
     def pair(self, places: list[dict[str, Any]]) -> None:
         """Lay plots out two in a row."""
         self.layout += [places[i : i + 2] for i in range(0, len(places), 2)]
+
+    def layers(self, results: dict[str, Any]) -> list[dict[str, Any]]:
+        """Keep the figure of the layers that the head was to choose from, where there were several."""
+        table = results.get("layers", [])
+        if not table:
+            return []
+        by_accuracy = "accuracy" in table[0]
+        entries = [
+            {
+                "name": SEPARATOR.join(entry["layers"]),
+                "note": f"{entry['width']} features, loss {entry['loss']:.4g}",
+                "marked": entry["chosen"],
+                **(entry["accuracy"] if by_accuracy else {"value": entry["loss"], "low": None, "high": None}),
+            }
+            for entry in table
+        ]
+        hint = (
+            "Single layers from the image to the head, then the best ones side by side, on training rows held out by "
+            "the same folds. Orange: the one taken, which has the fewest features of those whose loss cannot be "
+            "distinguished from the least."
+        )
+        figure = plots.share_figure(entries, "accuracy" if by_accuracy else "loss")
+        return [self.plot("layers", figure, "Layers", hint, 120 + 28 * len(entries))]
 
     def curves(self, results: dict[str, Any], task: str) -> list[dict[str, Any]]:
         """Keep the learning curve and the few-shot curve, where there are any."""

@@ -101,6 +101,7 @@ def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
             "How often a label of that probability is there, over all labels.",
         )
     )
+    content.pair(content.layers(results))
     content.pair(places + content.curves(results, rows.task))
 
 

@@ -34,6 +34,8 @@ MOST_CLASSES = 60
 """A larger confusion matrix shows the classes with the most errors: more cannot be read, and bloats the page."""
 
 _MOST_DOTS = 5000
+_LONGEST_LINE = 48
+"""Characters of a name that has a line of the figure to itself."""
 
 
 def sweep_figure(sweep: Sequence[dict[str, Any]], chosen: float, parameter: str = "C") -> Figure:

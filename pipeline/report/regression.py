@@ -53,6 +53,7 @@ def numbers_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[st
     ]
     if len(results["sweep"]) > 1:
         places.append(sweep_plot(content, results))
+    content.pair(content.layers(results))
     content.pair(places + content.curves(results, rows.task))
     content.tables.append(
         {

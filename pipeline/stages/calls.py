@@ -353,3 +353,4 @@ def _source(images: str | os.PathLike[str] | Source) -> str | Source:
     if not hasattr(images, "describe"):
         raise OptionError(f"expected images as a path or a URL, got {type(images).__name__}: name a folder or a table")
     return images
+        layers=options["layers"] or (),

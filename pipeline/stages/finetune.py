@@ -25,10 +25,12 @@ from pipeline.cache import open_cache
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import followed
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
+from pipeline.core.spec import PENULTIMATE
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
 from pipeline.fitting.compare import Comparison, compare_runs, predictions_of
+from pipeline.fitting.layers import layer_of_duplicates
 from pipeline.fitting.rows import Rows, select_rows
 from pipeline.fitting.run_folder import (
     METRICS_FILE,
@@ -235,6 +237,11 @@ def _open_start(
     """Open cache, head and backbone, and check all that can be checked before hours of training."""
     cache, head = open_cache(cache_path), load_head(probe)
     head.check_fingerprint(cache.fingerprint)
+    if len(head.layers) > 1:
+        raise PipelineError(
+            f"expected a head on one layer, found one on {head.layer} in {probe}: fit one with --layer, such as "
+            f"--layer {PENULTIMATE}"
+        )
     if output.resolve() == probe.resolve():
         raise PipelineError(
             f"expected another folder than the probe's for the result, found {output}: name one with -o"
@@ -288,7 +295,7 @@ def _train(start: _Start, accelerator: Any) -> tuple[FineTuningNetwork, HeldOut,
 def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dict[str, Any]) -> None:
     """Write metrics, the run's facts and its page."""
     write_json(part / METRICS_FILE, results["metrics"])
-    facts = HeadFacts(tuned_head.head, tuned_head.layer, {}, tuned_head.model.temperature)
+    facts = HeadFacts(tuned_head.head, tuned_head.layers, {}, tuned_head.model.temperature)
     packages = ("torchvision", "timm", "accelerate")
     run = run_facts(start.cache, start.rows, start.settings, facts, start.notes, packages)
     run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
@@ -317,8 +324,8 @@ def _rows_of_run(cache: Cache, run_dir: Path, note: Callable[[str], None]) -> Ro
         raise HeadError(
             f"expected a run of pipeline fit-head at {run_dir}, found no settings in it ({error}): fit the head again"
         ) from None
-    fit = FitSettings(**known)
-    return select_rows(cache, read_target(cache, fit, note), cache.layers[fit.layer], fit, note)
+    fit = FitSettings(layers=tuple(settings.get("layers", ())), **known)  # older runs have one layer
+    return select_rows(cache, read_target(cache, fit, note), layer_of_duplicates(cache, fit), fit, note)
 
 
 def _check_classes(rows: Rows, head: LoadedHead) -> None:

@@ -18,9 +18,11 @@ import numpy as np
 from pipeline.cache import open_cache
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.curves import few_shot_curve, learning_curve
+from pipeline.fitting.layers import LayerChoice, fit_best_layers, layer_of_duplicates, layers_to_fit
 from pipeline.fitting.measure import fitted_temperature, measure_splits
 from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
 from pipeline.fitting.run_folder import (
@@ -35,10 +37,11 @@ from pipeline.fitting.run_folder import (
 )
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
+from pipeline.heads.blocks import estimator_on_raw_features, on_raw_features
 from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
-from pipeline.heads.saved import RUN_FILE, LoadedHead
+from pipeline.heads.saved import RUN_FILE, SEPARATOR, LoadedHead
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
 
@@ -196,7 +199,7 @@ def fit_head(
     _check_names(settings)
     with new_run_folder(run_dir) as folder:
         cache = open_cache(cache_path)
-        result = _fit(_Job(folder, cache, cache.layer(settings.layer), settings, say, progress))
+        result = _fit(_Job(folder, cache, layers_to_fit(cache, settings), settings, say, progress))
     return replace(result, run_dir=Path(run_dir))
 
 
@@ -241,12 +244,12 @@ def fit_heads(
     results = []
     with new_run_folder(run_dir) as folder:
         cache = open_cache(cache_path)
-        embeddings = cache.layer(settings.layer)
+        layers = layers_to_fit(cache, settings)
         if settings.head not in STREAMED:
-            embeddings = np.array(embeddings)
+            layers = {layer: np.array(embeddings) for layer, embeddings in layers.items()}
         for target, name in zip(targets, names, strict=True):
             (folder / name).mkdir()
-            job = _Job(folder / name, cache, embeddings, replace(settings, target=target), _prefixed(target, say))
+            job = _Job(folder / name, cache, layers, replace(settings, target=target), _prefixed(target, say))
             results.append(replace(_fit(job), run_dir=Path(run_dir) / name))
         entries = [
             {"target": target, "folder": name, "task": result.task, "headlines": result.headlines()}
@@ -279,8 +282,8 @@ class _Job:
     folder : Path
         Where the run is written.
     cache : Cache
-    embeddings : ndarray
-        The layer, (rows of the cache, D).
+    layers : dict of str to ndarray
+        The layers to fit on or to choose from, each (rows of the cache, D).
     settings : FitSettings
         With task and head settled, once the target is known.
     say, progress : callable or None
@@ -292,7 +295,7 @@ class _Job:
 
     folder: Path
     cache: Cache
-    embeddings: NDArray[Any]
+    layers: dict[str, NDArray[Any]]
     settings: FitSettings
     say: Callable[[str], None] | None = None
     progress: Callable[[int, int], None] | None = None
@@ -316,10 +319,10 @@ class _Job:
 def _fit(job: _Job) -> FitResult:
     """Fit one target and write its run."""
     job, rows = _choose_rows(job)
-    fitted = _fit_training_rows(job, rows)
-    model, results = _measure(job, rows, fitted)
-    _add_curves(job, rows, fitted, results)
-    run = _write_run(job, rows, fitted, model, results)
+    choice = _fit_training_rows(job, rows)
+    model, results = _measure(job, rows, choice)
+    _add_curves(job, rows, choice, results)
+    run = _write_run(job, rows, choice, model, results)
     _write_page(job, rows, results, run)
     return FitResult(job.folder, rows.task, results["metrics"], job.notes, job.seconds)
 
@@ -335,65 +338,84 @@ def _choose_rows(job: _Job) -> tuple[_Job, Rows]:
         _fitter(settings)
         if settings.head != "logistic" and _sweeps(settings):
             job.note(f"--C, --sweep and --scoring are about the logistic head: not used for {target.name!r}")
-        return replace(job, settings=settings), select_rows(job.cache, target, job.embeddings, settings, job.note)
+        embeddings = layer_of_duplicates(job.cache, settings)
+        return replace(job, settings=settings), select_rows(job.cache, target, embeddings, settings, job.note)
 
 
-def _fit_training_rows(job: _Job, rows: Rows) -> FittedHead:
-    settings, embeddings, train = job.settings, job.embeddings, rows.of("train")
-    with job.timed("read"):
-        groups = None if rows.groups is None else rows.groups[train]
-        options = _options(settings, possible_folds(rows, settings.folds, job.note), job.progress)
-        is_streamed = settings.head in STREAMED
-        X = StreamedRows(embeddings, rows.index[train]) if is_streamed else read_rows(embeddings, rows.index[train])
-    with job.timed("fit"):
-        fitted = _fitter(settings)(X, rows.y[train], groups, options)
-    for text in fitted.warnings:
+def _fit_training_rows(job: _Job, rows: Rows) -> LayerChoice:
+    """Fit the head, on the layers that the folds choose where there are several."""
+    settings, train = job.settings, rows.of("train")
+    groups = None if rows.groups is None else rows.groups[train]
+    options = _options(settings, possible_folds(rows, settings.folds, job.note), job.progress)
+
+    def fit(embeddings: Any) -> FittedHead:
+        with job.timed("read"):
+            is_streamed = settings.head in STREAMED
+            X = StreamedRows(embeddings, rows.index[train]) if is_streamed else read_rows(embeddings, rows.index[train])
+        with job.timed("fit"):
+            return _fitter(settings)(X, rows.y[train], groups, options)
+
+    if len(job.layers) == 1:
+        ((name, embeddings),) = job.layers.items()
+        choice = LayerChoice((name,), embeddings, fit(embeddings), [])
+    else:
+        choice = fit_best_layers(job.layers, rows, settings, fit)
+        job.note(
+            f"chosen by {options.folds} folds among {len(choice.table)} layers and concatenations: "
+            f"{SEPARATOR.join(choice.layers)}"
+        )
+    for text in choice.fitted.warnings:
         job.note(text)
-    return fitted
+    return choice
 
 
-def _measure(job: _Job, rows: Rows, fitted: FittedHead) -> tuple[HeadModel, dict[str, Any]]:
+def _measure(job: _Job, rows: Rows, choice: LayerChoice) -> tuple[HeadModel, dict[str, Any]]:
     """Return the head with its temperature, and what it does on the rows held out."""
-    settings = job.settings
+    settings, fitted = job.settings, choice.fitted
     with job.timed("evaluate"):
         temperature = fitted_temperature(rows.task, fitted, rows.y[rows.of("train")]) if settings.calibrate else 1.0
         model = replace(fitted.model, temperature=temperature)
         splits = [split for split in ("test", "val") if len(rows.of(split))]
-        scores = {split: _scores(model, job.embeddings, rows.index[rows.of(split)]) for split in splits}
+        scores = {split: _scores(model, choice.embeddings, rows.index[rows.of(split)]) for split in splits}
         results = measure_splits(rows, scores, model, seed=settings.seed, replicates=settings.replicates, fitted=fitted)
+    if choice.table:
+        results["layers"] = results["metrics"]["layers"] = choice.table
     return model, results
 
 
-def _add_curves(job: _Job, rows: Rows, fitted: FittedHead, results: dict[str, Any]) -> None:
-    settings = job.settings
+def _add_curves(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, Any]) -> None:
+    settings, fitted, embeddings = job.settings, choice.fitted, choice.embeddings
     if settings.learning_curve:
         with job.timed("learning curve"):
-            results["learning_curve"] = learning_curve(rows, job.embeddings, fitted, settings)
+            results["learning_curve"] = learning_curve(rows, embeddings, fitted, settings)
             results["metrics"]["learning_curve"] = results["learning_curve"]
     if settings.shots:
         with job.timed("few shots"):
-            results["few_shots"] = few_shot_curve(rows, job.embeddings, fitted, settings, job.note)
+            results["few_shots"] = few_shot_curve(rows, embeddings, fitted, settings, job.note)
             results["metrics"]["few_shots"] = results["few_shots"]
 
 
-def _write_run(job: _Job, rows: Rows, fitted: FittedHead, model: HeadModel, results: dict[str, Any]) -> dict[str, Any]:
+def _write_run(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, results: dict[str, Any]) -> dict[str, Any]:
     """Write everything except the page and ``run.json``; return what the latter will hold."""
     settings = job.settings
-    head = settings.estimator or settings.head or ""
+    head, estimator = settings.estimator or settings.head or "", choice.fitted.estimator
+    if choice.scale is not None:
+        model, estimator = on_raw_features(model, choice.scale), estimator_on_raw_features(estimator, choice.scale)
     with job.timed("write"):
         saved = None
         if model.kind in ARRAYS:  # else only the estimator can predict
             saved = LoadedHead(
                 model=model,
                 class_names=rows.class_names,
-                layer=settings.layer,
+                layer=SEPARATOR.join(choice.layers),
                 spec=dict(job.cache.spec),
                 fingerprint=job.cache.fingerprint,
                 head=head,
                 task=rows.task,
+                layers=choice.layers,
             )
-        write_fit(job.folder, saved, fitted, results, rows, job.cache)
-        facts = HeadFacts(head, settings.layer, fitted.chosen, model.temperature)
+        write_fit(job.folder, saved, estimator, results, rows, job.cache)
+        facts = HeadFacts(head, choice.layers, choice.fitted.chosen, model.temperature)
         return run_facts(job.cache, rows, settings, facts, job.notes)
 
 
@@ -421,6 +443,10 @@ def _check_names(settings: FitSettings) -> None:
             f"--C, --sweep and --scoring are about the logistic head, found {named}: leave them out, or set its own "
             "with --set NAME=VALUE"
         )
+    if settings.layers and settings.layer != PENULTIMATE:
+        raise HeadError(f"a head takes --layer {settings.layer} or --layers {','.join(settings.layers)}: leave one out")
+    if settings.layers and settings.head in STREAMED:
+        raise HeadError(f"--layers compares scores by folds, which the {settings.head} head has not: use one --layer")
     _check_numbers(settings)
     if settings.group_duplicates is not None and not 0 < settings.group_duplicates <= 1:
         raise HeadError(f"expected a cosine in (0, 1] for --group-duplicates, got {settings.group_duplicates:g}")

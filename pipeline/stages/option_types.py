@@ -81,6 +81,20 @@ class Counts(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
         return tuple(number for _, number in found)
 
 
+class Names(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """Names, in a text separated by commas."""
+
+    name = "NAME,NAME..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Return the names, each once."""
+        parts: Any = value.split(",") if isinstance(value, str) else value
+        names = tuple(parts) if isinstance(parts, Iterable) else (parts,)
+        if not all(isinstance(name, str) and name.strip() for name in names):
+            self.fail(f"expected names such as a,b,c, got {value!r}: separate names with commas", param, ctx)
+        return tuple(dict.fromkeys(name.strip() for name in names))
+
+
 class Assignment(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """NAME=VALUE, the value as a Python literal where it is one, as text otherwise."""
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, RateOrAuto
+from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Names, RateOrAuto
 
 Options = tuple[Callable[[Any], Any], ...]
 """Decorators that add an option each to a command."""
@@ -235,6 +235,13 @@ FIT_HEAD: Options = (
     click.option("--balanced", is_flag=True, help="Give all classes the same total weight."),
     click.option(
         "--group-duplicates",
+    click.option(
+        "--layers",
+        type=Names(),
+        metavar="L,L...|all",
+        help="Layers of the cache to choose from, instead of --layer: the folds compare each, and the best ones "
+        "together.",
+    ),
         is_flag=False,
         flag_value="default",
         type=Cosine(),

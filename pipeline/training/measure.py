@@ -116,7 +116,7 @@ def measure_tuned(
     rows, cache, head = held_out.rows, held_out.cache, held_out.head
     positions = np.concatenate([rows.of(name) for name in held_out.splits] + [held_out.val])
     wanted = np.unique(rows.index[positions])
-    embedder = Embedder(tuned, decode_of_spec(cache.spec), head.layer, cache.spec["dtype"], run)
+    embedder = Embedder(tuned, decode_of_spec(cache.spec), (head.layer,), cache.spec["dtype"], run)
     engine = embedder.open_for(held_out.source, rows=wanted, stop=callbacks.stop, say=callbacks.say)
     try:
         X = _embed(embedder, held_out, wanted, callbacks)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -274,3 +275,20 @@ def test_lists_name_every_family() -> None:
     assert "torchvision/resnet50" in names
     assert len([name for name in names if name.startswith("timm/")]) > 500
     assert list_backbones("efficientnet_lite0") == [DEFAULT_BACKBONE]
+
+
+def test_a_backbone_with_some_of_its_layers_gives_the_same_rows() -> None:
+    backbone = load_backbone("timm/test_efficientnet", "random", ("blocks.1", "blocks.2:max"))
+    images = torch.randint(0, 255, (2, *backbone.preprocess.shape), dtype=torch.uint8)
+    names = ("blocks.2:max", "blocks.1:avg")
+    fewer = backbone.with_layers(names)
+    assert tuple(layer.name for layer in fewer.layers) == names
+    expected = dict(zip((layer.name for layer in backbone.layers), backbone.network(images), strict=True))
+    for name, rows in zip(names, fewer.network(images), strict=True):
+        assert torch.equal(rows, expected[name])
+    assert [layer["name"] for layer in fewer.to_spec()["layers"]] == list(names)
+    assert len(backbone.network(images)) == 3
+    assert backbone.with_layers(tuple(expected)) is backbone
+    # A copy, as the engines make one, fills outputs of its own.
+    again = copy.deepcopy(fewer.network)
+    assert torch.equal(again(images)[0], expected["blocks.2:max"])

@@ -47,6 +47,26 @@ def test_a_saved_head_comes_back_whole(tmp_path: Path) -> None:
     assert load_file(tmp_path / "head.safetensors").keys() == {"coef", "intercept"}
 
 
+def test_a_head_on_several_layers_names_them(tmp_path: Path) -> None:
+    head = a_head(layer="a:avg + penultimate", layers=("a:avg", "penultimate"))
+    save_head(tmp_path / "head.safetensors", head)
+    loaded = load_head(tmp_path)
+    assert (loaded.layer, loaded.layers) == ("a:avg + penultimate", ("a:avg", "penultimate"))
+    X = np.random.default_rng(1).normal(size=(5, 4))
+    features = loaded.features({"penultimate": X[:, 3:], "other": X, "a:avg": X[:, :3]})
+    np.testing.assert_array_equal(loaded.predict_proba(features), head.predict_proba(X))
+    with pytest.raises(HeadError, match=r"the layers a:avg \+ penultimate, side by side"):
+        loaded.predict_proba(X[:, :3])
+
+
+def test_earlier_versions_refuse_only_heads_on_several_layers(tmp_path: Path) -> None:
+    for layers, version in ((("penultimate",), 1), (("a", "b"), 2)):
+        save_head(tmp_path / "head", a_head(layer=" + ".join(layers), layers=layers))
+        text = (tmp_path / "head").read_bytes()
+        assert b'\\"format_version\\": %d' % version in text
+        assert (b"layers" in text) == (version == 2)
+
+
 def test_the_same_head_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
         save_head(tmp_path / name, a_head())
@@ -102,7 +122,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "no metadata": (bytes(save(GOOD)), "expected a head"),
     "another model's file": (bytes(save(GOOD, metadata={"head": "{}"})), "no head"),
     "doubled key": (raw('{"__metadata__":{"head":"{}"},"__metadata__":{"head":"{}"}}'), "occurs twice"),
-    "future": (file_of(GOOD, format_version=2), "version 1, found 2"),
+    "future": (file_of(GOOD, format_version=3), "version 1 or 2, found 3"),
+    "layers that are no names": (file_of(GOOD, layers=[1]), "layers as a list of names"),
+    "a layer twice": (file_of(GOOD, layer="a + a", layers=["a", "a"]), "each once"),
+    "other layers": (file_of(GOOD, layers=["a", "b"]), "layers of 'penultimate'"),
     "wrong shape": (file_of(GOOD | {"intercept": np.ones(3)}), r"intercept of shape \(2,\)"),
     "wrong count of names": (file_of(GOOD, class_names=["a"]), "coef of shape"),
     "a name twice": (file_of(GOOD, class_names=["a", "a"]), "twice"),

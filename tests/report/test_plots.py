@@ -29,3 +29,18 @@ def test_dots_are_bounded() -> None:
     series = plots.predicted_figure(values, values + 1, "n")["series"][0]
     assert len(series["x"]) == len(set(series["x"])) == 5000
     assert all(b == a + 1 for a, b in zip(series["x"], series["y"], strict=True))
+
+
+def test_shares_stand_below_each_other_with_their_intervals() -> None:
+    entries = [
+        {"name": "first", "note": "n", "marked": False, "value": 0.9, "low": 0.8, "high": 0.95},
+        {"name": "x" * 60, "note": "n", "marked": True, "value": 0.5, "low": 0.4, "high": 0.6},
+    ]
+    figure = plots.share_figure(entries, "accuracy")
+    assert dict(zip(figure["y"]["names"], figure["y"]["ticks"], strict=True))["first"] == 1  # at the top
+    assert max(map(len, figure["y"]["names"])) < 60
+    marked, others = figure["series"]
+    assert (marked["x"], marked["y"], marked["low"]) == ([0.5], [0], [0.4])
+    assert (others["x"], others["y"], others["high"]) == ([0.9], [1], [0.95])
+    without = plots.share_figure([entry | {"low": None, "high": None} for entry in entries], "loss")
+    assert all("low" not in series for series in without["series"])

@@ -230,7 +230,7 @@ def test_a_cache_of_reduced_jpegs_is_read_but_not_continued(
     assert "\n" not in str(caught.value)
     assert path.read_bytes() == before
     with pytest.raises(FingerprintError, match="the spec: expected JPEGs decoded at full size"):
-        Embedder.of_spec(open_cache(path).spec, "penultimate", SETTINGS.run)
+        Embedder.of_spec(open_cache(path).spec, ("penultimate",), SETTINGS.run)
     rows = ImageEmbedder(cache=path).transform([image_folder / open_cache(path).keys[0]])
     assert np.array_equal(rows[0], open_cache(path).embeddings[0])
 

@@ -487,3 +487,72 @@ def test_a_trusted_estimator_predicts_without_the_arrays(fit: Any, tmp_path: Pat
     trusted = load_head(tmp_path / "run", trust=True)
     np.testing.assert_array_equal(trusted.predict(cache.embeddings), names)
     assert (trusted.width, trusted.fingerprint) == (12, cache.fingerprint)
+
+
+def layered(**further: Any) -> StandIn:
+    """Return a cache whose first layer tells one class, its second the other two, and whose last is noise."""
+    rng = np.random.default_rng(0)
+    y = np.arange(240) % 3
+    first = ((y == 0)[:, None] * 4 + rng.normal(size=(240, 5))).astype(np.float32)
+    second = 100 * ((y == 1)[:, None] * 4 + rng.normal(size=(240, 4))).astype(np.float32)
+    layers = {"blocks.1:avg": first, "blocks.2:avg": second}
+    noise = rng.normal(size=(240, 6)).astype(np.float32)
+    return StandIn(noise, y.astype(np.int32), ("ant", "bee", "cat"), layers=layers, **further)
+
+
+@pytest.mark.parametrize("head", ["logistic", "knn"])
+def test_a_head_on_the_layers_that_the_folds_choose(fit: Any, tmp_path: Path, head: str) -> None:
+    cache = layered()
+    result = fit(cache, head=head, layers=("all",), report=True, learning_curve=True, shots=(2,))
+    loaded = load_head(tmp_path / "run")
+    assert loaded.layers == ("blocks.1:avg", "blocks.2:avg")
+    with (tmp_path / "run/predictions.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    at = [list(cache.keys).index(line["key"]) for line in lines]
+    features = loaded.features({name: rows[at] for name, rows in cache.layers.items()})
+    expected = [[float(line[f"p_{name}"]) for name in loaded.class_names] for line in lines]
+    np.testing.assert_allclose(loaded.predict_proba(features), expected, atol=1e-3)
+    run = json.loads((tmp_path / "run/run.json").read_text())
+    assert run["layers"] == ["blocks.1:avg", "blocks.2:avg"]
+    assert run["layer"] == loaded.layer == "blocks.1:avg + blocks.2:avg"
+    table = result.metrics["layers"]
+    assert [entry["layers"] for entry in table if entry["chosen"]] == [run["layers"]]
+    assert len(table) == 5
+    assert "chosen by 5 folds among 5 layers and concatenations: blocks.1:avg + blocks.2:avg" in result.notes
+    page = (tmp_path / "run/report.html").read_text()
+    assert "plot-layers" in page
+    assert result.metrics["test"]["accuracy"]["value"] > 0.85
+    assert len(result.metrics["learning_curve"]) > 1
+
+
+def test_an_estimator_on_several_layers_takes_them_as_they_are(fit: Any, tmp_path: Path) -> None:
+    cache = layered()
+    options = {"max_depth": 3, "random_state": 0}
+    fit(cache, estimator="sklearn.tree:DecisionTreeClassifier", layers=("blocks.1:avg", "blocks.2:avg"), params=options)
+    loaded = load_head(tmp_path / "run", trust=True)
+    assert loaded.layers == ("blocks.1:avg", "blocks.2:avg")
+    right = loaded.predict(loaded.features(cache.layers)) == np.asarray(cache.label_names)[cache.labels]
+    assert right.mean() > 0.8
+
+
+def test_layers_for_several_targets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    cache = layered(columns={"size": np.linspace(0, 1, 240)})
+    near = np.linspace(0, 1, 240) + np.random.default_rng(1).normal(0, 0.1, 240)
+    cache.layers["blocks.2:avg"] = np.stack([near, np.ones(240)], axis=1).astype(np.float32)
+    monkeypatch.setattr(sys.modules["pipeline.stages.fit_head"], "open_cache", lambda path: cache)
+    settings = FitSettings(layers=("all",), folds=3, learning_curve=False, report=False, device="cpu")
+    fit_heads("c.h5", tmp_path / "run", ["label", "size"], settings)
+    assert load_head(tmp_path / "run" / "label").layers == ("blocks.1:avg",)
+    assert load_head(tmp_path / "run" / "size").layers == ("blocks.2:avg",)
+
+
+def test_layers_that_cannot_be_compared_are_refused(fit: Any) -> None:
+    for settings, message in (
+        ({"layers": ("a", "b"), "layer": "c"}, "--layer c or --layers a,b"),
+        ({"layers": ("a", "b"), "head": "linear"}, "the linear head has not"),
+        ({"layers": ("blocks.1:avg",)}, "at least 2 layers"),
+        ({"layers": ("blocks.1:avg", "blocks.9")}, "no layer 'blocks.9'"),
+    ):
+        with pytest.raises(PipelineError, match=message) as caught:
+            fit(layered(), **settings)
+        assert "\n" not in str(caught.value)

@@ -1,16 +1,19 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import shutil
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from pipeline import open_cache
+from pipeline.embedding.choose import choose_engine
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
 from pipeline.evaluation.tasks import TASKS
-from pipeline.heads import LoadedHead, load_head
+from pipeline.heads import LoadedHead, load_head, save_head
 from pipeline.heads.model import HeadModel
 from pipeline.stages.extract import ExtractSettings, extract
 from pipeline.stages.fit_head import FitSettings, fit_head
@@ -99,3 +102,85 @@ def test_numbers_and_label_sets_have_columns_of_their_own(
     head = LoadedHead(model, names, "penultimate", {}, "f", "ridge", task)
     assert TASKS[task].header(names) == header
     assert TASKS[task].cells(head.model.predict_proba(np.ones((1, 1), np.float32))[0], names) == cells
+
+
+LAYERS = ("blocks.1:avg", "blocks.3:avg")
+TINY = ExtractSettings(
+    backbone="timm/test_efficientnet",
+    weights="random",
+    layers=LAYERS,
+    run=RunSettings(engine="torch", precision="float32", workers=1),
+)
+
+
+@pytest.fixture(scope="module")
+def several(image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a cache of three layers, and the run of a head on the two inner ones."""
+    root = tmp_path_factory.mktemp("several")
+    extract(str(image_folder), root / "c.h5", TINY)
+    settings = FitSettings(layers=LAYERS, folds=2, report=False, Cs=(1.0,), learning_curve=False)
+    fit_head(root / "c.h5", root / "run", settings)
+    head = load_head(root / "run")
+    if len(head.layers) == 1:  # so few images may choose either: the head is then widened by hand
+        arrays = dict(head.model.arrays)
+        widths = open_cache(root / "c.h5").widths
+        other = next(name for name in LAYERS if name != head.layer)
+        coef = {head.layer: arrays["coef"], other: np.full((len(arrays["coef"]), widths[other]), 0.01)}
+        arrays["coef"] = np.concatenate([coef[name] for name in LAYERS], axis=1)
+        model = replace(head.model, arrays=arrays)
+        save_head(
+            root / "run" / "head.safetensors", replace(head, model=model, layer=" + ".join(LAYERS), layers=LAYERS)
+        )
+    return root
+
+
+def test_a_head_on_several_layers_predicts_images_as_it_does_their_rows(
+    several: Path, image_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    computed = []
+
+    def watched(source: Any, backbone: Any, *args: Any, **options: Any) -> Any:
+        computed.append(tuple(layer.name for layer in backbone.layers))
+        return choose_engine(source, backbone, *args, **options)
+
+    monkeypatch.setattr("pipeline.embedding.embedder.choose_engine", watched)
+    head, cache = load_head(several / "run"), open_cache(several / "c.h5")
+    assert head.layers == LAYERS
+    expected = head.predict_proba(head.features(cache.layers))
+    table = predict(several / "run", str(image_folder), None, TINY.run).to_pandas()
+    assert computed == [LAYERS]
+    assert np.allclose(table[["p_ant", "p_bee", "p_cat"]], expected, atol=1e-5)
+
+
+def test_a_cache_is_predicted_from_its_embeddings(
+    several: Path, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = tmp_path / "images"
+    shutil.copytree(image_folder, images)
+    (images / "bee" / "cut.png").write_bytes((images / "ant" / "00.png").read_bytes()[:900])
+    extract(str(images), tmp_path / "c.h5", TINY)
+    shutil.rmtree(images)
+    monkeypatch.setattr("pipeline.embedding.embedder.choose_engine", None)  # no network runs
+    summary = predict(several / "run", str(tmp_path / "c.h5"), tmp_path / "out.csv")
+    assert (summary.total, summary.failed) == (25, 1)
+    head, cache = load_head(several / "run"), open_cache(tmp_path / "c.h5")
+    table = summary.to_pandas()
+    assert table.index.tolist() == cache.keys.tolist()
+    done = np.asarray(cache.status) == 1
+    expected = head.predict_proba(head.features({name: rows[done] for name, rows in cache.layers.items()}))
+    assert np.allclose(table.loc[done, ["p_ant", "p_bee", "p_cat"]], expected, atol=1e-5)
+    assert table.loc["bee/cut.png", "error"] == cache.reasons()[int(np.flatnonzero(~done)[0])]
+    assert table.loc["bee/cut.png", "predicted"] == ""
+
+
+def test_a_cache_of_other_numbers_is_refused(several: Path, run_dir: Path, tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"c.h5: expected .*backbone.*extract with the network of the head"):
+        predict(several / "run", str(run_dir.parent / "c.h5"), tmp_path / "out.csv")
+    # Another layer of the same numbers is no difference: the head does not take it.
+    fit_head(several / "c.h5", tmp_path / "run", FitSettings(folds=2, report=False, Cs=(1.0,), learning_curve=False))
+    fewer = tmp_path / "fewer.h5"
+    images = str(open_cache(several / "c.h5").source["location"])
+    extract(images, fewer, replace(TINY, layers=()))
+    assert predict(tmp_path / "run", str(fewer), None).total == 24
+    with pytest.raises(PipelineError, match=r"layers\[blocks"):
+        predict(several / "run", str(fewer), None)

@@ -1,0 +1,225 @@
+"""Which layers of a cache a head takes: single ones and concatenations, compared on rows held out by the same folds.
+
+Axes: N training rows, D features, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.core.spec import PENULTIMATE
+from pipeline.errors import HeadError
+from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.choice import cheapest, hits
+from pipeline.evaluation.shares import effective_rows, share_interval
+from pipeline.evaluation.splits import fold_numbers
+from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.measure import fitted_temperature
+from pipeline.fitting.rows import read_rows
+from pipeline.heads.blocks import Blocks, block_scale
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from numpy.typing import NDArray
+
+    from pipeline.cache import Cache
+    from pipeline.fitting.rows import Rows
+    from pipeline.fitting.settings import FitSettings
+    from pipeline.heads.fit import FittedHead
+
+    Floats = NDArray[np.float64]
+
+ALL = "all"
+"""What ``--layers`` takes for all layers of the cache."""
+
+
+@dataclass(frozen=True)
+class LayerChoice:
+    """What the folds chose.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        The layers chosen.
+    embeddings : array (rows of the cache, D)
+        What the head was fitted on: a layer as it is, or several as `pipeline.heads.blocks.Blocks`.
+    fitted : FittedHead
+        The head on them.
+    table : list of dict
+        Every candidate: ``layers``, ``width``, ``loss``, for classes ``accuracy`` with its interval, ``tied`` (cannot
+        be distinguished from the best) and ``chosen``.
+    """
+
+    layers: tuple[str, ...]
+    embeddings: Any
+    fitted: FittedHead
+    table: list[dict[str, Any]]
+
+    @property
+    def scale(self) -> Floats | None:
+        """The scale of every feature (D,); None of a single layer, which is taken as it is."""
+        return self.embeddings.scale if isinstance(self.embeddings, Blocks) else None
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """Layers, what the rows that the folds held out lost on them, and whether they were right."""
+
+    layers: tuple[str, ...]
+    width: int
+    losses: Floats
+    hits: Floats | None
+
+    @property
+    def loss(self) -> float:
+        return float(np.nanmean(self.losses))
+
+
+def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, NDArray[Any]]:
+    """Return the layers that a fit takes or chooses from, each (rows of the cache, D), ``penultimate`` last.
+
+    Raises
+    ------
+    CacheError
+        The cache has no such layer.
+    HeadError
+        ``settings.layers`` names only one.
+    """
+    if not settings.layers:
+        return {settings.layer: cache.layer(settings.layer)}
+    every = settings.layers == (ALL,)
+    names = list(dict.fromkeys([*cache.layers, PENULTIMATE] if every else settings.layers))
+    if len(names) < 2:
+        found = f"the cache has only {names[0]!r}" if every else f"got only {names[0]!r}"
+        raise HeadError(f"--layers: expected at least 2 layers, {found}: extract with --layer NODE, or use --layer")
+    names.sort(key=lambda name: name == PENULTIMATE)
+    return {name: cache.layer(name) for name in names}
+
+
+def layer_of_duplicates(cache: Cache, settings: FitSettings) -> NDArray[Any]:
+    """Return the layer in which a fit looks for near duplicates: the last of those it chooses from."""
+    return list(layers_to_fit(cache, settings).values())[-1]
+
+
+def fit_best_layers(
+    layers: Mapping[str, NDArray[Any]], rows: Rows, settings: FitSettings, fit: Callable[[Any], FittedHead]
+) -> LayerChoice:
+    """Fit the head on every layer and on the best two, three, … side by side; keep the cheapest of the best.
+
+    Layers are added in the order of their own losses, so that L layers cost 2 L − 1 fits. All candidates have the same
+    folds. Of those whose loss cannot be distinguished from the least, the one with the fewest features is taken.
+
+    Parameters
+    ----------
+    layers : mapping of str to ndarray of shape (rows of the cache, D)
+        Two or more.
+    rows : Rows
+        The rows used.
+    settings : FitSettings
+        ``folds`` and ``seed`` count here.
+    fit : callable
+        From an array (rows of the cache, D) to the head fitted on the training rows.
+
+    Raises
+    ------
+    HeadError
+        The head gives no scores of rows that it has not seen.
+    """
+    scale = {name: block_scale(read_rows(array, rows.index[rows.of("train")])) for name, array in layers.items()}
+
+    def side_by_side(names: tuple[str, ...]) -> Any:
+        if len(names) == 1:
+            return layers[names[0]]
+        return Blocks([layers[name] for name in names], [scale[name] for name in names])
+
+    tried: list[_Candidate] = []
+    kept: tuple[_Candidate, FittedHead] | None = None
+
+    def try_layers(names: tuple[str, ...]) -> None:
+        nonlocal kept
+        embeddings = side_by_side(names)
+        fitted = fit(embeddings)
+        tried.append(_measured(names, embeddings, rows, settings, fitted))
+        if kept is None or tried[-1].loss < kept[0].loss:  # one head is kept: some hold all their rows
+            kept = tried[-1], fitted
+
+    for name in layers:
+        try_layers((name,))
+    ranked = [candidate.layers[0] for candidate in sorted(tried, key=lambda candidate: candidate.loss)]
+    for count in range(2, len(ranked) + 1):
+        best = set(ranked[:count])
+        try_layers(tuple(name for name in layers if name in best))
+    chosen, ties = _choose(tried, rows)
+    assert kept is not None
+    embeddings = side_by_side(tried[chosen].layers)
+    fitted = kept[1] if kept[0] is tried[chosen] else fit(embeddings)
+    return LayerChoice(tried[chosen].layers, embeddings, fitted, _table(tried, chosen, ties, rows))
+
+
+def _measured(
+    names: tuple[str, ...], embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead
+) -> _Candidate:
+    task, train = TASKS[rows.task], rows.of("train")
+    y = rows.y[train]
+    if fitted.oof_scores is None:
+        fitted = replace(fitted, oof_scores=_held_out_scores(embeddings, rows, settings, fitted))
+    assert fitted.oof_scores is not None
+    known = np.isfinite(fitted.oof_scores).all(axis=1)
+    model = replace(fitted.model, temperature=fitted_temperature(rows.task, fitted, y))
+    predictions = model.link_scores(fitted.oof_scores[known])
+    losses, right = np.full(len(y), np.nan), np.full(len(y), np.nan)
+    losses[known] = task.losses(y[known], predictions)
+    if rows.task == "classification":
+        right[known] = hits(predictions, y[known])
+    return _Candidate(names, embeddings.shape[1], losses, right if rows.task == "classification" else None)
+
+
+def _held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead) -> Floats:
+    """Return scores of training rows by the head fitted again on the other folds, at the settings it has chosen."""
+    if fitted.refit is None:
+        raise HeadError(
+            "this head gives no scores of rows that it has not seen, which --layers compares: take another head, or "
+            "one --layer"
+        )
+    train = rows.of("train")
+    X, y = read_rows(embeddings, rows.index[train]), rows.y[train]
+    groups = None if rows.groups is None else rows.groups[train]
+    folds = min(settings.folds, len(y) if groups is None else len(np.unique(groups)))
+    fold = fold_numbers(y, folds, seed=settings.seed, groups=groups, stratify=rows.task == "classification")
+    scores = np.full((len(y), fitted.model.outputs), np.nan)
+    for number in range(folds):
+        out = fold == number
+        model = fitted.refit(X[~out], y[~out]) if out.any() else None
+        if model is not None:
+            scores[out] = model.scores(X[out])
+    return scores
+
+
+def _choose(tried: list[_Candidate], rows: Rows) -> tuple[int, list[int]]:
+    """Return the candidate to take, and those that cannot be distinguished from the best."""
+    known = np.isfinite([candidate.losses for candidate in tried]).all(axis=0)
+    if not known.any():
+        raise HeadError("no training row was held out by a fold, so layers cannot be compared: use one --layer")
+    groups = None
+    if rows.groups is not None:
+        groups = np.unique(rows.groups[rows.of("train")][known], return_inverse=True)[1].ravel()
+    return cheapest([each.losses[known] for each in tried], [each.width for each in tried], groups)
+
+
+def _table(tried: list[_Candidate], chosen: int, ties: list[int], rows: Rows) -> list[dict[str, Any]]:
+    groups = None if rows.groups is None else rows.groups[rows.of("train")]
+    table = []
+    for number, candidate in enumerate(tried):
+        entry: dict[str, Any] = {"layers": list(candidate.layers), "width": candidate.width, "loss": candidate.loss}
+        if candidate.hits is not None:
+            known = np.isfinite(candidate.hits)
+            right = candidate.hits[known]
+            independent = effective_rows(right, None if groups is None else groups[known])
+            interval = Interval(float(right.mean()), *share_interval(float(right.mean()), independent))
+            entry["accuracy"] = interval.as_dict()
+        table.append(entry | {"tied": number in ties, "chosen": number == chosen})
+    return table
