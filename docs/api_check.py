@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 PACKAGES = ("pipeline", "pipeline.heads")
 NAMES = (
     "pipeline.stages.extract.extract",
+    "pipeline.stages.scout.scout",
     "pipeline.stages.fit_head.fit_head",
     "pipeline.stages.fit_head.fit_heads",
     "pipeline.fitting.compare.compare_runs",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from pipeline.heads import LoadedHead, load_head
     from pipeline.selection import Selection
     from pipeline.selection import open_selection as open
-    from pipeline.stages.calls import extract, finetune, fit_head, predict
+    from pipeline.stages.calls import extract, finetune, fit_head, predict, scout
 
 __all__ = [
     "Cache",
@@ -32,6 +32,7 @@ __all__ = [
     "open",
     "open_cache",
     "predict",
+    "scout",
 ]
 
 _HOMES = {
@@ -47,6 +48,7 @@ _HOMES = {
     "open": "pipeline.selection:open_selection",
     "open_cache": "pipeline.cache:open_cache",
     "predict": "pipeline.stages.calls:predict",
+    "scout": "pipeline.stages.calls:scout",
 }
 
 

@@ -152,6 +152,30 @@ def _held_groups(
     return np.asarray(held == 1)
 
 
+def stratified_order(y: NDArray[np.integer], seed: int) -> Ints:
+    """Order rows so that every beginning of the order has the classes in their shares, and each at least once early.
+
+    Parameters
+    ----------
+    y : ndarray of shape (N,), int
+        Classes, or other strata.
+    seed : int
+        Seed of the shuffle.
+
+    Examples
+    --------
+    >>> y = np.repeat([0, 1], [6, 3])
+    >>> [np.bincount(y[stratified_order(y, 0)[:count]]).tolist() for count in (3, 6)]
+    [[2, 1], [4, 2]]
+    """
+    rng = np.random.default_rng(seed)
+    place = np.empty(len(y))
+    for label in np.unique(y):
+        rows = rng.permutation(np.flatnonzero(y == label))
+        place[rows] = np.arange(len(rows)) / len(rows)
+    return np.lexsort((rng.random(len(y)), place))
+
+
 def groups_of_column(column: ArrayLike) -> NDArray[np.str_]:
     """Return groups in which every row without one is a group of its own.
 

@@ -91,7 +91,7 @@ def compare_runs(
     keys = sorted(tables[0])
     cost = [_cost(task, [table[key] for key in keys]) for table in tables]
     groups = [group for key in keys if (group := tables[0][key].group) is not None] or None
-    intervals = _intervals(task, cost, groups, seed=seed, replicates=replicates)
+    intervals = paired_intervals(task, cost, groups, seed=seed, replicates=replicates)
     return [
         Comparison(
             str(run),
@@ -135,10 +135,27 @@ def _tables_of_same_rows(runs: Sequence[str | os.PathLike[str]], split: str) -> 
     return [first, *others]
 
 
-def _intervals(
-    task: Task, cost: list[NDArray[np.float64]], groups: list[str] | None, *, seed: int, replicates: int
+def paired_intervals(
+    task: Task, cost: Sequence[NDArray[np.float64]], groups: Sequence[str] | None, *, seed: int, replicates: int
 ) -> dict[str, bootstrap.Interval]:
-    """Return each run's figure and its difference to the first one's, on the same resampled rows."""
+    """Return the figure of each of several predictors, and its difference to the first one's, on the same resamples.
+
+    Parameters
+    ----------
+    task : Task
+        What is predicted.
+    cost : sequence of ndarray of shape (N,)
+        Each one's cost of every row; see `pipeline.evaluation.tasks.Task.cost`.
+    groups : sequence of str or None
+        Group of every row; whole groups are resampled.
+    seed, replicates : int
+        Of the bootstrap.
+
+    Returns
+    -------
+    dict of str to Interval
+        ``"figure i"`` and ``"difference i"`` of each.
+    """
     # A figure that falls as rows get better is a mean cost; one that rises counts the rows without cost.
     scored = cost if task.measure_is_cost else [1 - c for c in cost]
 
@@ -162,7 +179,7 @@ def _test_of_counts(only_first: int, only_this: int) -> tuple[int, int, float]:
 
 
 def _of_shares(
-    scored: list[NDArray[np.float64]], intervals: dict[str, bootstrap.Interval], groups: list[str] | None
+    scored: Sequence[NDArray[np.float64]], intervals: dict[str, bootstrap.Interval], groups: Sequence[str] | None
 ) -> dict[str, bootstrap.Interval]:
     """Return the intervals of shares of right rows, and of differences in which the bootstrap found no spread.
 

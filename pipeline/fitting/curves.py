@@ -11,6 +11,7 @@ import numpy as np
 
 from pipeline.errors import HeadError
 from pipeline.evaluation import bootstrap
+from pipeline.evaluation.splits import stratified_order
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.rows import read_rows
 
@@ -77,7 +78,7 @@ def learning_curve(
         return []
     task, measured = TASKS[rows.task], _Measured(rows, embeddings, settings)
     train = rows.of("train")
-    order = _stratified_order(task.strata(rows.y)[train], settings.seed)
+    order = stratified_order(task.strata(rows.y)[train], settings.seed)
     least = 2 * (len(rows.class_names) if rows.task != "regression" else 5)
     curve = []
     for share in (*_SHARES, 1.0):
@@ -145,13 +146,3 @@ def few_shot_curve(
         if len(predictions) == settings.draws:
             curve.append({"shots": shots, "draws": settings.draws, **measured.point(predictions)})
     return curve
-
-
-def _stratified_order(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    """Order rows so that every beginning of the order has the classes in their shares, and each at least once early."""
-    rng = np.random.default_rng(seed)
-    place = np.empty(len(y))
-    for label in np.unique(y):
-        rows = rng.permutation(np.flatnonzero(y == label))
-        place[rows] = np.arange(len(rows)) / len(rows)
-    return np.lexsort((rng.random(len(y)), place))

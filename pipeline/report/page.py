@@ -53,23 +53,57 @@ def write_report(
     measured = results["metrics"][split]["rows"]
     content = content or _CONTENT[rows.task](cache, rows, results, run)
     what = f"{run['target']}: " if run["settings"].get("target") else ""
-    page = (
-        templates()
-        .get_template("page.html.j2")
-        .render(
-            title=f"{what}{run['head']} head on {Path(run['cache']['path']).name}",
-            interval_note=(
-                f"Under each figure its 95 % interval over the {measured} {split} rows"
-                f"{', whole groups resampled together' if rows.groups is not None else ''}."
-            ),
-            lead=content.lead,
-            notes=run["notes"],
-            content=content,
-            figures=script_json(content.figures),
-            facts=_facts(run),
-        )
+    write_page(
+        path,
+        title=f"{what}{run['head']} head on {Path(run['cache']['path']).name}",
+        interval_note=(
+            f"Under each figure its 95 % interval over the {measured} {split} rows"
+            f"{', whole groups resampled together' if rows.groups is not None else ''}."
+        ),
+        notes=run["notes"],
+        content=content,
+        facts=_facts(run),
     )
-    _write(path, page)
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    interval_note: str,
+    notes: Sequence[str],
+    content: Content,
+    facts: Sequence[tuple[str, str]],
+) -> None:
+    """Write a page of cards, notes, figures, tables and facts.
+
+    Parameters
+    ----------
+    path : str or Path
+        The HTML file to write.
+    title : str
+    interval_note : str
+        What stands below the cards.
+    notes : sequence of str
+        What the reader has to know.
+    content : Content
+    facts : sequence of (str, str)
+        Names and values at the end of the page.
+    """
+    page = templates().get_template("page.html.j2")
+    figures = script_json(content.figures)
+    _write(
+        path,
+        page.render(
+            title=title,
+            interval_note=interval_note,
+            lead=content.lead,
+            notes=notes,
+            content=content,
+            figures=figures,
+            facts=facts,
+        ),
+    )
 
 
 def write_summary(path: str | os.PathLike[str], *, run: dict[str, Any], results: Sequence[Any]) -> None:

@@ -209,6 +209,60 @@ def precision_figure(table: Sequence[dict[str, Any]]) -> Figure:
     }
 
 
+def share_figure(entries: Sequence[dict[str, Any]], title: str) -> Figure:
+    """Draw a share of rows for each of several things, with its interval, the first at the top.
+
+    Parameters
+    ----------
+    entries : sequence of dict
+        ``name``, ``note`` (shown beside the pointer), ``marked`` (drawn in the accent colour), and ``value`` with
+        ``low`` and ``high``, which may be None.
+    title : str
+        What is shown.
+    """
+    place = list(range(len(entries)))[::-1]
+    series = []
+    for marked, colour in ((True, _ORANGE), (False, _BLUE)):
+        chosen = [i for i, entry in enumerate(entries) if entry["marked"] == marked]
+        points = {
+            "y": [place[i] for i in chosen],
+            "notes": [f"{entries[i]['name']}\n{entries[i]['note']}" for i in chosen],
+            "line": "none",
+            "colour": colour,
+            "across": True,
+            "tip": "{note}\n" + title + " {x}",
+        }
+        ends = {"x": "value"}
+        if all(entries[i]["low"] is not None for i in chosen):
+            ends |= {"low": "low", "high": "high"}
+        points |= {to: _numbers([entries[i][what] for i in chosen]) for to, what in ends.items()}
+        series += [points] if chosen else []
+    names = [shortened(entry["name"], _LONGEST_LINE) for entry in entries]
+    return {
+        "x": {"title": title},
+        "y": {"ticks": place, "names": names, "range": [-0.6, max(len(entries), 1) - 0.4]},
+        "series": series,
+    }
+
+
+def cost_figure(
+    speed: Sequence[float],
+    accuracy: Sequence[tuple[float, float, float]],
+    names: Sequence[str],
+    marked: Sequence[bool],
+) -> Figure:
+    """Draw accuracy (value, low, high) against images per second, the marked ones in the accent colour."""
+    series = []
+    for of, colour in ((True, _ORANGE), (False, _BLUE)):
+        chosen = [i for i in range(len(names)) if marked[i] == of and np.isfinite(speed[i])]
+        points: Figure = {to: _numbers([accuracy[i][n] for i in chosen]) for n, to in enumerate(("y", "low", "high"))}
+        points |= {"x": _numbers([speed[i] for i in chosen]), "notes": [names[i] for i in chosen]}
+        series += (
+            [points | {"line": "none", "colour": colour, "tip": "{note}\n{x} images/s\naccuracy {y}"}] if chosen else []
+        )
+    return {"x": {"title": "images per second", "log": True}, "y": {"title": "accuracy"}, "series": series}
+
+
 def training_figure(history: Sequence[dict[str, float]], best: int) -> Figure:
     """Draw training and validation loss, and validation accuracy, by epoch; a dashed line where the best one is."""
     series = []

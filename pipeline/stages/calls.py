@@ -18,7 +18,7 @@ from pipeline.core.progress import ProgressLine, show
 from pipeline.core.signals import stop_on
 from pipeline.errors import OptionError
 from pipeline.stages.keywords import takes_options
-from pipeline.stages.options import EXTRACT, FINETUNE, FIT_HEAD, PREDICT
+from pipeline.stages.options import EXTRACT, FINETUNE, FIT_HEAD, PREDICT, SCOUT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.stages.finetune import FinetuneResult, FinetuneSettings
     from pipeline.stages.fit_head import FitResult, FitResults, FitSettings
     from pipeline.stages.predict import PredictSummary
+    from pipeline.stages.scout import ScoutResult
 
 RESUMED = "stopped: the same call resumes"
 
@@ -86,6 +87,61 @@ def extract(
             stop=hooks.stop,
             say=hooks.say,
             progress=hooks.progress,
+        )
+
+
+@takes_options(SCOUT)
+def scout(
+    images: str | os.PathLike[str] | Source,
+    output: str | os.PathLike[str],
+    *,
+    verbose: bool = True,
+    callbacks: Callbacks | None = None,
+    **options: Any,
+) -> ScoutResult:
+    """Compare networks and their layers on a sample of an archive; continue where an earlier call stopped.
+
+    Parameters
+    ----------
+    images : str, path or Source
+        What the command takes as IMAGES, with labels.
+    output : path
+        The folder to write: new, empty, or that of an earlier call, whose caches are used again.
+    verbose : bool
+        Show a bar and messages.
+    callbacks : Callbacks, optional
+        Receives progress and messages instead, and may ask for a stop.
+
+    Returns
+    -------
+    ScoutResult
+        ``to_pandas()`` gives a line for each candidate, ``recommended`` the one to take.
+
+    Raises
+    ------
+    PipelineError
+        Images, labels, a backbone or the folder cannot be used.
+    KeyboardInterrupt
+        On Ctrl-C, once everything embedded is in the caches.
+
+    Examples
+    --------
+    ``pipeline.scout("photos/", "scout", backbones="efficientnet_lite0,torchvision/resnet50").recommended.candidate``
+    """
+    from pipeline.stages.scout import ScoutSettings
+    from pipeline.stages.scout import scout as compare_networks
+
+    same = ("rows", "minutes", "labels", "folds", "seed", "report")
+    settings = ScoutSettings(
+        backbones=options["backbones"] or (),
+        named_set=options["set"],
+        layers=options["layers"] or (),
+        run=run_settings(options),
+        **{name: options[name] for name in same},
+    )
+    with _watched("scout", RESUMED, verbose=verbose, callbacks=callbacks) as hooks:
+        return compare_networks(
+            _source(images), output, settings, stop=hooks.stop, say=hooks.say, progress=hooks.progress
         )
 
 
@@ -327,6 +383,7 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         target=options["target"][0] if options["target"] else None,
         Cs=options["C"] or options["sweep"],
         class_weight="balanced" if options["balanced"] else None,
+        layers=options["layers"] or (),
         shots=options["shots"] or (),
         params=dict(options["set"]),
         **{name: options[name] for name in (*same, "seed", "device", "report")},
@@ -353,4 +410,3 @@ def _source(images: str | os.PathLike[str] | Source) -> str | Source:
     if not hasattr(images, "describe"):
         raise OptionError(f"expected images as a path or a URL, got {type(images).__name__}: name a folder or a table")
     return images
-        layers=options["layers"] or (),

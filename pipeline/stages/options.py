@@ -167,6 +167,55 @@ EXTRACT: Options = (
     *RUN,
 )
 
+SCOUT: Options = (
+    click.option(
+        "--backbones",
+        type=Names(),
+        metavar="NAME,NAME...",
+        help="The networks to compare, each NAME or NAME=WEIGHTS, as extract takes them.  [default: "
+        "efficientnet_lite0, which needs no download]",
+    ),
+    click.option(
+        "--set",
+        type=click.Choice(["small", "clip", "dino"]),
+        help="Compare a list of networks instead: small ones, image towers of CLIP, or networks trained by DINO.",
+    ),
+    click.option(
+        "--layers",
+        type=Names(),
+        metavar="L,L...|auto",
+        help="Compare these layers too, where a network has them, and all of them together. auto: the ends of its "
+        "blocks at several depths.  [default: auto for a single network, none for several]",
+    ),
+    click.option(
+        "--rows",
+        default=2000,
+        show_default=True,
+        type=click.IntRange(4),
+        help="Labelled images to compare on, drawn with the classes in their shares.",
+    ),
+    click.option(
+        "--minutes",
+        type=click.FloatRange(0, min_open=True),
+        help="Take about this long: drop the weakest networks early, or compare on fewer images.  [default: no limit]",
+    ),
+    click.option(
+        "--labels",
+        metavar="TABLE",
+        help="Take labels from TABLE, as extract does.",
+    ),
+    click.option(
+        "--folds",
+        default=5,
+        show_default=True,
+        type=click.IntRange(2),
+        help="Folds that choose C, and hold out the images on which accuracy is measured.",
+    ),
+    click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of the images drawn and the folds."),
+    _no_report(),
+    *RUN,
+)
+
 FIT_HEAD: Options = (
     click.option(
         "--head",
@@ -186,6 +235,13 @@ FIT_HEAD: Options = (
         help="Set a parameter of the head or estimator. Repeatable.",
     ),
     click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on."),
+    click.option(
+        "--layers",
+        type=Names(),
+        metavar="L,L...|all",
+        help="Layers of the cache to choose from, instead of --layer: the folds compare each, and the best ones "
+        "together.",
+    ),
     click.option(
         "--target",
         metavar="COLUMN",
@@ -235,13 +291,6 @@ FIT_HEAD: Options = (
     click.option("--balanced", is_flag=True, help="Give all classes the same total weight."),
     click.option(
         "--group-duplicates",
-    click.option(
-        "--layers",
-        type=Names(),
-        metavar="L,L...|all",
-        help="Layers of the cache to choose from, instead of --layer: the folds compare each, and the best ones "
-        "together.",
-    ),
         is_flag=False,
         flag_value="default",
         type=Cosine(),

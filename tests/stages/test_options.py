@@ -19,6 +19,7 @@ from tests.cli.run import run_command
 
 CALLS: dict[str, tuple[Any, list[str]]] = {
     "extract": (pipeline.extract, ["images", "-o", "cache"]),
+    "scout": (pipeline.scout, ["images", "-o", "output"]),
     "fit-head": (pipeline.fit_head, ["cache", "-o", "run"]),
     "predict": (pipeline.predict, ["run", "images", "-o", "output"]),
     "finetune": (pipeline.finetune, ["cache", "run", "-o", "output"]),
@@ -73,6 +74,11 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "decode": "gpu", "labels": "t.csv", "allow_missing": True, "check_content": True, "retry_failed": True,
         "max_failures": "5%", "allow_removed": "5%", "shard": "2/3", "precision": "float32", "engine": "torch",
         "device": "cpu", "batch_size": 3, "workers": 2, "time_limit": 1.5,
+    },
+    "scout": {
+        "backbones": "a,b", "set": "clip", "layers": ["x"], "rows": 30, "minutes": 2, "labels": "t.csv", "folds": 3,
+        "seed": 1, "report": False, "precision": "float32", "engine": "torch", "device": "cpu", "batch_size": 3,
+        "workers": 2, "time_limit": 1.5,
     },
     "fit-head": {
         "head": "ridge", "estimator": "a:B", "set": {"k": 3}, "layer": "l", "layers": "a,b", "target": "t",
