@@ -143,7 +143,7 @@ def _columns(
 def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the row of each query that is a key, or a key as lists show it, -1 for each that is a file."""
     wanted = set(queries)
-    row_of = {str(key): row for row, key in zip(rows.tolist(), cache.keys[rows], strict=True) if str(key) in wanted}
+    row_of = {key: row for row, key in zip(rows.tolist(), cache.keys[rows].tolist(), strict=True) if key in wanted}
     out = np.array([row_of.get(query, -1) for query in queries], dtype=np.int64)
     left = [n for n, row in enumerate(out.tolist()) if row < 0 and not Path(queries[n]).is_file()]
     if left:
