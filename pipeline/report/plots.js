@@ -151,7 +151,7 @@ function matrix(holder, figure) {
   }));
   names.forEach((name, i) => {
     if (i % every === 0) make(svg, "text", {x: left - 6, y: top + (i + 0.5) * h + 4, "text-anchor": "end", class: "tick"}, name);
-    if (i % Math.max(1, Math.ceil(13 / w)) === 0) make(svg, "text", {transform: `translate(${left + (i + 0.5) * w + 4} ${top + h * k + 10}) rotate(-45)`, "text-anchor": "end", class: "tick"}, name);
+    if (i % Math.max(1, Math.ceil(18 / w)) === 0) make(svg, "text", {transform: `translate(${left + (i + 0.5) * w + 4} ${top + h * k + 10}) rotate(-45)`, "text-anchor": "end", class: "tick"}, name);
   });
   make(svg, "text", {x: left + w * k / 2, y: height - 4, "text-anchor": "middle"}, "predicted");
   make(svg, "text", {transform: `translate(12 ${top + h * k / 2}) rotate(-90)`, "text-anchor": "middle"}, "label");
