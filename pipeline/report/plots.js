@@ -53,7 +53,7 @@ function range(axis, values) {
   if (!known.length) return axis.log ? [0.1, 1] : [0, 1];
   if (axis.log) { const room = (high / low) ** 0.05 || 1; return low === high ? [low / 2, high * 2] : [low / room, high * room]; }
   const room = (high - low) * 0.06 || Math.abs(high) * 0.05 || 1;
-  return [low - room, high + room];
+  return [low - room, Math.min(high + room, axis.most ?? Infinity)];
 }
 const place = (axis, [low, high], from, to) => axis.log
   ? v => from + (Math.log(v) - Math.log(low)) / (Math.log(high) - Math.log(low)) * (to - from)

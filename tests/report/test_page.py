@@ -120,6 +120,7 @@ def test_every_axis_has_several_round_ticks(browser: Any, report: Path) -> None:
         for asked, expected in cases:
             found = page.evaluate(f"ticks({asked}).map(t => t[0])")
             assert found == pytest.approx(expected), asked
+        assert page.evaluate("range({most: 1}, [1, 1])") == pytest.approx([0.95, 1])
 
 
 @pytest.mark.browser
