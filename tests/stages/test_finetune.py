@@ -57,6 +57,7 @@ def test_the_run_folder_holds_a_backbone_with_its_head(tuned: tuple[Path, Finetu
     assert metrics["test"]["accuracy"]["value"] == result.metrics["test"]["accuracy"]["value"]
     assert [entry["epoch"] for entry in metrics["training"]["history"]] == [0, 1, 2]
     assert metrics["against_probe"]["advice"] == result.advice
+    assert "held out of training for it" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_it_is_compared_with_the_probe_on_the_same_rows(probe: Probe, tuned: tuple[Path, FinetuneResult]) -> None:
