@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import stat
 from typing import TYPE_CHECKING
 
 from pipeline.core.ending import unfinished, uninterrupted
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+_HOLDER = "process "
+"""How the name of a holder begins."""
 _held: set[tuple[int, int]] = set()
 """Locks of this process: a record lock does not exclude the process that holds it."""
 
@@ -34,7 +37,7 @@ def write_lock(cache: Path) -> Iterator[None]:
     LockedError
         Another process holds it; the message names the process and its machine.
     CacheError
-        The folder cannot be written.
+        The folder cannot be written, or the lock's name is that of a file of another program.
     """
     path = lock_path(followed(cache))
     with contextlib.ExitStack() as stack:
@@ -46,7 +49,7 @@ def write_lock(cache: Path) -> Iterator[None]:
         try:
             with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
                 os.ftruncate(fd, 0)
-                os.pwrite(fd, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+                os.pwrite(fd, f"{_HOLDER}{os.getpid()} on {socket.gethostname()}".encode(), 0)
             yield
         finally:
             with uninterrupted():
@@ -67,9 +70,12 @@ def _acquire(path: Path) -> int:
             if file_identity(path.stat()) in _held:
                 raise LockedError(f"{path.with_suffix('')} is being written by this process: wait for it to finish")
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise CacheError(f"cannot write {path.parent}: {error.strerror}: choose another output") from None
+            raise CacheError(f"cannot write {path}: {error.strerror}: choose another output") from None
+        if not _is_lock(fd):
+            os.close(fd)
+            raise CacheError(f"{path} exists and is no lock of this program: rename it, or choose another output")
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -90,3 +96,10 @@ def _acquire(path: Path) -> int:
             if file_identity(path.stat()) == file_identity(os.fstat(fd)):
                 return fd
         os.close(fd)  # the holder removed it between our opening and locking: try the new one
+
+
+def _is_lock(fd: int) -> bool:
+    """Return whether a file is a lock of this program: empty, or with the name of its holder."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return False
+    return os.pread(fd, len(_HOLDER), 0) in (b"", _HOLDER.encode())
