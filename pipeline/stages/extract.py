@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.backbones import load_backbone
 from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
 from pipeline.cache.background_writer import BackgroundWriter
+from pipeline.cache.beside import check_beside, run_facts_path
 from pipeline.cache.format import file_attributes
 from pipeline.cache.removed import keep_removed
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
@@ -276,6 +277,7 @@ def extract(
     count_limit(settings.max_failures, 0, "--max-failures")
     count_limit(settings.allow_removed, 0, "--allow-removed")
     path = check_file(output, CacheError, replaceable=False)
+    check_beside(path)
     start = {}
     source = _open(images, path, settings) if isinstance(images, str) else images
     start["start: images"] = time.perf_counter() - started
@@ -528,8 +530,7 @@ def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
     shown = replace(settings, labels=settings.labels and public(settings.labels))
     figures = {name: value for name, value in asdict(summary).items() if name != "path"}  # the file may be moved
     facts = {"settings": asdict(shown), "summary": figures}
-    file = path.with_name(path.name + ".run.json")
-    with replacing(file, CacheError) as part:
+    with replacing(run_facts_path(path), CacheError) as part:
         part.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
 
 

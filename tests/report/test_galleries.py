@@ -78,6 +78,14 @@ def test_a_page_needs_nothing_else_and_escapes_names(name: str, written: dict[st
     assert len(page) < 6_000_000
 
 
+def test_a_page_says_how_many_images_it_cannot_show(written: dict[str, Path]) -> None:
+    for name, asked in (("labels", 70), ("map", 120)):  # two of all images cannot be read, and both labels are doubtful
+        page = written[name].read_text(encoding="utf-8")
+        found = re.search(r"(\d+) of the (\d+) images on this page cannot be read where the cache expects them", page)
+        assert found is not None
+        assert (int(found[1]), int(found[2])) == (2 if name == "map" else page.count("no image</div>"), asked)
+
+
 def test_a_page_is_bounded(cache: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(galleries, "MOST_PICTURES", 9)
     galleries.write_labels_page(tmp_path / "labels.html", cache, doubtful(cache))

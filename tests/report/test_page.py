@@ -58,6 +58,13 @@ def test_the_page_needs_nothing_else_and_escapes_names(report: Path) -> None:
     assert len(page) < 300_000
 
 
+def test_the_page_says_how_many_images_it_cannot_show(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    unread, asked = page.count('<div class="gone">no image</div>'), page.count("<figure>")
+    assert 0 < unread < asked
+    assert f"{unread} of the {asked} images on this page cannot be read where the cache expects them." in page
+
+
 @pytest.fixture(scope="module")
 def other_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages of numbers and of label sets, with a summary of both targets."""

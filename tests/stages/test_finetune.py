@@ -239,3 +239,12 @@ def test_the_page_shows_the_training(browser: Any, tuned: tuple[Path, FinetuneRe
         for plot in ("training", "depth"):
             page.wait_for_selector(f"#plot-{plot} .point")
         assert "Against the probe" in page.content()
+
+
+def test_a_folder_of_a_user_is_not_taken_for_that_of_the_checkpoint(probe: Probe, tmp_path: Path) -> None:
+    mine = tmp_path / ".run2.training" / "notes"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(PipelineError, match=r"\.run2\.training exists and was not written by this command"):
+        finetune(probe.cache_path, probe.run, tmp_path / "run2", replace(SETTINGS, restart=True))
+    assert mine.exists()
