@@ -88,7 +88,7 @@ class Backbone:
         """Return the JSON-like data that identify the embeddings of this backbone."""
         return {
             "backbone": self.name,
-            "weights": {"name": self.weights.name, "origin": self.weights.origin, "sha256": self.weights.sha256},
+            "weights": self.weights.to_spec(),
             "layers": [
                 {"name": layer.name, "node": layer.node, "pooling": layer.pooling, "width": layer.width}
                 for layer in self.layers
@@ -102,5 +102,6 @@ def assemble(body: Body, layer_names: tuple[str, ...] = ()) -> Backbone:
     from pipeline.backbones.network import build_network, hash_weights  # imports torch
 
     network = build_network(body, layer_names)
-    weights = Weights(body.weights_name, body.weights_origin, hash_weights(body.module))
+    sha256 = hash_weights(body.module, body.description)
+    weights = Weights(body.weights_name, body.weights_origin, sha256, body.source)
     return Backbone(body.name, _built(network), network.layers, body.preprocess, weights)

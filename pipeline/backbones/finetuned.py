@@ -42,12 +42,14 @@ def save_backbone(path: Path, backbone: Backbone) -> None:
     spec = backbone.to_spec()
     state = {name: tensor.contiguous() for name, tensor in backbone.network.body.state_dict().items()}
     facts = {"format": FORMAT, "backbone": spec["backbone"], "preprocess": spec["preprocess"]}
+    if backbone.weights.source:
+        facts["source"] = backbone.weights.source
     # Not save_file, which makes the file unreadable for other users.
     path.write_bytes(save(state, metadata={"backbone": json.dumps(facts, sort_keys=True)}))
 
 
 def read_facts(file: Path) -> dict[str, Any]:
-    """Return what `save_backbone` wrote beside the tensors: ``backbone`` and ``preprocess``.
+    """Return what `save_backbone` wrote beside the tensors: ``backbone``, ``preprocess``, ``source`` if any.
 
     Raises
     ------

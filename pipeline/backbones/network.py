@@ -41,6 +41,16 @@ class Body:
         Axis order of the network's four-dimensional feature maps.
     prefix_tokens : int
         How many tokens (class token, registers) precede those of the image patches.
+    source : str
+        See `Weights`.
+    description : str
+        What the numbers depend on besides the module's tensors, where the name and the versions of libraries do not
+        decide it: an architecture that a folder describes, the bytes of a file. Part of the weights' SHA-256.
+
+    Notes
+    -----
+    A layer is a module inside ``module``. An output that no module gives, such as one token of several, is passed
+    through an `nn.Identity` of that name.
     """
 
     name: str
@@ -50,6 +60,8 @@ class Body:
     weights_origin: str
     maps: Literal["NCHW", "NHWC"] = "NCHW"
     prefix_tokens: int = 0
+    source: str = ""
+    description: str = ""
 
 
 class EmbeddingNetwork(nn.Module):
@@ -74,6 +86,7 @@ class EmbeddingNetwork(nn.Module):
         super().__init__()
         self.body = body.module
         self.layers = layers
+        self.description = body.description
         self.compute_dtype = torch.float32
         self._maps = body.maps
         self._prefix_tokens = body.prefix_tokens
@@ -220,10 +233,14 @@ def _parse_layer(name: str) -> Layer:
     return Layer(f"{node}:{pooling}", node, pooling, 0)
 
 
-def hash_weights(module: nn.Module) -> str:
-    """Return the SHA-256 of all tensors of a network: sorted by name, each with its type, shape and bytes."""
+def hash_weights(module: nn.Module, description: str = "") -> str:
+    """Return the SHA-256 of all tensors of a network: sorted by name, each with its type, shape and bytes.
+
+    ``description`` is hashed after them where it is not empty; see `Body`.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(description.encode())
     return digest.hexdigest()

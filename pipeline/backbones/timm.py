@@ -11,6 +11,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from pipeline.backbones.hub import quick_to_fail
 from pipeline.backbones.network import Body
 from pipeline.backbones.weights import (
     RANDOM,
@@ -18,7 +19,6 @@ from pipeline.backbones.weights import (
     cannot_download,
     is_file,
     load_strictly,
-    quick_to_fail,
     read_weights,
 )
 from pipeline.decoding.preprocess import RESAMPLING, Preprocess
