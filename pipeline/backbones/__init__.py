@@ -9,14 +9,16 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones import finetuned, identity, known
-from pipeline.backbones.base import Backbone, assemble
-from pipeline.backbones.layers import Layer
+from pipeline.backbones.base import Backbone, assemble, body_at_size
+from pipeline.backbones.layers import AT_PATH, Layer
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
+
+    from pipeline.backbones.network import Body
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -59,10 +61,14 @@ FAMILIES = {
     "efficientnet_lite0": Family("pipeline.backbones.efficientnet_lite"),
     "torchvision": Family("pipeline.backbones.torchvision"),
     "timm": Family("pipeline.backbones.timm"),
+    "hf-hub": Family("pipeline.backbones.timm_sources", identity.of_commit),
+    "local-dir": Family("pipeline.backbones.timm_sources", identity.of_path),
 }
 
 
-def load_backbone(name: str | None = None, weights: str | None = None, layers: tuple[str, ...] = ()) -> Backbone:
+def load_backbone(
+    name: str | None = None, weights: str | None = None, layers: tuple[str, ...] = (), size: int = 0
+) -> Backbone:
     """Build a frozen network with its weights.
 
     Parameters
@@ -75,19 +81,27 @@ def load_backbone(name: str | None = None, weights: str | None = None, layers: t
         ``"random"``.
     layers : tuple of str
         Outputs besides ``penultimate``, ``NODE`` or ``NODE:POOLING``.
+    size : int
+        Height and width of the network's input, in place of the weights' own; 0 for these.
 
     Raises
     ------
     BackboneError
-        Unknown name, weights or layer; weights that are not available or do not fit.
+        Unknown name, weights or layer; weights that are not available or do not fit; a size that the network does not
+        take.
     """
     if name:
         _check_installed(name)
-    asked = _question(name, weights, layers)
+    asked = _question(name, weights, layers, size)
     spec = known.recall(asked) if asked else None
-    if spec is not None:
-        return Backbone.of_spec(spec, lambda: _build_and_remember(asked, name, weights, layers))
-    return _build_and_remember(asked, name, weights, layers)
+
+    def build() -> Backbone:
+        backbone = assemble(_body(name, weights, size), layers)
+        if asked:
+            known.remember(asked, backbone.to_spec())
+        return backbone
+
+    return build() if spec is None else Backbone.of_spec(spec, build)
 
 
 def request_of_spec(spec: Mapping[str, Any], weights: str | None) -> tuple[str, str | None]:
@@ -117,12 +131,12 @@ def request_of_spec(spec: Mapping[str, Any], weights: str | None) -> tuple[str, 
         # timm's names of weights are ARCHITECTURE.TAG.
         given_by_name = weights is not None or name == DEFAULT_BACKBONE
         return name, weights if given_by_name else kind.partition(".")[2] or kind
-    if weights is not None and kind != "file":
+    if weights is not None and kind == AT_PATH:
         return f"{_family_name(name)}:{weights}", None  # a folder or file that is somewhere else now
     return source, weights
 
 
-def _question(name: str | None, weights: str | None, layers: tuple[str, ...]) -> str | None:
+def _question(name: str | None, weights: str | None, layers: tuple[str, ...], size: int) -> str | None:
     """Return what identifies this request for a backbone, or None where nothing is remembered."""
     file = finetuned.backbone_file(weights)
     asked = source = name or ("" if file else DEFAULT_BACKBONE)
@@ -132,30 +146,29 @@ def _question(name: str | None, weights: str | None, layers: tuple[str, ...]) ->
     family = _family(source)
     if family.identity is None:
         return None
-    stands_for = family.identity(_rest(source))
+    stands_for = [family.identity(_rest(source)), *([size] if size else [])]
     return known.question(asked, str(file) if file else weights, layers, stands_for)
 
 
-def _build_and_remember(asked: str | None, name: str | None, weights: str | None, layers: tuple[str, ...]) -> Backbone:
-    """Build a backbone, and keep what its spec is now."""
-    backbone = _build(name, weights, layers)
-    if asked:
-        known.remember(asked, backbone.to_spec())
-    return backbone
-
-
-def _build(name: str | None, weights: str | None, layers: tuple[str, ...]) -> Backbone:
+def _body(name: str | None, weights: str | None, size: int) -> Body:
     """Build the network; imports torch."""
     file = finetuned.backbone_file(weights)
     if file is None:
         name = name or DEFAULT_BACKBONE
-        return assemble(_module(name).build(name, weights), layers)
+        body = _module(name).build(name, weights)
+        return body_at_size(body, size) if size else body
     facts = finetuned.read_facts(file)
     if name not in (None, facts["backbone"]):
         raise BackboneError(f"{weights} holds a {facts['backbone']}, found --backbone {name}: leave it out")
+    own = int(facts["preprocess"].get("size", 0))
+    if size not in (0, own):
+        raise BackboneError(f"--size: {weights} was fine-tuned at {own or 'its own size'}, found {size}: leave it out")
     source = facts.get("source", facts["backbone"])
-    body = _module(source).build(source, str(file))
-    return assemble(finetuned.with_preprocess(body, facts, file), layers)
+    if not own:
+        return finetuned.with_preprocess(_module(source).build(source, str(file)), facts, file)
+    # Its tensors have the shapes of that size.
+    body = finetuned.with_tensors(body_at_size(_module(source).build(source, "random"), own), file)
+    return finetuned.with_preprocess(body, facts, file)
 
 
 def list_backbones(family: str | None = None) -> list[str]:

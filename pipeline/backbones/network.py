@@ -18,6 +18,8 @@ from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipeline.decoding.preprocess import Preprocess
 
 GEM_FLOOR = 1e-6
@@ -46,6 +48,8 @@ class Body:
     description : str
         What the numbers depend on besides the module's tensors, where the name and the versions of libraries do not
         decide it: an architecture that a folder describes, the bytes of a file. Part of the weights' SHA-256.
+    at_size : callable or None
+        Changes the module's input to a size in place and returns the body of it; None where the size is fixed.
 
     Notes
     -----
@@ -62,6 +66,7 @@ class Body:
     prefix_tokens: int = 0
     source: str = ""
     description: str = ""
+    at_size: Callable[[int], Body] | None = None
 
 
 class EmbeddingNetwork(nn.Module):

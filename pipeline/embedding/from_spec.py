@@ -43,7 +43,7 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     """
     name, weights = request_of_spec(spec, weights)
     layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
-    backbone = load_backbone(name, weights, layers)
+    backbone = load_backbone(name, weights, layers, int(spec["preprocess"].get("size", 0)))
     wanted = {name: spec[name] for name in backbone.to_spec()}
     check_same_numbers(
         wanted,
