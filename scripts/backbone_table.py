@@ -63,8 +63,9 @@ def candidates(which: str) -> Iterator[tuple[str, int]]:
     import torchvision.models as models
 
     if which == "torchvision":
-        counted = [(count(models.get_model, name, weights=None), f"torchvision/{name}")
-                   for name in models.list_models(module=models)]  # fmt: skip
+        # With the classifier, as published: some cannot be built without numbers.
+        entries = ((name, models.get_model_weights(name).DEFAULT) for name in models.list_models(module=models))
+        counted = [(entry.meta["num_params"], f"torchvision/{name}") for name, entry in entries]
     elif which == "timm":
         counted = [(count(timm.create_model, name), f"timm/{name}") for name in timm.list_models()]
     else:
@@ -77,13 +78,13 @@ def candidates(which: str) -> Iterator[tuple[str, int]]:
             yield name, parameters
 
 
-def count(create: Any, name: str, **options: Any) -> int:
+def count(create: Any, name: str) -> int:
     """Return the parameters of a network that is not filled with numbers; 0 where it cannot be built so."""
     import torch
 
     try:
         with torch.device("meta"):
-            return sum(each.numel() for each in create(name, **options).parameters())
+            return sum(each.numel() for each in create(name).parameters())
     except Exception:  # it reads numbers while it is built
         return 0
 

@@ -63,6 +63,8 @@ FAMILIES = {
     "timm": Family("pipeline.backbones.timm"),
     "hf-hub": Family("pipeline.backbones.timm_sources", identity.of_commit),
     "local-dir": Family("pipeline.backbones.timm_sources", identity.of_path),
+    "onnx": Family("pipeline.backbones.onnx", identity.of_onnx, "onnx", ("onnx", "onnxruntime")),
+    "python": Family("pipeline.backbones.python", None),
 }
 
 

@@ -41,15 +41,17 @@ def build(name: str, weights: str | None) -> Body:
     name : str
         ``hf-hub:ORG/NAME``, ``hf-hub:ORG/NAME@REVISION`` or ``local-dir:FOLDER``.
     weights : str or None
-        None for those beside the description; a file, ``"random"``, or for a hub a revision.
+        None for those beside the description; a file, or ``"random"``.
 
     Raises
     ------
     BackboneError
         No such repository, revision or folder; the description is not timm's; the weights do not fit strictly.
     """
-    other = weights is not None and (weights == RANDOM or is_file(weights))
-    place = _find(name, None if other else weights)
+    other = weights is not None
+    if weights is not None and weights != RANDOM and not is_file(weights):
+        raise BackboneError(f"{name} brings its own weights, found --weights {weights}: pass a file, or leave it out")
+    place = _find(name)
     with place.errors():
         description = place.description()
         if other:
@@ -60,7 +62,7 @@ def build(name: str, weights: str | None) -> Body:
     facts = {"weights_name": place.weights_name, "weights_origin": place.origin}
     if weights == RANDOM:
         facts = {"weights_name": RANDOM, "weights_origin": f"seed {RANDOM_SEED}"}
-    elif weights is not None and other:
+    elif weights is not None:
         load_strictly(module, read_weights(weights), origin=weights, ignore=head_prefixes(module))
         facts = {"weights_name": "file", "weights_origin": Path(weights).name}
     else:
@@ -144,9 +146,9 @@ class Place:
                 ) from None
 
 
-def _find(name: str, revision: str | None) -> Place:
+def _find(name: str) -> Place:
     if name.startswith(HUB):
-        repository = Repository.parse(name.removeprefix(HUB), revision)
+        repository = Repository.parse(name.removeprefix(HUB))
         commit = repository.commit_of(CONFIG)
         pinned = f"{repository.name}@{commit}"
         return Place(HUB + repository.name, HUB + pinned, commit, pinned, Repository(repository.name, commit))
@@ -155,6 +157,4 @@ def _find(name: str, revision: str | None) -> Place:
         raise BackboneError(
             f"expected a folder with {CONFIG} and weights at {path}, found none: name it, or pass --weights FOLDER"
         )
-    if revision is not None:
-        raise BackboneError(f"{name} has the weights of its folder, found --weights {revision}: pass a file, or none")
     return Place(FOLDER + path.name, FOLDER + str(path), AT_PATH, str(path), None)

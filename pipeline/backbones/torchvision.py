@@ -143,6 +143,11 @@ def _preprocess(name: str, entry: Any) -> Preprocess:
         raise BackboneError(
             f"{name} has transforms of an unknown kind, {type(transforms).__name__}: choose another backbone"
         )
+    return preprocess_of_preset(transforms)
+
+
+def preprocess_of_preset(transforms: ImageClassification) -> Preprocess:
+    """Return what the transforms of a weights entry do."""
     resize, crop = (tuple(transforms.resize_size), tuple(transforms.crop_size))
     mean, std = (tuple(map(float, values)) for values in (transforms.mean, transforms.std))
     return Preprocess(

@@ -16,6 +16,7 @@ from PIL import Image
 from pipeline.core.items import Status
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.resample import BLACK, RESAMPLER, Geometry, size_of
+from pipeline.errors import BackboneError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,10 +148,64 @@ class Preprocess:
         return spec | {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
 
     @classmethod
+    def of_description(cls, described: Any, where: str) -> Preprocess:
+        """Return what a user described by the fields of a spec; a number stands for one of each.
+
+        Raises
+        ------
+        BackboneError
+            Fields are missing, unknown or no such values; ``where`` is named.
+
+        Examples
+        --------
+        >>> given = {"resize": 256, "crop": 224, "interpolation": "bicubic", "mean": 0.5, "std": 0.25}
+        >>> made = Preprocess.of_description(given, "net.json")
+        >>> made.resize, made.crop, made.mean
+        ((256,), (224, 224), (0.5, 0.5, 0.5))
+        """
+        names = {each.name for each in fields(cls)} - {"size"}
+        needed = ("resize", "crop", "interpolation", "mean", "std")
+        if not isinstance(described, dict) or described.keys() - names or set(needed) - described.keys():
+            found = ", ".join(map(str, described)) if isinstance(described, dict) else type(described).__name__
+            raise BackboneError(
+                f"{where}: expected a preprocessing with {', '.join(needed)}, found {found}: correct it"
+            )
+        lengths = {"resize": 1, "crop": 2, "mean": 3, "std": 3}
+        spec = {
+            name: [value] * lengths[name] if name in lengths and isinstance(value, (int, float)) else value
+            for name, value in described.items()
+        }
+        try:
+            made = cls.from_spec(spec)
+        except (TypeError, ValueError, IndexError):
+            raise BackboneError(
+                f"{where}: expected numbers in the preprocessing, found {described}: correct it"
+            ) from None
+        problem = made._problem()
+        if problem:
+            raise BackboneError(f"{where}: {problem}: correct the preprocessing")
+        return made
+
+    def _problem(self) -> str:
+        """Return what is wrong with the fields, or nothing."""
+        if self.interpolation not in RESAMPLING:
+            return f"expected an interpolation of {', '.join(RESAMPLING)}, found {self.interpolation!r}"
+        if self.fit not in FITS or self.rounding not in ROUNDINGS:
+            return f"expected a fit of {', '.join(FITS)} and a rounding of {', '.join(ROUNDINGS)}"
+        # What a user wrote may be of any type.
+        edges: tuple[Any, ...] = (*self.resize, *self.crop)
+        fill: tuple[Any, ...] = self.fill
+        if len(self.resize) not in (1, 2) or not all(isinstance(edge, int) and edge > 0 for edge in edges):
+            return f"expected resize and crop in whole pixels, found {list(self.resize)} and {list(self.crop)}"
+        if not all(isinstance(value, int) and 0 <= value <= 255 for value in fill) or len(fill) != 3:
+            return f"expected a fill of three numbers from 0 to 255, found {list(self.fill)}"
+        return "" if all(self.std) else "expected standard deviations other than 0"
+
+    @classmethod
     def from_spec(cls, spec: dict[str, Any]) -> Preprocess:
         """Return what `to_spec` described."""
         mean, std = (tuple(map(float, spec[name])) for name in ("mean", "std"))
-        more = {name: spec[name] for name in ("rounding", "fit", "square", "size") if name in spec}
+        more: dict[str, Any] = {name: spec[name] for name in ("rounding", "fit", "square", "size") if name in spec}
         if "fill" in spec:
             more["fill"] = tuple(spec["fill"])
         return cls(

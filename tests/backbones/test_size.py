@@ -35,13 +35,14 @@ def test_timm_at_another_size_gives_timms_own_numbers(name: str, tmp_path: Path)
     file = tmp_path / "w.safetensors"
     save_file(timm.create_model(name).state_dict(), file)
     backbone = load_backbone(f"timm/{name}", str(file), size=224)
-    sized = {"img_size": 224} if name == "test_vit" else {}
+    sized: dict[str, Any] = {"img_size": 224} if name == "test_vit" else {}
     theirs: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(file)}, **sized).eval()
     images = torch.randint(0, 256, (2, 224, 224, 3), dtype=torch.uint8)
     with torch.inference_mode():
         expected = theirs.forward_head(theirs.forward_features(normalised(images, backbone)), pre_logits=True)
         assert torch.nn.functional.cosine_similarity(backbone.network(images)[0], expected).min() > 0.999999
-    crop_pct = timm.data.resolve_model_data_config(theirs)["crop_pct"]
+    data: Any = timm.data
+    crop_pct = data.resolve_model_data_config(theirs)["crop_pct"]
     assert backbone.preprocess.crop == (224, 224)
     assert backbone.preprocess.resize == (int(224 / crop_pct),)
 

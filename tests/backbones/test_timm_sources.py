@@ -42,8 +42,9 @@ def test_a_folder_gives_timms_own_features(tmp_path: Path) -> None:
     assert backbone.name == "local-dir:net"
     assert backbone.weights.name == "path"
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 203, 3), np.uint8))
-    config = timm.data.resolve_model_data_config(whole)
-    tensor: Any = timm.data.create_transform(**config)(image)
+    data: Any = timm.data
+    config = data.resolve_model_data_config(whole)
+    tensor: Any = data.create_transform(**config)(image)
     with torch.inference_mode():
         theirs = whole.forward_head(whole.forward_features(tensor[None]), pre_logits=True)
         ours = backbone.network(torch.tensor(backbone.preprocess.apply(image))[None])[0]
@@ -115,5 +116,45 @@ def test_a_file_of_other_weights_and_random_ones(tmp_path: Path) -> None:
     assert backbone.weights.name == "file"
     assert backbone.weights.sha256 == load_backbone(f"local-dir:{tmp_path / 'other'}").weights.sha256
     assert load_backbone(name, "random").weights.name == "random"
-    with pytest.raises(BackboneError, match="has the weights of its folder"):
+    with pytest.raises(BackboneError, match="brings its own weights"):
         load_backbone(name, "main")
+
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture
+def local_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The hub's local cache with one repository, and the setting that forbids to ask the hub."""
+    from huggingface_hub import constants
+
+    root = tmp_path / "hub"
+    repository = root / "models--lab--net"
+    snapshot = repository / "snapshots" / COMMIT
+    snapshot.parent.mkdir(parents=True)
+    saved(snapshot)
+    (repository / "refs").mkdir()
+    for name in ("main", "v1"):
+        (repository / "refs" / name).write_text(COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(root))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return snapshot
+
+
+def test_a_repository_in_the_local_cache_is_used_offline_at_its_commit(local_hub: Path) -> None:
+    backbone = load_backbone("hf-hub:lab/net")
+    assert backbone.name == "hf-hub:lab/net"
+    assert backbone.weights.name == COMMIT
+    assert backbone.weights.source == f"hf-hub:lab/net@{COMMIT}"
+    spec = backbone.to_spec()
+    assert load_backbone("hf-hub:lab/net@v1").to_spec() == spec
+    assert backbone_of_spec(spec).to_spec() == spec
+    assert backbone.weights.sha256 == load_backbone(f"local-dir:{local_hub}").weights.sha256
+
+
+@pytest.mark.parametrize("name", ["hf-hub:lab/other", "hf-hub:lab/net@v2"])
+@pytest.mark.usefixtures("local_hub")
+def test_what_is_not_in_the_local_cache_is_refused_offline_in_one_line(name: str) -> None:
+    with pytest.raises(BackboneError, match="HF_HUB_OFFLINE") as caught:
+        load_backbone(name)
+    assert "\n" not in str(caught.value)
