@@ -41,13 +41,20 @@ def test_a_folder_gives_timms_own_features(tmp_path: Path) -> None:
     backbone = load_backbone(f"local-dir:{tmp_path / 'net'}")
     assert backbone.name == "local-dir:net"
     assert backbone.weights.name == "path"
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (97, 203, 3), np.uint8))
+    rng = np.random.default_rng(0)
+    images = [
+        Image.fromarray(rng.integers(0, 256, (int(height), int(width), 3), np.uint8)).convert(mode).convert("RGB")
+        for (width, height), mode in zip(
+            rng.integers(30, 400, (50, 2)), 10 * ["RGB", "L", "CMYK", "1", "P"], strict=True
+        )
+    ]
     data: Any = timm.data
     config = data.resolve_model_data_config(whole)
-    tensor: Any = data.create_transform(**config)(image)
+    transform: Any = data.create_transform(**config)
+    tensors = torch.stack([transform(image) for image in images])
     with torch.inference_mode():
-        theirs = whole.forward_head(whole.forward_features(tensor[None]), pre_logits=True)
-        ours = backbone.network(torch.tensor(backbone.preprocess.apply(image))[None])[0]
+        theirs = whole.forward_head(whole.forward_features(tensors), pre_logits=True)
+        ours = backbone.network(torch.tensor(np.stack([backbone.preprocess.apply(image) for image in images])))[0]
     assert torch.nn.functional.cosine_similarity(ours, theirs).min() > 0.999999
 
 
