@@ -32,7 +32,7 @@ def saved(folder: Path, seed: int = 1, **options: Any) -> Any:
     """Save a network of five classes, and return it."""
     torch.manual_seed(seed)
     whole: Any = timm.create_model(ARCHITECTURE, num_classes=5, **options).eval()
-    save_for_hf(whole, str(folder), safe_serialization=True)
+    save_for_hf(whole, str(folder), model_args=options, safe_serialization=True)
     return whole
 
 
