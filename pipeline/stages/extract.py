@@ -72,6 +72,8 @@ class ExtractSettings:
         See `pipeline.backbones.load_backbone`.
     layers : tuple of str
         Outputs besides ``penultimate``.
+    size : int
+        Of the network's input; 0 for that of the weights.
     dtype : str
         Of the stored embeddings, ``float32`` or ``float16``.
     decode : DecodePolicy
@@ -98,6 +100,7 @@ class ExtractSettings:
     backbone: str | None = None
     weights: str | None = None
     layers: tuple[str, ...] = ()
+    size: int = 0
     dtype: str = "float32"
     decode: DecodePolicy = field(default_factory=DecodePolicy)
     run: RunSettings = field(default_factory=RunSettings)
@@ -286,7 +289,7 @@ def extract(
     # The time limit of an image would end the worker that still reads.
     source.patience = Patience(settings.retries, min(settings.read_timeout, 0.75 * settings.run.limits.seconds))
     begun = time.perf_counter()
-    backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
+    backbone = load_backbone(settings.backbone, settings.weights, settings.layers, settings.size)
     start["start: network"] = time.perf_counter() - begun
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)

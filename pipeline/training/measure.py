@@ -99,7 +99,8 @@ def as_backbone(network: FineTuningNetwork, state: Mapping[str, Tensor], backbon
     """Return the network, in a state of its training, as a backbone with its own weights."""
     network.load_state_dict(dict(state))
     network.to("cpu").eval().requires_grad_(False)
-    return replace(backbone, weights=Weights(FINE_TUNED, origin, hash_weights(network.backbone.body)))
+    sha256 = hash_weights(network.backbone.body, network.backbone.description)
+    return replace(backbone, weights=Weights(FINE_TUNED, origin, sha256, backbone.weights.source))
 
 
 def measure_tuned(
