@@ -19,6 +19,8 @@ from pipeline.selection.frames import frame
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+
     Ints = NDArray[np.int64]
     Floats = NDArray[np.float32]
 
@@ -51,7 +53,7 @@ class LabelSuggestions:
 
 
 def select(
-    cache: Any,
+    cache: Cache,
     k: int = 100,
     method: Method = "typicality",
     *,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+
     Ints = NDArray[np.int64]
 
 PIXEL_THRESHOLD = 0.992
@@ -70,7 +72,7 @@ _BY_EMBEDDINGS = (
 
 
 def find_duplicates(
-    cache: Any,
+    cache: Cache,
     *,
     threshold: float | None = None,
     layer: str = PENULTIMATE,
@@ -160,7 +162,7 @@ def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
 
 
 def _grouped(
-    cache: Any, rows: Ints, exact: tuple[Ints, Ints], near: tuple[Ints, Ints, NDArray[np.float32]]
+    cache: Cache, rows: Ints, exact: tuple[Ints, Ints], near: tuple[Ints, Ints, NDArray[np.float32]]
 ) -> tuple[Any, Ints]:
     """Return the table, group by group, and the cache row of each line."""
     i, j, similarity = near

@@ -12,10 +12,12 @@ from pipeline.errors import AnalysisError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+
 _CHECK_ROWS = 4096
 
 
-def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
+def usable_rows(cache: Cache, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
     """Return the rows that are done.
 
     Parameters
@@ -59,7 +61,7 @@ def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     return rows
 
 
-def label_texts(cache: Any, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+def label_texts(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Return the class name of each row, ``""`` for none."""
     names = np.asarray([*cache.label_names, ""], dtype=object)
     return np.asarray(names[np.asarray(cache.labels)[rows]])

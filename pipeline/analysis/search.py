@@ -13,6 +13,8 @@ from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import label_texts, take, unit, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.text import match_names
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
 from pipeline.sources.listed import ListedSource
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from pipeline.embedding.settings import RunSettings
+    from pipeline.cache import Cache
 
 _RECALL_QUERIES = 100
 _HNSW_LINKS = 32
@@ -56,7 +58,7 @@ class Search:
 
 
 def search(
-    cache: Any,
+    cache: Cache,
     queries: Sequence[str],
     *,
     k: int = 10,
@@ -117,7 +119,7 @@ def search(
     return Search(_table(cache, queries, found, cosine), found, queries, query_rows, recall)
 
 
-def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]) -> Any:
+def _table(cache: Cache, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]) -> Any:
     """Return a line for each query and neighbour; places without a neighbour are left out."""
     width = found.shape[1]
     flat = found.ravel()
@@ -133,7 +135,7 @@ def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine:
     )
 
 
-def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_of(cache: Cache, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the row of each query that is a key, or a key as lists show it, -1 for each that is a file."""
     wanted = set(queries)
     row_of = {str(key): row for row, key in zip(rows.tolist(), cache.keys[rows], strict=True) if str(key) in wanted}
@@ -152,7 +154,7 @@ def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDA
 
 
 def embed_images(
-    cache: Any,
+    cache: Cache,
     paths: Sequence[str],
     layer: str = PENULTIMATE,
     *,
@@ -171,9 +173,6 @@ def embed_images(
     AnalysisError
         An image cannot be read; the message says which and why.
     """
-    from pipeline.embedding.embedder import Embedder  # imports torch: only for queries that are files
-    from pipeline.embedding.settings import RunSettings  # with it
-
     source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
     embedder = Embedder.of_spec(cache.spec, layer, run or RunSettings(), weights=weights)
     embedder.open_for(source, say=say)

@@ -83,8 +83,15 @@ def list_backbones(family: str | None = None) -> list[str]:
     ]
 
 
+def _near(name: str) -> str:
+    """Return the networks of that name in every family, or names like it."""
+    known, own = list_backbones(), name.rpartition("/")[2]
+    same = [other for other in known if other.rpartition("/")[2] == own]
+    return f"did you mean {', '.join(same)}?" if same else near_names(name, known)
+
+
 def _family(name: str) -> ModuleType:
     family = FAMILIES.get(name.partition("/")[0])
     if family is None:
-        raise BackboneError(f"there is no backbone {name!r}: {near_names(name, list_backbones())}")
+        raise BackboneError(f"there is no backbone {name!r}: {_near(name)}")
     return importlib.import_module(family)

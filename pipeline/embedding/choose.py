@@ -13,6 +13,7 @@ from pipeline.core.items import Status
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.pool import ring_pool
 from pipeline.embedding.settings import AUTO
+from pipeline.engines import first_precision, idle_gpus, open_engine, precisions, selfcheck
 from pipeline.engines.agreement import LEAST_COSINE, LEAST_GPU_COSINE, Agreement, agreement
 from pipeline.errors import EngineError
 
@@ -140,8 +141,6 @@ def _cosine_of_gpu_decoding(
 
     The cosine is -1 where an image fails in one way and not in the other.
     """
-    from pipeline.engines import selfcheck  # imports torch
-
     pillow = replace(decode, jpeg_decoder=PILLOW)
     images, outcomes = _sample(source, backbone, decode, settings, rows, stop)
     expected, pillow_outcomes = _sample(source, backbone, pillow, settings, rows, stop)
@@ -156,13 +155,6 @@ def engine_for(
     sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, *, say: Say
 ) -> tuple[Engine, dict[str, Any]]:
     """Open an engine that satisfies the numbers contract on prepared images (n, H, W, 3); see `choose_engine`."""
-    from pipeline.engines import (  # only for those who open engines
-        first_precision,
-        idle_gpus,
-        open_engine,
-        precisions,
-        selfcheck,
-    )
 
     def open_with(precision: str, name: str) -> Engine:
         return open_engine(
@@ -242,8 +234,6 @@ def _expected(
     The reference is eager float32 PyTorch. Beside OpenVINO it is the converted network in float32, which is compared
     with rows that PyTorch gave when it was converted: PyTorch itself would take longer to start than small jobs take.
     """
-    from pipeline.engines import selfcheck  # only for those who open engines
-
     if engine.name != "openvino":
         return selfcheck.reference(backbone, sample), 1.0
     own = engine if engine.precision == "float32" else open_with("float32", "openvino")

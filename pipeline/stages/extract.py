@@ -57,6 +57,8 @@ if TYPE_CHECKING:
 DTYPES = ("float32", "float16")
 VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
 """Distributions whose version a cache records."""
+LEAST_FOR_ADVICE = 100
+"""Images; below it the start of the workers takes most of the time, and says nothing of where more would go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ class Summary(Result):
             f"{self.path}: {self.already + self.computed} of {self.total} images done ({self.computed} now, "
             f"{self.failed} failed) in {self.seconds.get('total', 0.0):.1f} s{how}"
         ]
-        if self.bottleneck is not None:
+        if self.bottleneck is not None and self.computed >= LEAST_FOR_ADVICE:
             lines.append(f"time: {self.bottleneck}")
         if self.changes:
             lines.append("archive: " + ", ".join(f"{count} {what}" for what, count in self.changes.items() if count))
@@ -181,7 +183,8 @@ class Summary(Result):
             lines.append(str(self.left_out))
         if self.stopped:
             left = self.total - self.already - self.computed - self.failed
-            lines.append(f"stopped, {left} left: the same command resumes")
+            # None is left where the images were still being compared with the cache.
+            lines.append(f"stopped{f', {left} left' if left else ''}: the same command resumes")
         return lines
 
     def to_pandas(self) -> pd.DataFrame:
@@ -495,7 +498,7 @@ def _compute(job: Job, work: Work) -> Summary:
     return replace(
         _summarise(target, already),
         computed=computed,
-        stopped=stop.is_set(),
+        stopped=stop.is_set() and ready < total,
         seconds=dict(seconds),
         bottleneck=find_bottleneck(seconds, workers=job.executor.workers),
     )
