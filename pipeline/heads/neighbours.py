@@ -32,7 +32,7 @@ TIE_BREAK = 1e-3
 """Share of a vote by which nearer neighbours lead among uniform votes: it decides ties and nothing else."""
 
 _NOISE = 1e-6
-"""Relative size of squared differences that float32 cannot tell from zero."""
+"""Relative size of squared differences that float32 cannot distinguish from zero."""
 
 _BLOCK_ELEMENTS = 1 << 24
 _GROUP = 32

@@ -157,7 +157,7 @@ class _Pictures:
         self._made: dict[int, str | None] = {}
 
     def full(self, more: int) -> bool:
-        """Tell whether this many more would be too many."""
+        """Return whether this many more would be too many."""
         return len(self._made) + more > MOST_PICTURES
 
     @property

@@ -448,7 +448,7 @@ def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
 
 
 def _gave_up_the_gpu(cache: Cache) -> bool:
-    """Tell whether the GPU was to decode, as the self-check records, and failed it."""
+    """Return whether the GPU was to decode, as the self-check records, and failed it."""
     return "gpu_decode" in cache.self_check and cache.spec["decode"].get("jpeg_decoder", PILLOW) == PILLOW
 
 

@@ -281,7 +281,7 @@ class _Job:
     embeddings : ndarray
         The layer, (rows of the cache, D).
     settings : FitSettings
-        With task and head settled, once the target is known.
+        With task and head chosen, once the target is known.
     say, progress : callable or None
     notes : list of str
         Filled on the way.
@@ -443,7 +443,7 @@ def _are_strengths(values: object) -> bool:
 
 
 def _sweeps(settings: FitSettings) -> bool:
-    """Tell whether a setting of the choice of C was given."""
+    """Return whether a setting of the choice of C was given."""
     return settings.Cs != "auto" or settings.scoring != "accuracy"
 
 
