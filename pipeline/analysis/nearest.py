@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.rows import take, unit
+from pipeline.analysis.rows import take
+from pipeline.core.vectors import unit_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,10 +71,10 @@ def nearest(
     if k == 0:
         return found, cosine.astype(np.float32)
     blocks = range(0, len(queries), _QUERIES)
-    sifters = [unit(np.array(queries[q : q + _QUERIES], dtype=np.float32)) for q in blocks]
+    sifters = [unit_rows(np.array(queries[q : q + _QUERIES], dtype=np.float32)) for q in blocks]
     for start in range(0, len(index), _ROWS):
         these = index[start : start + _ROWS]
-        block = unit(take(embeddings, these))
+        block = unit_rows(take(embeddings, these))
         for first, sifter in zip(blocks, sifters, strict=True):
             part = slice(first, first + _QUERIES)
             at, column = _candidates(sifter, block, these, leave[part], cosine[part, -1], k)

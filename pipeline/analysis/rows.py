@@ -54,13 +54,6 @@ def take(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float3
     return np.asarray(embeddings[rows], dtype=np.float32)
 
 
-def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale rows to length 1, in place; a row of zeros stays zero."""
-    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    rows /= np.where(norm > 0, norm, 1)[:, None]
-    return rows
-
-
 def label_texts(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Return the class name of each row, ``""`` for none."""
     names = np.asarray([*cache.label_names, ""], dtype=object)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.nearest import nearest
-from pipeline.analysis.rows import label_texts, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, take, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.text import match_names
+from pipeline.core.vectors import unit_rows
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import AnalysisError
@@ -202,10 +203,10 @@ def _nearest_by_graph(
     graph = faiss.IndexHNSWFlat(embeddings.shape[1], _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = _HNSW_BUILD
     for start in range(0, len(rows), 8192):
-        graph.add(unit(take(embeddings, rows[start : start + 8192])))
+        graph.add(unit_rows(take(embeddings, rows[start : start + 8192])))
     graph.hnsw.efSearch = max(_HNSW_SEARCH, 2 * k)
     k = min(k, len(rows))
-    cosine, at = graph.search(unit(vectors.copy()), min(k + 1, len(rows)))
+    cosine, at = graph.search(unit_rows(vectors.copy()), min(k + 1, len(rows)))
     found = np.where(at >= 0, rows[at], -1)
     # The query itself leaves the list; a stable sort keeps the order of the others.
     own = (found == skip[:, None]) & (skip >= 0)[:, None]

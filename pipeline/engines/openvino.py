@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.ending import unfinished
-from pipeline.core.system import cache_folder, give_memory_back, processor_count
+from pipeline.core.system import DISTRIBUTION, cache_folder, give_memory_back, processor_count
 from pipeline.engines.base import Embeddings, Engine, Probes
 from pipeline.engines.openvino_quiet import ov
 from pipeline.errors import EngineError, PipelineError, first_line
@@ -141,7 +141,7 @@ def _read(core: ov.Core, folder: Path, backbone: Backbone, *, mixed: bool) -> tu
 
 def _converted(backbone: Backbone, *, mixed: bool) -> Path:
     """Return the folder of the converted network; convert it first if necessary."""
-    versions = [metadata.version(name) for name in ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")]
+    versions = [metadata.version(name) for name in (DISTRIBUTION, "torch", "torchvision", "timm", "openvino")]
     identity = f"{_LAYOUT}|{backbone.to_spec()}|{versions}" + "|mixed" * mixed
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if (folder / NETWORK_FILE).is_file():

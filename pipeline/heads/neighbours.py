@@ -74,13 +74,6 @@ def space_of(X: NDArray[Any], scaling: str) -> Space:
     return Space(mean, np.where(scale > _NOISE * np.abs(mean), scale, np.float32(1.0)))
 
 
-def unit_rows(X: Data) -> Data:
-    """Divide rows by their lengths, in place; rows of zeros stay."""
-    length = np.sqrt(np.einsum("ij,ij->i", X, X))[:, None]
-    X /= np.where(length > 0, length, 1.0)
-    return X
-
-
 def smallest(cost: NDArray[Any], count: int) -> Ints:
     """Return the columns (n, count) of the smallest values of every row, in ascending order.
 

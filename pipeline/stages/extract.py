@@ -30,7 +30,7 @@ from pipeline.core.limits import count_limit
 from pipeline.core.outputs import check_file
 from pipeline.core.results import Result
 from pipeline.core.spec import check_same_numbers
-from pipeline.core.system import versions_of
+from pipeline.core.system import DISTRIBUTION, versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
 from pipeline.embedding.executor import Executor, LocalExecutor
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     from pipeline.engines import Embeddings
 
 DTYPES = ("float32", "float16")
-VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
+VERSIONS = (DISTRIBUTION, "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
 """Distributions whose version a cache records."""
 LEAST_FOR_ADVICE = 100
 """Images; below it the start of the workers takes most of the time, and says nothing of where more would go."""
