@@ -264,7 +264,7 @@ def _sample(
     The outcomes include those of images that failed and are not returned.
     """
     rows = sample_rows(among)
-    with ring_pool(source.reader(), backbone, len(rows), 0, decode, settings, images=len(rows)) as pool:
+    with ring_pool(source.patient_reader(), backbone, len(rows), 0, decode, settings, images=len(rows)) as pool:
         batch = next(pool.batches(rows, source.locator, stop), None)
         if batch is None:
             return np.empty((0, *backbone.preprocess.shape), dtype=np.uint8), []

@@ -299,7 +299,7 @@ def run_settings(options: Mapping[str, Any]) -> RunSettings:
 
 def _extract_settings(options: Mapping[str, Any], shard: Shard | None) -> extraction.ExtractSettings:
     same = ("backbone", "weights", "dtype", "allow_missing", "labels", "check_content", "retry_failed")
-    limits = ("max_failures", "allow_removed")
+    limits = ("max_failures", "allow_removed", "retries", "read_timeout")
     return extraction.ExtractSettings(
         layers=options["layer"],
         decode=DecodePolicy(

@@ -39,6 +39,7 @@ from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.selection import open_selection
 from pipeline.sources import Source, open_source, public
+from pipeline.sources.retries import READ_TIMEOUT, RETRIES, Patience
 from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
@@ -85,6 +86,9 @@ class ExtractSettings:
         Try again the images that failed before.
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
+    retries, read_timeout : int, float
+        How often a read is repeated that a store could not serve, and for how many seconds in all; what is still out
+        of reach then is tried again by the next run. It counts for itself against ``max_failures``.
     allow_removed : str or None
         How many finished rows an update may remove because their images are gone or are others, in the same form;
         None for half of them.
@@ -103,6 +107,8 @@ class ExtractSettings:
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
+    retries: int = RETRIES
+    read_timeout: float = READ_TIMEOUT
     allow_removed: str | None = None
     shard: Shard | None = None
 
@@ -278,6 +284,8 @@ def extract(
     start["start: images"] = time.perf_counter() - started
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
+    # The time limit of an image would end the worker that still reads.
+    source.patience = Patience(settings.retries, min(settings.read_timeout, 0.75 * settings.run.limits.seconds))
     begun = time.perf_counter()
     backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
     start["start: network"] = time.perf_counter() - begun
@@ -440,7 +448,8 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
 
 def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
     status = open_cache(path).status
-    if retry_failed and (failed := np.flatnonzero(status > Status.DONE)).size:
+    again = status > Status.DONE if retry_failed else status == Status.OUT_OF_REACH
+    if (failed := np.flatnonzero(again)).size:
         writer = CacheWriter(path)
         try:
             writer.reopen(failed)
@@ -472,6 +481,7 @@ def _compute(job: Job, work: Work) -> Summary:
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(work.rows)
+    out_of_reach = 0  # those of earlier runs are among the rows to do
     limit = count_limit(work.settings.max_failures, total, "--max-failures")
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
@@ -485,15 +495,25 @@ def _compute(job: Job, work: Work) -> Summary:
                 failed + len(batch.rows) - good,
                 computed + good,
             )
+            lost = [outcome.reason for outcome in batch.outcomes if outcome.status == Status.OUT_OF_REACH]
+            if lost and not out_of_reach:
+                job.callbacks.say(f"images are out of reach ({lost[0]}): going on; the next run tries them again")
+            out_of_reach += len(lost)
             progress(ready, failed, total)
-            if failed > limit:
+            if max(failed - out_of_reach, out_of_reach) > limit:
                 break
     finally:
         writer.close()
-    if failed > limit:
+    if failed - out_of_reach > limit:
         raise PipelineError(
-            f"{failed} of {total} images failed, more than --max-failures {work.settings.max_failures}: look at what "
-            f"'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what was computed "
+            f"{failed - out_of_reach} of {total} images failed, more than --max-failures {work.settings.max_failures}: "
+            f"look at what 'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what "
+            "was computed is kept"
+        )
+    if out_of_reach > limit:
+        raise PipelineError(
+            f"{out_of_reach} of {total} images were out of reach, more than --max-failures "
+            f"{work.settings.max_failures}: run the same command again when the store answers; what was computed "
             "is kept"
         )
     seconds["write"], seconds["loop"] = writer.seconds, time.perf_counter() - started
