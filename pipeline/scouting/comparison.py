@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from pipeline.cache import Cache
+    from pipeline.scouting.candidates import HeldOutScores, Standing
     from pipeline.scouting.networks import Network
     from pipeline.scouting.sample import CommonRows
 
@@ -109,35 +110,46 @@ def compare(
         check()
         X = _features(caches[i], layers, rows.at[i])
         scores.append(score_by_folds(X, rows.y, rows.groups, folds=folds, seed=seed, device=device))
-    lines = []
-    for (i, name, layers), score, standing in zip(
-        candidates, scores, stand(scores, rows.groups, seed=seed), strict=True
-    ):
-        speed = networks[i].images_per_second
-        lines.append(
-            Line(
-                candidate=name,
-                network=networks[i].name,
-                layers=" + ".join(layers),
-                width=sum(caches[i].widths[layer] for layer in layers),
-                rows=len(rows.y),
-                accuracy=standing.accuracy.value,
-                low=standing.accuracy.low,
-                high=standing.accuracy.high,
-                difference=standing.difference.value,
-                difference_low=standing.difference.low,
-                difference_high=standing.difference.high,
-                log_loss=score.log_loss,
-                C=score.C,
-                images_per_second=speed,
-                archive_seconds=images / speed if speed else math.nan,
-                cache_bytes=cache_bytes(caches[i], layers, images),
-                standing=BEST if standing.is_best else AS_GOOD if standing.is_as_good else WORSE,
-                recommended=False,
-                cache=networks[i].path.name,
-            )
+    lines = [
+        _line(name, layers, networks[i], caches[i], score, standing, images)
+        for (i, name, layers), score, standing in zip(
+            candidates, scores, stand(scores, rows.groups, seed=seed), strict=True
         )
+    ]
     return sorted(lines, key=lambda line: (-line.accuracy, line.log_loss))
+
+
+def _line(
+    name: str,
+    layers: tuple[str, ...],
+    network: Network,
+    cache: Cache,
+    score: HeldOutScores,
+    standing: Standing,
+    images: int,
+) -> Line:
+    speed = network.images_per_second
+    return Line(
+        candidate=name,
+        network=network.name,
+        layers=" + ".join(layers),
+        width=sum(cache.widths[layer] for layer in layers),
+        rows=len(score.hits),
+        accuracy=standing.accuracy.value,
+        low=standing.accuracy.low,
+        high=standing.accuracy.high,
+        difference=standing.difference.value,
+        difference_low=standing.difference.low,
+        difference_high=standing.difference.high,
+        log_loss=score.log_loss,
+        C=score.C,
+        images_per_second=speed,
+        archive_seconds=images / speed if speed else math.nan,
+        cache_bytes=cache_bytes(cache, layers, images),
+        standing=BEST if standing.is_best else AS_GOOD if standing.is_as_good else WORSE,
+        recommended=False,
+        cache=network.path.name,
+    )
 
 
 def _features(cache: Cache, layers: tuple[str, ...], at: Any) -> Any:

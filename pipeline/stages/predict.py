@@ -161,8 +161,7 @@ def predict(
     finally:
         embedder.close()
     left_out = LeftOut.of(source.skipped)
-    where = f"{engine.name}, {engine.device}, {engine.precision}"
-    seconds = time.perf_counter() - started
+    where, seconds = f"{engine.name}, {engine.device}, {engine.precision}", time.perf_counter() - started
     return PredictSummary(len(source), failed, stopped, seconds, where, head.task, table, left_out)
 
 

@@ -198,11 +198,8 @@ def scout(
         Images, labels, a backbone or the output cannot be used.
     """
     started = monotonic()
-    if settings.backbones and settings.named_set:
-        raise OptionError("name networks with --backbones or a list with --set: leave one of the two out")
     folder = _check_scout_folder(output)
-    names = settings.backbones or (SETS[settings.named_set] if settings.named_set else DEFAULT)
-    networks = named_networks(names, folder)
+    networks = named_networks(_names(settings), folder)
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -226,6 +223,13 @@ def scout(
     result = ScoutResult(folder, tuple(lines), tuple(notes), monotonic() - started)
     _write(job, result)
     return result
+
+
+def _names(settings: ScoutSettings) -> tuple[str, ...]:
+    """Return the networks as they were named."""
+    if settings.backbones and settings.named_set:
+        raise OptionError("name networks with --backbones or a list with --set: leave one of the two out")
+    return settings.backbones or (SETS[settings.named_set] if settings.named_set else DEFAULT)
 
 
 class _StopRequested(Exception):
