@@ -155,7 +155,7 @@ def _row(line: Line) -> list[dict[str, Any]]:
         standing = f"{standing}, on {line.rows} images"
     return [
         text_cell(line.candidate),
-        number_cell(line.accuracy, f"{line.accuracy:.4f} ({line.low:.4f} to {line.high:.4f})"),
+        number_cell(line.accuracy),
         number_cell(
             line.difference, f"{line.difference:+.4f} ({line.difference_low:+.4f} to {line.difference_high:+.4f})"
         ),

@@ -44,6 +44,9 @@ AUTO = "auto"
 
 CONCAT = "concat"
 
+_ENDINGS = r"\.(safetensors|pth|pt|bin)$"
+"""Endings of weights files, which tell nobody anything."""
+
 
 @dataclass
 class Network:
@@ -52,7 +55,7 @@ class Network:
     Attributes
     ----------
     name : str
-        For people: as it was named, of a weights file without its folder.
+        For people: as it was named, of a weights file without its folder and ending.
     backbone, weights : str, str or None
         See `pipeline.backbones.load_backbone`.
     layers : tuple of str
@@ -105,7 +108,7 @@ def named_networks(names: Sequence[str], folder: Path) -> list[Network]:
         name, _, weights = text.partition("=")
         if not name or text.endswith("="):
             raise OptionError(f"--backbones: expected NAME or NAME=WEIGHTS, got {text!r}: give both parts")
-        shown = f"{name}={Path(weights).name}" if weights else name
+        shown = f"{name}={re.sub(_ENDINGS, '', Path(weights).name)}" if weights else name
         found.append(Network(shown, name, weights or None, folder / f"{_file_name(name, weights)}.h5"))
     for network, text in zip(found, names, strict=True):
         if [other.path for other in found].count(network.path) > 1:

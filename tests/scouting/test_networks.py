@@ -23,7 +23,7 @@ def test_a_network_has_a_cache_of_its_own() -> None:
     names = ("efficientnet_lite0", "timm/resnet18.a1_in1k", "timm/resnet18=w/a.pth", "timm/resnet18=w/b.pth")
     networks = named_networks(names, Path("scout"))
     assert [network.name for network in networks] == [
-        "efficientnet_lite0", "timm/resnet18.a1_in1k", "timm/resnet18=a.pth", "timm/resnet18=b.pth",
+        "efficientnet_lite0", "timm/resnet18.a1_in1k", "timm/resnet18=a", "timm/resnet18=b",
     ]  # fmt: skip
     of_two_folders = ("timm/resnet18=v/a.pth", "timm/resnet18=w/a.pth")
     assert tuple(network.name for network in named_networks(of_two_folders, Path("scout"))) == of_two_folders
