@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
+    from pipeline.backbones.text import TextTower
+
 __all__ = [
     "DEFAULT_BACKBONE",
     "FINE_TUNED",
@@ -26,6 +28,7 @@ __all__ = [
     "Layer",
     "list_backbones",
     "load_backbone",
+    "load_text_tower",
     "request_of_spec",
 ]
 
@@ -40,18 +43,21 @@ class Family:
     Attributes
     ----------
     module : str
-        Has ``names() -> list[str]``, empty where the names cannot be listed, and ``build(name, weights) -> Body``.
-        Imported only when it is needed.
+        Has ``names() -> list[str]``, empty where the names cannot be listed, and ``build(name, weights) -> Body``; of
+        dual encoders also ``text_tower(name, weights) -> TextTower``. Imported only when it is needed.
     identity : callable or None
         What a name stands for besides itself; see `pipeline.backbones.identity`. None: no run remembers this family.
     extra, packages : str, tuple of str
         The extra that installs the family, and the modules that it needs.
+    takes_remote_code : bool
+        Whether ``build`` and ``text_tower`` take ``trust_remote_code``.
     """
 
     module: str
     identity: Callable[[str], Any] | None = identity.of_name
     extra: str = ""
     packages: tuple[str, ...] = ()
+    takes_remote_code: bool = False
 
 
 # What a name begins with, before "/" or ":".
@@ -59,10 +65,20 @@ FAMILIES = {
     "efficientnet_lite0": Family("pipeline.backbones.efficientnet_lite"),
     "torchvision": Family("pipeline.backbones.torchvision"),
     "timm": Family("pipeline.backbones.timm"),
+    "transformers": Family(
+        "pipeline.backbones.transformers", identity.of_place, "transformers", ("transformers",), takes_remote_code=True
+    ),
+    "open_clip": Family("pipeline.backbones.open_clip", identity.of_open_clip, "open-clip", ("open_clip",)),
 }
 
 
-def load_backbone(name: str | None = None, weights: str | None = None, layers: tuple[str, ...] = ()) -> Backbone:
+def load_backbone(
+    name: str | None = None,
+    weights: str | None = None,
+    layers: tuple[str, ...] = (),
+    *,
+    trust_remote_code: bool = False,
+) -> Backbone:
     """Build a frozen network with its weights.
 
     Parameters
@@ -75,6 +91,8 @@ def load_backbone(name: str | None = None, weights: str | None = None, layers: t
         ``"random"``.
     layers : tuple of str
         Outputs besides ``penultimate``, ``NODE`` or ``NODE:POOLING``.
+    trust_remote_code : bool
+        Run Python files that a repository of transformers brings with its network.
 
     Raises
     ------
@@ -85,9 +103,36 @@ def load_backbone(name: str | None = None, weights: str | None = None, layers: t
         _check_installed(name)
     asked = _question(name, weights, layers)
     spec = known.recall(asked) if asked else None
-    if spec is not None:
-        return Backbone.of_spec(spec, lambda: _build_and_remember(asked, name, weights, layers))
-    return _build_and_remember(asked, name, weights, layers)
+
+    def build() -> Backbone:
+        backbone = _build(name, weights, layers, trust_remote_code)
+        if asked:
+            known.remember(asked, backbone.to_spec())
+        return backbone
+
+    return build() if spec is None else Backbone.of_spec(spec, build)
+
+
+def load_text_tower(name: str, weights: str | None = None, *, trust_remote_code: bool = False) -> TextTower:
+    """Load the text half of a dual encoder.
+
+    Parameters
+    ----------
+    name, weights, trust_remote_code
+        As for `load_backbone`.
+
+    Raises
+    ------
+    BackboneError
+        The network has none; what `load_backbone` raises.
+    """
+    module = _module(name)
+    if not hasattr(module, "text_tower"):
+        raise BackboneError(
+            f"{name} has no text tower: extract with a dual encoder, such as open_clip:ViT-B-32/laion2b_s34b_b79k"
+        )
+    tower: TextTower = module.text_tower(name, weights, **_remote_code(name, trust_remote_code))
+    return tower
 
 
 def request_of_spec(spec: Mapping[str, Any], weights: str | None) -> tuple[str, str | None]:
@@ -136,25 +181,17 @@ def _question(name: str | None, weights: str | None, layers: tuple[str, ...]) ->
     return known.question(asked, str(file) if file else weights, layers, stands_for)
 
 
-def _build_and_remember(asked: str | None, name: str | None, weights: str | None, layers: tuple[str, ...]) -> Backbone:
-    """Build a backbone, and keep what its spec is now."""
-    backbone = _build(name, weights, layers)
-    if asked:
-        known.remember(asked, backbone.to_spec())
-    return backbone
-
-
-def _build(name: str | None, weights: str | None, layers: tuple[str, ...]) -> Backbone:
+def _build(name: str | None, weights: str | None, layers: tuple[str, ...], trust_remote_code: bool) -> Backbone:
     """Build the network; imports torch."""
     file = finetuned.backbone_file(weights)
     if file is None:
         name = name or DEFAULT_BACKBONE
-        return assemble(_module(name).build(name, weights), layers)
+        return assemble(_module(name).build(name, weights, **_remote_code(name, trust_remote_code)), layers)
     facts = finetuned.read_facts(file)
     if name not in (None, facts["backbone"]):
         raise BackboneError(f"{weights} holds a {facts['backbone']}, found --backbone {name}: leave it out")
     source = facts.get("source", facts["backbone"])
-    body = _module(source).build(source, str(file))
+    body = _module(source).build(source, str(file), **_remote_code(source, trust_remote_code))
     return assemble(finetuned.with_preprocess(body, facts, file), layers)
 
 
@@ -207,6 +244,11 @@ def _module(name: str) -> ModuleType:
     """Return the module of the family that a backbone's name belongs to."""
     _check_installed(name)
     return importlib.import_module(_family(name).module)
+
+
+def _remote_code(name: str, trust_remote_code: bool) -> dict[str, bool]:
+    """Return the argument for a family that takes it."""
+    return {"trust_remote_code": trust_remote_code} if _family(name).takes_remote_code else {}
 
 
 def _missing(family: Family) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,13 +33,13 @@ class Repository:
     revision: str | None = None
 
     @classmethod
-    def parse(cls, text: str, revision: str | None = None) -> Repository:
+    def parse(cls, text: str) -> Repository:
         """Read ``ORG/NAME`` or ``ORG/NAME@REVISION``.
 
         Raises
         ------
         BackboneError
-            The text is neither, or names another revision than ``revision``.
+            The text is neither.
 
         Examples
         --------
@@ -46,11 +47,11 @@ class Repository:
         Repository(name='lab/encoder', revision='v2')
         """
         name, _, given = text.partition("@")
-        if not all(name.split("/")) or name.count("/") > 1 or text.endswith("@"):
-            raise BackboneError(f"expected ORG/NAME or ORG/NAME@REVISION of a hub, got {text!r}: correct --backbone")
-        if given and revision and given != revision:
-            raise BackboneError(f"expected one revision of {name}, got {given!r} and --weights {revision!r}: name one")
-        return cls(name, given or revision)
+        if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name) or text.endswith("@"):
+            raise BackboneError(
+                f"expected ORG/NAME or ORG/NAME@REVISION of a hub, or a folder, got {text!r}: correct --backbone"
+            )
+        return cls(name, given or None)
 
     def commit_of(self, file: str) -> str:
         """Return the commit that the revision stands for; downloads a small file of it.
