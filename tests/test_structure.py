@@ -38,7 +38,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "stages.keywords": ("stages.options",),
     "stages.extract": ("embedding", "selection", "cache", "sources", "backbones", "decoding", "engines"),
     "stages.predict": ("embedding", "heads", "sources", "backbones", "evaluation"),
-    "stages.fit_head": ("report", "fitting", "heads", "cache", "evaluation"),
+    "stages.fit_head": ("report", "fitting", "heads", "embedding", "cache", "evaluation"),
     "stages.finetune": (
         *("report", "training", "fitting", "heads", "backbones", "embedding", "sources", "cache", "evaluation"),
     ),

@@ -41,9 +41,9 @@ class Search:
     rows : (Q, k) int64
         The rows of the cache found.
     queries : tuple of str
-        The Q queries, each once.
+        The Q queries, each once; texts last.
     query_rows : (Q,) int64
-        The row of a query that is a key, -1 for an image file.
+        The row of a query that is a key, -1 for an image file or a text.
     recall : float or None
         Of an approximate search: the share of the true k nearest that it found, on a sample of the queries.
     """
@@ -53,12 +53,15 @@ class Search:
     queries: tuple[str, ...]
     query_rows: NDArray[np.int64]
     recall: float | None = None
+    texts: int = 0
+    """How many of the queries, the last ones, are texts."""
 
 
 def search(
     cache: Any,
-    queries: Sequence[str],
+    queries: Sequence[str] = (),
     *,
+    texts: Sequence[str] = (),
     k: int = 10,
     layer: str = PENULTIMATE,
     approximate: bool = False,
@@ -75,6 +78,8 @@ def search(
     queries : sequence of str
         Keys of the cache, or paths of images, which are embedded as the cache's own were. A key takes precedence
         over a file. A key does not find itself.
+    texts : sequence of str
+        Texts to search for, in a cache of a dual encoder.
     k : int
         How many.
     layer : str
@@ -97,7 +102,7 @@ def search(
     PipelineError
         The cache's backbone is not available here.
     """
-    queries = tuple(dict.fromkeys(queries))
+    queries, texts = tuple(dict.fromkeys(queries)), tuple(dict.fromkeys(texts))
     embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     query_rows = _rows_of(cache, queries, rows)
@@ -109,12 +114,16 @@ def search(
         vectors[images] = embed_images(
             cache, [queries[n] for n in images.tolist()], layer, weights=weights, run=run, say=say
         )
+    if texts:
+        vectors = np.concatenate([vectors, embed_texts(cache, texts, layer, weights=weights, run=run)])
+        query_rows = np.concatenate([query_rows, np.full(len(texts), -1)])
+        queries += texts
     recall = None
     if approximate:
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
     else:
         found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
-    return Search(_table(cache, queries, found, cosine), found, queries, query_rows, recall)
+    return Search(_table(cache, queries, found, cosine), found, queries, query_rows, recall, len(texts))
 
 
 def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]) -> Any:
@@ -187,6 +196,27 @@ def embed_images(
     finally:
         embedder.close()
     return out
+
+
+def embed_texts(
+    cache: Any,
+    texts: Sequence[str],
+    layer: str = PENULTIMATE,
+    *,
+    weights: str | None = None,
+    run: RunSettings | None = None,
+) -> NDArray[np.float32]:
+    """Return the text features (n, D) of the dual encoder that made the cache.
+
+    Raises
+    ------
+    PipelineError
+        See `pipeline.embedding.text.text_tower_of_spec`.
+    """
+    from pipeline.embedding.text import text_tower_of_spec  # only for queries that are texts
+
+    trust = run is not None and run.trust_remote_code
+    return text_tower_of_spec(cache.spec, layer, weights, trust_remote_code=trust).embed(texts)
 
 
 def _nearest_by_graph(

@@ -291,6 +291,7 @@ def run_settings(options: Mapping[str, Any]) -> RunSettings:
         batch_size=0 if options["batch_size"] == "auto" else options["batch_size"],
         workers=options["workers"] or 0,
         limits=Limits(seconds=options["time_limit"]),
+        trust_remote_code=options["trust_remote_code"],
     )
 
 
@@ -323,13 +324,14 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
     from pipeline.fitting.settings import FitSettings
 
     same = ("head", "estimator", "layer", "task", "folds", "scoring", "scaling", "group_duplicates", "test_share")
+    texts = ("prompts", "start", "weights", "trust_remote_code")
     return FitSettings(
         target=options["target"][0] if options["target"] else None,
         Cs=options["C"] or options["sweep"],
         class_weight="balanced" if options["balanced"] else None,
         shots=options["shots"] or (),
         params=dict(options["set"]),
-        **{name: options[name] for name in (*same, "seed", "device", "report")},
+        **{name: options[name] for name in (*same, *texts, "seed", "device", "report")},
     )
 
 
@@ -339,10 +341,15 @@ def _finetune_settings(options: Mapping[str, Any]) -> FinetuneSettings:
     from pipeline.training.settings import TrainSettings
 
     own = ("start", "weights", "restart", "report")
-    train = {name: value for name, value in options.items() if name not in (*own, "workers", "micro_batch")}
+    run = ("workers", "trust_remote_code")
+    train = {name: value for name, value in options.items() if name not in (*own, *run, "micro_batch")}
     return FinetuneSettings(
         train=TrainSettings(micro_batch=options["micro_batch"] or 0, **train),
-        run=RunSettings(device=options["device"], workers=options["workers"] or 0),
+        run=RunSettings(
+            device=options["device"],
+            workers=options["workers"] or 0,
+            trust_remote_code=options["trust_remote_code"],
+        ),
         **{name: options[name] for name in own},
     )
 

@@ -275,7 +275,9 @@ def extract(
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
     begun = time.perf_counter()
-    backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
+    backbone = load_backbone(
+        settings.backbone, settings.weights, settings.layers, trust_remote_code=settings.run.trust_remote_code
+    )
     start["start: network"] = time.perf_counter() - begun
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
