@@ -98,7 +98,7 @@ def few_names(names: Sequence[str], *, most: int = 5) -> str:
     return f"{shown}, … ({len(names)} in all)" if len(names) > most else shown
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     r"""Return what a library's error says, short enough to stand inside one of ours.
 
     Examples

@@ -37,6 +37,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "stages.options": ("stages.option_types",),
     "stages.keywords": ("stages.options",),
     "stages.extract": ("embedding", "selection", "cache", "sources", "backbones", "decoding", "engines"),
+    "stages.doctor": ("engines", "backbones", "sources", "cache"),
     "stages.predict": ("embedding", "heads", "sources", "backbones", "evaluation"),
     "stages.fit_head": ("report", "fitting", "heads", "embedding", "cache", "evaluation"),
     "stages.finetune": (

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones import finetuned, identity, known
-from pipeline.backbones.base import Backbone, assemble
-from pipeline.backbones.layers import Layer
+from pipeline.backbones.base import Backbone, assemble, body_at_size
+from pipeline.backbones.layers import AT_PATH, Layer
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import ModuleType
 
+    from pipeline.backbones.network import Body
     from pipeline.backbones.text import TextTower
 
 __all__ = [
@@ -69,6 +70,10 @@ FAMILIES = {
         "pipeline.backbones.transformers", identity.of_place, "transformers", ("transformers",), takes_remote_code=True
     ),
     "open_clip": Family("pipeline.backbones.open_clip", identity.of_open_clip, "open-clip", ("open_clip",)),
+    "hf-hub": Family("pipeline.backbones.timm_sources", identity.of_commit),
+    "local-dir": Family("pipeline.backbones.timm_sources", identity.of_path),
+    "onnx": Family("pipeline.backbones.onnx", identity.of_onnx, "onnx", ("onnx", "onnxruntime")),
+    "python": Family("pipeline.backbones.python", None),
 }
 
 
@@ -76,6 +81,7 @@ def load_backbone(
     name: str | None = None,
     weights: str | None = None,
     layers: tuple[str, ...] = (),
+    size: int = 0,
     *,
     trust_remote_code: bool = False,
 ) -> Backbone:
@@ -91,21 +97,24 @@ def load_backbone(
         ``"random"``.
     layers : tuple of str
         Outputs besides ``penultimate``, ``NODE`` or ``NODE:POOLING``.
+    size : int
+        Height and width of the network's input, in place of the weights' own; 0 for these.
     trust_remote_code : bool
         Run Python files that a repository of transformers brings with its network.
 
     Raises
     ------
     BackboneError
-        Unknown name, weights or layer; weights that are not available or do not fit.
+        Unknown name, weights or layer; weights that are not available or do not fit; a size that the network does not
+        take.
     """
     if name:
         _check_installed(name)
-    asked = _question(name, weights, layers)
+    asked = _question(name, weights, layers, size)
     spec = known.recall(asked) if asked else None
 
     def build() -> Backbone:
-        backbone = _build(name, weights, layers, trust_remote_code)
+        backbone = assemble(_body(name, weights, size, trust_remote_code), layers)
         if asked:
             known.remember(asked, backbone.to_spec())
         return backbone
@@ -162,12 +171,12 @@ def request_of_spec(spec: Mapping[str, Any], weights: str | None) -> tuple[str, 
         # timm's names of weights are ARCHITECTURE.TAG.
         given_by_name = weights is not None or name == DEFAULT_BACKBONE
         return name, weights if given_by_name else kind.partition(".")[2] or kind
-    if weights is not None and kind != "file":
+    if weights is not None and kind == AT_PATH:
         return f"{_family_name(name)}:{weights}", None  # a folder or file that is somewhere else now
     return source, weights
 
 
-def _question(name: str | None, weights: str | None, layers: tuple[str, ...]) -> str | None:
+def _question(name: str | None, weights: str | None, layers: tuple[str, ...], size: int) -> str | None:
     """Return what identifies this request for a backbone, or None where nothing is remembered."""
     file = finetuned.backbone_file(weights)
     asked = source = name or ("" if file else DEFAULT_BACKBONE)
@@ -177,22 +186,30 @@ def _question(name: str | None, weights: str | None, layers: tuple[str, ...]) ->
     family = _family(source)
     if family.identity is None:
         return None
-    stands_for = family.identity(_rest(source))
+    stands_for = [family.identity(_rest(source)), *([size] if size else [])]
     return known.question(asked, str(file) if file else weights, layers, stands_for)
 
 
-def _build(name: str | None, weights: str | None, layers: tuple[str, ...], trust_remote_code: bool) -> Backbone:
+def _body(name: str | None, weights: str | None, size: int, trust_remote_code: bool) -> Body:
     """Build the network; imports torch."""
     file = finetuned.backbone_file(weights)
     if file is None:
         name = name or DEFAULT_BACKBONE
-        return assemble(_module(name).build(name, weights, **_remote_code(name, trust_remote_code)), layers)
+        body = _module(name).build(name, weights, **_remote_code(name, trust_remote_code))
+        return body_at_size(body, size) if size else body
     facts = finetuned.read_facts(file)
     if name not in (None, facts["backbone"]):
         raise BackboneError(f"{weights} holds a {facts['backbone']}, found --backbone {name}: leave it out")
+    own = int(facts["preprocess"].get("size", 0))
+    if size not in (0, own):
+        raise BackboneError(f"--size: {weights} was fine-tuned at {own or 'its own size'}, found {size}: leave it out")
     source = facts.get("source", facts["backbone"])
-    body = _module(source).build(source, str(file), **_remote_code(source, trust_remote_code))
-    return assemble(finetuned.with_preprocess(body, facts, file), layers)
+    module, remote_code = _module(source), _remote_code(source, trust_remote_code)
+    if not own:
+        return finetuned.with_preprocess(module.build(source, str(file), **remote_code), facts, file)
+    # Its tensors have the shapes of that size.
+    body = finetuned.with_tensors(body_at_size(module.build(source, "random", **remote_code), own), file)
+    return finetuned.with_preprocess(body, facts, file)
 
 
 def list_backbones(family: str | None = None) -> list[str]:

@@ -70,10 +70,19 @@ def with_preprocess(body: Body, facts: dict[str, Any], file: Path) -> Body:
     """Return a body built from the file as fine-tuned weights, with the preprocessing of their training."""
     return replace(
         body,
+        name=facts["backbone"],
         preprocess=Preprocess.from_spec(facts["preprocess"]),
         weights_name=NAME,
         weights_origin=file.resolve().parent.name,
     )
+
+
+def with_tensors(body: Body, file: Path) -> Body:
+    """Load the file's tensors into a body of the same shapes."""
+    from pipeline.backbones.weights import load_strictly, read_weights  # imports torch
+
+    load_strictly(body.module, read_weights(str(file)), origin=str(file))
+    return body
 
 
 def weights_of_run(run_dir: str | os.PathLike[str]) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from pipeline.errors import BackboneError
+from pipeline.errors import BackboneError, first_line
 
 
 def of_name(rest: str) -> str:
@@ -31,9 +31,7 @@ def of_commit(rest: str, file: str = "config.json") -> str:
 
 
 def of_path(rest: str) -> list[list[str]]:
-    """Return the path of a folder or file with the name and SHA-256 of each file; of a file also those beside it.
-
-    Beside it: files whose names begin with its name without the suffix, such as ``net.json`` for ``net.onnx``.
+    """Return the path of a folder with the name and SHA-256 of each file in it.
 
     Raises
     ------
@@ -41,8 +39,30 @@ def of_path(rest: str) -> list[list[str]]:
         A file cannot be read.
     """
     path = Path(rest).resolve()
-    files = path.iterdir() if path.is_dir() else path.parent.glob(f"{_escaped(path.stem)}*")
-    return [[str(path), ""], *([file.name, file_sha256(file)] for file in sorted(files) if file.is_file())]
+    files = sorted(path.iterdir()) if path.is_dir() else []
+    return [[str(path), ""], *([file.name, file_sha256(file)] for file in files if file.is_file())]
+
+
+def of_onnx(rest: str) -> list[list[str]]:
+    """Return the path of an ONNX file with names and SHA-256 of it, of its JSON file and of its tensors' files.
+
+    Raises
+    ------
+    BackboneError
+        A file cannot be read, or it is no ONNX file.
+    """
+    import onnx  # an extra
+
+    path = Path(rest).resolve()
+    found = [[str(path), ""], [path.name, file_sha256(path)]]
+    try:
+        graph = onnx.load(str(path), load_external_data=False).graph
+    except Exception as error:  # of protobuf
+        raise BackboneError(f"expected an ONNX file at {path}, found something else ({first_line(error)})") from None
+    places = {entry.value for tensor in graph.initializer for entry in tensor.external_data if entry.key == "location"}
+    found += [[place, file_sha256(path.parent / place)] for place in sorted(places)]
+    beside = path.with_suffix(".json")
+    return [*found, [beside.name, file_sha256(beside)]] if beside.is_file() else found
 
 
 def of_place(rest: str) -> str | list[list[str]]:
@@ -73,7 +93,3 @@ def file_sha256(file: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise BackboneError(f"cannot read {file}: {error.strerror or error}: pass a file that can be read") from None
-
-
-def _escaped(stem: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in stem)

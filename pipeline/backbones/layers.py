@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+AT_PATH = "path"
+"""Name of weights that lie at the path in the backbone's name."""
 POOLINGS = ("avg", "max", "gem", "cls", "flatten")
 
 
@@ -14,7 +16,7 @@ class Weights:
     Attributes
     ----------
     name : str
-        The resolved name (never an alias such as ``DEFAULT``), ``"file"`` or ``"random"``.
+        The resolved name (never an alias such as ``DEFAULT``), ``"file"``, ``"random"`` or `AT_PATH`.
     origin : str
         Their origin, for display: a package, a hub, a file's name.
     sha256 : str

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones import finetuned
 from pipeline.backbones.hub import Repository, hub_errors
+from pipeline.backbones.layers import AT_PATH
 from pipeline.backbones.network import Body, hash_weights
 from pipeline.backbones.processor import proven
 from pipeline.backbones.weights import RANDOM, RANDOM_SEED, load_strictly, read_weights
@@ -180,7 +181,7 @@ def find(name: str, weights: str | None) -> Source:
         return _with_own_weights(_of_hub(wanted.removeprefix(HUB)), weights)
     if Path(wanted).is_dir():
         place = Path(wanted).resolve()
-        source = Source(PREFIX + place.name, f"{FOLDER}{place}", None, "path", place.name, None, f"{PREFIX}{place}")
+        source = Source(PREFIX + place.name, f"{FOLDER}{place}", None, AT_PATH, place.name, None, f"{PREFIX}{place}")
         return _with_own_weights(source, weights)
     network, _, given = wanted.partition("/")
     known = library.list_models()
@@ -279,13 +280,19 @@ def _preprocess(name: str, model: Any) -> Preprocess:
 
     height, width = config.size if isinstance(config.size, (list, tuple)) else (config.size, config.size)
     mean, std = (tuple(map(float, values)) for values in (config.mean, config.std))
+    by_shorter_side = config.resize_mode == "shortest" and height == width
     candidate = Preprocess(
-        resize=(height, width) if config.resize_mode == "squash" else (height,),
+        resize=(height,) if by_shorter_side else (height, width),
         crop=(height, width),
         interpolation="bilinear" if config.interpolation == "bilinear" else "bicubic",
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
     )
+    if config.resize_mode == "longest":
+        grey = config.fill_color
+        candidate = replace(candidate, fit="contain", fill=(grey, grey, grey))
+    elif config.resize_mode == "shortest" and not by_shorter_side:
+        candidate = replace(candidate, fit="cover")
     return proven([candidate], own, f"{name}: resize mode {config.resize_mode!r}")
 
 

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 
 from pipeline.backbones.hub import Repository, hub_errors
+from pipeline.backbones.layers import AT_PATH
 from pipeline.backbones.network import Body, hash_weights
 from pipeline.backbones.processor import preprocess_of
 from pipeline.backbones.tower import Tower, tower_of
@@ -135,7 +136,7 @@ class Checkpoint:
     @property
     def weights_name(self) -> str:
         """The commit, or ``"path"``."""
-        return str(self.repository.revision) if self.repository else "path"
+        return str(self.repository.revision) if self.repository else AT_PATH
 
     @property
     def origin(self) -> str:

@@ -25,6 +25,7 @@ _announcement: threading.Timer | None = None
 
 EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
+EXIT_TO_DO = 4
 
 
 class _Commands(click.Group):

@@ -47,7 +47,8 @@ def backbone_of_spec(
     """
     name, weights = request_of_spec(spec, weights)
     layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
-    backbone = load_backbone(name, weights, layers, trust_remote_code=trust_remote_code)
+    size = int(spec["preprocess"].get("size", 0))
+    backbone = load_backbone(name, weights, layers, size, trust_remote_code=trust_remote_code)
     wanted = {name: spec[name] for name in backbone.to_spec()}
     check_same_numbers(
         wanted,

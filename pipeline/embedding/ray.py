@@ -50,7 +50,6 @@ CHECK_RETRIES = 3
 """Retries of the self-check when its node is lost; Ray Data retries chunks of rows without limit."""
 LAYER = "layer:"
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no usage data are sent unless the user asks for it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it otherwise warns of
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors are raised as exceptions
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a stop must not start another cluster

@@ -303,6 +303,7 @@ def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings
     limits = ("max_failures", "allow_removed")
     return ExtractSettings(
         layers=options["layer"],
+        size=options["size"] or 0,
         decode=DecodePolicy(
             max_pixels=options["max_pixels"], jpeg_decoder=GPU if options["decode"] == "gpu" else PILLOW
         ),

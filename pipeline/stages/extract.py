@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
+    from pipeline.cache.lock import WriteLock
     from pipeline.core.shards import Shard, ShardRecord
     from pipeline.embedding.executor import EmbeddedRows
     from pipeline.engines import Embeddings
@@ -69,6 +70,8 @@ class ExtractSettings:
         See `pipeline.backbones.load_backbone`.
     layers : tuple of str
         Outputs besides ``penultimate``.
+    size : int
+        Of the network's input; 0 for that of the weights.
     dtype : str
         Of the stored embeddings, ``float32`` or ``float16``.
     decode : DecodePolicy
@@ -92,6 +95,7 @@ class ExtractSettings:
     backbone: str | None = None
     weights: str | None = None
     layers: tuple[str, ...] = ()
+    size: int = 0
     dtype: str = "float32"
     decode: DecodePolicy = field(default_factory=DecodePolicy)
     run: RunSettings = field(default_factory=RunSettings)
@@ -276,13 +280,17 @@ def extract(
         source = ShardSource(source, settings.shard)
     begun = time.perf_counter()
     backbone = load_backbone(
-        settings.backbone, settings.weights, settings.layers, trust_remote_code=settings.run.trust_remote_code
+        settings.backbone,
+        settings.weights,
+        settings.layers,
+        settings.size,
+        trust_remote_code=settings.run.trust_remote_code,
     )
     start["start: network"] = time.perf_counter() - begun
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
-    with write_lock(path):
-        summary = _extract_locked(job)
+    with write_lock(path) as lock:
+        summary = _extract_locked(job, lock)
     summary.left_out = LeftOut.of(source.skipped)
     summary.seconds |= start
     summary.seconds["total"] = time.perf_counter() - started
@@ -299,11 +307,12 @@ def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
     return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels, known=known)
 
 
-def _extract_locked(job: Job) -> Summary:
+def _extract_locked(job: Job, lock: WriteLock) -> Summary:
     try:
         work = resume(job, open_cache(job.path)) if job.path.exists() else begin(job)
     except _StopRequested:
         return replace(_summarise(job.path, already=len(open_cache(job.path))), stopped=True)
+    lock.computing(len(job.source) - len(work.rows))
     summary = fill(job, work)
     if not (summary.stopped or (open_cache(work.target).status == Status.TODO).any()):
         keep_removed(job.path, work.target)

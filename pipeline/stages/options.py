@@ -93,8 +93,8 @@ EXTRACT: Options = (
     click.option(
         "--backbone",
         metavar="NAME",
-        help="The network; 'pipeline backbones' lists the names.  [default: that of --weights RUN/, or "
-        "efficientnet_lite0]",
+        help="The network: a name that 'pipeline backbones' lists, or hf-hub:ORG/NAME, local-dir:FOLDER, onnx:FILE, "
+        "python:MODULE:CALLABLE (docs/backbones.md).  [default: that of --weights RUN/, or efficientnet_lite0]",
     ),
     click.option(
         "--weights",
@@ -107,6 +107,13 @@ EXTRACT: Options = (
         multiple=True,
         metavar="NODE[:POOLING]",
         help="Store another layer besides 'penultimate'. POOLING is avg, max, gem, cls or flatten. Repeatable.",
+    ),
+    click.option(
+        "--size",
+        type=click.IntRange(1, 8192),
+        metavar="PIXELS",
+        help="Height and width of the network's input, where the network allows another. Changes the embeddings.  "
+        "[default: that of the weights]",
     ),
     click.option(
         "--dtype",

@@ -20,20 +20,6 @@ def test_a_folder_is_another_when_one_of_its_files_is(tmp_path: Path) -> None:
     assert of_path(str(tmp_path)) != first
 
 
-def test_a_file_is_another_when_one_beside_it_with_its_name_is(tmp_path: Path) -> None:
-    file = tmp_path / "net[1].onnx"
-    file.write_bytes(b"one")
-    (tmp_path / "other.json").write_text("{}")
-    first = of_path(str(file))
-    (tmp_path / "other.json").write_text("[]")
-    assert of_path(str(file)) == first
-    (tmp_path / "net[1].json").write_text("{}")
-    second = of_path(str(file))
-    assert second != first
-    (tmp_path / "net[1].onnx.data").write_bytes(b"tensors")
-    assert of_path(str(file)) not in (first, second)
-
-
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(BackboneError, match=r"cannot read .*gone\.onnx: No such file"):
         file_sha256(tmp_path / "gone.onnx")

@@ -46,9 +46,11 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> str:
     return "tiny-test"
 
 
-@pytest.mark.parametrize("mode", ["shortest", "squash"])
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
 def test_the_feature_is_that_of_the_documented_call(mode: str, tmp_path: Path) -> None:
-    tiny.save_open_clip(tmp_path, resize_mode=mode, interpolation="bilinear" if mode == "squash" else "bicubic")
+    tiny.save_open_clip(
+        tmp_path, resize_mode=mode, interpolation="bilinear" if mode == "squash" else "bicubic", fill_color=9
+    )
     images = [image.convert("RGB") for image in tiny.odd_images()]
     body = build(f"open_clip:{tmp_path}", None)
     batch = np.stack([body.preprocess.apply(image) for image in images])

@@ -89,7 +89,7 @@ def test_the_zero_shot_head_gives_the_librarys_probabilities(home: Path, image_f
 
 def test_a_logistic_head_starts_at_the_texts(home: Path, tmp_path: Path) -> None:
     (tmp_path / "p.tsv").write_text("class\tprompt\nant\tan ant\nbee\ta bee\ncat\ta cat\n")
-    options = {"prompts": str(tmp_path / "p.tsv"), "start": "zero-shot", "C": [1e-9], "report": False}
+    options: dict[str, Any] = {"prompts": str(tmp_path / "p.tsv"), "start": "zero-shot", "C": [1e-9], "report": False}
     pipeline.fit_head(home / "c.h5", tmp_path / "run", shots=[2], verbose=False, **options)
     head = pipeline.load_head(tmp_path / "run")
     tower = text_tower_of_spec(open_cache(home / "c.h5").spec, "penultimate")
