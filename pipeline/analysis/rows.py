@@ -39,23 +39,34 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
         )
     for start in range(0, len(rows), _CHECK_ROWS):
         some = rows[start : start + _CHECK_ROWS]
-        finite = np.isfinite(take(embeddings, some)).all(axis=1)
+        finite = np.isfinite(rows_of(embeddings, some)).all(axis=1)
         if not finite.all():
             raise not_finite_error(AnalysisError, some[~finite][0], cache.path)
     return rows
 
 
-def take(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Copy rows as float32, (n, D); consecutive rows are sliced, which is faster."""
+def rows_of(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return rows as float32, (n, D), to be read only: consecutive float32 rows are not copied."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (len(rows) < 3 or (np.diff(rows) == 1).all()):
-        return np.array(embeddings[rows[0] : rows[-1] + 1], dtype=np.float32)
+        return np.asarray(embeddings[rows[0] : rows[-1] + 1], dtype=np.float32)
     return np.asarray(embeddings[rows], dtype=np.float32)
+
+
+def take(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Copy rows as float32, (n, D)."""
+    found = rows_of(embeddings, rows)
+    return found if found.flags.owndata and found.flags.writeable else found.copy()
+
+
+def lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return the length of each row, 1 for a row of zeros."""
+    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))
+    return np.where(norm > 0, norm, np.float32(1))
 
 
 def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """Scale rows to length 1, in place; a row of zeros stays zero."""
-    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    rows /= np.where(norm > 0, norm, 1)[:, None]
+    rows /= lengths(rows)[:, None]
     return rows
 
 

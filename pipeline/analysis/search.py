@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from pipeline.sources.listed import ListedSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import pandas as pd
     from numpy.typing import NDArray
 
     from pipeline.embedding.settings import RunSettings
@@ -36,8 +38,8 @@ class Search:
 
     Attributes
     ----------
-    table : pandas.DataFrame
-        ``query``, ``rank`` (1 is the nearest), ``key``, ``label``, ``cosine``.
+    columns : dict of str to ndarray
+        ``query``, ``rank`` (1 is the nearest), ``key``, ``label``, ``cosine``: a value for each query and image found.
     rows : (Q, k) int64
         The rows of the cache found.
     queries : tuple of str
@@ -48,13 +50,18 @@ class Search:
         Of an approximate search: the share of the true k nearest that it found, on a sample of the queries.
     """
 
-    table: Any
+    columns: dict[str, NDArray[Any]]
     rows: NDArray[np.int64]
     queries: tuple[str, ...]
     query_rows: NDArray[np.int64]
     recall: float | None = None
     texts: int = 0
     """How many of the queries, the last ones, are texts."""
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The columns as a data frame."""
+        return frame(self.columns)
 
 
 def search(
@@ -123,29 +130,29 @@ def search(
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
     else:
         found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
-    return Search(_table(cache, queries, found, cosine), found, queries, query_rows, recall, len(texts))
+    return Search(_columns(cache, queries, found, cosine), found, queries, query_rows, recall, len(texts))
 
 
-def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]) -> Any:
+def _columns(
+    cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
     """Return a line for each query and neighbour; places without a neighbour are left out."""
     width = found.shape[1]
     flat = found.ravel()
     there = flat >= 0
-    return frame(
-        {
-            "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
-            "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
-            "key": cache.keys[flat[there]],
-            "label": label_texts(cache, flat[there]),
-            "cosine": cosine.ravel()[there].round(6),
-        }
-    )
+    return {
+        "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
+        "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
+        "key": cache.keys[flat[there]],
+        "label": label_texts(cache, flat[there]),
+        "cosine": cosine.ravel()[there].round(6),
+    }
 
 
 def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the row of each query that is a key, or a key as lists show it, -1 for each that is a file."""
     wanted = set(queries)
-    row_of = {str(key): row for row, key in zip(rows.tolist(), cache.keys[rows], strict=True) if str(key) in wanted}
+    row_of = {key: row for row, key in zip(rows.tolist(), cache.keys[rows].tolist(), strict=True) if key in wanted}
     out = np.array([row_of.get(query, -1) for query in queries], dtype=np.int64)
     left = [n for n, row in enumerate(out.tolist()) if row < 0 and not Path(queries[n]).is_file()]
     if left:

@@ -63,7 +63,7 @@ def remember(asked: str, spec: Mapping[str, Any]) -> None:
     file = _file(asked)
     with contextlib.suppress(OSError, PipelineError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, shared=True) as part:
+        with replacing(file) as part:
             part.write_text(canonical_json(spec), encoding="ascii")
 
 

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import socket
+import stat
 import struct
 import sys
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 LOCK = ".lock"
 """What the name of a lock file adds to that of its cache."""
 
+_HOLDER = "process "
+"""How the name of a holder begins."""
 _held: dict[tuple[int, int], int] = {}
 """Locks of this process and their descriptors: a record lock does not exclude the process that holds it."""
 
@@ -71,7 +74,7 @@ class WriteLock:
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._text = f"process {os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):{_TIME}}"
+        self._text = f"{_HOLDER}{os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):{_TIME}}"
         self._write(self._text)
 
     def computing(self, done: int) -> None:
@@ -98,7 +101,7 @@ def write_lock(cache: Path) -> Iterator[WriteLock]:
     LockedError
         Another process holds it; the message names the process and its machine.
     CacheError
-        The folder cannot be written.
+        The folder cannot be written, or the lock's name is that of a file of another program.
     """
     path = lock_path(followed(cache))
     with contextlib.ExitStack() as stack:
@@ -128,7 +131,7 @@ def holder_of(cache: Path) -> Holder | None:
     try:
         ours = _held.get(file_identity(path.stat()))
         # Closing any descriptor of the file would release the lock of this process.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC) if ours is None else ours
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if ours is None else ours
     except OSError:
         return None
     try:
@@ -172,9 +175,12 @@ def _acquire(path: Path) -> int:
             if file_identity(path.stat()) in _held:
                 raise LockedError(f"{path.with_suffix('')} is being written by this process: wait for it to finish")
         try:
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise CacheError(f"cannot write {path.parent}: {error.strerror}: choose another output") from None
+            raise CacheError(f"cannot write {path}: {error.strerror}: choose another output") from None
+        if not _is_lock(fd):
+            os.close(fd)
+            raise CacheError(f"{path} exists and is no lock of this program: rename it, or choose another output")
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -195,3 +201,10 @@ def _acquire(path: Path) -> int:
             if file_identity(path.stat()) == file_identity(os.fstat(fd)):
                 return fd
         os.close(fd)  # the holder removed it between our opening and locking: try the new one
+
+
+def _is_lock(fd: int) -> bool:
+    """Return whether a file is a lock of this program: empty, or with the name of its holder."""
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        return False
+    return os.pread(fd, len(_HOLDER), 0) in (b"", _HOLDER.encode())

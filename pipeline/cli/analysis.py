@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pipeline.cli.base import announce, cli, say
-from pipeline.core.csv_rows import LINE_END, CsvRows
 from pipeline.core.names import SHOWN
 from pipeline.errors import AnalysisError
 from pipeline.stages.option_types import SEED
@@ -55,14 +54,14 @@ _seed = click.option(
 
 
 def _give(table: Any, output: str | None) -> None:
-    """Write the table to the file named, or to standard output as CSV."""
-    from pipeline.selection.frames import write_table
+    """Write the columns to the file named, or to standard output as CSV."""
+    from pipeline.selection.frames import write_csv, write_table
 
     if output is not None:
         write_table(table, output)
         return
     text = io.StringIO(newline="")
-    table.to_csv(CsvRows(text), index=False, lineterminator=LINE_END)
+    write_csv(table, text)
     sys.stdout.buffer.write(text.getvalue().encode("utf-8", SHOWN))
 
 
@@ -127,7 +126,7 @@ def search(
     found = find(
         opened, queries, texts=texts, k=k, layer=layer, approximate=approximate, weights=weights, run=settings, say=say
     )
-    _give(found.table, output)
+    _give(found.columns, output)
     recall = "" if found.recall is None else f", recall {found.recall:.3f} against an exact search"
     say(f"{len(found.queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")
     if page is not None:

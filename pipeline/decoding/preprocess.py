@@ -199,6 +199,8 @@ class Preprocess:
             return f"expected resize and crop in whole pixels, found {list(self.resize)} and {list(self.crop)}"
         if not all(isinstance(value, int) and 0 <= value <= 255 for value in fill) or len(fill) != 3:
             return f"expected a fill of three numbers from 0 to 255, found {list(self.fill)}"
+        if self.square not in (True, False):
+            return f"expected square as true or false, found {self.square!r}"
         return "" if all(self.std) else "expected standard deviations other than 0"
 
     @classmethod

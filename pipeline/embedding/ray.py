@@ -113,7 +113,7 @@ class RayExecutor(Executor):
         except BaseException:
             self.close()
             raise
-        self._setup = _Setup(sampled.reader(), backbone, decode, replace(run, **chosen.settings), room.cpus)
+        self._setup = _Setup(sampled.patient_reader(), backbone, decode, replace(run, **chosen.settings), room.cpus)
         self._actor_resources, self._batch_size = room, chosen.settings["batch_size"]
         self.name, self.device, self.precision = chosen.name, chosen.device, chosen.settings["precision"]
         self.workers = run.workers * (self._actors or room.actors)

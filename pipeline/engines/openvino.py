@@ -11,7 +11,6 @@ import secrets
 import shutil
 import tempfile
 from concurrent.futures import Future
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,7 +32,10 @@ DEFAULT_BATCH = 4
 NETWORK_FILE, REFERENCE_FILE = "network.xml", "reference.npz"
 _LAYOUT = 2
 """Of a folder of converted networks: a change leaves older ones unused."""
-OTHER_LIBRARIES = ("transformers", "open_clip_torch")
+_CONVERTED_BY = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")
+"""Packages whose versions a converted network depends on."""
+_OTHERS = ("transformers", "open_clip_torch")
+"""The same for networks of other families."""
 _PRECISIONS = {"float32": "f32", "mixed": "bf16", "bfloat16": "bf16"}
 
 
@@ -142,10 +144,10 @@ def _read(core: ov.Core, folder: Path, backbone: Backbone, *, mixed: bool) -> tu
 
 def _converted(backbone: Backbone, *, mixed: bool) -> Path:
     """Return the folder of the converted network; convert it first if necessary."""
-    names = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")
-    versions: list[Any] = [metadata.version(name) for name in names]
-    if ":" in backbone.name:  # of another library; the converted networks of all others stay
-        versions += sorted(versions_of(OTHER_LIBRARIES).items())
+    found = versions_of((*_CONVERTED_BY, *_OTHERS))
+    # Those of others only where they matter: the converted networks of all others stay.
+    names = (*_CONVERTED_BY, *(name for name in _OTHERS if ":" in backbone.name and name in found))
+    versions = [found[name] for name in names]
     identity = f"{_LAYOUT}|{backbone.to_spec()}|{versions}" + "|mixed" * mixed
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if (folder / NETWORK_FILE).is_file():

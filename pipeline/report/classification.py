@@ -112,12 +112,12 @@ def _calibration(results: dict[str, Any]) -> str:
         return "No temperature was fitted."
     if rows < calibration.LEAST_ROWS and temperature == 1.0:
         return (
-            f"No temperature was fitted: {rows} training rows were held out, and it is fitted from "
+            f"No temperature was fitted: {rows} rows were held out of training for it, and it is fitted from "
             f"{calibration.LEAST_ROWS} on."
         )
     return (
-        f"Scores are divided by a temperature of {temperature:.3g}, fitted on {rows} training rows that were held out. "
-        f"It is fitted from {calibration.LEAST_ROWS} such rows on, and shrunk towards 1 where they are few."
+        f"Scores are divided by a temperature of {temperature:.3g}, fitted on {rows} rows held out of training "
+        f"for it. It is fitted from {calibration.LEAST_ROWS} such rows on, and shrunk towards 1 where they are few."
     )
 
 

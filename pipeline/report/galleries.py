@@ -18,7 +18,7 @@ from pipeline.core.text import valid_text
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.image import DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
-from pipeline.report.rendering import script_json, templates, thumbnail
+from pipeline.report.rendering import script_json, templates, thumbnail, unread_note
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -143,13 +143,16 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
     lead = f"{len(found.table)} images of {Path(cache.path).name}, laid out by {method}."
     if found.method != "pca":
         lead += " Neighbours mean something; distances between groups, and their sizes, do not."
+    asked = min(len(found.rows), MOST_ON_A_MAP)
+    unread = asked - len(pictured)
+    lead = f"{lead} {unread_note(unread, asked)}".rstrip()
     page = (
         templates()
         .get_template("map.html.j2")
         .render(title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points))
     )
     _write_page(path, page)
-    return min(len(found.rows), MOST_ON_A_MAP) - len(pictured)
+    return unread
 
 
 class _Pictures:
@@ -162,6 +165,11 @@ class _Pictures:
     def full(self, more: int) -> bool:
         """Tell whether this many more would be too many."""
         return len(self._made) + more > MOST_PICTURES
+
+    @property
+    def asked(self) -> int:
+        """How many were asked for."""
+        return len(self._made)
 
     @property
     def unread(self) -> int:
@@ -210,7 +218,7 @@ def _write_gallery(
     """Write the page; return how many of its pictures cannot be read."""
     notes = list(notes or [])
     if page.unread:
-        notes.append(f"{page.unread} of the images cannot be read where the cache expects them.")
+        notes.append(unread_note(page.unread, page.asked))
     if page.full(1):
         notes.append(f"The page holds {MOST_PICTURES} pictures and no more.")
     template = templates().get_template("gallery.html.j2")

@@ -300,7 +300,7 @@ def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings
     from pipeline.stages.extract import ExtractSettings
 
     same = ("backbone", "weights", "dtype", "allow_missing", "labels", "check_content", "retry_failed")
-    limits = ("max_failures", "allow_removed")
+    limits = ("max_failures", "allow_removed", "retries", "read_timeout")
     return ExtractSettings(
         layers=options["layer"],
         size=options["size"] or 0,

@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.backbones import load_backbone
 from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
 from pipeline.cache.background_writer import BackgroundWriter
+from pipeline.cache.beside import check_beside, run_facts_path
 from pipeline.cache.format import file_attributes
 from pipeline.cache.removed import keep_removed
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
@@ -39,6 +40,7 @@ from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.selection import open_selection
 from pipeline.sources import Source, open_source, public
+from pipeline.sources.retries import READ_TIMEOUT, RETRIES, Patience
 from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
@@ -85,6 +87,9 @@ class ExtractSettings:
         Try again the images that failed before.
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
+    retries, read_timeout : int, float
+        How often a read is repeated that a store could not serve, and for how many seconds in all; what is still out
+        of reach then is tried again by the next run. It counts for itself against ``max_failures``.
     allow_removed : str or None
         How many finished rows an update may remove because their images are gone or are others, in the same form;
         None for half of them.
@@ -104,6 +109,8 @@ class ExtractSettings:
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
+    retries: int = RETRIES
+    read_timeout: float = READ_TIMEOUT
     allow_removed: str | None = None
     shard: Shard | None = None
 
@@ -273,11 +280,14 @@ def extract(
     count_limit(settings.max_failures, 0, "--max-failures")
     count_limit(settings.allow_removed, 0, "--allow-removed")
     path = check_file(output, CacheError, replaceable=False)
+    check_beside(path)
     start = {}
     source = _open(images, path, settings) if isinstance(images, str) else images
     start["start: images"] = time.perf_counter() - started
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
+    # The time limit of an image would end the worker that still reads.
+    source.patience = Patience(settings.retries, min(settings.read_timeout, 0.75 * settings.run.limits.seconds))
     begun = time.perf_counter()
     backbone = load_backbone(
         settings.backbone,
@@ -446,7 +456,8 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
 
 def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
     status = open_cache(path).status
-    if retry_failed and (failed := np.flatnonzero(status > Status.DONE)).size:
+    again = status > Status.DONE if retry_failed else status == Status.OUT_OF_REACH
+    if (failed := np.flatnonzero(again)).size:
         writer = CacheWriter(path)
         try:
             writer.reopen(failed)
@@ -478,6 +489,7 @@ def _compute(job: Job, work: Work) -> Summary:
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(work.rows)
+    out_of_reach = 0  # those of earlier runs are among the rows to do
     limit = count_limit(work.settings.max_failures, total, "--max-failures")
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
@@ -491,15 +503,25 @@ def _compute(job: Job, work: Work) -> Summary:
                 failed + len(batch.rows) - good,
                 computed + good,
             )
+            lost = [outcome.reason for outcome in batch.outcomes if outcome.status == Status.OUT_OF_REACH]
+            if lost and not out_of_reach:
+                job.callbacks.say(f"images are out of reach ({lost[0]}): going on; the next run tries them again")
+            out_of_reach += len(lost)
             progress(ready, failed, total)
-            if failed > limit:
+            if max(failed - out_of_reach, out_of_reach) > limit:
                 break
     finally:
         writer.close()
-    if failed > limit:
+    if failed - out_of_reach > limit:
         raise PipelineError(
-            f"{failed} of {total} images failed, more than --max-failures {work.settings.max_failures}: look at what "
-            f"'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what was computed "
+            f"{failed - out_of_reach} of {total} images failed, more than --max-failures {work.settings.max_failures}: "
+            f"look at what 'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what "
+            "was computed is kept"
+        )
+    if out_of_reach > limit:
+        raise PipelineError(
+            f"{out_of_reach} of {total} images were out of reach, more than --max-failures "
+            f"{work.settings.max_failures}: run the same command again when the store answers; what was computed "
             "is kept"
         )
     seconds["write"], seconds["loop"] = writer.seconds, time.perf_counter() - started
@@ -517,8 +539,7 @@ def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
     shown = replace(settings, labels=settings.labels and public(settings.labels))
     figures = {name: value for name, value in asdict(summary).items() if name != "path"}  # the file may be moved
     facts = {"settings": asdict(shown), "summary": figures}
-    file = path.with_name(path.name + ".run.json")
-    with replacing(file, CacheError) as part:
+    with replacing(run_facts_path(path), CacheError) as part:
         part.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
 
 

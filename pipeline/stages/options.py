@@ -84,7 +84,7 @@ RUN: Options = (
         default=60.0,
         show_default=True,
         type=click.FloatRange(0.1),
-        help="Seconds that decoding one image may take. An image that takes longer fails.",
+        help="Seconds that reading and decoding one image may take. An image that takes longer fails.",
     ),
     _TRUST_REMOTE_CODE,
 )
@@ -155,6 +155,23 @@ EXTRACT: Options = (
     ),
     click.option("--retry-failed", is_flag=True, help="Retry the images that failed before."),
     click.option("--max-failures", metavar="N|P%", help="Stop when more images than this fail.  [default: no limit]"),
+    click.option(
+        "--retries",
+        type=click.IntRange(0),
+        default=5,
+        show_default=True,
+        help="Repeat a read this often that a store could not serve now, such as one answered by 503 or a time-out, "
+        "with growing waits. Images that stay out of reach are tried again by the next run.",
+    ),
+    click.option(
+        "--read-timeout",
+        type=click.FloatRange(0, min_open=True),
+        default=45,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up an image after this time of reading, repetitions included. At most three quarters of "
+        "--time-limit count.",
+    ),
     click.option(
         "--allow-removed",
         metavar="N|P%",

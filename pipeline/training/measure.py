@@ -140,6 +140,7 @@ def measure_tuned(
         seed=seed,
         replicates=replicates,
     )
+    results["calibration"] = {"rows": len(held_out.val)}
     predicted = results["predictions"][rows.held_out].argmax(1)
     results["confusion"] = confusion_matrix(rows.y[rows.of(rows.held_out)], predicted, len(rows.class_names))
     return tuned_head, results

@@ -17,6 +17,7 @@ from pipeline.decoding import preprocess as module
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.preprocess import Preprocess
 from pipeline.decoding.resample import Resampler
+from pipeline.errors import BackboneError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -116,3 +117,29 @@ def test_a_larger_input_is_resized_to_more() -> None:
         (384,), (336, 336), "bicubic", HALF, HALF, size=336
     )
     assert Preprocess((70, 70), (64, 64), "bicubic", HALF, HALF).at_size(32).resize == (35, 35)
+
+
+GIVEN = {"resize": 40, "crop": [32, 48], "interpolation": "box", "mean": 0.5, "std": [0.1, 0.2, 0.3]}
+
+
+def test_what_a_user_describes() -> None:
+    found = Preprocess.of_description({**GIVEN, "fill": [1, 2, 3], "square": True}, "net.json")
+    assert found == Preprocess((40,), (32, 48), "box", HALF, (0.1, 0.2, 0.3), fill=(1, 2, 3), square=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"std": 0}, "standard deviations other than 0"),
+        ({"square": "yes"}, "square as true or false"),
+        ({"fill": [0, 0, 256]}, "three numbers from 0 to 255"),
+        ({"fit": "stretch"}, "expected a fit of squash, cover, contain"),
+        ({"resize": []}, "resize and crop in whole pixels"),
+        ({"mean": "grey"}, "expected numbers"),
+        ({"size": 3}, "expected a preprocessing with"),
+    ],
+)
+def test_what_a_user_describes_wrongly(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(BackboneError, match=f"net.json: .*{message}") as caught:
+        Preprocess.of_description({**GIVEN, **change}, "net.json")
+    assert "\n" not in str(caught.value)

@@ -71,6 +71,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "extract": {
         "backbone": "b", "weights": "w", "layer": "blocks.3", "size": 96, "dtype": "float16", "max_pixels": 5,
         "decode": "gpu", "labels": "t.csv", "allow_missing": True, "check_content": True, "retry_failed": True,
+        "retries": 2, "read_timeout": 7.5,
         "max_failures": "5%", "allow_removed": "5%", "shard": "2/3", "precision": "float32", "engine": "torch",
         "device": "cpu", "batch_size": 3, "workers": 2, "time_limit": 1.5,
         "trust_remote_code": True,
