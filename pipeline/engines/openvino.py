@@ -34,8 +34,7 @@ _LAYOUT = 2
 """Of a folder of converted networks: a change leaves older ones unused."""
 _CONVERTED_BY = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")
 """Packages whose versions a converted network depends on."""
-_OTHERS = ("transformers", "open_clip_torch")
-"""The same for networks of other families."""
+_OTHER_LIBRARIES = ("transformers", "open_clip_torch")
 _PRECISIONS = {"float32": "f32", "mixed": "bf16", "bfloat16": "bf16"}
 
 
@@ -144,10 +143,10 @@ def _read(core: ov.Core, folder: Path, backbone: Backbone, *, mixed: bool) -> tu
 
 def _converted(backbone: Backbone, *, mixed: bool) -> Path:
     """Return the folder of the converted network; convert it first if necessary."""
-    found = versions_of((*_CONVERTED_BY, *_OTHERS))
-    # Those of others only where they matter: the converted networks of all others stay.
-    names = (*_CONVERTED_BY, *(name for name in _OTHERS if ":" in backbone.name and name in found))
-    versions = [found[name] for name in names]
+    found = versions_of(_CONVERTED_BY)
+    versions: list[Any] = [found[name] for name in _CONVERTED_BY]
+    if ":" in backbone.name:  # of another library; the converted networks of all others stay
+        versions += sorted(versions_of(_OTHER_LIBRARIES).items())
     identity = f"{_LAYOUT}|{backbone.to_spec()}|{versions}" + "|mixed" * mixed
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if (folder / NETWORK_FILE).is_file():
