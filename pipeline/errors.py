@@ -1,6 +1,6 @@
 """The errors a user can act on.
 
-Every one says what was expected, what was found and the way out, in one line. The command line turns them
+Every message states in one line what was expected, what was found, and how to fix it. The command line turns them
 into an exit code; everything else that escapes is a bug and keeps its traceback.
 """
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from tests.training.probe import Probe
 
 
+collect_ignore_glob = ["*/sitecustomize.py"]  # for other processes; two of one name cannot be collected
+
 # Examples take as long as a busy machine needs; how long says nothing about the product.
 hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("busy")

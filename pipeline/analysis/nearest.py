@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.rows import lengths, rows_of, unit
+from pipeline.analysis.rows import rows_of
+from pipeline.core.vectors import row_lengths, unit_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,23 +71,30 @@ def nearest(
     if k == 0:
         return found, cosine.astype(np.float32)
     blocks = range(0, len(queries), _QUERIES)
-    slack = 4 * (queries.shape[1] + 8) * 2.0**-24
-    sifters = [unit(np.array(queries[q : q + _QUERIES], dtype=np.float32)) for q in blocks]
+    sifters = [unit_rows(np.array(queries[q : q + _QUERIES], dtype=np.float32)) for q in blocks]
     buffer = np.empty(min(len(queries), _QUERIES) * _ROWS, np.float32)  # fresh memory is cleared page by page
     for start in range(0, len(index), _ROWS):
         these = index[start : start + _ROWS]
         block = rows_of(embeddings, these)
-        scale = 1 / lengths(block)
+        scale = 1 / row_lengths(block)
         for first, sifter in zip(blocks, sifters, strict=True):
             part = slice(first, first + _QUERIES)
-            scores = buffer[: len(sifter) * len(block)].reshape(len(sifter), len(block))
-            np.matmul(sifter, block.T, out=scores)
-            scores *= scale
+            scores = _cosines(sifter, block, scale, buffer)
             _leave_out(scores, these, leave[part])
-            at, column = _candidates(scores, cosine[part, -1], k, slack)
+            at, column = _candidates(scores, cosine[part, -1], k, slack=4 * (queries.shape[1] + 8) * 2.0**-24)
             exact = _exact_cosines(embeddings, queries, first + at, these[column])
             _merge(found[part], cosine[part], at, these[column], exact)
     return found, cosine.astype(np.float32)
+
+
+def _cosines(
+    queries: NDArray[np.float32], block: NDArray[np.float32], scale: NDArray[np.float32], buffer: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the products of queries (q, D) and rows (n, D), times ``scale`` (n,), in the memory of ``buffer``."""
+    scores = buffer[: len(queries) * len(block)].reshape(len(queries), len(block))
+    np.matmul(queries, block.T, out=scores)
+    scores *= scale
+    return scores
 
 
 def _leave_out(scores: NDArray[np.float32], these: Ints, leave: Ints) -> None:

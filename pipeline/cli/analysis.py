@@ -14,7 +14,7 @@ import click
 from pipeline.cli.base import announce, cli, say
 from pipeline.core.names import SHOWN
 from pipeline.errors import AnalysisError
-from pipeline.stages.option_types import SEED
+from pipeline.stages.option_types import SEED, Number
 from pipeline.stages.options import RUN, add_options
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def search(
 @click.argument("cache", type=click.Path())
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Least similarity of near duplicates. Lower finds more.  [default: 0.992 of pixels, 0.98 of embeddings]",
 )
 @click.option(
@@ -178,7 +178,7 @@ def duplicates(
 @cli.command("check-labels")
 @click.argument("cache", type=click.Path())
 @click.option(
-    "--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True,
+    "--C", "cs", type=Number(0, min_open=True), multiple=True,
     help="Value of C to choose from. Repeatable.  [default: 0.001, 0.01, 0.1]",
 )  # fmt: skip
 @click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="Number of folds.")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PATIENCE_SECONDS = 0.7
-"""Nobody waits longer without a word."""
+"""The longest wait without a message."""
 
 _announcement: threading.Timer | None = None
 

@@ -200,7 +200,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     connection.send(None)  # ready
-    told: set[str] = set()
+    sent: set[str] = set()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
         while True:
             task: Task = connection.recv()
@@ -223,8 +223,8 @@ def main(connection_fd: int, memory_fd: int) -> None:
             if RESAMPLER.repays:  # between images: its time and memory are those of no image
                 with memory_limit_lifted():
                     RESAMPLER.load()
-            for note in {RESAMPLER.reason, why_pillow()} - {"", *told}:
-                told.add(note)
+            for note in {RESAMPLER.reason, why_pillow()} - {"", *sent}:
+                sent.add(note)
                 connection.send(note)
 
 

@@ -15,6 +15,7 @@ from pipeline.core.items import Status
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.pool import ring_pool
 from pipeline.embedding.settings import AUTO
+from pipeline.engines import first_precision, idle_gpus, open_engine, precisions, selfcheck
 from pipeline.engines.agreement import LEAST_COSINE, LEAST_GPU_COSINE, Agreement, agreement
 from pipeline.errors import EngineError
 
@@ -153,8 +154,6 @@ def _cosine_of_gpu_decoding(
 
     The cosine is -1 where an image fails in one way and not in the other.
     """
-    from pipeline.engines import selfcheck  # imports torch
-
     pillow = replace(decode, jpeg_decoder=PILLOW)
     images, outcomes = _sample(source, backbone, decode, settings, rows, stop)
     expected, pillow_outcomes = _sample(source, backbone, pillow, settings, rows, stop)
@@ -173,7 +172,6 @@ def engine_for(
 
 
 def _opener(backbone: Backbone, settings: RunSettings, say: Say) -> OpenWith:
-    from pipeline.engines import open_engine  # only for those who open engines
 
     def open_with(precision: str, name: str) -> Engine:
         return open_engine(
@@ -190,8 +188,6 @@ def _opener(backbone: Backbone, settings: RunSettings, say: Say) -> OpenWith:
 
 def _opened(backbone: Backbone, settings: RunSettings, will_compare: bool, say: Say) -> Engine:
     """Open the engine that is tried first."""
-    from pipeline.engines import first_precision, idle_gpus  # as above
-
     first = settings.precision
     if first == AUTO:
         first = first_precision(settings.engine, settings.device) if will_compare else "float32"
@@ -205,7 +201,7 @@ def _checked(
     engine: Engine, sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, say: Say
 ) -> tuple[Engine, dict[str, Any]]:
     """Return the engine, or one in its place that agrees with the reference on the sample."""
-    from pipeline.engines import precisions, selfcheck  # as above
+    from pipeline.engines import selfcheck  # as above
 
     open_with = _opener(backbone, settings, say)
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
@@ -270,8 +266,6 @@ def _expected(
     The reference is eager float32 PyTorch. Beside OpenVINO it is the converted network in float32, which is compared
     with rows that PyTorch gave when it was converted: PyTorch itself would take longer to start than small jobs take.
     """
-    from pipeline.engines import selfcheck  # only for those who open engines
-
     if engine.name != "openvino":
         return selfcheck.reference(backbone, sample), 1.0
     own = engine if engine.precision == "float32" else open_with("float32", "openvino")

@@ -27,6 +27,7 @@ from pipeline.embedding.choose import choose_engine, sample_rows
 from pipeline.embedding.embed import STOP_CHECK_S, STOP_WITHIN_S, embed_through
 from pipeline.embedding.executor import Executor
 from pipeline.embedding.pool import pool_for
+from pipeline.engines import open_engine
 from pipeline.errors import EngineError, PipelineError, first_line
 from pipeline.sources.listed import ListedSource
 
@@ -289,8 +290,6 @@ class _Embedder:
 
     def __init__(self, setup: Any) -> None:
         import ray
-
-        from pipeline.engines import open_engine
 
         given: _Setup = ray.get(setup) if isinstance(setup, ray.ObjectRef) else setup
         _take_processors(given.cpus)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.ending import unfinished
-from pipeline.core.system import cache_folder, give_memory_back, processor_count, versions_of
+from pipeline.core.system import DISTRIBUTION, cache_folder, give_memory_back, processor_count, versions_of
 from pipeline.engines.base import Embeddings, Engine, Probes
 from pipeline.engines.openvino_quiet import ov
 from pipeline.errors import EngineError, PipelineError, first_line
@@ -32,7 +32,7 @@ DEFAULT_BATCH = 4
 NETWORK_FILE, REFERENCE_FILE = "network.xml", "reference.npz"
 _LAYOUT = 2
 """Of a folder of converted networks: a change leaves older ones unused."""
-_CONVERTED_BY = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")
+_CONVERTED_BY = (DISTRIBUTION, "torch", "torchvision", "timm", "openvino")
 """Packages whose versions a converted network depends on."""
 _OTHER_LIBRARIES = ("transformers", "open_clip_torch")
 _PRECISIONS = {"float32": "f32", "mixed": "bf16", "bfloat16": "bf16"}

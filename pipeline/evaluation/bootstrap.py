@@ -59,7 +59,7 @@ def bootstrap_weights(
     """Return a function from replicate number to the rows' counts in that resample.
 
     Whole groups are drawn where groups are given, because their rows are not independent. Every replicate has a
-    generator of its own, so that replicate b is the same draw whoever asks, which is what pairs two heads.
+    generator of its own, so that replicate b is the same draw for every caller, which pairs two heads.
 
     Parameters
     ----------

@@ -480,7 +480,7 @@ def _joined(points: list[PathPoint]) -> HeldOut:
 
 
 def _has_fallen(solved: list[list[PathPoint]]) -> bool:
-    """Tell whether the best C has been passed.
+    """Return whether the best C has been passed.
 
     So it is when at the last two values the log loss has clearly risen above its least, and accuracy is no better than
     before; or at the last one, when it has risen by twice as much and accuracy has fallen by a standard error.
@@ -541,8 +541,7 @@ def fit_logistic(
 ) -> FittedHead:
     """Fit multinomial logistic regression, C chosen on folds of the rows given."""
     estimator = logistic_sweep(options)
-    if options.start == "zero-shot":
-        assert options.texts is not None
+    if options.start == "zero-shot" and options.texts is not None:
         estimator.set_params(start_coef=options.texts.coef_for(X))
     with explained(estimator):
         estimator.fit(X, y, groups)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.analysis.labels import LabelCheck
     from pipeline.analysis.projection import Projection
     from pipeline.analysis.search import Search
+    from pipeline.cache import Cache
 
 MOST_PICTURES = 1000
 """Pictures on a page: about 4 MB."""
@@ -39,7 +40,7 @@ _SIDE = 112
 _TILE = 40
 
 
-def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -> int:
+def write_search_page(path: str | os.PathLike[str], cache: Cache, found: Search) -> int:
     """Write a page with the images found for each query; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
@@ -64,7 +65,7 @@ def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -
     return _write_gallery(path, f"Search in {Path(cache.path).name}", layer, groups, page, whole_groups=True)
 
 
-def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Duplicates) -> int:
+def write_duplicates_page(path: str | os.PathLike[str], cache: Cache, found: Duplicates) -> int:
     """Write a page with every group of duplicates; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
@@ -88,7 +89,7 @@ def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Dupli
     return _write_gallery(path, f"Duplicates in {Path(cache.path).name}", lead, groups, page, notes, whole_groups=True)
 
 
-def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelCheck) -> int:
+def write_labels_page(path: str | os.PathLike[str], cache: Cache, found: LabelCheck) -> int:
     """Write a page with the most doubtful labels; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     issues = int(found.table["is_issue"].sum())
@@ -122,7 +123,7 @@ def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelChec
     )
 
 
-def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) -> int:
+def write_map_page(path: str | os.PathLike[str], cache: Cache, found: Projection) -> int:
     """Write a page with the map, to zoom, point at and filter; return how many of its pictures cannot be read.
 
     100 000 points stay smooth.
@@ -158,12 +159,12 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
 class _Pictures:
     """Makes thumbnails when they are asked for, and counts them."""
 
-    def __init__(self, cache: Any) -> None:
+    def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._made: dict[int, str | None] = {}
 
     def full(self, more: int) -> bool:
-        """Tell whether this many more would be too many."""
+        """Return whether this many more would be too many."""
         return len(self._made) + more > MOST_PICTURES
 
     @property
@@ -245,7 +246,7 @@ def _packed(values: Any, kind: str) -> str:
     return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode("ascii")
 
 
-def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64], int]:
+def _sprite(cache: Cache, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64], int]:
     """Return one sheet of small pictures, which points they belong to, and how many stand in a row."""
     from PIL import Image, ImageOps
 

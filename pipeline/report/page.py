@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from pipeline.cache import Cache
+    from pipeline.fitting.rows import Rows
     from pipeline.report.content import Content
 
 _CONTENT = {"classification": classes_content, "multilabel": labels_content, "regression": numbers_content}
@@ -26,8 +28,8 @@ _CONTENT = {"classification": classes_content, "multilabel": labels_content, "re
 def write_report(
     path: str | os.PathLike[str],
     *,
-    cache: Any,
-    rows: Any,
+    cache: Cache,
+    rows: Rows,
     results: dict[str, Any],
     run: dict[str, Any],
     content: Content | None = None,

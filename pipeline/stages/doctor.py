@@ -19,9 +19,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.devices import has_cuda, may_have_gpu
-from pipeline.core.system import cache_folder, processor_count, versions_of
+from pipeline.backbones import load_backbone
+from pipeline.cache import write_lock
+from pipeline.core.devices import device_precisions, has_cuda, may_have_gpu, pick_devices
+from pipeline.core.system import DISTRIBUTION, cache_folder, processor_count, versions_of
+from pipeline.engines import open_engine, selfcheck
+from pipeline.engines.agreement import LEAST_COSINE
 from pipeline.errors import PipelineError, first_line
+from pipeline.sources.store import open_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -30,9 +35,8 @@ if TYPE_CHECKING:
 
     from pipeline.backbones.base import Backbone
 
-PACKAGE = "embedding-pipeline"
 VERSIONS = (
-    PACKAGE,
+    DISTRIBUTION,
     "torch",
     "torchvision",
     "timm",
@@ -213,10 +217,6 @@ def _gpu() -> Iterator[Finding]:
 
 
 def _engines() -> Iterator[Finding]:
-    from pipeline.backbones import load_backbone
-    from pipeline.engines import selfcheck
-    from pipeline.engines.agreement import LEAST_COSINE
-
     backbone = load_backbone()
     images = _smooth_images(backbone.preprocess.shape)
     expected = selfcheck.reference(backbone, images)
@@ -246,8 +246,6 @@ def _combinations() -> Iterator[tuple[str, str, str]]:
         pass
     yield "torch", "cpu", "float32"
     if has_cuda():
-        from pipeline.core.devices import device_precisions, pick_devices  # asks torch
-
         yield from (("torch", "cuda", precision) for precision in device_precisions(pick_devices("cuda")[0]))
 
 
@@ -260,8 +258,6 @@ def _try(
     precision: str,
 ) -> tuple[float, float]:
     """Return the least cosine of an engine, and its images/s."""
-    from pipeline.engines import open_engine, selfcheck
-
     engine = open_engine(backbone, engine=name, device=device, precision=precision)
     try:
         cosine = selfcheck.check(engine, images, expected)
@@ -287,8 +283,6 @@ def _smooth_images(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def _disk(what: str, folder: Path, *, locks: bool) -> Iterator[Finding]:
-    from pipeline.cache import write_lock
-
     free = shutil.disk_usage(folder).free
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
         if locks:
@@ -317,21 +311,19 @@ def _existing(folder: Path) -> Path:
 def _extras() -> Iterator[Finding]:
     """Yield whether each optional part of the package is installed, by its metadata."""
     parts: dict[str, list[str]] = {}
-    for line in metadata.requires(PACKAGE) or []:
+    for line in metadata.requires(DISTRIBUTION) or []:
         if (extra := re.search(r"extra == [\"']([\w-]+)[\"']", line)) and extra[1] not in ("dev", "docs", "browser"):
             parts.setdefault(extra[1], []).append(re.split(r"[\s\[;<>=!~(]", line, maxsplit=1)[0])
     for name, needed in sorted(parts.items()):
         missing = [one for one in needed if not versions_of([one]).get(one)]
         if missing:
             what = f"without {', '.join(missing)}"
-            yield Finding(f"extra {name}", Verdict.ABSENT, what, f"where needed: pip install '{PACKAGE}[{name}]'")
+            yield Finding(f"extra {name}", Verdict.ABSENT, what, f"where needed: pip install '{DISTRIBUTION}[{name}]'")
         else:
             yield Finding(f"extra {name}", Verdict.OK, "installed")
 
 
 def _store(number: int, url: str) -> Iterator[Finding]:
-    from pipeline.sources.store import open_store
-
     what, started = f"store {number} ({url.partition('://')[0]})", time.perf_counter()
     try:
         store, path = open_store(url)

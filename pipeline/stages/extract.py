@@ -31,7 +31,7 @@ from pipeline.core.limits import count_limit
 from pipeline.core.outputs import check_file
 from pipeline.core.results import Result
 from pipeline.core.spec import check_same_numbers
-from pipeline.core.system import versions_of
+from pipeline.core.system import DISTRIBUTION, versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
 from pipeline.embedding.executor import Executor, LocalExecutor
@@ -58,8 +58,10 @@ if TYPE_CHECKING:
     from pipeline.engines import Embeddings
 
 DTYPES = ("float32", "float16")
-VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
+VERSIONS = (DISTRIBUTION, "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
 """Distributions whose version a cache records."""
+LEAST_FOR_ADVICE = 100
+"""Images; below it the start of the workers takes most of the time, and says nothing of where more would go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +183,7 @@ class Summary(Result):
             f"{self.path}: {self.already + self.computed} of {self.total} images done ({self.computed} now, "
             f"{self.failed} failed) in {self.seconds.get('total', 0.0):.1f} s{how}"
         ]
-        if self.bottleneck is not None:
+        if self.bottleneck is not None and self.computed >= LEAST_FOR_ADVICE:
             lines.append(f"time: {self.bottleneck}")
         if self.changes:
             lines.append("archive: " + ", ".join(f"{count} {what}" for what, count in self.changes.items() if count))
@@ -192,7 +194,8 @@ class Summary(Result):
             lines.append(str(self.left_out))
         if self.stopped:
             left = self.total - self.already - self.computed - self.failed
-            lines.append(f"stopped, {left} left: the same command resumes")
+            # None is left where the images were still being compared with the cache.
+            lines.append(f"stopped{f', {left} left' if left else ''}: the same command resumes")
         return lines
 
     def to_pandas(self) -> pd.DataFrame:
@@ -289,13 +292,7 @@ def extract(
     # The time limit of an image would end the worker that still reads.
     source.patience = Patience(settings.retries, min(settings.read_timeout, 0.75 * settings.run.limits.seconds))
     begun = time.perf_counter()
-    backbone = load_backbone(
-        settings.backbone,
-        settings.weights,
-        settings.layers,
-        settings.size,
-        trust_remote_code=settings.run.trust_remote_code,
-    )
+    backbone = _load(settings)
     start["start: network"] = time.perf_counter() - begun
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
@@ -307,6 +304,16 @@ def extract(
     if summary.bottleneck is not None:
         _write_run(path, summary, settings)
     return summary
+
+
+def _load(settings: ExtractSettings) -> Backbone:
+    return load_backbone(
+        settings.backbone,
+        settings.weights,
+        settings.layers,
+        settings.size,
+        trust_remote_code=settings.run.trust_remote_code,
+    )
 
 
 def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
@@ -467,7 +474,7 @@ def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
 
 
 def _gave_up_the_gpu(cache: Cache) -> bool:
-    """Tell whether the GPU was to decode, as the self-check records, and failed it."""
+    """Return whether the GPU was to decode, as the self-check records, and failed it."""
     return "gpu_decode" in cache.self_check and cache.spec["decode"].get("jpeg_decoder", PILLOW) == PILLOW
 
 
@@ -528,7 +535,7 @@ def _compute(job: Job, work: Work) -> Summary:
     return replace(
         _summarise(target, already),
         computed=computed,
-        stopped=stop.is_set(),
+        stopped=stop.is_set() and ready < total,
         seconds=dict(seconds),
         bottleneck=find_bottleneck(seconds, workers=job.executor.workers),
     )

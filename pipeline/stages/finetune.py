@@ -46,6 +46,8 @@ from pipeline.fitting.run_folder import (
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
 from pipeline.heads.saved import HEAD_FILE, RUN_FILE, LoadedHead, load_head, save_head
+from pipeline.report import write_report
+from pipeline.report.finetuning import training_content
 from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages
 from pipeline.training.measure import CHECKED_IMAGES, HeldOut, as_backbone, check_start, measure_tuned, training_rows
@@ -294,9 +296,6 @@ def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dic
     run = run_facts(start.cache, start.rows, start.settings, facts, start.notes, packages)
     run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
     if start.settings.report:
-        from pipeline.report import write_report  # not every run has a page
-        from pipeline.report.finetuning import training_content  # with it
-
         before = predictions_of(start.probe, results["held_out"])
         content = training_content(start.cache, start.rows, results, run, before)
         write_report(part / REPORT_FILE, cache=start.cache, rows=start.rows, results=results, run=run, content=content)

@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, RateOrAuto
+from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Number, RateOrAuto
 
 Options = tuple[Callable[[Any], Any], ...]
 """Decorators that add an option each to a command."""
@@ -83,7 +83,7 @@ RUN: Options = (
         "--time-limit",
         default=60.0,
         show_default=True,
-        type=click.FloatRange(0.1),
+        type=Number(0.1),
         help="Seconds that reading and decoding one image may take. An image that takes longer fails.",
     ),
     _TRUST_REMOTE_CODE,
@@ -165,7 +165,7 @@ EXTRACT: Options = (
     ),
     click.option(
         "--read-timeout",
-        type=click.FloatRange(0, min_open=True),
+        type=Number(0, min_open=True),
         default=45,
         show_default=True,
         metavar="SECONDS",
@@ -260,9 +260,7 @@ FIT_HEAD: Options = (
         show_default=True,
         help="Values of C to try: 'full' tries 45.",
     ),
-    click.option(
-        "--C", "C", type=click.FloatRange(0, min_open=True), multiple=True, help="Try only these values. Repeatable."
-    ),
+    click.option("--C", "C", type=Number(0, min_open=True), multiple=True, help="Try only these values. Repeatable."),
     click.option(
         "--folds",
         default=5,
@@ -303,7 +301,7 @@ FIT_HEAD: Options = (
         "--test-share",
         default=0.2,
         show_default=True,
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=Number(0, 1, min_open=True, max_open=True),
         help="Share of rows to hold out where the cache has no split column.",
     ),
     click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of hold-out, folds and bootstrap."),
@@ -353,14 +351,14 @@ FINETUNE: Options = (
         "--layer-decay",
         default=0.8,
         show_default=True,
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         help="Learning rate of a block, as a share of that of the block above it. 1: all blocks learn at one rate.",
     ),
     click.option(
         "--weight-decay",
         default=0.05,
         show_default=True,
-        type=click.FloatRange(0),
+        type=Number(0),
         help="Weight decay of the optimizer.",
     ),
     click.option(
@@ -374,7 +372,7 @@ FINETUNE: Options = (
         "--warmup",
         default=0.1,
         show_default=True,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="Share of the steps in which the learning rate rises.",
     ),
     click.option(
@@ -389,10 +387,10 @@ FINETUNE: Options = (
         "--label-smoothing",
         default=0.0,
         show_default=True,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="Label smoothing of the loss.",
     ),
-    click.option("--mixup", default=0.0, show_default=True, type=click.FloatRange(0), help="α of mixup. 0: no mixup."),
+    click.option("--mixup", default=0.0, show_default=True, type=Number(0), help="α of mixup. 0: no mixup."),
     click.option(
         "--augment",
         default="flip",
@@ -405,14 +403,14 @@ FINETUNE: Options = (
         "--clip",
         default=1.0,
         show_default=True,
-        type=click.FloatRange(0),
+        type=Number(0),
         help="Clip gradients to this norm. 0: do not clip.",
     ),
     click.option(
         "--ema",
         default=0.0,
         show_default=True,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="Decay of a moving average of the weights; the average is kept. 0: no average.",
     ),
     click.option(

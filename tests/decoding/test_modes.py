@@ -55,6 +55,10 @@ def check(data: bytes | bytearray, expected: Array, within: int = 0) -> None:
     assert int(np.abs(found - expected).max()) <= within
 
 
+def cmyk(inks: Array) -> Image.Image:
+    return Image.frombytes("CMYK", (inks.shape[1], inks.shape[0]), inks.tobytes())
+
+
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
@@ -157,7 +161,7 @@ def test_tiff_of_unstated_meaning_is_refused() -> None:
 @pytest.mark.parametrize("planar", [False, True])
 def test_tiff_of_cmyk(bits: int, planar: bool) -> None:
     inks = np.concatenate([RGB, GREY // 3], axis=2)
-    expected = np.asarray(Image.fromarray(inks, mode="CMYK").convert("RGB"))
+    expected = np.asarray(cmyk(inks).convert("RGB"))
     check(tiff(Page(at_depth(inks, bits), bits, 5, planar=planar)), expected)
 
 
@@ -314,7 +318,7 @@ def test_animations_give_their_first_frame() -> None:
 
 
 def test_jpegs_of_cmyk_and_rare_kinds() -> None:
-    inks = Image.fromarray(np.concatenate([RGB // 2, GREY // 4], axis=2), mode="CMYK")
+    inks = cmyk(np.concatenate([RGB // 2, GREY // 4], axis=2))
     expected = np.asarray(inks.convert("RGB")).astype(int)
     found = decode(saved(inks, "JPEG", quality=100, subsampling=0)).astype(int)
     assert np.abs(found - expected).mean() < 3  # inverted, as Adobe writes it

@@ -405,6 +405,8 @@ class SoftmaxPath:
         rotation = self._arrays.of(self._basis)
         self._X, self._mean = self._X @ rotation, self._mean @ rotation
         self._span = self._basis if self._span is None else self._span @ self._basis
+        if self._origin is not None:
+            self._origin = self._origin @ self._basis
         self._keeps_features = True
 
     def _coefficients(self, theta: Array, inverse_scale: Array) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
