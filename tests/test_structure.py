@@ -39,7 +39,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "stages.extract": ("embedding", "selection", "cache", "sources", "backbones", "decoding", "engines"),
     "stages.doctor": ("engines", "backbones", "sources", "cache"),
     "stages.predict": ("embedding", "heads", "sources", "backbones", "evaluation"),
-    "stages.fit_head": ("report", "fitting", "heads", "cache", "evaluation"),
+    "stages.fit_head": ("report", "fitting", "heads", "embedding", "cache", "evaluation"),
     "stages.finetune": (
         *("report", "training", "fitting", "heads", "backbones", "embedding", "sources", "cache", "evaluation"),
     ),

@@ -71,7 +71,8 @@ class Embedder:
         if settings.precision == AUTO:
             settings = settings.of_cache(spec["precision"])
         decode = decode_of_spec(spec)  # first: it refuses at once what loading the weights would not
-        return cls(backbone_of_spec(spec, weights), decode, layer, spec["dtype"], settings)
+        backbone = backbone_of_spec(spec, weights, trust_remote_code=settings.trust_remote_code)
+        return cls(backbone, decode, layer, spec["dtype"], settings)
 
     def open_engine(self, choose: Callable[[], Engine]) -> Engine:
         """Return the engine, chosen and checked the first time."""

@@ -59,6 +59,14 @@ class FitSettings:
         Whether to write ``report.html``.
     params : dict
         Further settings of the head or estimator.
+    prompts : str or None
+        A table of texts of the classes; see `pipeline.fitting.prompts.read_prompts`.
+    start : {"zero", "zero-shot"}
+        What the penalty of the logistic head pulls the weights to.
+    weights : str or None
+        Where the weights of the network are that reads the prompts, when they came from a file.
+    trust_remote_code : bool
+        Run Python files that come with that network.
     """
 
     head: str | None = None
@@ -82,3 +90,7 @@ class FitSettings:
     draws: int = 5
     report: bool = True
     params: dict[str, Any] = field(default_factory=dict)
+    prompts: str | None = None
+    start: Literal["zero", "zero-shot"] = "zero"
+    weights: str | None = None
+    trust_remote_code: bool = False

@@ -252,7 +252,7 @@ def _open_start(
     rows = _rows_of_run(cache, probe, note)
     _check_classes(rows, head)
     _check_measured(cache, rows, probe)
-    backbone = backbone_of_spec(cache.spec, settings.weights)
+    backbone = backbone_of_spec(cache.spec, settings.weights, trust_remote_code=settings.run.trust_remote_code)
     return _Start(cache, head, backbone, rows, probe, output, settings, callbacks, notes)
 
 

@@ -22,6 +22,7 @@ from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.curves import few_shot_curve, learning_curve
 from pipeline.fitting.measure import fitted_temperature, measure_splits
+from pipeline.fitting.prompts import prompts_of, read_prompts
 from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
 from pipeline.fitting.run_folder import (
     PREDICTIONS_FILE,
@@ -41,6 +42,7 @@ from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
 from pipeline.heads.saved import RUN_FILE, LoadedHead
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
+from pipeline.heads.texts import ClassTexts
 from pipeline.report import write_report, write_summary
 
 if TYPE_CHECKING:
@@ -342,6 +344,8 @@ def _fit_training_rows(job: _Job, rows: Rows) -> FittedHead:
     with job.timed("read"):
         groups = None if rows.groups is None else rows.groups[train]
         options = _options(settings, possible_folds(rows, settings.folds, job.note), job.progress)
+        if settings.prompts is not None:
+            options = replace(options, texts=_class_texts(job, rows), start=settings.start)
         is_streamed = settings.head in STREAMED
         X = StreamedRows(embeddings, rows.index[train]) if is_streamed else read_rows(embeddings, rows.index[train])
     with job.timed("fit"):
@@ -349,6 +353,20 @@ def _fit_training_rows(job: _Job, rows: Rows) -> FittedHead:
     for text in fitted.warnings:
         job.note(text)
     return fitted
+
+
+def _class_texts(job: _Job, rows: Rows) -> ClassTexts:
+    """Read the prompts of the classes by the text tower that belongs to the cache."""
+    from pipeline.embedding.text import text_tower_of_spec  # imports torch: only for prompts
+
+    settings = job.settings
+    assert settings.prompts is not None
+    texts, classes = prompts_of(read_prompts(settings.prompts), rows.class_names, job.note)
+    tower = text_tower_of_spec(
+        job.cache.spec, settings.layer, settings.weights, trust_remote_code=settings.trust_remote_code
+    )
+    vectors = tower.embed(texts)
+    return ClassTexts.of_prompts(vectors, np.asarray(classes), scale=tower.scale, bias=tower.bias)
 
 
 def _measure(job: _Job, rows: Rows, fitted: FittedHead) -> tuple[HeadModel, dict[str, Any]]:
@@ -418,9 +436,25 @@ def _check_names(settings: FitSettings) -> None:
             f"--C, --sweep and --scoring are about the logistic head, found {named}: leave them out, or set its own "
             "with --set NAME=VALUE"
         )
+    _check_prompts(settings)
     _check_numbers(settings)
     if settings.group_duplicates is not None and not 0 < settings.group_duplicates <= 1:
         raise HeadError(f"expected a cosine in (0, 1] for --group-duplicates, got {settings.group_duplicates:g}")
+
+
+def _check_prompts(settings: FitSettings) -> None:
+    """Refuse prompts that no head reads, and heads that lack them."""
+    reads = settings.head == "zero-shot" or settings.start == "zero-shot"
+    if settings.start == "zero-shot" and (settings.estimator or settings.head not in (None, "logistic")):
+        raise HeadError(
+            f"--start zero-shot is for the logistic head, got {settings.estimator or settings.head}: leave it out"
+        )
+    if reads and settings.prompts is None:
+        raise HeadError("zero-shot weights come from texts of the classes: give them with --prompts TABLE")
+    if settings.prompts is not None and not reads:
+        raise HeadError("--prompts is for --head zero-shot or --start zero-shot, got neither: add one, or leave it out")
+    if settings.prompts is not None:
+        read_prompts(settings.prompts)
 
 
 def _check_numbers(settings: FitSettings) -> None:
