@@ -322,14 +322,14 @@ def _executor(options: Mapping[str, Any]) -> Executor | None:
 def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
     from pipeline.fitting.settings import FitSettings
 
-    same = ("head", "estimator", "layer", "task", "folds", "scoring", "scaling", "group_duplicates", "test_share")
+    same = ("head", "estimator", "layer", "labels", "task", "folds", "scoring", "scaling", "group_duplicates")
     return FitSettings(
         target=options["target"][0] if options["target"] else None,
         Cs=options["C"] or options["sweep"],
         class_weight="balanced" if options["balanced"] else None,
         shots=options["shots"] or (),
         params=dict(options["set"]),
-        **{name: options[name] for name in (*same, "seed", "device", "report")},
+        **{name: options[name] for name in (*same, "test_share", "seed", "device", "report")},
     )
 
 
