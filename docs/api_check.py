@@ -75,7 +75,7 @@ def _own_members(kind: type) -> Iterator[str]:
 
 
 def _is_ours(member: Any) -> bool:
-    """Tell whether a function, method or property is defined in the package."""
+    """Return whether a function, method or property is defined in the package."""
     function = member.fget if isinstance(member, property) else getattr(member, "__func__", member)
     return isinstance(function, types.FunctionType) and function.__module__.partition(".")[0] == "pipeline"
 

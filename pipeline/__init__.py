@@ -6,7 +6,9 @@ loaded when first used, so that opening a cache never imports torch. The stages 
 `pipeline.stages.extract.extract`, `pipeline.stages.fit_head.fit_head`, `pipeline.stages.predict.predict`.
 """
 
-# As little as possible is imported here: it runs before the command line handles signals.
+# As little as possible is imported here: it runs before the command line handles signals. `os` is loaded already.
+import os
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -18,6 +20,16 @@ if TYPE_CHECKING:
     from pipeline.selection import Selection
     from pipeline.selection import open_selection as open
     from pipeline.stages.calls import extract, finetune, fit_head, predict
+
+# Libraries send no usage reports, unless the user's environment says otherwise. OpenVINO's are switched off where it is
+# imported: it reads no such variable.
+for _name, _value in (
+    ("DO_NOT_TRACK", "1"),
+    ("HF_HUB_DISABLE_TELEMETRY", "1"),
+    ("NO_ALBUMENTATIONS_UPDATE", "1"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+):
+    os.environ.setdefault(_name, _value)
 
 __all__ = [
     "Cache",

@@ -1,6 +1,6 @@
 """The errors a user can act on.
 
-Every one says what was expected, what was found and the way out, in one line. The command line turns them
+Every message states in one line what was expected, what was found, and how to fix it. The command line turns them
 into an exit code; everything else that escapes is a bug and keeps its traceback.
 """
 
@@ -98,7 +98,7 @@ def few_names(names: Sequence[str], *, most: int = 5) -> str:
     return f"{shown}, … ({len(names)} in all)" if len(names) > most else shown
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     r"""Return what a library's error says, short enough to stand inside one of ours.
 
     Examples

@@ -28,8 +28,9 @@ Data are written to files or standard output, messages and progress to standard 
 | 1 | an error, in one line that says how to fix it |
 | 2 | wrong usage |
 | 3 | done, but some images failed or were left out |
+| 4 | `pipeline status`: some images are still to do |
 | 129, 130, 143 | stopped by a signal; everything finished is kept |
-| 141 | the reader of standard output went away; files are written as ever |
+| 141 | the reader of standard output closed it; files are complete |
 """
 
 

@@ -52,3 +52,12 @@ def opened(browser: Any, path: Path, width: int) -> Iterator[Any]:
     assert errors == []
     assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []
     page.close()
+
+
+def wait_until(page: Any, expression: str, arg: Any = None) -> None:
+    """Wait until a JavaScript expression is true; the page's policy forbids Playwright's own wait, which uses eval."""
+    for _ in range(300):
+        if page.evaluate(expression, arg):
+            return
+        page.wait_for_timeout(100)
+    raise AssertionError(f"not within 30 s: {expression}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import hypothesis
 import numpy as np
 import pytest
 from PIL import Image
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from tests.training.probe import Probe
+
+
+collect_ignore_glob = ["*/sitecustomize.py"]  # for other processes; two of one name cannot be collected
+
+# Examples take as long as a busy machine needs; how long says nothing about the product.
+hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

@@ -38,6 +38,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "stages.options": ("stages.option_types",),
     "stages.keywords": ("stages.options",),
     "stages.extract": ("embedding", "selection", "cache", "sources", "backbones", "decoding", "engines"),
+    "stages.doctor": ("engines", "backbones", "sources", "cache"),
     "stages.predict": ("embedding", "heads", "sources", "backbones", "evaluation"),
     "stages.fit_head": ("report", "fitting", "heads", "sources", "cache", "evaluation"),
     "stages.finetune": (
@@ -194,3 +195,32 @@ def test_help_is_quick() -> None:
         )
         times.append(processor_time_of_ended() - before)
     assert min(times) < 0.3
+
+
+def functions(file: Path) -> list[ast.FunctionDef | ast.AsyncFunctionDef]:
+    tree = ast.parse(file.read_text())
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
+
+
+def test_a_function_has_at_most_sixty_lines() -> None:
+    long = [
+        f"{file.relative_to(PACKAGE)}: {node.name} has {lines} lines"
+        for file in FILES
+        for node in functions(file)
+        if (lines := (node.end_lineno or 0) - node.lineno + 1) > 60
+    ]
+    assert not long
+
+
+def test_an_import_inside_a_function_has_its_reason_beside_it() -> None:
+    """The commands import their stages inside, which the docstring of the command line explains."""
+    bare = []
+    for file in FILES:
+        if file.parent.name == "cli":
+            continue
+        lines = file.read_text().splitlines()
+        for node in (inner for function in functions(file) for inner in ast.walk(function)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("pipeline"):
+                here = lines[node.lineno - 2 : node.end_lineno]
+                bare += [] if any("#" in line for line in here) else [f"{file.relative_to(PACKAGE)}:{node.lineno}"]
+    assert not bare

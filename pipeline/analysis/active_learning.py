@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.analysis.projection import principal_components
-from pipeline.analysis.rows import label_texts, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, take, usable_rows
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.vectors import unit_rows
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from pipeline.cache import Cache
 
     Ints = NDArray[np.int64]
     Floats = NDArray[np.float32]
@@ -51,7 +54,7 @@ class LabelSuggestions:
 
 
 def select(
-    cache: Any,
+    cache: Cache,
     k: int = 100,
     method: Method = "typicality",
     *,
@@ -114,11 +117,11 @@ def _k_centre(
 ) -> tuple[Ints, NDArray[np.float64]]:
     """Repeatedly take the row farthest from all chosen or labelled rows; begin at the most central one."""
     open_ = np.flatnonzero(~labelled)
-    points = unit(take(embeddings, rows[open_]))
+    points = unit_rows(take(embeddings, rows[open_]))
     distance = np.full(len(open_), np.inf)
     held = rows[labelled]
     for start in range(0, len(held), _BLOCK):
-        centres = unit(take(embeddings, held[start : start + _BLOCK]))
+        centres = unit_rows(take(embeddings, held[start : start + _BLOCK]))
         for first in range(0, len(points), _BLOCK):
             part = slice(first, first + _BLOCK)
             distance[part] = np.minimum(distance[part], 1 - (points[part] @ centres.T).max(axis=1))

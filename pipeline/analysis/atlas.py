@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from pipeline.analysis.projection import Projection
+    from pipeline.cache import Cache
 
 
 def check_atlas() -> None:
@@ -36,7 +37,7 @@ def check_atlas() -> None:
         )
 
 
-def write_atlas_table(path: str | os.PathLike[str], cache: Any, found: Projection) -> None:
+def write_atlas_table(path: str | os.PathLike[str], cache: Cache, found: Projection) -> None:
     """Write a map with all columns of its cache, and the paths of the images, as Parquet.
 
     Raises

@@ -15,7 +15,7 @@ import numpy as np
 from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import take, usable_rows
 from pipeline.errors import AnalysisError
-from pipeline.evaluation.bootstrap import bootstrap_intervals
+from pipeline.evaluation.bootstrap import bootstrap_intervals, weighted_means
 from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
@@ -126,8 +126,8 @@ def _separation_table(
     if labelled.any():
         right = [hit[labelled] for hit in hits]
 
-        def measure(weight: NDArray[np.float64]) -> dict[str, float]:
-            share = [float(weight @ hit / weight.sum()) for hit in right]
+        def measure(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+            share = [weighted_means(weights, hit) for hit in right]
             figures = {f"accuracy {n}": value for n, value in enumerate(share)}
             return figures | {f"difference {n}": value - share[0] for n, value in enumerate(share)}
 
@@ -191,8 +191,8 @@ def linear_cka(left: NDArray[Any], left_rows: Ints, right: NDArray[Any], right_r
     return cross**2 / (own_x * own_y) if own_x * own_y > 0 else float("nan")
 
 
-def _mean_overlap(shared: NDArray[np.float64], weight: NDArray[np.float64]) -> dict[str, float]:
-    return {"overlap": float(weight @ shared / weight.sum())}
+def _mean_overlap(shared: NDArray[np.float64], weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+    return {"overlap": weighted_means(weights, shared)}
 
 
 def take_any(embeddings: NDArray[Any], rows: Ints) -> NDArray[np.float32]:

@@ -12,8 +12,9 @@ import numpy as np
 
 from pipeline.analysis.pixels import pixel_similarity, small_copies
 from pipeline.analysis.projection import principal_components
-from pipeline.analysis.rows import label_texts, unit, usable_rows
+from pipeline.analysis.rows import label_texts, usable_rows
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.vectors import unit_rows
 from pipeline.evaluation.near_duplicates import exact_pairs, groups_of, near_pairs
 from pipeline.selection.frames import frame
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from numpy.typing import NDArray
+
+    from pipeline.cache import Cache
 
     Ints = NDArray[np.int64]
 
@@ -70,7 +73,7 @@ _BY_EMBEDDINGS = (
 
 
 def find_duplicates(
-    cache: Any,
+    cache: Cache,
     *,
     threshold: float | None = None,
     layer: str = PENULTIMATE,
@@ -147,7 +150,7 @@ def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
     whitened = principal_components(embeddings, rows, min(_WHITENED, len(rows) // _ROWS_PER_COMPONENT))
     spread = whitened.std(axis=0)
     whitened /= np.maximum(spread, 1e-4 * spread.max() + 1e-12)
-    unit(whitened)
+    unit_rows(whitened)
     # Whitened rows spread evenly over all directions: no bound would save products, so all are computed.
     found = []
     for a in range(0, len(whitened), _BLOCK):
@@ -160,7 +163,7 @@ def _candidates(embeddings: NDArray[Any], rows: Ints) -> tuple[Ints, Ints]:
 
 
 def _grouped(
-    cache: Any, rows: Ints, exact: tuple[Ints, Ints], near: tuple[Ints, Ints, NDArray[np.float32]]
+    cache: Cache, rows: Ints, exact: tuple[Ints, Ints], near: tuple[Ints, Ints, NDArray[np.float32]]
 ) -> tuple[Any, Ints]:
     """Return the table, group by group, and the cache row of each line."""
     i, j, similarity = near

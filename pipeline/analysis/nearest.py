@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.analysis.rows import take, unit
+from pipeline.analysis.rows import rows_of
+from pipeline.core.vectors import row_lengths, unit_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,8 +19,8 @@ if TYPE_CHECKING:
 
 _ROWS = 4096
 _QUERIES = 1024
-_PAIR_VALUES = 1 << 22
-"""Values gathered at once when candidates are computed in float64: 64 MB."""
+_PAIR_VALUES = 1 << 17
+"""Values gathered at once when candidates are computed in float64: 1 MB, which stays in the cache."""
 _MANY = 8
 """More candidates than this many times k: sorting the block is cheaper than computing them all."""
 
@@ -70,38 +71,51 @@ def nearest(
     if k == 0:
         return found, cosine.astype(np.float32)
     blocks = range(0, len(queries), _QUERIES)
-    sifters = [unit(np.array(queries[q : q + _QUERIES], dtype=np.float32)) for q in blocks]
+    sifters = [unit_rows(np.array(queries[q : q + _QUERIES], dtype=np.float32)) for q in blocks]
+    buffer = np.empty(min(len(queries), _QUERIES) * _ROWS, np.float32)  # fresh memory is cleared page by page
     for start in range(0, len(index), _ROWS):
         these = index[start : start + _ROWS]
-        block = unit(take(embeddings, these))
+        block = rows_of(embeddings, these)
+        scale = 1 / row_lengths(block)
         for first, sifter in zip(blocks, sifters, strict=True):
             part = slice(first, first + _QUERIES)
-            at, column = _candidates(sifter, block, these, leave[part], cosine[part, -1], k)
+            scores = _cosines(sifter, block, scale, buffer)
+            _leave_out(scores, these, leave[part])
+            at, column = _candidates(scores, cosine[part, -1], k, slack=4 * (queries.shape[1] + 8) * 2.0**-24)
             exact = _exact_cosines(embeddings, queries, first + at, these[column])
             _merge(found[part], cosine[part], at, these[column], exact)
     return found, cosine.astype(np.float32)
 
 
-def _candidates(
-    sifter: NDArray[np.float32],
-    block: NDArray[np.float32],
-    these: Ints,
-    leave: Ints,
-    least: NDArray[np.float64],
-    k: int,
-) -> tuple[Ints, Ints]:
+def _cosines(
+    queries: NDArray[np.float32], block: NDArray[np.float32], scale: NDArray[np.float32], buffer: NDArray[np.float32]
+) -> NDArray[np.float32]:
+    """Return the products of queries (q, D) and rows (n, D), times ``scale`` (n,), in the memory of ``buffer``."""
+    scores = buffer[: len(queries) * len(block)].reshape(len(queries), len(block))
+    np.matmul(queries, block.T, out=scores)
+    scores *= scale
+    return scores
+
+
+def _leave_out(scores: NDArray[np.float32], these: Ints, leave: Ints) -> None:
+    """Set the score of the row that each query leaves out to -inf, where it is among ``these``."""
+    column = np.searchsorted(these, leave)
+    column[column == len(these)] = 0
+    queries = np.flatnonzero(these[column] == leave)
+    scores[queries, column[queries]] = -np.inf
+
+
+def _candidates(scores: NDArray[np.float32], least: NDArray[np.float64], k: int, slack: float) -> tuple[Ints, Ints]:
     """Return (query, column) of all candidates for the k best, given the k-th best so far."""
-    scores = sifter @ block.T
-    for query in np.flatnonzero(np.isin(leave, these)):
-        scores[query, np.searchsorted(these, leave[query])] = -np.inf
-    slack = 4 * (sifter.shape[1] + 8) * 2.0**-24
-    bar = (least - slack).astype(np.float32)
+    # Even the lowest bar excludes rows that are left out, whose score is -inf.
+    bar = np.maximum(least - slack, np.finfo(np.float32).min).astype(np.float32)
     good = scores >= bar[:, None]
-    many = np.flatnonzero(good.sum(axis=1) > _MANY * k)
-    if len(many) and scores.shape[1] > k:
-        kth = np.partition(scores[many], -k, axis=1)[:, -k]
-        good[many] = scores[many] >= np.maximum(bar[many], kth - np.float32(slack))[:, None]
-    at, column = np.nonzero(good & np.isfinite(scores))
+    if np.count_nonzero(good) > _MANY * k:
+        many = np.flatnonzero(np.count_nonzero(good, axis=1) > _MANY * k)
+        if len(many) and scores.shape[1] > k:
+            kth = np.partition(scores[many], -k, axis=1)[:, -k]
+            good[many] = scores[many] >= np.maximum(bar[many], kth - np.float32(slack))[:, None]
+    at, column = np.divmod(np.flatnonzero(good), scores.shape[1])
     return at, column
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from pipeline.cache import Cache
 
     Ints = NDArray[np.int64]
     Floats = NDArray[np.float32]
@@ -41,7 +43,7 @@ _FLAT = 1.0
 _CHUNK = 4096
 
 
-def small_copies(cache: Any, rows: Ints) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+def small_copies(cache: Cache, rows: Ints) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """Read the images of rows and shrink them.
 
     Parameters

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+
     Floats = NDArray[np.float32]
 
 Method = Literal["pca", "umap", "tsne"]
@@ -49,7 +51,7 @@ class Projection:
 
 
 def map_cache(
-    cache: Any,
+    cache: Cache,
     method: Method = "umap",
     *,
     layer: str = PENULTIMATE,

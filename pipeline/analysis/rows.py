@@ -12,10 +12,12 @@ from pipeline.errors import AnalysisError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+
 _CHECK_ROWS = 4096
 
 
-def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
+def usable_rows(cache: Cache, embeddings: NDArray[Any], *, least: int = 1) -> NDArray[np.int64]:
     """Return the rows that are done.
 
     Parameters
@@ -39,27 +41,26 @@ def usable_rows(cache: Any, embeddings: NDArray[Any], *, least: int = 1) -> NDAr
         )
     for start in range(0, len(rows), _CHECK_ROWS):
         some = rows[start : start + _CHECK_ROWS]
-        finite = np.isfinite(take(embeddings, some)).all(axis=1)
+        finite = np.isfinite(rows_of(embeddings, some)).all(axis=1)
         if not finite.all():
             raise not_finite_error(AnalysisError, some[~finite][0], cache.path)
     return rows
 
 
-def take(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Copy rows as float32, (n, D); consecutive rows are sliced, which is faster."""
+def rows_of(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return rows as float32, (n, D), to be read only: consecutive float32 rows are not copied."""
     if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (len(rows) < 3 or (np.diff(rows) == 1).all()):
-        return np.array(embeddings[rows[0] : rows[-1] + 1], dtype=np.float32)
+        return np.asarray(embeddings[rows[0] : rows[-1] + 1], dtype=np.float32)
     return np.asarray(embeddings[rows], dtype=np.float32)
 
 
-def unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Scale rows to length 1, in place; a row of zeros stays zero."""
-    norm = np.sqrt(np.einsum("nd,nd->n", rows, rows))
-    rows /= np.where(norm > 0, norm, 1)[:, None]
-    return rows
+def take(embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Copy rows as float32, (n, D)."""
+    found = rows_of(embeddings, rows)
+    return found if found.flags.owndata and found.flags.writeable else found.copy()
 
 
-def label_texts(cache: Any, rows: NDArray[np.int64]) -> NDArray[np.object_]:
+def label_texts(cache: Cache, rows: NDArray[np.int64]) -> NDArray[np.object_]:
     """Return the class name of each row, ``""`` for none."""
     names = np.asarray([*cache.label_names, ""], dtype=object)
     return np.asarray(names[np.asarray(cache.labels)[rows]])

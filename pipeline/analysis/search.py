@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.analysis.nearest import nearest
-from pipeline.analysis.rows import label_texts, take, unit, usable_rows
+from pipeline.analysis.rows import label_texts, take, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.text import match_names
+from pipeline.core.vectors import unit_rows
+from pipeline.embedding.embedder import Embedder
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
 from pipeline.sources.listed import ListedSource
@@ -20,9 +24,10 @@ from pipeline.sources.listed import ListedSource
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    import pandas as pd
     from numpy.typing import NDArray
 
-    from pipeline.embedding.settings import RunSettings
+    from pipeline.cache import Cache
 
 _RECALL_QUERIES = 100
 _HNSW_LINKS = 32
@@ -36,8 +41,8 @@ class Search:
 
     Attributes
     ----------
-    table : pandas.DataFrame
-        ``query``, ``rank`` (1 is the nearest), ``key``, ``label``, ``cosine``.
+    columns : dict of str to ndarray
+        ``query``, ``rank`` (1 is the nearest), ``key``, ``label``, ``cosine``: a value for each query and image found.
     rows : (Q, k) int64
         The rows of the cache found.
     queries : tuple of str
@@ -48,15 +53,20 @@ class Search:
         Of an approximate search: the share of the true k nearest that it found, on a sample of the queries.
     """
 
-    table: Any
+    columns: dict[str, NDArray[Any]]
     rows: NDArray[np.int64]
     queries: tuple[str, ...]
     query_rows: NDArray[np.int64]
     recall: float | None = None
 
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The columns as a data frame."""
+        return frame(self.columns)
+
 
 def search(
-    cache: Any,
+    cache: Cache,
     queries: Sequence[str],
     *,
     k: int = 10,
@@ -114,29 +124,29 @@ def search(
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
     else:
         found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
-    return Search(_table(cache, queries, found, cosine), found, queries, query_rows, recall)
+    return Search(_columns(cache, queries, found, cosine), found, queries, query_rows, recall)
 
 
-def _table(cache: Any, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]) -> Any:
+def _columns(
+    cache: Cache, queries: Sequence[str], found: NDArray[np.int64], cosine: NDArray[np.float32]
+) -> dict[str, NDArray[Any]]:
     """Return a line for each query and neighbour; places without a neighbour are left out."""
     width = found.shape[1]
     flat = found.ravel()
     there = flat >= 0
-    return frame(
-        {
-            "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
-            "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
-            "key": cache.keys[flat[there]],
-            "label": label_texts(cache, flat[there]),
-            "cosine": cosine.ravel()[there].round(6),
-        }
-    )
+    return {
+        "query": np.repeat(np.asarray(queries, dtype=object), width)[there],
+        "rank": np.tile(np.arange(1, width + 1), len(queries))[there],
+        "key": cache.keys[flat[there]],
+        "label": label_texts(cache, flat[there]),
+        "cosine": cosine.ravel()[there].round(6),
+    }
 
 
-def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
+def _rows_of(cache: Cache, queries: Sequence[str], rows: NDArray[np.int64]) -> NDArray[np.int64]:
     """Return the row of each query that is a key, or a key as lists show it, -1 for each that is a file."""
     wanted = set(queries)
-    row_of = {str(key): row for row, key in zip(rows.tolist(), cache.keys[rows], strict=True) if str(key) in wanted}
+    row_of = {key: row for row, key in zip(rows.tolist(), cache.keys[rows].tolist(), strict=True) if key in wanted}
     out = np.array([row_of.get(query, -1) for query in queries], dtype=np.int64)
     left = [n for n, row in enumerate(out.tolist()) if row < 0 and not Path(queries[n]).is_file()]
     if left:
@@ -152,7 +162,7 @@ def _rows_of(cache: Any, queries: Sequence[str], rows: NDArray[np.int64]) -> NDA
 
 
 def embed_images(
-    cache: Any,
+    cache: Cache,
     paths: Sequence[str],
     layer: str = PENULTIMATE,
     *,
@@ -171,9 +181,6 @@ def embed_images(
     AnalysisError
         An image cannot be read; the message says which and why.
     """
-    from pipeline.embedding.embedder import Embedder  # imports torch: only for queries that are files
-    from pipeline.embedding.settings import RunSettings  # with it
-
     source = ListedSource.of_files([os.fsencode(Path(path).absolute()) for path in paths])
     embedder = Embedder.of_spec(cache.spec, layer, run or RunSettings(), weights=weights)
     embedder.open_for(source, say=say)
@@ -203,10 +210,10 @@ def _nearest_by_graph(
     graph = faiss.IndexHNSWFlat(embeddings.shape[1], _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = _HNSW_BUILD
     for start in range(0, len(rows), 8192):
-        graph.add(unit(take(embeddings, rows[start : start + 8192])))
+        graph.add(unit_rows(take(embeddings, rows[start : start + 8192])))
     graph.hnsw.efSearch = max(_HNSW_SEARCH, 2 * k)
     k = min(k, len(rows))
-    cosine, at = graph.search(unit(vectors.copy()), min(k + 1, len(rows)))
+    cosine, at = graph.search(unit_rows(vectors.copy()), min(k + 1, len(rows)))
     found = np.where(at >= 0, rows[at], -1)
     # The query itself leaves the list; a stable sort keeps the order of the others.
     own = (found == skip[:, None]) & (skip >= 0)[:, None]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.backbones.layers import Layer, Weights
 from pipeline.core.spec import canonical_json
 from pipeline.decoding.preprocess import Preprocess
-from pipeline.errors import BackboneError
+from pipeline.errors import BackboneError, first_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -88,7 +88,7 @@ class Backbone:
         """Return the JSON-like data that identify the embeddings of this backbone."""
         return {
             "backbone": self.name,
-            "weights": {"name": self.weights.name, "origin": self.weights.origin, "sha256": self.weights.sha256},
+            "weights": self.weights.to_spec(),
             "layers": [
                 {"name": layer.name, "node": layer.node, "pooling": layer.pooling, "width": layer.width}
                 for layer in self.layers
@@ -102,5 +102,31 @@ def assemble(body: Body, layer_names: tuple[str, ...] = ()) -> Backbone:
     from pipeline.backbones.network import build_network, hash_weights  # imports torch
 
     network = build_network(body, layer_names)
-    weights = Weights(body.weights_name, body.weights_origin, hash_weights(body.module))
+    sha256 = hash_weights(body.module, body.description)
+    weights = Weights(body.weights_name, body.weights_origin, sha256, body.source)
     return Backbone(body.name, _built(network), network.layers, body.preprocess, weights)
+
+
+def body_at_size(body: Body, size: int) -> Body:
+    """Return a family's body with an input of ``size`` × ``size``.
+
+    Raises
+    ------
+    BackboneError
+        Its network does not take another size, or not this one.
+    """
+    import torch  # as in assemble
+
+    if body.at_size is None:
+        raise BackboneError(f"--size: {body.name} takes no other input than its own: leave it out")
+    try:
+        changed = body.at_size(size)
+        with torch.inference_mode():
+            changed.module.eval()(torch.zeros(2, 3, size, size))
+    except BackboneError:
+        raise
+    except Exception as error:  # the networks' own code raises any error
+        raise BackboneError(
+            f"--size: {body.name} cannot take images of {size} × {size} ({first_line(error)}): choose another size"
+        ) from None
+    return changed

@@ -42,12 +42,14 @@ def save_backbone(path: Path, backbone: Backbone) -> None:
     spec = backbone.to_spec()
     state = {name: tensor.contiguous() for name, tensor in backbone.network.body.state_dict().items()}
     facts = {"format": FORMAT, "backbone": spec["backbone"], "preprocess": spec["preprocess"]}
+    if backbone.weights.source:
+        facts["source"] = backbone.weights.source
     # Not save_file, which makes the file unreadable for other users.
     path.write_bytes(save(state, metadata={"backbone": json.dumps(facts, sort_keys=True)}))
 
 
 def read_facts(file: Path) -> dict[str, Any]:
-    """Return what `save_backbone` wrote beside the tensors: ``backbone`` and ``preprocess``.
+    """Return what `save_backbone` wrote beside the tensors: ``backbone``, ``preprocess``, ``source`` if any.
 
     Raises
     ------
@@ -68,10 +70,19 @@ def with_preprocess(body: Body, facts: dict[str, Any], file: Path) -> Body:
     """Return a body built from the file as fine-tuned weights, with the preprocessing of their training."""
     return replace(
         body,
+        name=facts["backbone"],
         preprocess=Preprocess.from_spec(facts["preprocess"]),
         weights_name=NAME,
         weights_origin=file.resolve().parent.name,
     )
+
+
+def with_tensors(body: Body, file: Path) -> Body:
+    """Load the file's tensors into a body of the same shapes."""
+    from pipeline.backbones.weights import load_strictly, read_weights  # imports torch
+
+    load_strictly(body.module, read_weights(str(file)), origin=str(file))
+    return body
 
 
 def weights_of_run(run_dir: str | os.PathLike[str]) -> str | None:

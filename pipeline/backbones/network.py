@@ -18,9 +18,33 @@ from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from pipeline.decoding.preprocess import Preprocess
 
 GEM_FLOOR = 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class OnnxGraph:
+    """An ONNX file of any batch size, which an engine may read instead of the module.
+
+    Attributes
+    ----------
+    file : str
+    layout : {"NCHW", "NHWC"}
+        Of its images, normalised float.
+    outputs : mapping of str to str
+        Names of modules, which layers have as their node, and of the outputs that they give.
+    feature, pooling : str
+        Which output gives the penultimate layer, and how.
+    """
+
+    file: str
+    layout: Literal["NCHW", "NHWC"]
+    outputs: Mapping[str, str]
+    feature: str
+    pooling: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +65,20 @@ class Body:
         Axis order of the network's four-dimensional feature maps.
     prefix_tokens : int
         How many tokens (class token, registers) precede those of the image patches.
+    source : str
+        See `Weights`.
+    description : str
+        What the numbers depend on besides the module's tensors, where the name and the versions of libraries do not
+        decide it: an architecture that a folder describes, the bytes of a file. Part of the weights' SHA-256.
+    at_size : callable or None
+        Changes the module's input to a size in place and returns the body of it; None where the size is fixed.
+    onnx : OnnxGraph or None
+        The file that the module runs, if it is one.
+
+    Notes
+    -----
+    A layer is a module inside ``module``. An output that no module gives, such as one token of several, is passed
+    through an `nn.Identity` of that name.
     """
 
     name: str
@@ -50,6 +88,10 @@ class Body:
     weights_origin: str
     maps: Literal["NCHW", "NHWC"] = "NCHW"
     prefix_tokens: int = 0
+    source: str = ""
+    description: str = ""
+    at_size: Callable[[int], Body] | None = None
+    onnx: OnnxGraph | None = None
 
 
 class EmbeddingNetwork(nn.Module):
@@ -74,9 +116,11 @@ class EmbeddingNetwork(nn.Module):
         super().__init__()
         self.body = body.module
         self.layers = layers
+        self.description = body.description
+        self.onnx = body.onnx
         self.compute_dtype = torch.float32
-        self._maps = body.maps
-        self._prefix_tokens = body.prefix_tokens
+        self.maps = body.maps
+        self.prefix_tokens = body.prefix_tokens
         self._taken: dict[str, Any] = {}
         mean, std = (torch.tensor(v, dtype=torch.float32) for v in (body.preprocess.mean, body.preprocess.std))
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
@@ -124,7 +168,7 @@ class EmbeddingNetwork(nn.Module):
             )
         if not layer.node:
             return x.flatten(1)
-        return pool(x, layer.pooling, maps=self._maps, prefix_tokens=self._prefix_tokens)
+        return pool(x, layer.pooling, maps=self.maps, prefix_tokens=self.prefix_tokens)
 
 
 def pool(x: Tensor, pooling: str, *, maps: str = "NCHW", prefix_tokens: int = 0) -> Tensor:
@@ -220,10 +264,14 @@ def _parse_layer(name: str) -> Layer:
     return Layer(f"{node}:{pooling}", node, pooling, 0)
 
 
-def hash_weights(module: nn.Module) -> str:
-    """Return the SHA-256 of all tensors of a network: sorted by name, each with its type, shape and bytes."""
+def hash_weights(module: nn.Module, description: str = "") -> str:
+    """Return the SHA-256 of all tensors of a network: sorted by name, each with its type, shape and bytes.
+
+    ``description`` is hashed after them where it is not empty; see `Body`.
+    """
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    digest.update(description.encode())
     return digest.hexdigest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
+from pipeline.backbones.hub import quick_to_fail
 from pipeline.backbones.network import Body
 from pipeline.backbones.weights import (
     RANDOM,
@@ -18,7 +21,6 @@ from pipeline.backbones.weights import (
     cannot_download,
     is_file,
     load_strictly,
-    quick_to_fail,
     read_weights,
 )
 from pipeline.decoding.preprocess import RESAMPLING, Preprocess
@@ -96,15 +98,27 @@ def body_of(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(RANDOM_SEED)
             module = timm.create_model(architecture, pretrained=False, num_classes=0)
-    return Body(
+    config = resolve_model_data_config(module)  # type: ignore[no-untyped-call]
+    body = Body(
         name=name,
         module=module,
-        preprocess=_preprocess(name, resolve_model_data_config(module)),  # type: ignore[no-untyped-call]
+        preprocess=preprocess_of(name, config),
         weights_name=weights_name,
         weights_origin=weights_origin,
         maps="NHWC" if str(getattr(module, "output_fmt", "NCHW")).endswith("NHWC") else "NCHW",
         prefix_tokens=int(getattr(module, "num_prefix_tokens", 0)),
     )
+    cfg: Any = module.pretrained_cfg
+    takes_sizes = hasattr(module, "set_input_size") or not cfg.get("fixed_input_size", False)
+    return replace(body, at_size=functools.partial(_at_size, body, config) if takes_sizes else None)
+
+
+def _at_size(body: Body, config: dict[str, Any], size: int) -> Body:
+    """Change the input to ``size`` × ``size``; timm interpolates what depends on it."""
+    if hasattr(body.module, "set_input_size"):
+        body.module.set_input_size(img_size=(size, size))  # type: ignore[operator]
+    changed = preprocess_of(body.name, {**config, "input_size": (3, size, size)})
+    return replace(body, preprocess=replace(changed, size=size))
 
 
 def head_prefixes(module: nn.Module) -> tuple[str, ...]:
@@ -115,20 +129,34 @@ def head_prefixes(module: nn.Module) -> tuple[str, ...]:
     return tuple(f"{head}." for head in heads)
 
 
-def _preprocess(name: str, config: dict[str, Any]) -> Preprocess:
-    _, height, width = config["input_size"]
+def preprocess_of(name: str, config: dict[str, Any]) -> Preprocess:
+    """Return what timm's evaluation transform does, by its description in a configuration.
+
+    Raises
+    ------
+    BackboneError
+        It is not described here; ``name`` is the backbone's.
+    """
+    channels, height, width = config["input_size"]
     interpolation, mode = str(config["interpolation"]), str(config["crop_mode"])
-    resize = tuple(math.floor(size / config["crop_pct"]) for size in (height, width))
-    if interpolation not in RESAMPLING or mode not in ("center", "squash") or (mode == "center" and height != width):
+    if channels != 3:
+        raise BackboneError(f"{name} takes images of {channels} channels, not of red, green and blue: choose another")
+    if interpolation not in RESAMPLING or mode not in ("center", "squash", "border"):
         raise BackboneError(
-            f"{name} wants crop mode {mode!r} at {height} × {width} with {interpolation!r}, which is not supported: "
-            "choose another backbone"
+            f"{name} wants crop mode {mode!r} with {interpolation!r}, which is not supported: choose another backbone"
         )
+    resize = tuple(math.floor(size / config["crop_pct"]) for size in (height, width))
     mean, std = (tuple(map(float, config[key])) for key in ("mean", "std"))
-    return Preprocess(
-        resize=resize if mode == "squash" else resize[:1],
+    plain = Preprocess(
+        resize=resize,
         crop=(height, width),
         interpolation=interpolation,
         mean=(mean[0], mean[1], mean[2]),
         std=(std[0], std[1], std[2]),
     )
+    if mode == "squash":
+        return plain
+    if mode == "border":
+        red, green, blue = (round(255 * value) for value in mean)
+        return replace(plain, fit="contain", fill=(red, green, blue))
+    return replace(plain, resize=resize[:1]) if resize[0] == resize[1] else replace(plain, fit="cover")

@@ -6,13 +6,16 @@ network's output is the input of that layer.
 
 from __future__ import annotations
 
+import functools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torchvision.models as models
 from torch import nn
+from torchvision.models.vision_transformer import interpolate_embeddings
 from torchvision.transforms._presets import ImageClassification
 
 from pipeline.backbones.network import Body
@@ -75,7 +78,7 @@ def build(name: str, weights: str | None) -> Body:
         state = {re.sub(r"(denselayer\d+\.(?:norm|conv))\.(\d)", r"\1\2", key): value for key, value in state.items()}
         load_strictly(module, state, origin=origin, ignore=(f"{head}.", *_SIDE_BRANCHES))
     is_transformer = isinstance(module, models.VisionTransformer)
-    return Body(
+    body = Body(
         name=name,
         module=module,
         preprocess=_preprocess(name, entry),
@@ -84,6 +87,24 @@ def build(name: str, weights: str | None) -> Body:
         maps="NHWC" if isinstance(module, models.SwinTransformer) else "NCHW",
         prefix_tokens=1 if is_transformer else 0,
     )
+    if isinstance(module, models.MaxVit):  # whose windows divide one size only
+        return body
+    return replace(body, at_size=functools.partial(_at_size, body))
+
+
+def _at_size(body: Body, size: int) -> Body:
+    """Change the input to ``size`` × ``size``; position embeddings are interpolated by torchvision."""
+    module = body.module
+    if isinstance(module, models.VisionTransformer):
+        if size % module.patch_size:
+            raise BackboneError(
+                f"--size: {body.name} takes a multiple of its patches of {module.patch_size} pixels, found {size}: "
+                f"pass {max(size // module.patch_size, 1) * module.patch_size}"
+            )
+        state = interpolate_embeddings(size, module.patch_size, module.state_dict())
+        module.encoder.pos_embedding = nn.Parameter(state["encoder.pos_embedding"], requires_grad=False)
+        module.image_size, module.seq_length = size, (size // module.patch_size) ** 2 + 1
+    return replace(body, preprocess=body.preprocess.at_size(size))
 
 
 def _weights_entry(short: str, weights: str | None) -> Any:
@@ -122,6 +143,11 @@ def _preprocess(name: str, entry: Any) -> Preprocess:
         raise BackboneError(
             f"{name} has transforms of an unknown kind, {type(transforms).__name__}: choose another backbone"
         )
+    return preprocess_of_preset(transforms)
+
+
+def preprocess_of_preset(transforms: ImageClassification) -> Preprocess:
+    """Return what the transforms of a weights entry do."""
     resize, crop = (tuple(transforms.resize_size), tuple(transforms.crop_size))
     mean, std = (tuple(map(float, values)) for values in (transforms.mean, transforms.std))
     return Preprocess(

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import pickle
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file
@@ -13,12 +11,8 @@ from torch import Tensor, nn
 
 from pipeline.errors import BackboneError, first_line
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 RANDOM = "random"
 RANDOM_SEED = 0
-HUB_TIMEOUT_S = 10.0
 
 
 def is_file(weights: str | None) -> bool:
@@ -98,23 +92,6 @@ def load_strictly(module: nn.Module, state: dict[str, Tensor], *, origin: str, i
             f"the weights in {origin} do not fit this network, tensors: {'; '.join(found)}: name its backbone"
         )
     module.load_state_dict(state, strict=True)
-
-
-@contextlib.contextmanager
-def quick_to_fail() -> Iterator[None]:
-    """Keep the hub's client from retrying for a minute without a network: then only its local copies are tried."""
-    from huggingface_hub import constants, get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
-        offline = constants.HF_HUB_OFFLINE
-    except Exception:  # no network, no proxy, or the client is offline by its own settings
-        offline = True
-    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, offline
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
 
 
 def cannot_download(what: str, error: Exception) -> BackboneError:

@@ -16,10 +16,23 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+_BEGIN = b'\n{"key": "'
+_HEAD = 1 << 16
+
 
 def failures_path(cache: Path) -> Path:
     """Return the path of the file beside ``cache``; an update shares that of the cache it will replace."""
     return cache.with_name(cache.name.removesuffix(UNFINISHED) + ".failures.jsonl")
+
+
+def is_failures(path: Path) -> bool:
+    """Return whether a file is one of these; its first lines may be cut off where runs were killed."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+    except OSError:
+        return False
+    return _BEGIN in head or _BEGIN.startswith(head)
 
 
 def append_reasons(cache: Path, reasons: Iterable[tuple[str, str]]) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from pipeline.cache.beside import check_beside
 from pipeline.cache.concat import check_all_same_numbers, common_source
 from pipeline.cache.copy import CopyPlan, fill_from
 from pipeline.cache.failures import append_reasons
@@ -88,6 +89,7 @@ def merge(
     output = check_file(output, CacheError, replaceable=False)
     if output.exists():
         raise CacheError(f"expected no file at {output}, found one: remove it, or choose another output")
+    check_beside(output)
     caches, is_list = _in_order([Cache(path) for path in paths], say)
     items = ItemTable.concat([cache.items for cache in caches])
     if is_list:

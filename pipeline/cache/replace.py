@@ -67,7 +67,7 @@ def lay_out(
     CacheError
         Too little space, an unusable folder or a disk error; no file is left.
     """
-    with replacing(path, CacheError) as part:
+    with replacing(path, CacheError, alone=True) as part:
         fmt.create(part, items, widths=widths, dtype=dtype, attributes=attributes)
         fill(part)
 

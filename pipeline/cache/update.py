@@ -189,26 +189,30 @@ def open_update(
     CacheError
         More finished rows would be removed than allowed: the source is another archive, or a part of it.
     """
-    old, unfinished = Cache(path), unfinished_path(path)
-    same = same_items(old.items, items) and not _moved(old, attributes)
+    old = Cache(path)
+    same = _holds(old, items, attributes)
     if not same or check_content:
         plan = plan_update(old.items, items, old.content_hash, hash_items, check_content=check_content)
         same = same and bool((plan.origin >= 0).all())
     if same:
-        remove(unfinished)  # the archive changed back before an update was through
+        remove(unfinished_path(path))  # the archive changed back before an update was through
         return path, None, 0
     check_removal(old, plan.origin, match(items.keys, old.items.keys) >= 0, allow_removed)
     newer = _unfinished_update(old)
-    if newer is not None and not check_content and same_items(newer.items, items) and not _moved(newer, attributes):
-        return unfinished, plan, 0
-    copies = [
-        CopyPlan(cache, plan_update(cache.items, items, cache.content_hash, hash_items, check_content=again).origin)
-        for cache, again in ((newer, check_content), (kept_rows(old), False))
-        if cache is not None
-    ]
-    copies.insert(newer is not None, CopyPlan(old, plan.origin))
+    if newer is not None and not check_content and _holds(newer, items, attributes):
+        return newer.path, plan, 0
+    copies = [CopyPlan(old, plan.origin)]
+    if newer is not None:
+        copies.insert(0, _valid_rows(newer, items, hash_items, check_content))
+    if (kept := kept_rows(old)) is not None:
+        copies.append(_valid_rows(kept, items, hash_items))
     _keep_reasons(path, old, items, plan.origin)
-    return unfinished, plan, _lay_out_update(old, items, copies, dtype, attributes, check)
+    return unfinished_path(path), plan, _lay_out_update(old, items, copies, dtype, attributes, check)
+
+
+def _valid_rows(cache: Cache, items: ItemTable, hash_items: HashItems, check_content: bool = False) -> CopyPlan:
+    plan = plan_update(cache.items, items, cache.content_hash, hash_items, check_content=check_content)
+    return CopyPlan(cache, plan.origin)
 
 
 def _lay_out_update(
@@ -251,6 +255,11 @@ def _keep_reasons(path: Path, old: Cache, items: ItemTable, origin: NDArray[np.i
         if items.keys[row] != old.items.keys[origin[row]]
     ]
     append_reasons(path, [(key, reasons[row]) for key, row in renamed])
+
+
+def _holds(cache: Cache, items: ItemTable, attributes: Mapping[str, str | int]) -> bool:
+    """Return whether a cache is one of these items, at this place."""
+    return same_items(cache.items, items) and not _moved(cache, attributes)
 
 
 def _moved(cache: Cache, attributes: Mapping[str, str | int]) -> bool:

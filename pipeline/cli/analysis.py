@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pipeline.cli.base import announce, cli, say
-from pipeline.core.csv_rows import LINE_END, CsvRows
 from pipeline.core.names import SHOWN
 from pipeline.errors import AnalysisError
-from pipeline.stages.option_types import SEED
+from pipeline.stages.option_types import SEED, Number
 from pipeline.stages.options import RUN, add_options
 
 if TYPE_CHECKING:
@@ -55,14 +54,14 @@ _seed = click.option(
 
 
 def _give(table: Any, output: str | None) -> None:
-    """Write the table to the file named, or to standard output as CSV."""
-    from pipeline.selection.frames import write_table
+    """Write the columns to the file named, or to standard output as CSV."""
+    from pipeline.selection.frames import write_csv, write_table
 
     if output is not None:
         write_table(table, output)
         return
     text = io.StringIO(newline="")
-    table.to_csv(CsvRows(text), index=False, lineterminator=LINE_END)
+    write_csv(table, text)
     sys.stdout.buffer.write(text.getvalue().encode("utf-8", SHOWN))
 
 
@@ -119,7 +118,7 @@ def search(
     started = time.perf_counter()
     settings = run_settings(run)
     found = find(opened, queries, k=k, layer=layer, approximate=approximate, weights=weights, run=settings, say=say)
-    _give(found.table, output)
+    _give(found.columns, output)
     recall = "" if found.recall is None else f", recall {found.recall:.3f} against an exact search"
     say(f"{len(queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")
     if page is not None:
@@ -132,7 +131,7 @@ def search(
 @click.argument("cache", type=click.Path())
 @click.option(
     "--threshold",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=Number(0, 1, min_open=True),
     help="Least similarity of near duplicates. Lower finds more.  [default: 0.992 of pixels, 0.98 of embeddings]",
 )
 @click.option(
@@ -171,7 +170,7 @@ def duplicates(
 @cli.command("check-labels")
 @click.argument("cache", type=click.Path())
 @click.option(
-    "--C", "cs", type=click.FloatRange(0, min_open=True), multiple=True,
+    "--C", "cs", type=Number(0, min_open=True), multiple=True,
     help="Value of C to choose from. Repeatable.  [default: 0.001, 0.01, 0.1]",
 )  # fmt: skip
 @click.option("--folds", default=5, show_default=True, type=click.IntRange(2), help="Number of folds.")

@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _PATIENCE_SECONDS = 0.7
-"""Nobody waits longer without a word."""
+"""The longest wait without a message."""
 
 _announcement: threading.Timer | None = None
 
 EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
+EXIT_TO_DO = 4
 
 
 class _Commands(click.Group):

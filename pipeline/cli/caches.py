@@ -1,17 +1,20 @@
-"""The commands about a cache: info, verify, merge, export."""
+"""The commands about caches: info, status, verify, merge, export."""
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, cli, progress_line, say
+from pipeline.cli.base import EXIT_SOME_FAILED, EXIT_TO_DO, cli, progress_line, say
 from pipeline.core.names import one_line, shown
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.cache.update import HashItems
+
+_WATCH_EVERY_S = 3.0
 
 
 @cli.command()
@@ -43,6 +46,46 @@ def _one_line(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_one_line(inner) for inner in value) or "none"
     return str(value)
+
+
+@cli.command()
+@click.argument("caches", nargs=-1, required=True, metavar="FILE...")
+@click.option("--watch", is_flag=True, help="Look again every few seconds, until no part has rows to do.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+@click.option(
+    "--idle-shards",
+    is_flag=True,
+    help="Print only the numbers of the shards that have rows to do and no process, such as 3,7: what sbatch --array "
+    "takes.",
+)
+def status(caches: tuple[str, ...], watch: bool, as_json: bool, idle_shards: bool) -> None:
+    """Show how far the caches of several jobs are, while they run.
+
+    FILE is a cache, a pattern such as 'photos-*.h5' or a folder of caches. A line for each gives what is done, failed
+    and to do, its rate, the process that writes it, and the time left. "died" is a part whose process ended without
+    finishing.
+
+    Exit code 0: all done. 3: all done, but some images failed. 4: some are still to do.
+    """
+    from pipeline.cache.parts import find_parts, look_at
+
+    while True:
+        parts = look_at(find_parts(caches))
+        if idle_shards:
+            click.echo(",".join(map(str, parts.idle_shards)))
+        elif as_json:
+            import json
+
+            facts = {"parts": [part.to_json() for part in parts.parts], "missing_shards": list(parts.missing)}
+            click.echo(json.dumps(facts, indent=2))
+        else:
+            click.echo("\n".join([*(one_line(shown(str(part))) for part in parts.parts), parts.total()]))
+        if parts.complete or not watch:
+            break
+        time.sleep(_WATCH_EVERY_S)
+        click.clear()  # nothing unless on a terminal
+    if not parts.complete or parts.failed:
+        click.get_current_context().exit(EXIT_SOME_FAILED if parts.complete else EXIT_TO_DO)
 
 
 @cli.command()

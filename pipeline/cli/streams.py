@@ -1,8 +1,8 @@
 """Standard streams that never interrupt the work: what cannot be written is dropped, and remembered.
 
 A reader that goes away, a terminal that vanishes, a full disk and a descriptor that was closed before the start are
-errors of a stream, not of the work: files are written as ever. Lost data turn the exit code at the end; lost messages
-do not.
+errors of a stream, not of the work: files are written all the same. Lost data change the exit code at the end; lost
+messages do not.
 """
 
 from __future__ import annotations

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import csv
-from typing import TYPE_CHECKING, Any, TextIO
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Any, TextIO
 
 LINE_END = "\r\n"
 """The line end to give to the writer of the rows."""
@@ -30,9 +27,6 @@ class CsvRows:
     def write(self, row: str) -> int:
         """Write a row."""
         return self._file.write(row.removesuffix(LINE_END) + "\n")
-
-    def __iter__(self) -> Iterator[str]:  # pandas asks whether an object is a file by this
-        return iter(self._file)
 
 
 def csv_writer(file: TextIO) -> Any:

@@ -21,14 +21,14 @@ _GPU_NODES = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg", "/dev/kfd")
 
 
 def may_have_gpu() -> bool:
-    """Tell whether PyTorch might find a GPU here, without importing it; where in doubt, yes."""
+    """Return whether PyTorch might find a GPU here, without importing it; where in doubt, yes."""
     if "torch" in sys.modules or platform.system() != "Linux":
         return True
     return any(Path(node).exists() for node in _GPU_NODES)
 
 
 def has_cuda() -> bool:
-    """Tell whether there is a CUDA device; PyTorch is imported only where there may be one."""
+    """Return whether there is a CUDA device; PyTorch is imported only where there may be one."""
     if not may_have_gpu():
         return False
     import torch  # takes seconds
@@ -37,7 +37,7 @@ def has_cuda() -> bool:
 
 
 def is_cpu(device: str) -> bool:
-    """Tell whether a name stands for the processor; PyTorch is imported only where that is not plain.
+    """Return whether a name stands for the processor; PyTorch is imported only where that is not plain.
 
     Raises
     ------

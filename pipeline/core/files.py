@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import secrets
 import shutil
 from pathlib import Path
@@ -18,11 +19,27 @@ if TYPE_CHECKING:
 
 PART = ".part"
 """Suffix of a file or folder that is being written."""
+_TOKEN_BYTES = 6
+_PART_NAME = re.compile(rf"\.(.+)\.[0-9a-f]{{{2 * _TOKEN_BYTES}}}{re.escape(PART)}", re.DOTALL)
+
+
+def part_path(path: Path) -> Path:
+    """Return a new name beside ``path`` for its unfinished file: one that no file of a user has."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(_TOKEN_BYTES)}{PART}")
+
+
+def remove_parts(path: Path) -> None:
+    """Remove the unfinished files of ``path`` that killed runs left. The caller is the only one who writes ``path``."""
+    for name in os.listdir(path.parent):  # noqa: PTH208  # a name, not a path for each
+        found = _PART_NAME.fullmatch(name)
+        if found is not None and found[1] == path.name:
+            with contextlib.suppress(OSError):
+                (path.parent / name).unlink()
 
 
 @contextlib.contextmanager
 def replacing(
-    path: str | os.PathLike[str], error: type[PipelineError] = PipelineError, *, shared: bool = False
+    path: str | os.PathLike[str], error: type[PipelineError] = PipelineError, *, alone: bool = False
 ) -> Iterator[Path]:
     """Yield the path of a file to write, which replaces ``path`` when the block ends.
 
@@ -35,9 +52,8 @@ def replacing(
         Replaced where it exists.
     error : type
         The error that replaces an `OSError`.
-    shared : bool
-        Several processes may write the same file at once: each gets its own unfinished file. Otherwise there is one
-        name for it, so that what a killed run left behind is removed by the next.
+    alone : bool
+        No other process writes this file at the same time, so what killed runs left of it is removed.
 
     Raises
     ------
@@ -45,14 +61,15 @@ def replacing(
         Of the type given: the file cannot be written.
     """
     path = followed(path)
-    part = path.with_name(path.name + (f".{secrets.token_hex(6)}" if shared else "") + PART)
+    part = part_path(path)
     with unfinished(part):
         try:
             if path.is_dir():
                 raise IsADirectoryError(21, "it is a folder")
             if path.exists() and not path.is_file():  # also where it became one during the work
                 raise OSError(errno.EINVAL, "it is a device or a pipe")
-            part.unlink(missing_ok=True)
+            if alone:
+                remove_parts(path)
             yield part
             put_in_place(part, path)
         except OSError as reason:
@@ -89,7 +106,7 @@ def replacing_folder(path: str | os.PathLike[str], error: type[PipelineError] = 
         Of the type given: the folder cannot be written.
     """
     path = followed(path)
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}{PART}")
+    part = part_path(path)
     with unfinished(part):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

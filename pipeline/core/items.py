@@ -23,6 +23,11 @@ Reader = Callable[[Any], bytes]
 """Takes a locator (what `pipeline.sources.Source.locator` returned), returns the bytes for the decoder; raises
 `OSError`."""
 
+
+class OutOfReach(OSError):
+    """An image's store did not deliver it now, and may do so later."""
+
+
 HASH_BYTES = 16
 _LEFT_OUT_EXAMPLES = 3
 
@@ -44,6 +49,7 @@ class Status(IntEnum):
     TIMED_OUT = 8
     OUT_OF_MEMORY = 9
     NOT_FINITE = 10
+    OUT_OF_REACH = 11
 
 
 def content_hash(data: bytes) -> bytes:

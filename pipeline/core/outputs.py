@@ -8,12 +8,11 @@ from __future__ import annotations
 import contextlib
 import csv
 import os
-import secrets
 import stat
 from typing import TYPE_CHECKING
 
 from pipeline.core.ending import unfinished
-from pipeline.core.files import PART, followed
+from pipeline.core.files import followed, part_path
 from pipeline.core.shards import PLACEHOLDER
 from pipeline.errors import PipelineError, first_line
 
@@ -114,7 +113,7 @@ def check_writable(path: Path, error: type[PipelineError] = PipelineError) -> No
     while not folder.exists() and folder != folder.parent:
         folder = folder.parent
     # As long as the longest name that is going to stand there.
-    probe = folder / f".{path.name}.{secrets.token_hex(6)}{PART}"
+    probe = part_path(folder / path.name)
     try:
         with unfinished(probe):
             try:

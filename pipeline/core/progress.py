@@ -72,7 +72,7 @@ def show(text: str) -> None:
 
 
 def in_notebook() -> bool:
-    """Tell whether this is the kernel of a notebook, whose output is no terminal and shows a bar all the same."""
+    """Return whether this is the kernel of a notebook, whose output is no terminal and shows a bar all the same."""
     shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
     return shell is not None and "IPKernelApp" in shell.config
 

@@ -14,7 +14,7 @@ FORMAT = "embedding-pipeline"
 PENULTIMATE = "penultimate"
 """The layer that every backbone has: its output before the classifier."""
 # Where weights came from and what an engine is called do not change a number; the tensors' hash and the precision do.
-DESCRIPTIVE = frozenset({"weights.name", "weights.origin"})
+DESCRIPTIVE = frozenset({"weights.name", "weights.origin", "weights.source"})
 
 
 def canonical_json(data: Any) -> str:

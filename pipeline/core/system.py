@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
+DISTRIBUTION = "embedding-pipeline"
+"""The name under which the package is installed, and of its folder in the user's cache."""
+
 PACKAGE_ROOT = Path(__file__).parent.parent.parent
 """The folder from which a child process imports the package."""
 
@@ -35,7 +38,7 @@ def processor_count() -> int:
 def cache_folder() -> Path:
     """Return the user's cache folder: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
-    return Path(base) / "embedding-pipeline"
+    return Path(base) / DISTRIBUTION
 
 
 def child_environment() -> dict[str, str]:

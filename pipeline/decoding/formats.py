@@ -1,7 +1,7 @@
 """The kinds of image files: how each is recognised, by content and by name, and what to do about those not read.
 
 A file of any of these kinds gets a row, except documents and videos. Kinds that are not read are named in its reason,
-so that nobody has to guess why a picture is missing.
+so that a missing picture needs no guess.
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ def what_it_is(data: bytes) -> str:
 
 
 def _kind_of_brands(head: bytes) -> Kind | None:
-    """Tell the files of the ISO base media format apart, by the brands in their first box: any of them counts."""
+    """Distinguish the files of the ISO base media format by the brands in their first box: any of them counts."""
     length = struct.unpack(">I", head[:4])[0]
     listed = head[8:12] + head[16 : min(length, len(head))]
     brands = {listed[at : at + 4] for at in range(0, len(listed) - 3, 4)}

@@ -22,6 +22,7 @@ from torch.nn import functional
 from pipeline.core.devices import pick_devices
 from pipeline.decoding.image import PILLOW, DecodePolicy
 from pipeline.decoding.pool import DecodePool
+from pipeline.decoding.resample import BLACK
 from pipeline.errors import EngineError, first_line
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class GpuDecodePool(DecodePool):
                 f"expected weights that resize {' or '.join(RESAMPLING)} for --decode gpu, found "
                 f"{preprocess.interpolation}: leave it out"
             )
+        if preprocess.square or preprocess.fill != BLACK:
+            raise EngineError("--decode gpu cannot pad images with a colour, as these weights expect it: leave it out")
         _check_decoder(device)
         super().__init__(reader, policy, preprocess, batch_size=batch_size, workers=workers, **others)
         self._device, self._preprocess = device, preprocess

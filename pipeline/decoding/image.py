@@ -21,7 +21,7 @@ from pipeline.decoding.formats import DICOM, HEIC, SNIFF_BYTES, kind_of_image, u
 from pipeline.decoding.heic import read_heic
 from pipeline.decoding.jpeg2000 import deep_jpeg2000
 from pipeline.decoding.orientation import TURNS, orientation_of, turned, upright
-from pipeline.decoding.png import deep_png, without_long_texts
+from pipeline.decoding.png import check_standard_png, deep_png, without_long_texts
 from pipeline.decoding.resample import MOST_RESIZED
 from pipeline.decoding.samples import Samples
 from pipeline.decoding.tiff import check_read_by_pillow, read_tiff
@@ -43,6 +43,8 @@ GPU_SHRINK = 1.45
 """Least reduction of a JPEG with subsampled colours: nvJPEG repeats the colours that other decoders interpolate."""
 _END_OF_IMAGE = b"\xff\xd9"
 ADOBE_YCBCR = 1
+_ADOBE_INKS = (0, 2)
+"""What Adobe's marker says of four bands: CMYK, or the same as YCCK. Both are stored inverted."""
 _SCALED_BY_PILLOW = ("PPM", "PNG")
 """Formats whose 16-bit samples Pillow returns in mode I, scaled to 65535 by the range that the header states."""
 _UNREAD = re.compile(r"(?i)unsupported|not supported|cannot handle|unknown raw mode|unable to determine J2K image mode")
@@ -184,6 +186,7 @@ def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
         check_size(image.size, policy.max_pixels)
         if image.format == "TIFF" and hasattr(image, "tag_v2"):
             check_read_by_pillow(image.tag_v2.get)
+        _check_inks(image)
         image.load()
         return _rgb(upright(image))
     except DecodeError:
@@ -215,13 +218,37 @@ def _kind_of(data: bytes, policy: DecodePolicy) -> str:
 def _by_pillow(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     image = Image.open(io.BytesIO(data), formats=policy.formats)
     check_size(image.size, policy.max_pixels)
+    _check_inks(image)
     if thumbnail is not None and image.format in ("JPEG", "MPO"):
         _draft(image, 2 * thumbnail)
     image.load()
     return _rgb(upright(image))
 
 
+def _check_inks(image: Image.Image) -> None:
+    """Refuse a JPEG of four bands that does not say whether 0 is ink or paper, which Pillow takes for inverted."""
+    if image.format in ("JPEG", "MPO") and image.mode == "CMYK":
+        if "adobe_transform" not in image.info:
+            raise unsupported("JPEG of CMYK that does not say whether 0 is ink or paper: convert it to RGB")
+        if image.info["adobe_transform"] not in _ADOBE_INKS:
+            raise unsupported("JPEG of four bands whose marker says that they are three: convert it to RGB")
+
+
+def _read_gif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
+    image = Image.open(io.BytesIO(data), formats=policy.formats)
+    check_size(image.size, policy.max_pixels)
+    inside = image.tile[0][1] if image.tile else None
+    image.load()
+    found = _rgb(image)
+    if inside is not None and inside != (0, 0, *image.size):  # around the frame Pillow fills in the first colour
+        whole = Image.new("RGB", image.size, "white")
+        whole.paste(found.crop(inside), inside)
+        found = whole
+    return turned(found, orientation_of(image))
+
+
 def _read_png(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
+    check_standard_png(data)
     data = without_long_texts(data)
     image = Image.open(io.BytesIO(data), formats=policy.formats)
     check_size(image.size, policy.max_pixels)
@@ -254,6 +281,7 @@ def _read_avif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Imag
 
 _READERS: dict[str, Callable[[bytes, DecodePolicy, int | None], Image.Image]] = {
     "PNG": _read_png,
+    "GIF": _read_gif,
     "TIFF": _read_tiff,
     "JPEG2000": _read_jpeg2000,
     "AVIF": _read_avif,

@@ -6,6 +6,7 @@ import struct
 import zlib
 from typing import TYPE_CHECKING
 
+from pipeline.decoding.errors import unsupported
 from pipeline.decoding.orientation import orientation_in_xmp
 from pipeline.decoding.samples import GREY, RGB, STRAIGHT, Samples
 
@@ -21,6 +22,18 @@ MOST_TEXT = 1 << 20
 _MOST_TEXTS = 32 << 20
 """Pillow refuses PNGs with longer texts, or more text in all; its own limits are these and 64 MiB."""
 _MOST_XMP = 64 << 20
+
+
+def check_standard_png(data: bytes) -> None:
+    """Refuse the PNGs that Apple's tools make for iPhones: blue first, premultiplied, packed without a header.
+
+    Raises
+    ------
+    DecodeError
+        It is one.
+    """
+    if data[12:16] == b"CgBI":
+        raise unsupported("PNG of Apple's tools for iPhones (CgBI): save it as an ordinary PNG")
 
 
 def without_long_texts(data: bytes) -> bytes:

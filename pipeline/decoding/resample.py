@@ -38,6 +38,9 @@ MOST_RESIZED = 1 << 26
 of a long thin picture would fill the memory."""
 
 
+BLACK = (0, 0, 0)
+
+
 @dataclass(frozen=True, slots=True)
 class Geometry:
     """A resize followed by a crop.
@@ -47,16 +50,19 @@ class Geometry:
     size : (int, int)
         Width and height after the resize.
     corner : (int, int)
-        Left and top of the crop in the resized image; negative: of its black padding.
+        Left and top of the crop in the resized image; negative: of its padding.
     crop : (int, int)
         Height and width of the crop.
     resampling : PIL.Image.Resampling
+    fill : (int, int, int)
+        Colour of the padding.
     """
 
     size: tuple[int, int]
     corner: tuple[int, int]
     crop: tuple[int, int]
     resampling: Image.Resampling
+    fill: tuple[int, int, int] = BLACK
 
     @property
     def kept_columns(self) -> tuple[int, int]:
@@ -144,6 +150,11 @@ class Resampler:
         (H, W, 3) uint8
             The same by either implementation.
         """
+        pixels = self._in_black(image, geometry)
+        return pixels if geometry.fill == BLACK else _filled(pixels, geometry)
+
+    def _in_black(self, image: Image.Image | NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+        """Resize and crop; what lies outside the image is black."""
         if not fits(size_of(image), geometry):
             return by_pillow(_as_pillow(image), geometry)
         if self._kernel is not None:
@@ -159,6 +170,18 @@ class Resampler:
         started = time.thread_time()
         yield
         self._pillow_s += time.thread_time() - started
+
+
+def _filled(pixels: NDArray[np.uint8], geometry: Geometry) -> NDArray[np.uint8]:
+    """Colour what lies outside the image."""
+    (first, last), (top, bottom), (left, above) = geometry.kept_columns, geometry.kept_rows, geometry.corner
+    inside = slice(top - above, bottom - above), slice(first - left, last - left)
+    if pixels[inside].shape == pixels.shape:
+        return pixels
+    out = np.empty_like(pixels)
+    out[:] = geometry.fill
+    out[inside] = pixels[inside]
+    return out
 
 
 RESAMPLER = Resampler()

@@ -57,7 +57,10 @@ class Samples:
             out[start : start + rows] = self._eight_bit(self.values[start : start + rows])
         if self.colour == GREY:
             return Image.fromarray(out[..., 0]).convert("RGB")
-        return Image.fromarray(out) if self.colour == RGB else Image.fromarray(out, mode="CMYK").convert("RGB")
+        if self.colour == RGB:
+            return Image.fromarray(out)
+        # Pillow 11.3 warns of the mode of fromarray, which would take the inks for RGBA.
+        return Image.frombuffer("CMYK", (width, height), out, "raw", "CMYK", 0, 1).convert("RGB")
 
     def _eight_bit(self, values: NDArray[Any]) -> NDArray[np.uint8]:
         count, top = COLOURS[self.colour], self.top

@@ -147,7 +147,7 @@ def reading_of(layout: Layout) -> Reading:
         with_alpha = layout.samples == 2 and bits == 8 and layout.extras in ((0,), (2,)) and not layout.planar
         if bits > 8 or not (layout.samples == 1 or with_alpha) or layout.compression not in _OF_PILLOW:
             raise unsupported(f"TIFF with a palette and {layout.samples} × {bits} bits: convert it to RGB")
-        return Reading(None, bits, by_pillow=True)
+        return Reading(None, bits, by_pillow=layout.forms[0] == _UNSIGNED)
     if photometric not in _PHOTOMETRICS:
         raise unsupported(f"TIFF that does not say what its samples mean (photometric {photometric}): save it again")
     colour = _PHOTOMETRICS[photometric]
@@ -201,7 +201,7 @@ def _alpha(layout: Layout, colour: str) -> tuple[str | None, bool]:
 
 def _suits_pillow(layout: Layout, reading: Reading) -> bool:
     """Return whether Pillow reads the layout rightly: what it read in every version of this program."""
-    if layout.compression not in _OF_PILLOW or reading.undeclared:
+    if layout.compression not in _OF_PILLOW or layout.forms[0] != _UNSIGNED or reading.undeclared:
         return False
     if layout.planar and layout.compression not in (6, 7):
         return False

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.core.items import HASH_BYTES, Status, content_hash
+from pipeline.core.items import HASH_BYTES, OutOfReach, Status, content_hash
 from pipeline.core.system import limit_memory, memory_limit_lifted
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, decode_image, is_plain_jpeg
@@ -163,7 +163,8 @@ def _work(
         return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
     except Exception as error:  # any error of a reader concerns this image only
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        return Outcome(position, Status.UNREADABLE, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
+        status = Status.OUT_OF_REACH if isinstance(error, OutOfReach) else Status.UNREADABLE
+        return Outcome(position, status, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
     read = time.perf_counter()
     digest = content_hash(data)
     status, reason, left = Status.DONE, "", 0
@@ -199,7 +200,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     connection.send(None)  # ready
-    told: set[str] = set()
+    sent: set[str] = set()
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
         while True:
             task: Task = connection.recv()
@@ -222,8 +223,8 @@ def main(connection_fd: int, memory_fd: int) -> None:
             if RESAMPLER.repays:  # between images: its time and memory are those of no image
                 with memory_limit_lifted():
                     RESAMPLER.load()
-            for note in {RESAMPLER.reason, why_pillow()} - {"", *told}:
-                told.add(note)
+            for note in {RESAMPLER.reason, why_pillow()} - {"", *sent}:
+                sent.add(note)
                 connection.send(note)
 
 

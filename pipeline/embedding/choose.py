@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.core.callbacks import Say, ignore
+from pipeline.core.devices import is_cpu
 from pipeline.core.items import Status
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.pool import ring_pool
 from pipeline.embedding.settings import AUTO
+from pipeline.engines import first_precision, idle_gpus, open_engine, precisions, selfcheck
 from pipeline.engines.agreement import LEAST_COSINE, LEAST_GPU_COSINE, Agreement, agreement
 from pipeline.errors import EngineError
 
@@ -71,8 +74,19 @@ def choose_engine(
         No such device or precision here, or the precision asked for fails the check.
     """
     among = np.arange(len(source)) if rows is None else rows
-    sample, _ = _sample(source, backbone, decode, settings, among, stop)
-    return engine_for(sample, backbone, settings, say=say)
+    asked = (source, backbone, decode, settings, among, stop)
+    if decode.jpeg_decoder == GPU or not (settings.engine == "openvino" or is_cpu(settings.device)):
+        return engine_for(_sample(*asked)[0], backbone, settings, say=say)
+    # On a CPU the engine to open first does not depend on the sample: both take some tenths of a second.
+    with ThreadPoolExecutor(1, "sample") as thread:
+        sampled = thread.submit(_sample, *asked)
+        engine = _opened(backbone, settings, True, say)
+        try:
+            sample, _ = sampled.result()
+        except BaseException:
+            engine.close()
+            raise
+    return _checked(engine, sample, backbone, settings, say)
 
 
 def choose_decode(
@@ -140,8 +154,6 @@ def _cosine_of_gpu_decoding(
 
     The cosine is -1 where an image fails in one way and not in the other.
     """
-    from pipeline.engines import selfcheck  # imports torch
-
     pillow = replace(decode, jpeg_decoder=PILLOW)
     images, outcomes = _sample(source, backbone, decode, settings, rows, stop)
     expected, pillow_outcomes = _sample(source, backbone, pillow, settings, rows, stop)
@@ -156,13 +168,10 @@ def engine_for(
     sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, *, say: Say
 ) -> tuple[Engine, dict[str, Any]]:
     """Open an engine that satisfies the numbers contract on prepared images (n, H, W, 3); see `choose_engine`."""
-    from pipeline.engines import (  # only for those who open engines
-        first_precision,
-        idle_gpus,
-        open_engine,
-        precisions,
-        selfcheck,
-    )
+    return _checked(_opened(backbone, settings, len(sample) > 0, say), sample, backbone, settings, say)
+
+
+def _opener(backbone: Backbone, settings: RunSettings, say: Say) -> OpenWith:
 
     def open_with(precision: str, name: str) -> Engine:
         return open_engine(
@@ -174,12 +183,27 @@ def engine_for(
             say=say,
         )
 
+    return open_with
+
+
+def _opened(backbone: Backbone, settings: RunSettings, will_compare: bool, say: Say) -> Engine:
+    """Open the engine that is tried first."""
     first = settings.precision
     if first == AUTO:
-        first = first_precision(settings.engine, settings.device) if len(sample) else "float32"
-    engine = open_with(first, settings.engine)
+        first = first_precision(settings.engine, settings.device) if will_compare else "float32"
+    engine = _opener(backbone, settings, say)(first, settings.engine)
     if settings.device == AUTO and (idle := idle_gpus(engine)):
         say(f"{idle} more GPUs are idle: --device cuda:all takes all of them")
+    return engine
+
+
+def _checked(
+    engine: Engine, sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, say: Say
+) -> tuple[Engine, dict[str, Any]]:
+    """Return the engine, or one in its place that agrees with the reference on the sample."""
+    from pipeline.engines import selfcheck  # as above
+
+    open_with = _opener(backbone, settings, say)
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
     if not len(sample):  # no images to compare: only the requested precision, or float32
         return engine, {"images": 0, "cosine": {}}
@@ -242,8 +266,6 @@ def _expected(
     The reference is eager float32 PyTorch. Beside OpenVINO it is the converted network in float32, which is compared
     with rows that PyTorch gave when it was converted: PyTorch itself would take longer to start than small jobs take.
     """
-    from pipeline.engines import selfcheck  # only for those who open engines
-
     if engine.name != "openvino":
         return selfcheck.reference(backbone, sample), 1.0
     own = engine if engine.precision == "float32" else open_with("float32", "openvino")
@@ -274,7 +296,7 @@ def _sample(
     The outcomes include those of images that failed and are not returned.
     """
     rows = sample_rows(among)
-    with ring_pool(source.reader(), backbone, len(rows), 0, decode, settings, images=len(rows)) as pool:
+    with ring_pool(source.patient_reader(), backbone, len(rows), 0, decode, settings, images=len(rows)) as pool:
         batch = next(pool.batches(rows, source.locator, stop), None)
         if batch is None:
             return np.empty((0, *backbone.preprocess.shape), dtype=np.uint8), []

@@ -64,7 +64,7 @@ def embed(
     embeddings : dict of str to (B, D) float32
         By layer; positions that failed or are beyond the batch's rows are undefined.
     """
-    with pool_for(engine, source.reader(), backbone, decode, settings, images=len(rows)) as pool:
+    with pool_for(engine, source.patient_reader(), backbone, decode, settings, images=len(rows)) as pool:
         yield from embed_through(pool, engine, rows, source.locator, stop=stop, seconds=seconds)
 
 

@@ -115,7 +115,7 @@ class LocalExecutor(Executor):
         self, source: Source, rows: NDArray[np.int64], *, stop: threading.Event, seconds: defaultdict[str, float]
     ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
         """Yield rows in order; see `Executor.embed`."""
-        with pool_for(self._engine, source.reader(), *self._settings) as pool:
+        with pool_for(self._engine, source.patient_reader(), *self._settings, images=len(rows)) as pool:
             yield from embed_through(pool, self._engine, rows, source.locator, stop=stop, seconds=seconds)
             for note in pool.notes:
                 self._say(note)

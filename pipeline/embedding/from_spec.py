@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backbones import DEFAULT_BACKBONE, FINE_TUNED, load_backbone
+from pipeline.backbones import load_backbone, request_of_spec
 from pipeline.core.spec import PENULTIMATE, check_same_numbers
 from pipeline.decoding.image import PILLOW, DecodePolicy
-from pipeline.errors import BackboneError, FingerprintError
+from pipeline.errors import FingerprintError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -41,16 +41,9 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     FingerprintError
         The result does not match the spec; the message names the fields.
     """
-    name = spec["weights"]["name"]
-    if weights is None and name in ("file", FINE_TUNED):
-        what = "file" if name == "file" else "fine-tuned run"
-        raise BackboneError(f"the weights came from the {what} {spec['weights']['origin']}: pass it with --weights")
-    if name == "random":
-        weights = name
-    elif weights is None and spec["backbone"] != DEFAULT_BACKBONE:
-        weights = name.partition(".")[2] or name  # timm's names are ARCHITECTURE.TAG
+    name, weights = request_of_spec(spec, weights)
     layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
-    backbone = load_backbone(spec["backbone"], weights, layers)
+    backbone = load_backbone(name, weights, layers, int(spec["preprocess"].get("size", 0)))
     wanted = {name: spec[name] for name in backbone.to_spec()}
     check_same_numbers(
         wanted,

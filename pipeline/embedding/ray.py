@@ -27,6 +27,7 @@ from pipeline.embedding.choose import choose_engine, sample_rows
 from pipeline.embedding.embed import STOP_CHECK_S, STOP_WITHIN_S, embed_through
 from pipeline.embedding.executor import Executor
 from pipeline.embedding.pool import pool_for
+from pipeline.engines import open_engine
 from pipeline.errors import EngineError, PipelineError, first_line
 from pipeline.sources.listed import ListedSource
 
@@ -50,7 +51,6 @@ CHECK_RETRIES = 3
 """Retries of the self-check when its node is lost; Ray Data retries chunks of rows without limit."""
 LAYER = "layer:"
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # no usage data are sent unless the user asks for it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it otherwise warns of
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors are raised as exceptions
     "RAY_ENABLE_AUTO_CONNECT": "0",  # a thread that outlives a stop must not start another cluster
@@ -114,7 +114,7 @@ class RayExecutor(Executor):
         except BaseException:
             self.close()
             raise
-        self._setup = _Setup(sampled.reader(), backbone, decode, replace(run, **chosen.settings), room.cpus)
+        self._setup = _Setup(sampled.patient_reader(), backbone, decode, replace(run, **chosen.settings), room.cpus)
         self._actor_resources, self._batch_size = room, chosen.settings["batch_size"]
         self.name, self.device, self.precision = chosen.name, chosen.device, chosen.settings["precision"]
         self.workers = run.workers * (self._actors or room.actors)
@@ -290,8 +290,6 @@ class _Embedder:
 
     def __init__(self, setup: Any) -> None:
         import ray
-
-        from pipeline.engines import open_engine
 
         given: _Setup = ray.get(setup) if isinstance(setup, ray.ObjectRef) else setup
         _take_processors(given.cpus)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.core.devices import device_precisions, is_cpu, pick_devices
 from pipeline.engines.base import PRECISIONS, Embeddings, Engine
+from pipeline.engines.multi_device import MultiEngine
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
@@ -73,7 +74,6 @@ def open_engine(
 
 def _open_torch(backbone: Backbone, device: str, precision: str, batch_size: int) -> Engine:
     # Not at the top: torch takes seconds to import.
-    from pipeline.engines.multi_device import MultiEngine
     from pipeline.engines.torch import TorchEngine, default_batch
 
     devices = pick_devices(device)

@@ -11,14 +11,13 @@ import secrets
 import shutil
 import tempfile
 from concurrent.futures import Future
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.core.ending import unfinished
-from pipeline.core.system import cache_folder, give_memory_back, processor_count
+from pipeline.core.system import DISTRIBUTION, cache_folder, give_memory_back, processor_count, versions_of
 from pipeline.engines.base import Embeddings, Engine, Probes
 from pipeline.engines.openvino_quiet import ov
 from pipeline.errors import EngineError, PipelineError, first_line
@@ -33,6 +32,9 @@ DEFAULT_BATCH = 4
 NETWORK_FILE, REFERENCE_FILE = "network.xml", "reference.npz"
 _LAYOUT = 2
 """Of a folder of converted networks: a change leaves older ones unused."""
+_CONVERTED_BY = (DISTRIBUTION, "torch", "torchvision", "timm", "openvino")
+"""Packages whose versions a converted network depends on."""
+_OTHER_LIBRARIES = ("transformers", "open_clip_torch")
 _PRECISIONS = {"float32": "f32", "mixed": "bf16", "bfloat16": "bf16"}
 
 
@@ -141,7 +143,10 @@ def _read(core: ov.Core, folder: Path, backbone: Backbone, *, mixed: bool) -> tu
 
 def _converted(backbone: Backbone, *, mixed: bool) -> Path:
     """Return the folder of the converted network; convert it first if necessary."""
-    versions = [metadata.version(name) for name in ("embedding-pipeline", "torch", "torchvision", "timm", "openvino")]
+    found = versions_of(_CONVERTED_BY)
+    versions: list[Any] = [found[name] for name in _CONVERTED_BY]
+    if ":" in backbone.name:  # of another library; the converted networks of all others stay
+        versions += sorted(versions_of(_OTHER_LIBRARIES).items())
     identity = f"{_LAYOUT}|{backbone.to_spec()}|{versions}" + "|mixed" * mixed
     folder = cache_folder() / hashlib.sha256(identity.encode()).hexdigest()[:32]
     if (folder / NETWORK_FILE).is_file():

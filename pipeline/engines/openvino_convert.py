@@ -51,6 +51,10 @@ def save_reference(backbone: Backbone, file: Path) -> None:
 
 
 def _convert(backbone: Backbone) -> ov.Model:
+    if backbone.network.onnx is not None:
+        from pipeline.engines.openvino_onnx import read_onnx  # for few
+
+        return read_onnx(backbone.network.onnx, backbone)
     example = torch.zeros(TRACE_BATCH, *backbone.preprocess.shape, dtype=torch.uint8)
     network = copy.deepcopy(backbone.network)
     with warnings.catch_warnings(), torch.inference_mode(mode=False), torch.no_grad():

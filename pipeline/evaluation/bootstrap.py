@@ -1,6 +1,6 @@
 """Figures with intervals: the bootstrap over rows or whole groups.
 
-Axes: N rows, B bootstrap replicates.
+Axes: N rows, B bootstrap replicates, R replicates of one block.
 """
 
 from __future__ import annotations
@@ -13,14 +13,17 @@ import numpy as np
 from pipeline.evaluation.shares import share_interval
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from numpy.typing import ArrayLike, NDArray
 
     Floats = NDArray[np.float64]
+    Measure = Callable[[Floats], Mapping[str, Floats]]
 
 _BOOTSTRAP_WORK = 200_000_000
 _LEAST_REPLICATES = 200
+_BLOCK_VALUES = 1 << 14
+"""Weights drawn at once: they and what is computed from them stay in the processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ def bootstrap_weights(
     """Return a function from replicate number to the rows' counts in that resample.
 
     Whole groups are drawn where groups are given, because their rows are not independent. Every replicate has a
-    generator of its own, so that replicate b is the same draw whoever asks, which is what pairs two heads.
+    generator of its own, so that replicate b is the same draw for every caller, which pairs two heads.
 
     Parameters
     ----------
@@ -84,8 +87,24 @@ def bootstrap_weights(
     return draw
 
 
+def one_by_one(measure: Callable[[Floats], Mapping[str, float]]) -> Measure:
+    """Return a function of weights (R, N) from one of weights (N,)."""
+
+    def measure_block(weights: Floats) -> dict[str, Floats]:
+        figures = [measure(weight) for weight in weights]
+        return {name: np.array([each[name] for each in figures]) for name in figures[0]}
+
+    return measure_block
+
+
+def weighted_means(weights: Floats, values: Floats) -> Floats:
+    """Return the mean of values (N,) under each row of weights (R, N)."""
+    # A product of the matrix would add in another order, and change last digits.
+    return np.asarray(np.array([weight @ values for weight in weights]) / weights.sum(axis=1))
+
+
 def bootstrap_intervals(
-    measure: Callable[[Floats], dict[str, float]],
+    measure: Measure,
     n_rows: int,
     *,
     seed: int = 0,
@@ -99,7 +118,8 @@ def bootstrap_intervals(
     Parameters
     ----------
     measure : callable
-        From weights of shape (N,) to figures by name.
+        From weights of shape (R, N) to figures by name, each (R,). It is first called with weights of one, then with
+        the replicates in their order.
     n_rows : int
         N.
     seed, replicates, level, groups
@@ -108,17 +128,24 @@ def bootstrap_intervals(
         Figures that are shares, in [0, 1], with the independent rows behind each: where every resample gives the same
         value, as when all rows are right, the interval is `share_interval`'s.
     """
-    value = measure(np.ones(n_rows))
+    value = measure(np.ones((1, n_rows)))
     count = replicates_for(n_rows, replicates)
     draw = bootstrap_weights(n_rows, seed=seed, replicates=count, groups=groups)
-    drawn = [measure(draw(b)) for b in range(count)]
+    drawn = [measure(weights) for weights in _blocks(draw, n_rows, count)]
     tails = [50 * (1 - level), 50 * (1 + level)]
     out = {}
-    for name, at in value.items():
-        values = np.asarray([d[name] for d in drawn])
+    for name, (at,) in value.items():
+        values = np.concatenate([block[name] for block in drawn])
         low, high = np.nanpercentile(values, tails) if np.isfinite(values).any() else (np.nan, np.nan)
         out[name] = Interval(float(at), float(low), float(high))
     for name, rows in (shares or {}).items():
         if out[name].is_point:
             out[name] = Interval(out[name].value, *share_interval(out[name].value, rows, level))
     return out
+
+
+def _blocks(draw: Callable[[int], Floats], n_rows: int, count: int) -> Iterator[Floats]:
+    """Yield the weights of all replicates, (R, N) at a time."""
+    step = max(_BLOCK_VALUES // max(n_rows, 1), 1)
+    for start in range(0, count, step):
+        yield np.stack([draw(b) for b in range(start, min(start + step, count))])

@@ -17,9 +17,7 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
-def expected_calibration_error(
-    confidence: Floats, correct: Floats | NDArray[np.bool_], *, bins: int = 15, weight: Floats | None = None
-) -> float:
+def expected_calibration_error(confidence: Floats, correct: Floats | NDArray[np.bool_], *, bins: int = 15) -> float:
     """Mean gap between confidence and accuracy over equal-width bins of confidence.
 
     Parameters
@@ -30,8 +28,6 @@ def expected_calibration_error(
         Whether the class of that probability is the label, or how right the row is where classes tie.
     bins : int
         Number of bins over [0, 1].
-    weight : ndarray of shape (N,), optional
-        Weights of the rows.
 
     References
     ----------
@@ -42,10 +38,30 @@ def expected_calibration_error(
     >>> expected_calibration_error(np.array([0.9, 0.9]), np.array([True, True]))
     0.1
     """
-    w = np.ones(len(confidence)) if weight is None else weight
+    return float(calibration_errors(confidence, correct, np.ones((1, len(confidence))), bins=bins)[0])
+
+
+def calibration_errors(
+    confidence: Floats, correct: Floats | NDArray[np.bool_], weights: Floats, *, bins: int = 15
+) -> Floats:
+    """Return the `expected_calibration_error` (R,) under each row of weights (R, N)."""
     index = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
-    gap = np.bincount(index, weights=w * (correct - confidence), minlength=bins)
-    return round(float(np.abs(gap).sum() / w.sum()), 12)
+    gap = counts_by(index, weights * (correct - confidence), bins)
+    errors = np.abs(gap).sum(axis=1) / weights.sum(axis=1)
+    return np.array([round(error, 12) for error in errors.tolist()])
+
+
+def counts_by(codes: NDArray[np.int64], weights: Floats, count: int) -> Floats:
+    """Sum each row of weights (R, N) by the rows' codes 0 … count−1.
+
+    Examples
+    --------
+    >>> counts_by(np.array([0, 2, 2]), np.array([[1.0, 1.0, 1.0], [0.0, 2.0, 3.0]]), 3).tolist()
+    [[1.0, 0.0, 2.0], [0.0, 0.0, 5.0]]
+    """
+    places = codes + count * np.arange(len(weights))[:, None]
+    sums = np.bincount(places.ravel(), weights=weights.ravel(), minlength=count * len(weights))
+    return np.asarray(sums.reshape(len(weights), count))
 
 
 def reliability_bins(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 15) -> list[dict[str, float]]:

@@ -25,7 +25,7 @@ wrong. Half a row is Jeffreys' prior of a share (Krichevsky and Trofimov, "The p
 Trans. Inf. Theory 27, 1981)."""
 
 ACCURACY_ERRORS, LOSS_ERRORS = 0.75, 0.5
-"""Differences to the best candidate up to so many standard errors do not tell two candidates apart."""
+"""Differences to the best candidate up to so many standard errors do not distinguish two candidates."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def choose(
 
 
 def _is_worse(excess: Floats, groups: NDArray[np.integer] | None, errors: float) -> bool:
-    """Tell whether a mean excess is larger than so many of its standard errors."""
+    """Return whether a mean excess is larger than so many of its standard errors."""
     mean = float(excess.mean())
     parts: Floats = excess - mean
     if groups is not None:

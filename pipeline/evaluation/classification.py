@@ -1,6 +1,6 @@
 """Metrics of predicted class probabilities, with intervals.
 
-Axes: N rows, K classes.
+Axes: N rows, K classes, R replicates of the bootstrap.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals
-from pipeline.evaluation.calibration import expected_calibration_error
+from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, weighted_means
+from pipeline.evaluation.calibration import calibration_errors, counts_by
 from pipeline.evaluation.choice import hits
 from pipeline.evaluation.shares import effective_rows, mean_of_classes, share_interval
 
@@ -56,20 +56,29 @@ class _Measured:
         )
 
 
-def _classification(m: _Measured, n_classes: int, weight: Floats) -> dict[str, float]:
-    right = np.bincount(m.y, weights=weight * m.hit, minlength=n_classes)
-    support = np.bincount(m.y, weights=weight, minlength=n_classes)
-    said = np.bincount(m.said_class, weights=weight[m.said_row] * m.said_part, minlength=n_classes)
-    present, seen = support > 0, (support + said) > 0
-    total = weight.sum()
+def _classification(m: _Measured, n_classes: int, weights: Floats) -> dict[str, Floats]:
+    """Return the figures (R,) under weights (R, N)."""
+    right = counts_by(m.y, weights * m.hit, n_classes)
+    support = counts_by(m.y, weights, n_classes)
+    said = counts_by(m.said_class, weights[:, m.said_row] * m.said_part, n_classes)
     return {
-        "accuracy": float(right.sum() / total),
-        "balanced_accuracy": float((right[present] / support[present]).mean()),
-        "macro_f1": float((2 * right[seen] / (support + said)[seen]).mean()),
-        "log_loss": float(weight @ m.loss / total),
-        "brier": float(weight @ m.brier / total),
-        "ece": expected_calibration_error(m.confidence, m.hit, weight=weight),
+        "accuracy": right.sum(axis=1) / weights.sum(axis=1),
+        "balanced_accuracy": _mean_ratio(right, support),
+        "macro_f1": _mean_ratio(2 * right, support + said),
+        "log_loss": weighted_means(weights, m.loss),
+        "brier": weighted_means(weights, m.brier),
+        "ece": calibration_errors(m.confidence, m.hit, weights),
     }
+
+
+def _mean_ratio(parts: Floats, wholes: Floats) -> Floats:
+    """Return the mean ratio (R,) over the classes whose whole (R, K) is not empty."""
+    there = wholes > 0
+    ratios = np.divide(parts, wholes, out=np.zeros_like(wholes), where=there)
+    means = ratios.mean(axis=1)
+    for replicate in np.flatnonzero(~there.all(axis=1)):
+        means[replicate] = ratios[replicate, there[replicate]].mean()
+    return np.asarray(means)
 
 
 def row_losses(y: Ints, probabilities: Floats) -> Floats:
@@ -121,8 +130,8 @@ def classification_metrics(
     n_rows, n_classes = probabilities.shape
     measured = _Measured.of(truth, probabilities)
 
-    def measure(weight: Floats) -> dict[str, float]:
-        return _classification(measured, n_classes, weight)
+    def measure(weights: Floats) -> dict[str, Floats]:
+        return _classification(measured, n_classes, weights)
 
     by_class = mean_of_classes(_units_by_class(truth, n_classes, groups))
     figures = bootstrap_intervals(

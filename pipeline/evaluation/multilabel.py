@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.text import SET_SEPARATOR
-from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, replicates_for
+from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, one_by_one, replicates_for
 from pipeline.evaluation.shares import effective_rows, mean_of_classes, share_interval
 
 if TYPE_CHECKING:
@@ -57,9 +57,30 @@ class AveragePrecision:
         return float(np.diff(found, prepend=0.0) @ precision / found[-1])
 
 
-def mean_average_precision(truth: Bools, scores: Floats, weight: Floats) -> float:
-    """Return the mean of the labels' average precision, over the labels that some row has."""
-    each = np.asarray([AveragePrecision(truth[:, k], scores[:, k])(weight) for k in range(truth.shape[1])])
+class MeanAveragePrecision:
+    """The mean of the labels' average precision under any row weights, over the labels that some row has.
+
+    Parameters
+    ----------
+    truth : ndarray of shape (N, L), bool
+        Which labels a row has.
+    scores : ndarray of shape (N, L)
+        The larger, the more likely.
+    """
+
+    def __init__(self, truth: Bools, scores: Floats) -> None:
+        self._of_label = [AveragePrecision(truth[:, k], scores[:, k]) for k in range(truth.shape[1])]
+
+    def of_each(self, weight: Floats) -> Floats:
+        """Return the average precision of each label (L,)."""
+        return np.asarray([of_label(weight) for of_label in self._of_label])
+
+    def __call__(self, weight: Floats) -> float:
+        """Return the figure; NaN where no row of weight has a label."""
+        return _mean_of_finite(self.of_each(weight))
+
+
+def _mean_of_finite(each: Floats) -> float:
     return float(np.nanmean(each)) if np.isfinite(each).any() else float("nan")
 
 
@@ -99,7 +120,7 @@ def multilabel_metrics(
     having = truth.sum(axis=0)
     by_label = mean_of_classes(having)
     found = bootstrap_intervals(
-        _measured(truth, probabilities, whole),
+        one_by_one(_measured(truth, probabilities, whole)),
         n_rows,
         seed=seed,
         replicates=replicates_for(n_rows * n_labels, replicates),
@@ -120,14 +141,14 @@ def _measured(truth: Bools, probabilities: Floats, whole: Floats) -> Callable[[F
     predicted = probabilities >= THRESHOLD
     both = (predicted & truth).astype(np.float64)
     either = predicted.astype(np.float64) + truth
-    precision_of = [AveragePrecision(truth[:, k], probabilities[:, k]) for k in range(truth.shape[1])]
+    precision = MeanAveragePrecision(truth, probabilities)
 
     def measure(weight: Floats) -> dict[str, float]:
         hit, all_of = weight @ both, weight @ either
         seen = all_of > 0
-        each = np.asarray([measure_one(weight) for measure_one in precision_of])
+        each = precision.of_each(weight)
         figures = {
-            "mean_average_precision": float(np.nanmean(each)) if np.isfinite(each).any() else float("nan"),
+            "mean_average_precision": _mean_of_finite(each),
             "micro_f1": float(2 * hit.sum() / all_of.sum()) if seen.any() else float("nan"),
             "macro_f1": float((2 * hit[seen] / all_of[seen]).mean()) if seen.any() else float("nan"),
             "subset_accuracy": float(weight @ whole / weight.sum()),

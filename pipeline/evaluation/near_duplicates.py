@@ -91,7 +91,7 @@ def near_pairs(
     -----
     A row at unit length is expressed in the eigenvectors of the second moment of a sample; ``d`` coordinates are kept
     and the length of the rest appended as one more. By Cauchy and Schwarz the product of two such rows bounds their
-    cosine from above, so most pairs are settled at width d + 1; the others are computed in full. Besides the result
+    cosine from above, so most pairs are decided at width d + 1; the others are computed in full. Besides the result
     it needs (d + 2) × 4 bytes a row, and a few blocks.
 
     Examples

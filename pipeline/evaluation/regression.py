@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals
+from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, one_by_one
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -84,7 +84,9 @@ def regression_metrics(
             "spearman": _correlation(rank_truth(weight), rank_predicted(weight), weight),
         }
 
-    return bootstrap_intervals(measure, len(truth), seed=seed, replicates=replicates, level=level, groups=groups)
+    return bootstrap_intervals(
+        one_by_one(measure), len(truth), seed=seed, replicates=replicates, level=level, groups=groups
+    )
 
 
 def parts_of_range(truth: Floats, predicted: Floats, *, parts: int = 10) -> list[dict[str, Any]]:

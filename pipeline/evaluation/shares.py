@@ -114,7 +114,7 @@ def effective_rows(hits: Floats, groups: ArrayLike | None = None) -> float:
 
 
 def mean_of_classes(counts: ArrayLike) -> float:
-    """Return how many rows of one class tell as much as the mean over classes of shares found on these counts.
+    """Return how many rows of one class determine as much as the mean over classes of shares found on these counts.
 
     Parameters
     ----------

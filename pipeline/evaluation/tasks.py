@@ -14,7 +14,7 @@ from pipeline.evaluation import bootstrap, calibration, classification, multilab
 from pipeline.evaluation.choice import hits
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from numpy.typing import NDArray
 
@@ -64,8 +64,8 @@ class Task(ABC):
         """Return figures with intervals by name, as they are written."""
 
     @abstractmethod
-    def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
-        """Return the figure that curves show."""
+    def scorer(self, y: NDArray[Any], predictions: Floats) -> Callable[[Floats], Floats]:
+        """Return a function from weights (R, N) to the figure that curves show (R,)."""
 
     @abstractmethod
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
@@ -117,9 +117,10 @@ class Classification(Task):
         """Return accuracy, log loss and the like."""
         return _plain(classification.classification_metrics(y, predictions, **bootstrap))
 
-    def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
-        """Return the accuracy."""
-        return float(weight @ hits(predictions, y) / weight.sum())
+    def scorer(self, y: NDArray[Any], predictions: Floats) -> Callable[[Floats], Floats]:
+        """Return a function of weights that gives the accuracy."""
+        right = hits(predictions, y)
+        return lambda weights: bootstrap.weighted_means(weights, right)
 
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return the name of the most probable class."""
@@ -161,9 +162,10 @@ class Multilabel(Task):
         figures, each = multilabel.multilabel_metrics(y, predictions, **bootstrap)
         return _plain(figures) | {"labels": multilabel.per_label_table(y, predictions, names, each)}
 
-    def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
-        """Return the mean average precision."""
-        return multilabel.mean_average_precision(y, predictions, weight)
+    def scorer(self, y: NDArray[Any], predictions: Floats) -> Callable[[Floats], Floats]:
+        """Return a function of weights that gives the mean average precision."""
+        of_weight = multilabel.MeanAveragePrecision(y, predictions)
+        return lambda weights: np.array([of_weight(weight) for weight in weights])
 
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return which labels are predicted."""
@@ -203,9 +205,9 @@ class Regression(Task):
         """Return R², errors and rank correlation."""
         return _plain(regression.regression_metrics(y, predictions[:, 0], **bootstrap))
 
-    def score_of(self, y: NDArray[Any], predictions: Floats, weight: Floats) -> float:
-        """Return R²."""
-        return regression.r2(y, predictions[:, 0], weight)
+    def scorer(self, y: NDArray[Any], predictions: Floats) -> Callable[[Floats], Floats]:
+        """Return a function of weights that gives R²."""
+        return lambda weights: np.array([regression.r2(y, predictions[:, 0], weight) for weight in weights])
 
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return the numbers."""

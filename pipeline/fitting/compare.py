@@ -142,8 +142,8 @@ def _intervals(
     # A figure that falls as rows get better is a mean cost; one that rises counts the rows without cost.
     scored = cost if task.measure_is_cost else [1 - c for c in cost]
 
-    def measure(weight: NDArray[np.float64]) -> dict[str, float]:
-        mean = [float(weight @ row / weight.sum()) for row in scored]
+    def measure(weights: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+        mean = [bootstrap.weighted_means(weights, row) for row in scored]
         figures = {f"figure {i}": value for i, value in enumerate(mean)}
         return figures | {f"difference {i}": value - mean[0] for i, value in enumerate(mean)}
 

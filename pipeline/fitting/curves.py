@@ -41,26 +41,47 @@ class _Measured:
         self._groups = None if rows.groups is None else rows.groups[self.at]
         self._task, self._settings = TASKS[rows.task], settings
 
-    def point(self, predictions: list[Floats]) -> dict[str, Any]:
-        """Return the mean score of these predictions, with an interval over them and over the rows."""
+    def points(self, predictions: list[list[Floats]]) -> list[dict[str, Any]]:
+        """Return the mean score of each point of a curve, with an interval over its draws and over the rows.
+
+        Parameters
+        ----------
+        predictions : list of list of ndarray
+            Those of every draw, as many for each point; all points are measured on the same resamples.
+        """
+        if not predictions:
+            return []
         task, settings = self._task, self._settings
         count = bootstrap.replicates_for(self.y.size, settings.replicates)
         rng = np.random.default_rng(settings.seed)
-        every = np.arange(len(predictions))
+        every = np.arange(len(predictions[0]))
         # The value is that of all draws; a replicate draws the draws again, as it does the rows.
         chosen = iter([every, *rng.choice(every, (count, len(every)))])
+        scorers = [[task.scorer(self.y, draw) for draw in draws] for draws in predictions]
 
-        def score(weight: Floats) -> dict[str, float]:
-            draws, times = np.unique(next(chosen), return_counts=True)
-            scores = [task.score_of(self.y, predictions[draw], weight) for draw in draws]
-            return {task.score: float(np.average(scores, weights=times))}
+        def score(weights: Floats) -> dict[str, Floats]:
+            draws = [next(chosen) for _ in weights]
+            return {
+                str(point): _mean_of_draws(np.array([scorer(weights) for scorer in of_point]), draws)
+                for point, of_point in enumerate(scorers)
+            }
 
         rows = len(self.y) if self._groups is None else len(np.unique(self._groups))
-        shares = {task.score: float(rows)} if task.score_is_share else {}
+        shares = dict.fromkeys(map(str, range(len(scorers))), float(rows)) if task.score_is_share else {}
         figures = bootstrap.bootstrap_intervals(
             score, len(self.y), seed=settings.seed, replicates=count, groups=self._groups, shares=shares
         )
-        return {task.score: figures[task.score].as_dict()}
+        return [{task.score: figures[name].as_dict()} for name in map(str, range(len(scorers)))]
+
+
+def _mean_of_draws(scores: Floats, chosen: list[NDArray[np.int64]]) -> Floats:
+    """Return the mean (R,) of scores (draws, R) over the draws that each replicate has chosen."""
+    if len(scores) == 1:
+        return np.asarray(scores[0])
+    counted = [np.unique(draws, return_counts=True) for draws in chosen]
+    return np.array(
+        [np.average(of[draws], weights=times) for of, (draws, times) in zip(scores.T, counted, strict=True)]
+    )
 
 
 def learning_curve(
@@ -79,7 +100,7 @@ def learning_curve(
     train = rows.of("train")
     order = _stratified_order(task.strata(rows.y)[train], settings.seed)
     least = 2 * (len(rows.class_names) if rows.task != "regression" else 5)
-    curve = []
+    counts, predictions = [], []
     for share in (*_SHARES, 1.0):
         count = round(share * len(train))
         if count < least:
@@ -97,8 +118,9 @@ def learning_curve(
             model = fewer
         else:
             scores = model.scores(measured.X)
-        curve.append({"rows": count, **measured.point([model.link_scores(scores)])})
-    return curve
+        counts.append(count)
+        predictions.append([model.link_scores(scores)])
+    return [{"rows": count, **point} for count, point in zip(counts, measured.points(predictions), strict=True)]
 
 
 def few_shot_curve(
@@ -126,25 +148,27 @@ def few_shot_curve(
     train = rows.of("train")
     of_class = [train[rows.y[train] == k] for k in range(len(rows.class_names))]
     fewest = min(map(len, of_class))
-    curve = []
+    taken, predictions = [], []
     for shots in sorted(set(settings.shots)):
         if shots > fewest:
             note(f"no curve at {shots} images a class: the smallest class has {fewest} training rows")
             continue
-        predictions = []
+        of_draw: list[Floats] = []
         for draw in range(settings.draws):
             rng = np.random.default_rng([settings.seed, shots, draw])
             part = np.sort(np.concatenate([rng.choice(members, shots, replace=False) for members in of_class]))
             try:
                 model = fitted.refit(read_rows(embeddings, rows.index[part]), rows.y[part])
                 if model is not None:
-                    predictions.append(model.predict_proba(measured.X))
+                    of_draw.append(model.predict_proba(measured.X))
             except HeadError as error:
                 note(f"no curve at {shots} images a class: {error}")
                 break
-        if len(predictions) == settings.draws:
-            curve.append({"shots": shots, "draws": settings.draws, **measured.point(predictions)})
-    return curve
+        if len(of_draw) == settings.draws:
+            taken.append(shots)
+            predictions.append(of_draw)
+    points = measured.points(predictions)
+    return [{"shots": n, "draws": settings.draws, **point} for n, point in zip(taken, points, strict=True)]
 
 
 def _stratified_order(y: NDArray[np.int64], seed: int) -> NDArray[np.int64]:

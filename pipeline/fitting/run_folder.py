@@ -17,7 +17,7 @@ from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing_folder
 from pipeline.core.names import SHOWN
 from pipeline.core.outputs import check_folder
-from pipeline.core.system import versions_of
+from pipeline.core.system import DISTRIBUTION, versions_of
 from pipeline.errors import HeadError, first_line
 from pipeline.evaluation import classification
 from pipeline.evaluation.tasks import TASKS
@@ -43,7 +43,7 @@ RUN_FORMAT = "embedding-pipeline run"
 SEVERAL = "several"
 """The task in the ``run.json`` of a folder that holds a run for each target."""
 
-_PACKAGES = ("embedding-pipeline", "numpy", "scikit-learn", "scipy", "torch")
+_PACKAGES = (DISTRIBUTION, "numpy", "scikit-learn", "scipy", "torch")
 """What fits heads: a run holds the versions."""
 
 

@@ -113,7 +113,7 @@ def _empty(
     codes: NDArray[np.int64],
     note: Callable[[str], None],
 ) -> NDArray[np.bool_]:
-    """Tell which texts are no value: empty cells, and words for "missing" in a column that else holds numbers."""
+    """Return which texts are no value: empty cells, and words for "missing" in a column that else holds numbers."""
     if values is not None and values.dtype.kind == "f":
         return np.isin(texts, ("nan", ""))
     empty = np.asarray(texts == "")

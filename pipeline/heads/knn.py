@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from pipeline.core.vectors import unit_rows
 from pipeline.errors import HeadError
 from pipeline.evaluation.calibration import fit_temperature
 from pipeline.evaluation.choice import HeldOut, choose
@@ -26,7 +27,6 @@ from pipeline.heads.neighbours import (
     log_shares,
     search,
     space_of,
-    unit_rows,
     vote_weights,
 )
 

@@ -93,7 +93,7 @@ _SHARED_BASIS = 4
 """From this many rows for each feature on, the folds share the eigenbasis of all rows."""
 
 _MOST_VALIDATION_ROWS = 100_000
-"""Enough to tell accuracies 0.2 points apart; more would only be read again and again."""
+"""Enough to distinguish accuracies 0.2 points apart; more would only be read again and again."""
 
 _VALIDATION_BUFFER = 64 << 20
 

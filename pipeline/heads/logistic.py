@@ -461,7 +461,7 @@ def _joined(points: list[PathPoint]) -> HeldOut:
 
 
 def _has_fallen(solved: list[list[PathPoint]]) -> bool:
-    """Tell whether the best C has been passed.
+    """Return whether the best C has been passed.
 
     So it is when at the last two values the log loss has clearly risen above its least, and accuracy is no better than
     before; or at the last one, when it has risen by twice as much and accuracy has fallen by a standard error.

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.vectors import unit_rows
 from pipeline.evaluation.calibration import softmax
 from pipeline.heads.neighbours import (
     METRICS,
@@ -21,7 +22,6 @@ from pipeline.heads.neighbours import (
     count_votes,
     log_shares,
     search,
-    unit_rows,
     vote_weights,
 )
 

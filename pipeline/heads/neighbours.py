@@ -32,7 +32,7 @@ TIE_BREAK = 1e-3
 """Share of a vote by which nearer neighbours lead among uniform votes: it decides ties and nothing else."""
 
 _NOISE = 1e-6
-"""Relative size of squared differences that float32 cannot tell from zero."""
+"""Relative size of squared differences that float32 cannot distinguish from zero."""
 
 _BLOCK_ELEMENTS = 1 << 24
 _GROUP = 32
@@ -72,13 +72,6 @@ def space_of(X: NDArray[Any], scaling: str) -> Space:
         square += ((X[start : start + step] - mean).astype(np.float64) ** 2).sum(axis=0)
     scale = np.sqrt(square / len(X)).astype(np.float32)
     return Space(mean, np.where(scale > _NOISE * np.abs(mean), scale, np.float32(1.0)))
-
-
-def unit_rows(X: Data) -> Data:
-    """Divide rows by their lengths, in place; rows of zeros stay."""
-    length = np.sqrt(np.einsum("ij,ij->i", X, X))[:, None]
-    X /= np.where(length > 0, length, 1.0)
-    return X
 
 
 def smallest(cost: NDArray[Any], count: int) -> Ints:

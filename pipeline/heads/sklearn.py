@@ -139,7 +139,7 @@ def scoring_method(estimator: Any, X: NDArray[Any], link: str, outputs: int) -> 
 
 
 def gives_log_probabilities(estimator: Any, method: str, scores: Scores, X: NDArray[Any], link: str) -> bool:
-    """Tell whether scores (N, K) are log-probabilities up to a constant of each row, rather than margins."""
+    """Return whether scores (N, K) are log-probabilities up to a constant of each row, rather than margins."""
     if method != "decision_function":
         return method == "predict_proba"
     if not hasattr(estimator, "predict_proba") or link != "softmax":

@@ -87,8 +87,7 @@ def read_labels(path: str, task: str) -> dict[str, Value]:
     LabelError
         It lacks a column, holds a key twice, or a label that is none of this task.
     """
-    # They load pandas: only where a table is read.
-    from pipeline.sources.columns import label_texts
+    from pipeline.sources.columns import label_texts  # both load pandas: only where a table is read
     from pipeline.sources.table import read_table
 
     frame, _ = read_table(path)

@@ -23,6 +23,9 @@ from pipeline.report.content import (
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+    from pipeline.fitting.rows import Rows
+
 _CARDS = {
     "accuracy": ("Accuracy", "share of rows whose most probable class is the label"),
     "balanced_accuracy": ("Balanced accuracy", "mean of the classes' recalls"),
@@ -32,7 +35,7 @@ _CARDS = {
 }
 
 
-def classes_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any]) -> Content:
+def classes_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict[str, Any]) -> Content:
     """Return what the page of a classification run shows.
 
     Parameters
@@ -69,7 +72,7 @@ def classes_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[st
     return content
 
 
-def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
+def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     split = results["held_out"]
     first: list[dict[str, Any]] = []
     second: list[dict[str, Any]] = []
@@ -112,12 +115,12 @@ def _calibration(results: dict[str, Any]) -> str:
         return "No temperature was fitted."
     if rows < calibration.LEAST_ROWS and temperature == 1.0:
         return (
-            f"No temperature was fitted: {rows} training rows were held out, and it is fitted from "
+            f"No temperature was fitted: {rows} rows were held out of training for it, and it is fitted from "
             f"{calibration.LEAST_ROWS} on."
         )
     return (
-        f"Scores are divided by a temperature of {temperature:.3g}, fitted on {rows} training rows that were held out. "
-        f"It is fitted from {calibration.LEAST_ROWS} such rows on, and shrunk towards 1 where they are few."
+        f"Scores are divided by a temperature of {temperature:.3g}, fitted on {rows} rows held out of training "
+        f"for it. It is fitted from {calibration.LEAST_ROWS} such rows on, and shrunk towards 1 where they are few."
     )
 
 
@@ -133,7 +136,7 @@ def _class_row(entry: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _galleries(cache: Any, rows: Any, results: dict[str, Any], split: str) -> list[dict[str, Any]]:
+def _galleries(cache: Cache, rows: Rows, results: dict[str, Any], split: str) -> list[dict[str, Any]]:
     out = []
     at = rows.of(split)
     mistakes = _most_confident_mistakes(results["predictions"][split], rows.y[at])
@@ -169,7 +172,7 @@ def _most_confident_mistakes(probabilities: NDArray[np.float64], y: NDArray[Any]
     return np.asarray(order[lead[order] > 0])
 
 
-def _item(cache: Any, rows: Any, row: int, probabilities: NDArray[np.float64]) -> dict[str, Any]:
+def _item(cache: Cache, rows: Rows, row: int, probabilities: NDArray[np.float64]) -> dict[str, Any]:
     best = int(probabilities.argmax())
     label, predicted = rows.class_names[rows.y[row]], rows.class_names[best]
     return picture(cache, int(rows.index[row]), label, predicted, f"{probabilities[best]:.1%}")

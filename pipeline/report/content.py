@@ -6,7 +6,7 @@ Axes: N rows.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,10 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.report import plots
 from pipeline.report.rendering import thumbnail
 from pipeline.sources.reopen import image_bytes
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.fitting.rows import Rows
 
 MOST_IMAGES = 24
 
@@ -121,14 +125,14 @@ def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
     return {"text": shown, "sort": f"{value:.10g}", "left": False}
 
 
-def rows_used(rows: Any, run: dict[str, Any]) -> str:
+def rows_used(rows: Rows, run: dict[str, Any]) -> str:
     """Return a phrase with the numbers of training and of measured rows."""
     how = "the source's own split" if rows.split_kind == "column" else "a stratified hold-out"
     counts, split = run["rows"], rows.held_out
     return f"{counts['train']} training rows, {counts[split]} {split} rows from {how}"
 
 
-def picture(cache: Any, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:
+def picture(cache: Cache, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:
     """Return a picture of a gallery: a row of the cache with its label and prediction."""
     return {
         "image": thumbnail(image_bytes(cache, number)),

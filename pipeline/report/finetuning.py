@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
     from pipeline.fitting.compare import Prediction
+    from pipeline.fitting.rows import Rows
     from pipeline.report.content import Content
 
 
 def training_content(
-    cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any], probe: Mapping[str, Prediction]
+    cache: Cache, rows: Rows, results: dict[str, Any], run: dict[str, Any], probe: Mapping[str, Prediction]
 ) -> Content:
     """Return what the page of a fine-tuning shows.
 
@@ -75,7 +77,9 @@ def training_content(
     return content
 
 
-def _changed(cache: Any, rows: Any, results: dict[str, Any], probe: Mapping[str, Prediction]) -> list[dict[str, Any]]:
+def _changed(
+    cache: Cache, rows: Rows, results: dict[str, Any], probe: Mapping[str, Prediction]
+) -> list[dict[str, Any]]:
     """Return galleries of what the probe had wrong and the network has right, and the other way round."""
     split = results["held_out"]
     at, probabilities = rows.of(split), results["predictions"][split]

@@ -18,7 +18,7 @@ from pipeline.core.text import valid_text
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.image import DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
-from pipeline.report.rendering import script_json, templates, thumbnail
+from pipeline.report.rendering import script_json, templates, thumbnail, unread_note
 from pipeline.sources.reopen import image_bytes
 
 if TYPE_CHECKING:
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from pipeline.analysis.labels import LabelCheck
     from pipeline.analysis.projection import Projection
     from pipeline.analysis.search import Search
+    from pipeline.cache import Cache
 
 MOST_PICTURES = 1000
 """Pictures on a page: about 4 MB."""
@@ -39,7 +40,7 @@ _SIDE = 112
 _TILE = 40
 
 
-def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -> int:
+def write_search_page(path: str | os.PathLike[str], cache: Cache, found: Search) -> int:
     """Write a page with the images found for each query; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
@@ -60,7 +61,7 @@ def write_search_page(path: str | os.PathLike[str], cache: Any, found: Search) -
     return _write_gallery(path, f"Search in {Path(cache.path).name}", layer, groups, page, whole_groups=True)
 
 
-def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Duplicates) -> int:
+def write_duplicates_page(path: str | os.PathLike[str], cache: Cache, found: Duplicates) -> int:
     """Write a page with every group of duplicates; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
@@ -84,7 +85,7 @@ def write_duplicates_page(path: str | os.PathLike[str], cache: Any, found: Dupli
     return _write_gallery(path, f"Duplicates in {Path(cache.path).name}", lead, groups, page, notes, whole_groups=True)
 
 
-def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelCheck) -> int:
+def write_labels_page(path: str | os.PathLike[str], cache: Cache, found: LabelCheck) -> int:
     """Write a page with the most doubtful labels; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     issues = int(found.table["is_issue"].sum())
@@ -118,7 +119,7 @@ def write_labels_page(path: str | os.PathLike[str], cache: Any, found: LabelChec
     )
 
 
-def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) -> int:
+def write_map_page(path: str | os.PathLike[str], cache: Cache, found: Projection) -> int:
     """Write a page with the map, to zoom, point at and filter; return how many of its pictures cannot be read.
 
     100 000 points stay smooth.
@@ -139,25 +140,33 @@ def write_map_page(path: str | os.PathLike[str], cache: Any, found: Projection) 
     lead = f"{len(found.table)} images of {Path(cache.path).name}, laid out by {method}."
     if found.method != "pca":
         lead += " Neighbours mean something; distances between groups, and their sizes, do not."
+    asked = min(len(found.rows), MOST_ON_A_MAP)
+    unread = asked - len(pictured)
+    lead = f"{lead} {unread_note(unread, asked)}".rstrip()
     page = (
         templates()
         .get_template("map.html.j2")
         .render(title=f"Map of {Path(cache.path).name}", lead=lead, points=script_json(points))
     )
     _write_page(path, page)
-    return min(len(found.rows), MOST_ON_A_MAP) - len(pictured)
+    return unread
 
 
 class _Pictures:
     """Makes thumbnails when they are asked for, and counts them."""
 
-    def __init__(self, cache: Any) -> None:
+    def __init__(self, cache: Cache) -> None:
         self._cache = cache
         self._made: dict[int, str | None] = {}
 
     def full(self, more: int) -> bool:
-        """Tell whether this many more would be too many."""
+        """Return whether this many more would be too many."""
         return len(self._made) + more > MOST_PICTURES
+
+    @property
+    def asked(self) -> int:
+        """How many were asked for."""
+        return len(self._made)
 
     @property
     def unread(self) -> int:
@@ -206,7 +215,7 @@ def _write_gallery(
     """Write the page; return how many of its pictures cannot be read."""
     notes = list(notes or [])
     if page.unread:
-        notes.append(f"{page.unread} of the images cannot be read where the cache expects them.")
+        notes.append(unread_note(page.unread, page.asked))
     if page.full(1):
         notes.append(f"The page holds {MOST_PICTURES} pictures and no more.")
     template = templates().get_template("gallery.html.j2")
@@ -233,7 +242,7 @@ def _packed(values: Any, kind: str) -> str:
     return base64.b64encode(np.ascontiguousarray(values, dtype=kind).tobytes()).decode("ascii")
 
 
-def _sprite(cache: Any, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64], int]:
+def _sprite(cache: Cache, rows: NDArray[np.int64]) -> tuple[str, NDArray[np.int64], int]:
     """Return one sheet of small pictures, which points they belong to, and how many stand in a row."""
     from PIL import Image, ImageOps
 

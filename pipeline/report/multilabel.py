@@ -14,6 +14,9 @@ from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, pi
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from pipeline.cache import Cache
+    from pipeline.fitting.rows import Rows
+
 _CARDS = {
     "mean_average_precision": ("Mean average precision", "mean over the labels of the area under precision and recall"),
     "micro_f1": ("Micro F1", "of all pairs of an image and a label"),
@@ -22,7 +25,7 @@ _CARDS = {
 }
 
 
-def labels_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any]) -> Content:
+def labels_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict[str, Any]) -> Content:
     """Return what the page of a multilabel run shows.
 
     Parameters
@@ -74,7 +77,7 @@ def labels_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[str
     return content
 
 
-def _add_figures(content: Content, rows: Any, results: dict[str, Any]) -> None:
+def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     split = results["held_out"]
     count = min(len(rows.class_names), plots.MOST_CLASSES)
     table = results["metrics"][split]["labels"]
@@ -119,8 +122,8 @@ def _label_row(entry: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _gallery(
-    cache: Any,
-    rows: Any,
+    cache: Cache,
+    rows: Rows,
     at: NDArray[np.int64],
     probabilities: NDArray[np.float64],
     name: str,

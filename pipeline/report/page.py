@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from pipeline.report.classification import classes_content
 from pipeline.report.multilabel import labels_content
 from pipeline.report.regression import numbers_content
-from pipeline.report.rendering import script_json, templates
+from pipeline.report.rendering import script_json, templates, unread_note
 
 if TYPE_CHECKING:
     import os
     from collections.abc import Sequence
 
+    from pipeline.cache import Cache
+    from pipeline.fitting.rows import Rows
     from pipeline.report.content import Content
 
 _CONTENT = {"classification": classes_content, "multilabel": labels_content, "regression": numbers_content}
@@ -26,8 +28,8 @@ _CONTENT = {"classification": classes_content, "multilabel": labels_content, "re
 def write_report(
     path: str | os.PathLike[str],
     *,
-    cache: Any,
-    rows: Any,
+    cache: Cache,
+    rows: Rows,
     results: dict[str, Any],
     run: dict[str, Any],
     content: Content | None = None,
@@ -63,7 +65,7 @@ def write_report(
                 f"{', whole groups resampled together' if rows.groups is not None else ''}."
             ),
             lead=content.lead,
-            notes=run["notes"],
+            notes=[*run["notes"], *_unread(content)],
             content=content,
             figures=script_json(content.figures),
             facts=_facts(run),
@@ -96,6 +98,13 @@ def write_summary(path: str | os.PathLike[str], *, run: dict[str, Any], results:
 
 def _write(path: str | os.PathLike[str], page: str) -> None:
     Path(path).write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _unread(content: Content) -> list[str]:
+    """Return a note where images are not shown, since their files are gone or no longer readable."""
+    images = [item["image"] for gallery in content.galleries for item in gallery["pictures"]]
+    note = unread_note(images.count(None), len(images))
+    return [note] if note else []
 
 
 def _facts(run: dict[str, Any]) -> list[tuple[str, str]]:

@@ -23,18 +23,25 @@ function hover(svg, find) {
   svg.addEventListener("pointerdown", move);
   svg.addEventListener("pointerleave", () => say(""));
 }
-// The ticks of an axis: round numbers, or powers of ten.
+// The ticks of an axis: round numbers, or powers of ten; within a decade or two their multiples.
 function ticks(axis, low, high, most) {
   if (axis.ticks) return axis.ticks.map((at, n) => [at, axis.names[n]]);
+  const found = [];
   if (axis.log) {
     const first = Math.ceil(Math.log10(low) - 1e-9), last = Math.floor(Math.log10(high) + 1e-9), every = Math.max(1, Math.ceil((last - first + 1) / most));
-    const found = [];
-    if (last - first < 1) for (const n of [1, 2, 5]) for (let e = first - 1; e <= last; e++) { const at = n * 10 ** e; if (at >= low && at <= high) found.push([at, shown(at)]); }
-    else for (let e = first; e <= last; e += every) found.push([10 ** e, e >= 0 && e < 5 || e === -1 || e === -2 ? shown(10 ** e) : "1e" + e]);
-    return found.sort((a, b) => a[0] - b[0]);
+    if (last - first >= 1) {
+      for (let e = first; e <= last; e += every) found.push([10 ** e, e >= 0 && e < 5 || e === -1 || e === -2 ? shown(10 ** e) : "1e" + e]);
+      return found;
+    }
+    for (const parts of [[1, 2, 5], [1, 2, 3, 4, 5, 6, 7, 8, 9]]) {
+      found.length = 0;
+      for (let e = first - 1; e <= last; e++) for (const n of parts) { const at = n * 10 ** e; if (at >= low && at <= high) found.push([at, shown(at)]); }
+      if (found.length > 2) return found;
+    }
+    found.length = 0;
   }
-  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough)), step = Math.max([1, 2, 5, 10].find(n => n * power >= rough) * power, axis.whole ? 1 : 0);
-  const found = [];
+  const rough = (high - low) / most, power = 10 ** Math.floor(Math.log10(rough)), steps = axis.whole ? [1, 2, 5, 10] : [1, 2, 2.5, 5, 10];
+  const step = Math.max(steps.find(n => n * power >= rough) * power, axis.whole ? 1 : 0);
   for (let n = Math.ceil(low / step - 1e-9); n * step <= high + 1e-9 * step; n++) found.push([n * step, shown(+(n * step).toPrecision(10))]);
   return found;
 }
@@ -46,7 +53,7 @@ function range(axis, values) {
   if (!known.length) return axis.log ? [0.1, 1] : [0, 1];
   if (axis.log) { const room = (high / low) ** 0.05 || 1; return low === high ? [low / 2, high * 2] : [low / room, high * room]; }
   const room = (high - low) * 0.06 || Math.abs(high) * 0.05 || 1;
-  return [low - room, high + room];
+  return [low - room, Math.min(high + room, axis.most ?? Infinity)];
 }
 const place = (axis, [low, high], from, to) => axis.log
   ? v => from + (Math.log(v) - Math.log(low)) / (Math.log(high) - Math.log(low)) * (to - from)
@@ -144,7 +151,7 @@ function matrix(holder, figure) {
   }));
   names.forEach((name, i) => {
     if (i % every === 0) make(svg, "text", {x: left - 6, y: top + (i + 0.5) * h + 4, "text-anchor": "end", class: "tick"}, name);
-    if (i % Math.max(1, Math.ceil(13 / w)) === 0) make(svg, "text", {transform: `translate(${left + (i + 0.5) * w + 4} ${top + h * k + 10}) rotate(-45)`, "text-anchor": "end", class: "tick"}, name);
+    if (i % Math.max(1, Math.ceil(18 / w)) === 0) make(svg, "text", {transform: `translate(${left + (i + 0.5) * w + 4} ${top + h * k + 10}) rotate(-45)`, "text-anchor": "end", class: "tick"}, name);
   });
   make(svg, "text", {x: left + w * k / 2, y: height - 4, "text-anchor": "middle"}, "predicted");
   make(svg, "text", {transform: `translate(12 ${top + h * k / 2}) rotate(-90)`, "text-anchor": "middle"}, "label");

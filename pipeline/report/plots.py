@@ -3,7 +3,7 @@
 A figure is a dictionary. Of curves and dots:
 
 - ``x``, ``y`` and perhaps ``y2`` (on the right): axes with ``title`` and, where needed, ``log``, ``range``, ``ticks``
-  and ``names`` (a text for each tick), ``whole`` (no ticks between whole numbers);
+  and ``names`` (a text for each tick), ``whole`` (no ticks between whole numbers), ``most`` (where it ends at most);
 - ``series``: each with ``x`` and ``y`` (None for a gap) and, where needed, ``name``, ``colour``, ``line`` ("solid",
   "dash", "dot", "none"), ``size`` (one, or one for each point; 0 for no marker), ``crosses`` (points drawn as ×),
   ``bars``, ``axis`` ("y2"), ``low`` and ``high`` (an interval of y, or with ``across`` of x), ``opacity``, ``tip`` (a
@@ -229,7 +229,7 @@ def training_figure(history: Sequence[dict[str, float]], best: int) -> Figure:
     return {
         "x": {"title": "epoch", "whole": True},
         "y": {"title": "loss"},
-        "y2": {"title": "accuracy"},
+        "y2": {"title": "accuracy", "most": 1},
         "series": series,
         "rules": [{"x": best}],
     }

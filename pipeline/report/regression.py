@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.evaluation import regression
 from pipeline.report import plots
 from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, sweep_plot
+
+if TYPE_CHECKING:
+    from pipeline.cache import Cache
+    from pipeline.fitting.rows import Rows
 
 _CARDS = {
     "r2": ("R²", "share of the variance that the prediction explains; 0 is the mean of all, 1 is perfect"),
@@ -18,7 +22,7 @@ _CARDS = {
 }
 
 
-def numbers_content(cache: Any, rows: Any, results: dict[str, Any], run: dict[str, Any]) -> Content:
+def numbers_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict[str, Any]) -> Content:
     """Return what the page of a regression run shows.
 
     Parameters

@@ -42,6 +42,19 @@ def thumbnail(data: bytes | None, side: int = THUMBNAIL, quality: int = 82) -> s
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def unread_note(unread: int, asked: int) -> str:
+    """Return the sentence of a page that cannot show some of its pictures; empty where it shows all.
+
+    Examples
+    --------
+    >>> unread_note(0, 24), unread_note(3, 24)
+    ('', '3 of the 24 images on this page cannot be read where the cache expects them.')
+    """
+    if not unread:
+        return ""
+    return f"{unread} of the {asked} images on this page cannot be read where the cache expects them."
+
+
 def script_json(value: Any) -> str:
     """Return JSON that is safe inside a script element: no ``<`` can end the element early."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)

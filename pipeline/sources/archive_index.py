@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 Columns = dict[str, "NDArray[Any]"]
 
-INDEX_VERSION = 2
+INDEX_VERSION = 3
 OF = "of"
 """The array that identifies the file, with size and time, that the index describes."""
 
@@ -90,5 +90,5 @@ def _keep(path: Path, columns: Columns) -> None:
     """Write the index; after a failure it is made again next time."""
     with contextlib.suppress(OSError, SourceError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path, SourceError, shared=True) as part, part.open("wb") as file:
+        with replacing(path, SourceError) as part, part.open("wb") as file:
             np.savez(file, **columns)  # type: ignore[arg-type]

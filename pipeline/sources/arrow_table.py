@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import SourceError
+from pipeline.errors import SourceError, first_line
 from pipeline.sources.columns import left_out
 
 if TYPE_CHECKING:
@@ -94,22 +94,40 @@ def frame_of(table: pa.Table, names: Mapping[str, list[str]]) -> pd.DataFrame:
     Raises
     ------
     SourceError
-        The number of a class label has no name.
+        A class label has no name, or a column holds what Python has no value for.
     """
     import pandas as pd
 
-    columns = {name: _series(name, table[name], names.get(name)) for name in table.column_names}
+    columns = {}
+    for name in table.column_names:
+        try:
+            columns[name] = _series(name, table[name], names.get(name))
+        except (OverflowError, ValueError) as error:  # such as a date beyond the year 9999
+            raise SourceError(
+                f"cannot read column {name!r} ({first_line(error)}): correct its values, or leave the column out"
+            ) from None
     return pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows))
 
 
 def class_names(schema: pa.Schema) -> dict[str, list[str]]:
-    """Return the names of classes by column, as Hugging Face's ``datasets`` leaves them in the metadata."""
+    """Return the names of classes by column, as Hugging Face's ``datasets`` leaves them in the metadata.
+
+    Raises
+    ------
+    SourceError
+        Two classes of a column have the same name.
+    """
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
         found = {name: _label_feature(feature) for name, feature in features.items()}
     except (KeyError, ValueError, TypeError, AttributeError):
         return {}
-    return {name: names for name, names in found.items() if names is not None}
+    named = {name: names for name, names in found.items() if names is not None}
+    for column, names in named.items():
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise SourceError(f"column {column!r}: expected class names that differ, found {twice!r} twice: rename one")
+    return named
 
 
 def _label_feature(feature: Any) -> list[str] | None:
@@ -130,10 +148,12 @@ def _series(name: str, column: pa.ChunkedArray, names: list[str] | None) -> pd.S
 
     types, kind = pa.types, column.type
     plain = types.is_boolean(kind) or types.is_integer(kind) or types.is_floating(kind)
+    if names is not None and not _are_labels(kind):
+        names = None
     if plain and names is None and (column.null_count == 0 or types.is_floating(kind)):
         return pd.Series(column.to_numpy(), name=name)
     cells = column.to_pylist()
-    if names is not None and _is_number(kind):
+    if names is not None:
         cells = [_named(name, cell, names) for cell in cells]
     if _is_bytes(kind):
         cells = [cell if cell is None else os.fsdecode(cell) for cell in cells]
@@ -143,14 +163,20 @@ def _series(name: str, column: pa.ChunkedArray, names: list[str] | None) -> pd.S
 def _named(column: str, cell: Any, names: list[str]) -> Any:
     if isinstance(cell, list):
         return [_named(column, inner, names) for inner in cell]
-    if cell is None or cell == _NO_LABEL:
+    if cell is None or cell == _NO_LABEL or cell != cell:
         return None
-    if not 0 <= cell < len(names):
+    if isinstance(cell, str):
+        if cell not in names and cell.isdecimal():  # `datasets` takes it for a number
+            raise SourceError(
+                f"expected the class names of the metadata in column {column!r}, found {cell!r}: write the table again"
+            )
+        return cell
+    if not 0 <= cell < len(names) or cell != int(cell):
         raise SourceError(
             f"expected class labels from 0 to {len(names) - 1} in column {column!r}, as its metadata name them, found "
             f"{cell}: write the table again"
         )
-    return names[cell]
+    return names[int(cell)]
 
 
 def _unfit(kind: pa.DataType, *, may_be_bytes: bool) -> str:
@@ -177,22 +203,31 @@ def _is_list(kind: pa.DataType) -> bool:
 
     types = pa.types
     names = ("is_list", "is_large_list", "is_fixed_size_list", "is_list_view", "is_large_list_view")
-    return any(getattr(types, name, lambda kind: False)(kind) for name in names)  # views came with pyarrow 16
+    return any(getattr(types, name, _never)(kind) for name in names)  # views came with pyarrow 16
 
 
 def _is_bytes(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     names = ("is_binary", "is_large_binary", "is_fixed_size_binary", "is_binary_view")
-    return any(getattr(pa.types, name, lambda kind: False)(kind) for name in names)
+    return any(getattr(pa.types, name, _never)(kind) for name in names)
 
 
-def _is_number(kind: pa.DataType) -> bool:
+def _are_labels(kind: pa.DataType) -> bool:
+    """Return whether a type is one of those in which class labels are stored: numbers, names, and lists of them."""
     import pyarrow as pa
 
-    if pa.types.is_dictionary(kind) or _is_list(kind):
-        return _is_number(kind.value_type)
-    return bool(pa.types.is_integer(kind))
+    types = pa.types
+    if types.is_dictionary(kind) or _is_list(kind):
+        return _are_labels(kind.value_type)
+    texts = ("is_string", "is_large_string", "is_string_view")
+    return bool(
+        types.is_integer(kind) or types.is_floating(kind) or any(getattr(types, name, _never)(kind) for name in texts)
+    )
+
+
+def _never(kind: pa.DataType) -> bool:
+    return False
 
 
 def _bytes_per_row(parquet: pq.ParquetFile, name: str) -> float:

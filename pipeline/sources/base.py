@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.core.items import HASH_BYTES, Item, content_hash
 from pipeline.errors import SourceError
+from pipeline.sources.retries import Patience, PatientReader
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -73,11 +74,14 @@ class Source(ABC):
         The list.
     skipped : sequence of Skipped
         Files that were found and left out.
+    patience : Patience
+        How long reads are repeated that a store could not serve.
     """
 
     kind: str
     location: str
     address: str = ""
+    patience = Patience()
     items: ItemTable
     skipped: Sequence[Skipped] = ()
 
@@ -102,6 +106,10 @@ class Source(ABC):
     def reader(self) -> Reader:
         """Return the picklable callable that turns a locator into bytes."""
 
+    def patient_reader(self) -> Reader:
+        """Return the reader with its reads repeated, for whoever needs every image."""
+        return PatientReader(self.reader(), self.patience)
+
     def content_hashes(
         self, *, check: Callable[[], None] = lambda: None
     ) -> Callable[[NDArray[np.int64]], NDArray[np.uint8]]:
@@ -112,7 +120,7 @@ class Source(ABC):
         check : callable
             Called before each image; may raise to stop.
         """
-        reader = self.reader()
+        reader = self.patient_reader()
 
         def hash_row(row: int) -> bytes:
             check()

@@ -52,7 +52,7 @@ def _unfit(series: pd.Series[Any]) -> str:
         return "values of several fields"
     if any(isinstance(cell, bytes) for cell in cells):
         return "bytes"
-    if any(isinstance(cell, _LISTS) and any(inner is None for inner in cell) for cell in cells):
+    if any(isinstance(cell, _LISTS) and any(map(_is_missing, cell)) for cell in cells):
         return "lists with missing elements"
     return _unfit_text(cell_texts(series))
 
@@ -81,8 +81,8 @@ def cell_texts(series: pd.Series[Any]) -> list[str | None]:
     Raises
     ------
     SourceError
-        A list has a missing element, or a name with the separator, which would divide it when the label sets are read
-        again.
+        A list has a missing or an empty element, or a name with the separator, which would divide it when the label
+        sets are read again.
     """
     if (plain := _plain_texts(series)) is not None:
         return plain
@@ -91,7 +91,7 @@ def cell_texts(series: pd.Series[Any]) -> list[str | None]:
     cells = list(zip(values, series.isna(), strict=True))
     texts = [None if missing else _text(value) for value, missing in cells]
     lists = [value for value, _ in cells if isinstance(value, _LISTS)]
-    if any(name is None for value in lists for name in value):
+    if any(_is_missing(name) for value in lists for name in value):
         raise SourceError(f"column {series.name!r} has a list with a missing element: remove it, or name it")
     names = [str(name) for value in lists for name in value]
     joined = any(SET_SEPARATOR in text for text in texts if text is not None)
@@ -101,6 +101,11 @@ def cell_texts(series: pd.Series[Any]) -> list[str | None]:
                 f"column {series.name!r} lists the name {cut!r}, in which {separator!r} separates labels: rename it"
             )
     return texts
+
+
+def _is_missing(element: Any) -> bool:
+    """Return whether an element of a list is none: without a name it could not be told from no element."""
+    return element is None or (isinstance(element, str) and not element)
 
 
 def _text(value: Any) -> str:

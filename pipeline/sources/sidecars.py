@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -189,14 +190,18 @@ def _json(data: bytes, name: bytes) -> tuple[dict[str, str], str]:
     if not isinstance(found, dict):
         return {}, ""
     given = {what: found[what] for what in FIELDS if found.get(what) is not None and found[what] == found[what]}  # NaN
-    if not all(isinstance(value, (str, int, float, list)) for value in given.values()):
+    lists = [value for value in given.values() if isinstance(value, list)]
+    single = [value for value in given.values() if not isinstance(value, list)]
+    if not all(map(_is_name, single)) or not all(_is_name(one) and one != "" for value in lists for one in value):
         return {}, UNREADABLE
-    for value in given.values():
-        if isinstance(value, list):
-            if not all(isinstance(one, (str, int, float)) for one in value):
-                return {}, UNREADABLE
-            _check_separators(value, name)
+    for value in lists:
+        _check_separators(value, name)
     return _checked({what: _joined(value) for what, value in given.items()})
+
+
+def _is_name(value: Any) -> bool:
+    """Return whether a value of JSON names a class: a text, a truth value, or a number that is one."""
+    return isinstance(value, (str, int)) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _joined(value: Any) -> str:

@@ -11,14 +11,17 @@ import stat
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import MAX_FILE_BYTES, FileReader
+from pipeline.sources.retries import Patience, attempt_timeout, has_expired, may_pass
 from pipeline.sources.urls import is_url, public
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+
+_Answer = TypeVar("_Answer")
 
 OPEN_FILES = 128
 """Files kept open for reading by range; further shards are opened again at each use."""
@@ -182,26 +185,22 @@ class RemoteStore(Store):
 
     def look(self, path: str) -> File:
         """Return size and stamp."""
-        with _as_os_error(path):
-            return _file(path, self._fs.info(path))
+        return _file(path, self._ask(path, lambda fs: fs.info(path)))
 
     def is_folder(self, path: str) -> bool:
         """Return whether the path has any files below it."""
         if self.protocol in ("http", "https"):  # fsspec would download the whole file to search it for links
             return path.endswith("/")
-        with _as_os_error(path):
-            return bool(self._fs.isdir(path))
+        return bool(self._ask(path, lambda fs: fs.isdir(path)))
 
     def glob(self, pattern: str) -> list[str]:
         """Return the files that match."""
-        with _as_os_error(pattern):
-            found = self._fs.glob(pattern, detail=True)
+        found = self._ask(pattern, lambda fs: fs.glob(pattern, detail=True))
         return sorted(path for path, info in found.items() if info.get("type", "file") == "file")
 
     def find(self, folder: str) -> list[File]:
         """Return all files below a folder, sorted."""
-        with _as_os_error(folder):
-            found: dict[str, Mapping[str, Any]] = self._fs.find(folder, detail=True)
+        found: dict[str, Mapping[str, Any]] = self._ask(folder, lambda fs: fs.find(folder, detail=True))
         return [_file(path, found[path]) for path in sorted(found)]
 
     def refresh(self) -> None:
@@ -226,14 +225,13 @@ class RemoteStore(Store):
         if time.monotonic() >= _look_again.get((self.url, file), 0.0):
             self._check(file)
         try:
-            with _as_os_error(file.path):
-                data = bytes(self._fs.cat_file(file.path, start=offset, end=offset + size))
+            data = self._fetch(file.path, start=offset, end=offset + size)
         except OSError:
             self._check(file)
             raise
         if len(data) != size:
-            self._check(file)
-            raise OSError(errno.EIO, f"expected {size} bytes by range, found {len(data)}: the archive ends inside it")
+            self._check(file)  # unchanged: the connection ended early
+            raise OSError(errno.EAGAIN, f"expected {size} bytes by range, found {len(data)}")
         return data
 
     def _check(self, file: File) -> None:
@@ -246,8 +244,7 @@ class RemoteStore(Store):
 
     def read_all(self, path: str) -> bytes:
         """Return the file's bytes."""
-        with _as_os_error(path):
-            data = bytes(self._fs.cat_file(path))
+        data = self._fetch(path)
         if len(data) > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"file of {len(data)} bytes, above {MAX_FILE_BYTES}")
         return data
@@ -255,6 +252,30 @@ class RemoteStore(Store):
     def address(self, path: str) -> str:
         """Return the URL without credentials."""
         return public(self._fs.unstrip_protocol(path))
+
+    def _fetch(self, path: str, **span: int) -> bytes:
+        def fetch(fs: Any) -> bytes:
+            # The clients that run in an event loop take a time-out; the others have one of their own.
+            limit = {"timeout": attempt_timeout.get()} if getattr(fs, "async_impl", False) else {}
+            return bytes(fs.cat_file(path, **span, **limit))
+
+        return self._once(path, fetch)
+
+    def _ask(self, path: str, question: Callable[[Any], _Answer]) -> _Answer:
+        """Ask the store with patience: what is listed once is worth more waiting than a single image."""
+        return Patience().call(lambda: self._once(path, question))
+
+    def _once(self, path: str, question: Callable[[Any], _Answer]) -> _Answer:
+        with _as_os_error(path):
+            try:
+                return question(self._fs)
+            except Exception as error:
+                if not has_expired(error):
+                    raise
+            # New credentials are asked for by a new client.
+            type(self._fs).clear_instance_cache()
+            _filesystem.cache_clear()
+            return question(self._fs)
 
 
 _look_again: dict[tuple[str, File], float] = {}
@@ -305,11 +326,15 @@ def _as_os_error(path: str) -> Iterator[None]:
         raise
     except MemoryError:
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if may_pass(
+            error.__cause__ or error.__context__ or error
+        ):  # fsspec takes any failed request for a missing file
+            raise OSError(errno.EAGAIN, public(first_line(error))) from None
         raise FileNotFoundError(errno.ENOENT, "no such file, or it cannot be reached", public(path)) from None
     except Exception as error:
         text = public(first_line(error))
-        number = getattr(error, "errno", None) or errno.EIO
+        number = errno.EAGAIN if may_pass(error) else getattr(error, "errno", None) or errno.EIO
         raise OSError(number, text) from None
 
 

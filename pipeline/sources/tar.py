@@ -31,6 +31,20 @@ if TYPE_CHECKING:
 
 
 ZEROS_AT_ONCE = 1 << 16
+POSIX_MAGIC = b"ustar\0"
+
+
+class Member(tarfile.TarInfo):
+    """A member whose name has a prefix only in archives of POSIX; GNU tar writes times at its place."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Member:
+        """Read a header."""
+        member = super().frombuf(buf, encoding, errors)
+        if buf[257:263] != POSIX_MAGIC:
+            prefix = bytes(buf[345:500]).partition(b"\0")[0].decode(encoding, errors)
+            member.name = member.name.removeprefix(f"{prefix}/") if prefix else member.name
+        return member
 
 
 class TarSource(ArchiveSource):
@@ -82,7 +96,7 @@ def _walk(raw: BinaryIO, listing: Listing) -> None:
 def _walk_one(raw: BinaryIO, listing: Listing) -> int | None:
     """List the archive that begins here; return the end of its members, or None where it is cut off there."""
     # Without a name and with "r:", tarfile neither guesses a compression nor keeps the file.
-    with tarfile.open(fileobj=raw, mode="r:", encoding="utf-8", errors="surrogateescape") as archive:
+    with tarfile.open(fileobj=raw, mode="r:", encoding="utf-8", errors="surrogateescape", tarinfo=Member) as archive:
         before = -1
         while True:
             try:
@@ -105,11 +119,22 @@ def _walk_one(raw: BinaryIO, listing: Listing) -> int | None:
         raw.seek(end)
         rest = raw.read(tarfile.BLOCKSIZE)
         if len(rest) == tarfile.BLOCKSIZE and any(rest):
-            raise tarfile.ReadError(f"no header at byte {end}, after sound ones")
-        if len(rest) in (0, tarfile.BLOCKSIZE):
+            if not _leads_beyond(raw, rest):
+                raise tarfile.ReadError(f"no header at byte {end}, after sound ones")
+        elif len(rest) in (0, tarfile.BLOCKSIZE):
             return end
     listing.add(b"the end", CUT_OFF)
     return None
+
+
+def _leads_beyond(raw: BinaryIO, block: bytes) -> bool:
+    """Return whether ``raw``, which stands behind a header such as that of a long name, ends before the next header."""
+    try:
+        size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
+    except tarfile.HeaderError:
+        return False
+    place = raw.tell()
+    return place + size + -size % tarfile.BLOCKSIZE + tarfile.BLOCKSIZE > raw.seek(0, os.SEEK_END)
 
 
 def _next_archive(raw: BinaryIO, end: int | None, listing: Listing) -> int | None:

@@ -4,31 +4,40 @@ A call shows a bar and messages. Ctrl-C ends it as it ends the command: what is 
 `KeyboardInterrupt` is raised.
 """
 
-# Each call imports its own stage inside: `pipeline.fit_head` loads no decoder, and `pipeline.extract?` no torch.
+# The stages that load scikit-learn or torch are imported in their calls: `pipeline.extract?` takes no seconds.
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.callbacks import Callbacks, ignore
 from pipeline.core.progress import ProgressLine, show
+from pipeline.core.shards import Shard
 from pipeline.core.signals import stop_on
+from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
+from pipeline.decoding.pool import Limits
+from pipeline.embedding.ray import RayExecutor
+from pipeline.embedding.settings import RunSettings
 from pipeline.errors import OptionError
+from pipeline.fitting.settings import FitSettings
+from pipeline.stages import extract as extraction
+from pipeline.stages import predict as prediction
 from pipeline.stages.keywords import takes_options
 from pipeline.stages.options import EXTRACT, FINETUNE, FIT_HEAD, PREDICT
+from pipeline.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from pipeline.embedding.executor import Executor
-    from pipeline.embedding.settings import RunSettings
     from pipeline.sources import Source
-    from pipeline.stages.extract import ExtractSettings, Summary
-    from pipeline.stages.finetune import FinetuneResult, FinetuneSettings
-    from pipeline.stages.fit_head import FitResult, FitResults, FitSettings
+    from pipeline.stages.extract import Summary
+    from pipeline.stages.finetune import FinetuneResult
+    from pipeline.stages.fit_head import FitResult, FitResults
     from pipeline.stages.predict import PredictSummary
 
 RESUMED = "stopped: the same call resumes"
@@ -71,14 +80,11 @@ def extract(
     --------
     ``pipeline.extract("photos/", "photos.h5", backbone="torchvision/resnet50")``
     """
-    from pipeline.core.shards import Shard
-    from pipeline.stages.extract import extract as extract_images
-
     shard = Shard.parse(options["shard"]) if options["shard"] else None
     output = shard.name(os.fspath(cache)) if shard else cache
     settings = _extract_settings(options, shard)
     with _watched("extract", RESUMED, verbose=verbose, callbacks=callbacks) as hooks:
-        return extract_images(
+        return extraction.extract(
             _source(images),
             output,
             settings,
@@ -129,17 +135,14 @@ def fit_head(
     --------
     ``pipeline.fit_head("photos.h5", "photos-head", head="ridge").metrics["test"]``
     """
-    from pathlib import Path
-
-    from pipeline.stages.fit_head import FitResults, fit_heads
-    from pipeline.stages.fit_head import fit_head as fit_one
+    from pipeline.stages import fit_head as fitting  # imports scikit-learn
 
     settings, targets = _fit_settings(options), options["target"]
     with _watched("fit-head", None, verbose=verbose, callbacks=callbacks, unit="steps") as hooks:
         if len(targets) > 1:
-            results = fit_heads(cache, run, targets, settings, say=hooks.say)
-            return FitResults(Path(run), dict(zip(targets, results, strict=True)))
-        return fit_one(
+            results = fitting.fit_heads(cache, run, targets, settings, say=hooks.say)
+            return fitting.FitResults(Path(run), dict(zip(targets, results, strict=True)))
+        return fitting.fit_head(
             cache, run, settings, say=hooks.say, progress=lambda ready, total: hooks.progress(ready, 0, total)
         )
 
@@ -185,11 +188,9 @@ def predict(
     --------
     ``pipeline.predict("photos-head", "new/").to_pandas()``
     """
-    from pipeline.stages.predict import predict as predict_images
-
     settings = run_settings(options)
     with _watched("predict", "stopped: nothing was written", verbose=verbose, callbacks=callbacks) as hooks:
-        return predict_images(
+        return prediction.predict(
             run,
             _source(images),
             output,
@@ -243,11 +244,16 @@ def finetune(
     --------
     ``pipeline.finetune("photos.h5", "photos-head", "photos-tuned", epochs=3).advice``
     """
-    from pipeline.stages.finetune import finetune as train
+    from pipeline.stages import finetune as training  # imports torch
 
-    settings = _finetune_settings(options)
+    own = ("start", "weights", "restart", "report")
+    settings = training.FinetuneSettings(
+        train=_train_settings(options, own),
+        run=RunSettings(device=options["device"], workers=options["workers"] or 0),
+        **{name: options[name] for name in own},
+    )
     with _watched("finetune", RESUMED, verbose=verbose, callbacks=callbacks) as hooks:
-        return train(cache, run, output, settings, stop=hooks.stop, say=hooks.say, progress=hooks.progress)
+        return training.finetune(cache, run, output, settings, stop=hooks.stop, say=hooks.say, progress=hooks.progress)
 
 
 @contextlib.contextmanager
@@ -281,9 +287,6 @@ def _watched(
 
 def run_settings(options: Mapping[str, Any]) -> RunSettings:
     """Return how to run a network on this machine, from the options ``RUN``."""
-    from pipeline.decoding.pool import Limits
-    from pipeline.embedding.settings import RunSettings
-
     return RunSettings(
         engine=options["engine"],
         device=options["device"],
@@ -294,14 +297,12 @@ def run_settings(options: Mapping[str, Any]) -> RunSettings:
     )
 
 
-def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings:
-    from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
-    from pipeline.stages.extract import ExtractSettings
-
+def _extract_settings(options: Mapping[str, Any], shard: Shard | None) -> extraction.ExtractSettings:
     same = ("backbone", "weights", "dtype", "allow_missing", "labels", "check_content", "retry_failed")
-    limits = ("max_failures", "allow_removed")
-    return ExtractSettings(
+    limits = ("max_failures", "allow_removed", "retries", "read_timeout")
+    return extraction.ExtractSettings(
         layers=options["layer"],
+        size=options["size"] or 0,
         decode=DecodePolicy(
             max_pixels=options["max_pixels"], jpeg_decoder=GPU if options["decode"] == "gpu" else PILLOW
         ),
@@ -314,14 +315,10 @@ def _extract_settings(options: Mapping[str, Any], shard: Any) -> ExtractSettings
 def _executor(options: Mapping[str, Any]) -> Executor | None:
     if options["ray"] is None:
         return None
-    from pipeline.embedding.ray import RayExecutor
-
     return RayExecutor(options["ray"] or None, actors=options["ray_actors"] or 0)
 
 
 def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
-    from pipeline.fitting.settings import FitSettings
-
     same = ("head", "estimator", "layer", "labels", "task", "folds", "scoring", "scaling", "group_duplicates")
     return FitSettings(
         target=options["target"][0] if options["target"] else None,
@@ -333,18 +330,9 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
     )
 
 
-def _finetune_settings(options: Mapping[str, Any]) -> FinetuneSettings:
-    from pipeline.embedding.settings import RunSettings
-    from pipeline.stages.finetune import FinetuneSettings
-    from pipeline.training.settings import TrainSettings
-
-    own = ("start", "weights", "restart", "report")
-    train = {name: value for name, value in options.items() if name not in (*own, "workers", "micro_batch")}
-    return FinetuneSettings(
-        train=TrainSettings(micro_batch=options["micro_batch"] or 0, **train),
-        run=RunSettings(device=options["device"], workers=options["workers"] or 0),
-        **{name: options[name] for name in own},
-    )
+def _train_settings(options: Mapping[str, Any], others: tuple[str, ...]) -> TrainSettings:
+    train = {name: value for name, value in options.items() if name not in (*others, "workers", "micro_batch")}
+    return TrainSettings(micro_batch=options["micro_batch"] or 0, **train)
 
 
 def _source(images: str | os.PathLike[str] | Source) -> str | Source:

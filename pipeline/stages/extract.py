@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.backbones import load_backbone
 from pipeline.cache import Cache, CacheWriter, open_cache, write_lock
 from pipeline.cache.background_writer import BackgroundWriter
+from pipeline.cache.beside import check_beside, run_facts_path
 from pipeline.cache.format import file_attributes
 from pipeline.cache.removed import keep_removed
 from pipeline.cache.replace import lay_out, publish, remove, unfinished_path
@@ -30,7 +31,7 @@ from pipeline.core.limits import count_limit
 from pipeline.core.outputs import check_file
 from pipeline.core.results import Result
 from pipeline.core.spec import check_same_numbers
-from pipeline.core.system import versions_of
+from pipeline.core.system import DISTRIBUTION, versions_of
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.bottleneck import Bottleneck, find_bottleneck
 from pipeline.embedding.executor import Executor, LocalExecutor
@@ -39,6 +40,7 @@ from pipeline.embedding.settings import AUTO, RunSettings
 from pipeline.errors import CacheError, FingerprintError, PipelineError
 from pipeline.selection import open_selection
 from pipeline.sources import Source, open_source, public
+from pipeline.sources.retries import READ_TIMEOUT, RETRIES, Patience
 from pipeline.sources.shard import ShardSource
 
 if TYPE_CHECKING:
@@ -50,13 +52,16 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
+    from pipeline.cache.lock import WriteLock
     from pipeline.core.shards import Shard, ShardRecord
     from pipeline.embedding.executor import EmbeddedRows
     from pipeline.engines import Embeddings
 
 DTYPES = ("float32", "float16")
-VERSIONS = ("embedding-pipeline", "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
+VERSIONS = (DISTRIBUTION, "torch", "torchvision", "timm", "openvino", "numpy", "h5py", "pillow")
 """Distributions whose version a cache records."""
+LEAST_FOR_ADVICE = 100
+"""Images; below it the start of the workers takes most of the time, and says nothing of where more would go."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +74,8 @@ class ExtractSettings:
         See `pipeline.backbones.load_backbone`.
     layers : tuple of str
         Outputs besides ``penultimate``.
+    size : int
+        Of the network's input; 0 for that of the weights.
     dtype : str
         Of the stored embeddings, ``float32`` or ``float16``.
     decode : DecodePolicy
@@ -82,6 +89,9 @@ class ExtractSettings:
         Try again the images that failed before.
     max_failures : str or None
         How many images may fail before the run ends, ``"20"`` or ``"5%"`` of all; None for any number.
+    retries, read_timeout : int, float
+        How often a read is repeated that a store could not serve, and for how many seconds in all; what is still out
+        of reach then is tried again by the next run. It counts for itself against ``max_failures``.
     allow_removed : str or None
         How many finished rows an update may remove because their images are gone or are others, in the same form;
         None for half of them.
@@ -92,6 +102,7 @@ class ExtractSettings:
     backbone: str | None = None
     weights: str | None = None
     layers: tuple[str, ...] = ()
+    size: int = 0
     dtype: str = "float32"
     decode: DecodePolicy = field(default_factory=DecodePolicy)
     run: RunSettings = field(default_factory=RunSettings)
@@ -100,6 +111,8 @@ class ExtractSettings:
     check_content: bool = False
     retry_failed: bool = False
     max_failures: str | None = None
+    retries: int = RETRIES
+    read_timeout: float = READ_TIMEOUT
     allow_removed: str | None = None
     shard: Shard | None = None
 
@@ -170,7 +183,7 @@ class Summary(Result):
             f"{self.path}: {self.already + self.computed} of {self.total} images done ({self.computed} now, "
             f"{self.failed} failed) in {self.seconds.get('total', 0.0):.1f} s{how}"
         ]
-        if self.bottleneck is not None:
+        if self.bottleneck is not None and self.computed >= LEAST_FOR_ADVICE:
             lines.append(f"time: {self.bottleneck}")
         if self.changes:
             lines.append("archive: " + ", ".join(f"{count} {what}" for what, count in self.changes.items() if count))
@@ -181,7 +194,8 @@ class Summary(Result):
             lines.append(str(self.left_out))
         if self.stopped:
             left = self.total - self.already - self.computed - self.failed
-            lines.append(f"stopped, {left} left: the same command resumes")
+            # None is left where the images were still being compared with the cache.
+            lines.append(f"stopped{f', {left} left' if left else ''}: the same command resumes")
         return lines
 
     def to_pandas(self) -> pd.DataFrame:
@@ -269,18 +283,21 @@ def extract(
     count_limit(settings.max_failures, 0, "--max-failures")
     count_limit(settings.allow_removed, 0, "--allow-removed")
     path = check_file(output, CacheError, replaceable=False)
+    check_beside(path)
     start = {}
     source = _open(images, path, settings) if isinstance(images, str) else images
     start["start: images"] = time.perf_counter() - started
     if settings.shard is not None:
         source = ShardSource(source, settings.shard)
+    # The time limit of an image would end the worker that still reads.
+    source.patience = Patience(settings.retries, min(settings.read_timeout, 0.75 * settings.run.limits.seconds))
     begun = time.perf_counter()
-    backbone = load_backbone(settings.backbone, settings.weights, settings.layers)
+    backbone = load_backbone(settings.backbone, settings.weights, settings.layers, settings.size)
     start["start: network"] = time.perf_counter() - begun
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
-    with write_lock(path):
-        summary = _extract_locked(job)
+    with write_lock(path) as lock:
+        summary = _extract_locked(job, lock)
     summary.left_out = LeftOut.of(source.skipped)
     summary.seconds |= start
     summary.seconds["total"] = time.perf_counter() - started
@@ -297,11 +314,12 @@ def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
     return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels, known=known)
 
 
-def _extract_locked(job: Job) -> Summary:
+def _extract_locked(job: Job, lock: WriteLock) -> Summary:
     try:
         work = resume(job, open_cache(job.path)) if job.path.exists() else begin(job)
     except _StopRequested:
         return replace(_summarise(job.path, already=len(open_cache(job.path))), stopped=True)
+    lock.computing(len(job.source) - len(work.rows))
     summary = fill(job, work)
     if not (summary.stopped or (open_cache(work.target).status == Status.TODO).any()):
         keep_removed(job.path, work.target)
@@ -435,7 +453,8 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
 
 def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
     status = open_cache(path).status
-    if retry_failed and (failed := np.flatnonzero(status > Status.DONE)).size:
+    again = status > Status.DONE if retry_failed else status == Status.OUT_OF_REACH
+    if (failed := np.flatnonzero(again)).size:
         writer = CacheWriter(path)
         try:
             writer.reopen(failed)
@@ -445,7 +464,7 @@ def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
 
 
 def _gave_up_the_gpu(cache: Cache) -> bool:
-    """Tell whether the GPU was to decode, as the self-check records, and failed it."""
+    """Return whether the GPU was to decode, as the self-check records, and failed it."""
     return "gpu_decode" in cache.self_check and cache.spec["decode"].get("jpeg_decoder", PILLOW) == PILLOW
 
 
@@ -467,6 +486,7 @@ def _compute(job: Job, work: Work) -> Summary:
     status = np.array(open_cache(target).status)
     total, failed = len(status), int((status > Status.DONE).sum())
     already, computed, ready = int((status == Status.DONE).sum()), 0, total - len(work.rows)
+    out_of_reach = 0  # those of earlier runs are among the rows to do
     limit = count_limit(work.settings.max_failures, total, "--max-failures")
     seconds: defaultdict[str, float] = defaultdict(float)
     progress(ready, failed, total)
@@ -480,22 +500,32 @@ def _compute(job: Job, work: Work) -> Summary:
                 failed + len(batch.rows) - good,
                 computed + good,
             )
+            lost = [outcome.reason for outcome in batch.outcomes if outcome.status == Status.OUT_OF_REACH]
+            if lost and not out_of_reach:
+                job.callbacks.say(f"images are out of reach ({lost[0]}): going on; the next run tries them again")
+            out_of_reach += len(lost)
             progress(ready, failed, total)
-            if failed > limit:
+            if max(failed - out_of_reach, out_of_reach) > limit:
                 break
     finally:
         writer.close()
-    if failed > limit:
+    if failed - out_of_reach > limit:
         raise PipelineError(
-            f"{failed} of {total} images failed, more than --max-failures {work.settings.max_failures}: look at what "
-            f"'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what was computed "
+            f"{failed - out_of_reach} of {total} images failed, more than --max-failures {work.settings.max_failures}: "
+            f"look at what 'pipeline info --failed {target}' lists, fix it, and run again with --retry-failed; what "
+            "was computed is kept"
+        )
+    if out_of_reach > limit:
+        raise PipelineError(
+            f"{out_of_reach} of {total} images were out of reach, more than --max-failures "
+            f"{work.settings.max_failures}: run the same command again when the store answers; what was computed "
             "is kept"
         )
     seconds["write"], seconds["loop"] = writer.seconds, time.perf_counter() - started
     return replace(
         _summarise(target, already),
         computed=computed,
-        stopped=stop.is_set(),
+        stopped=stop.is_set() and ready < total,
         seconds=dict(seconds),
         bottleneck=find_bottleneck(seconds, workers=job.executor.workers),
     )
@@ -506,8 +536,7 @@ def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
     shown = replace(settings, labels=settings.labels and public(settings.labels))
     figures = {name: value for name, value in asdict(summary).items() if name != "path"}  # the file may be moved
     facts = {"settings": asdict(shown), "summary": figures}
-    file = path.with_name(path.name + ".run.json")
-    with replacing(file, CacheError) as part:
+    with replacing(run_facts_path(path), CacheError) as part:
         part.write_text(json.dumps(facts, indent=2, ensure_ascii=True) + "\n", encoding="ascii")
 
 

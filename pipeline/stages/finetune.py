@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 import threading
 import time
@@ -23,7 +24,7 @@ from safetensors.torch import save
 from pipeline.backbones.finetuned import BACKBONE_FILE, save_backbone
 from pipeline.cache import open_cache
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
-from pipeline.core.files import followed
+from pipeline.core.files import PART, followed
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
@@ -45,16 +46,17 @@ from pipeline.fitting.run_folder import (
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
 from pipeline.heads.saved import HEAD_FILE, RUN_FILE, LoadedHead, load_head, save_head
+from pipeline.report import write_report
+from pipeline.report.finetuning import training_content
 from pipeline.sources.label_table import labelled_items
 from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages
 from pipeline.training.measure import CHECKED_IMAGES, HeldOut, as_backbone, check_start, measure_tuned, training_rows
 from pipeline.training.network import FineTuningNetwork
 from pipeline.training.settings import TrainSettings
-from pipeline.training.trainer import Trainer, Training, TrainingData
+from pipeline.training.trainer import CHECKPOINT, Trainer, Training, TrainingData
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator
 
     import pandas as pd
@@ -241,6 +243,7 @@ def _open_start(
             f"expected another folder than the probe's for the result, found {output}: name one with -o"
         )
     check_run_folder(output)
+    _check_work_folder(output)
     notes: list[str] = []
 
     def note(text: str) -> None:
@@ -294,9 +297,6 @@ def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dic
     run = run_facts(start.cache, start.rows, start.settings, facts, start.notes, packages)
     run |= {"fingerprint": tuned_head.fingerprint, "spec": tuned_head.spec}
     if start.settings.report:
-        from pipeline.report import write_report  # not every run has a page
-        from pipeline.report.finetuning import training_content  # with it
-
         before = predictions_of(start.probe, results["held_out"])
         content = training_content(start.cache, start.rows, results, run, before)
         write_report(part / REPORT_FILE, cache=start.cache, rows=start.rows, results=results, run=run, content=content)
@@ -364,6 +364,19 @@ def _identity(
 
 def _work_path(output: Path) -> Path:
     return output.with_name(f".{output.name}.training")
+
+
+def _check_work_folder(output: Path) -> None:
+    folder = _work_path(output)
+    if os.path.lexists(folder) and not (folder.is_dir() and not folder.is_symlink() and _holds_checkpoints(folder)):
+        raise PipelineError(
+            f"{folder} exists and was not written by this command, which keeps its checkpoint there: rename it, or "
+            "give another folder with -o"
+        )
+
+
+def _holds_checkpoints(folder: Path) -> bool:
+    return all(path.name == CHECKPOINT or path.suffix == PART for path in folder.iterdir())
 
 
 @contextlib.contextmanager

@@ -42,6 +42,7 @@ from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
 from pipeline.heads.saved import RUN_FILE, LoadedHead
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
+from pipeline.report import write_report, write_summary
 
 if TYPE_CHECKING:
     import os
@@ -270,8 +271,6 @@ def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Call
 def _write_several(folder: Path, run: dict[str, Any], results: list[FitResult], settings: FitSettings) -> None:
     """Write the summary above the runs of several targets."""
     if settings.report:
-        from pipeline.report import write_summary  # not every run has a page
-
         write_summary(folder / REPORT_FILE, run=run, results=results)
     write_json(folder / RUN_FILE, run)
 
@@ -293,7 +292,7 @@ class _Job:
     embeddings : ndarray
         The layer, (rows of the cache, D).
     settings : FitSettings
-        With task and head settled, once the target is known.
+        With task and head chosen, once the target is known.
     say, progress : callable or None
     notes : list of str
         Filled on the way.
@@ -412,8 +411,6 @@ def _write_page(job: _Job, rows: Rows, results: dict[str, Any], run: dict[str, A
     """Write the report, and ``run.json`` with the times of all steps."""
     if job.settings.report:
         with job.timed("report"):
-            from pipeline.report import write_report  # not every run has a page
-
             write_report(job.folder / REPORT_FILE, cache=job.cache, rows=rows, results=results, run=run)
     run["seconds"] = {name: round(value, 3) for name, value in job.seconds.items()}
     write_json(job.folder / RUN_FILE, run)
@@ -457,7 +454,7 @@ def _are_strengths(values: object) -> bool:
 
 
 def _sweeps(settings: FitSettings) -> bool:
-    """Tell whether a setting of the choice of C was given."""
+    """Return whether a setting of the choice of C was given."""
     return settings.Cs != "auto" or settings.scoring != "accuracy"
 
 

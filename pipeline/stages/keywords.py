@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import math
 import numbers
 import os
 import textwrap
@@ -161,5 +160,5 @@ def _check_kind(option: click.Option, value: Any) -> None:
     if not isinstance(value, numbers.Real) or not isinstance(option.type, _NUMBERS):
         return
     number, whole = float(value), isinstance(option.type, click.types.IntParamType)
-    if is_bool or math.isnan(number) or (whole and not number.is_integer()):
+    if is_bool or (whole and not number.is_integer()):
         raise click.BadParameter(f"expected a {'whole ' if whole else ''}number, got {value!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 from collections.abc import Iterable
 from typing import Any, Literal
 
@@ -23,6 +24,17 @@ class CountOrAuto(click.IntRange):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """Return the number, or ``"auto"``."""
         return value if value == "auto" else super().convert(value, param, ctx)
+
+
+class Number(click.FloatRange):
+    """A number in a range; neither infinite nor NaN, which passes every comparison with the ends of a range."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Return the number."""
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"expected a number, got {value}: give a finite one", param, ctx)
+        return number
 
 
 class RateOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
@@ -55,9 +67,12 @@ class Cosine(click.ParamType):  # type: ignore[type-arg]  # generic from click 8
 
             return DEFAULT_THRESHOLD
         try:
-            return float(value)
+            cosine = float(value)
         except (TypeError, ValueError):
+            cosine = math.nan
+        if not math.isfinite(cosine):
             self.fail(f"expected a cosine such as 0.98, got {value!r}: give a number, or leave it out", param, ctx)
+        return cosine
 
 
 class Counts(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on

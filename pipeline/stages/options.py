@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, RateOrAuto
+from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Number, RateOrAuto
 
 Options = tuple[Callable[[Any], Any], ...]
 """Decorators that add an option each to a command."""
@@ -76,8 +76,8 @@ RUN: Options = (
         "--time-limit",
         default=60.0,
         show_default=True,
-        type=click.FloatRange(0.1),
-        help="Seconds that decoding one image may take. An image that takes longer fails.",
+        type=Number(0.1),
+        help="Seconds that reading and decoding one image may take. An image that takes longer fails.",
     ),
 )
 
@@ -85,8 +85,8 @@ EXTRACT: Options = (
     click.option(
         "--backbone",
         metavar="NAME",
-        help="The network; 'pipeline backbones' lists the names.  [default: that of --weights RUN/, or "
-        "efficientnet_lite0]",
+        help="The network: a name that 'pipeline backbones' lists, or hf-hub:ORG/NAME, local-dir:FOLDER, onnx:FILE, "
+        "python:MODULE:CALLABLE (docs/backbones.md).  [default: that of --weights RUN/, or efficientnet_lite0]",
     ),
     click.option(
         "--weights",
@@ -99,6 +99,13 @@ EXTRACT: Options = (
         multiple=True,
         metavar="NODE[:POOLING]",
         help="Store another layer besides 'penultimate'. POOLING is avg, max, gem, cls or flatten. Repeatable.",
+    ),
+    click.option(
+        "--size",
+        type=click.IntRange(1, 8192),
+        metavar="PIXELS",
+        help="Height and width of the network's input, where the network allows another. Changes the embeddings.  "
+        "[default: that of the weights]",
     ),
     click.option(
         "--dtype",
@@ -140,6 +147,23 @@ EXTRACT: Options = (
     ),
     click.option("--retry-failed", is_flag=True, help="Retry the images that failed before."),
     click.option("--max-failures", metavar="N|P%", help="Stop when more images than this fail.  [default: no limit]"),
+    click.option(
+        "--retries",
+        type=click.IntRange(0),
+        default=5,
+        show_default=True,
+        help="Repeat a read this often that a store could not serve now, such as one answered by 503 or a time-out, "
+        "with growing waits. Images that stay out of reach are tried again by the next run.",
+    ),
+    click.option(
+        "--read-timeout",
+        type=Number(0, min_open=True),
+        default=45,
+        show_default=True,
+        metavar="SECONDS",
+        help="Give up an image after this time of reading, repetitions included. At most three quarters of "
+        "--time-limit count.",
+    ),
     click.option(
         "--allow-removed",
         metavar="N|P%",
@@ -213,9 +237,7 @@ FIT_HEAD: Options = (
         show_default=True,
         help="Values of C to try: 'full' tries 45.",
     ),
-    click.option(
-        "--C", "C", type=click.FloatRange(0, min_open=True), multiple=True, help="Try only these values. Repeatable."
-    ),
+    click.option("--C", "C", type=Number(0, min_open=True), multiple=True, help="Try only these values. Repeatable."),
     click.option(
         "--folds",
         default=5,
@@ -256,7 +278,7 @@ FIT_HEAD: Options = (
         "--test-share",
         default=0.2,
         show_default=True,
-        type=click.FloatRange(0, 1, min_open=True, max_open=True),
+        type=Number(0, 1, min_open=True, max_open=True),
         help="Share of rows to hold out where the cache has no split column.",
     ),
     click.option("--seed", default=0, show_default=True, type=SEED, help="Seed of hold-out, folds and bootstrap."),
@@ -306,14 +328,14 @@ FINETUNE: Options = (
         "--layer-decay",
         default=0.8,
         show_default=True,
-        type=click.FloatRange(0, 1, min_open=True),
+        type=Number(0, 1, min_open=True),
         help="Learning rate of a block, as a share of that of the block above it. 1: all blocks learn at one rate.",
     ),
     click.option(
         "--weight-decay",
         default=0.05,
         show_default=True,
-        type=click.FloatRange(0),
+        type=Number(0),
         help="Weight decay of the optimizer.",
     ),
     click.option(
@@ -327,7 +349,7 @@ FINETUNE: Options = (
         "--warmup",
         default=0.1,
         show_default=True,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="Share of the steps in which the learning rate rises.",
     ),
     click.option(
@@ -342,10 +364,10 @@ FINETUNE: Options = (
         "--label-smoothing",
         default=0.0,
         show_default=True,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="Label smoothing of the loss.",
     ),
-    click.option("--mixup", default=0.0, show_default=True, type=click.FloatRange(0), help="α of mixup. 0: no mixup."),
+    click.option("--mixup", default=0.0, show_default=True, type=Number(0), help="α of mixup. 0: no mixup."),
     click.option(
         "--augment",
         default="flip",
@@ -358,14 +380,14 @@ FINETUNE: Options = (
         "--clip",
         default=1.0,
         show_default=True,
-        type=click.FloatRange(0),
+        type=Number(0),
         help="Clip gradients to this norm. 0: do not clip.",
     ),
     click.option(
         "--ema",
         default=0.0,
         show_default=True,
-        type=click.FloatRange(0, 1, max_open=True),
+        type=Number(0, 1, max_open=True),
         help="Decay of a moving average of the weights; the average is kept. 0: no average.",
     ),
     click.option(

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.core.devices import has_cuda
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
@@ -30,9 +31,9 @@ def make_accelerator(settings: TrainSettings) -> Any:
         ) from None
     if settings.device not in ("auto", "cpu", "cuda"):
         raise EngineError(f"expected --device auto, cpu or cuda for training, found {settings.device!r}: correct it")
-    if settings.device == "cuda" and not torch.cuda.is_available():
+    if settings.device == "cuda" and not has_cuda():
         raise EngineError("expected a CUDA device, found none: use --device cpu")
-    cpu = settings.device == "cpu" or not torch.cuda.is_available()
+    cpu = settings.device == "cpu" or not has_cuda()
     precision = settings.precision
     if precision == "auto":
         able = torch.cpu._is_avx512_bf16_supported() if cpu else torch.cuda.is_bf16_supported()

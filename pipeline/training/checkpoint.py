@@ -26,7 +26,7 @@ def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
         It cannot be written; the previous one is unchanged.
     """
     try:
-        with replacing(path) as part, part.open("wb") as file:
+        with replacing(path, alone=True) as part, part.open("wb") as file:
             torch.save({"format": FORMAT, "version": VERSION, **state}, file)
     except (PipelineError, RuntimeError) as error:  # torch wraps the error of the disk
         raise PipelineError(

@@ -69,7 +69,7 @@ class CachedImages:
             An image is missing, unreadable, or has changed since it was embedded.
         """
         with open_pool(
-            self.source.reader(),
+            self.source.patient_reader(),
             self._decode,
             self._preprocess,
             batch_size=self._batch_size,

@@ -99,7 +99,8 @@ def as_backbone(network: FineTuningNetwork, state: Mapping[str, Tensor], backbon
     """Return the network, in a state of its training, as a backbone with its own weights."""
     network.load_state_dict(dict(state))
     network.to("cpu").eval().requires_grad_(False)
-    return replace(backbone, weights=Weights(FINE_TUNED, origin, hash_weights(network.backbone.body)))
+    sha256 = hash_weights(network.backbone.body, network.backbone.description)
+    return replace(backbone, weights=Weights(FINE_TUNED, origin, sha256, backbone.weights.source))
 
 
 def measure_tuned(
@@ -139,6 +140,7 @@ def measure_tuned(
         seed=seed,
         replicates=replicates,
     )
+    results["calibration"] = {"rows": len(held_out.val)}
     predicted = results["predictions"][rows.held_out].argmax(1)
     results["confusion"] = confusion_matrix(rows.y[rows.of(rows.held_out)], predicted, len(rows.class_names))
     return tuned_head, results

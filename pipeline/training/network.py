@@ -56,6 +56,8 @@ class FineTuningNetwork(nn.Module):
             raise HeadError(f"the cache's backbone has no layer {layer!r}: {near_names(layer, names)}")
         self._output = names.index(layer)
         self.backbone = backbone.network
+        if not any(True for _ in self.backbone.body.parameters()):
+            raise HeadError(f"{backbone.name} has no weights that can be trained: fine-tune the network it came from")
         self.head = nn.Linear(backbone.layers[self._output].width, outputs)
         self.requires_grad_(True)
 

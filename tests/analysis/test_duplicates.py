@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from PIL import Image
 from pipeline.analysis import duplicates
 from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.pixels import MOST_DIFFERENCE, pixel_similarity, small_copies
-from tests.analysis.archive import Archive, archive, png
+from tests.analysis.archive import archive, png
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,7 +36,7 @@ def photographs_cut(crops: list[Image.Image]) -> list[Image.Image]:
     return [crop for crop in crops if min(crop.size) > 90 and np.asarray(crop.convert("L")).std() > 20][:12]
 
 
-def planted(cuts: list[Image.Image]) -> tuple[Archive, list[tuple[int, int]]]:
+def planted(cuts: list[Image.Image]) -> tuple[Any, list[tuple[int, int]]]:
     """Return photographs, each followed by its copies; the embeddings are of no help."""
     images: list[bytes] = []
     pairs: list[tuple[int, int]] = []

@@ -51,6 +51,12 @@ def test_the_bundled_weights_know_what_is_on_a_photograph(photographs: list[Imag
     assert best[1] in (985, 723, 308, 309, 986, 738)  # daisy, pinwheel, fly, bee, lady's slipper, pot
 
 
+@pytest.mark.parametrize("name", ["resnet50", "keras/resnet50"])
+def test_a_network_without_its_family_is_found_in_every_family(name: str) -> None:
+    with pytest.raises(BackboneError, match=r"did you mean torchvision/resnet50, timm/resnet50[?]"):
+        load_backbone(name)
+
+
 QUICK = (
     "googlenet",
     "mnasnet0_5",

@@ -24,7 +24,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_the_second_time_no_network_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     first = load_backbone(SMALL, "random", ("blocks.1",))
-    monkeypatch.setattr("pipeline.backbones._build", None)  # it would be called, and fail
+    monkeypatch.setattr("pipeline.backbones._body", None)  # it would be called, and fail
     second = load_backbone(SMALL, "random", ("blocks.1",))
     assert second.to_spec() == first.to_spec()
     assert (second.layers, second.preprocess) == (first.layers, first.preprocess)

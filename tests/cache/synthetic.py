@@ -10,13 +10,15 @@ import numpy as np
 
 from pipeline.cache import CacheWriter, open_cache
 from pipeline.cache.replace import lay_out
-from pipeline.core.items import ItemTable
+from pipeline.core.items import ItemTable, Status
 from pipeline.core.spec import canonical_json, fingerprint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
+
+    from pipeline.core.shards import ShardRecord
 
 SOURCE = {"kind": "folder", "location": "images", "root": "/nowhere/images"}
 
@@ -56,7 +58,9 @@ def attributes_of(spec: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def make_cache(path: Path, items: ItemTable | int, spec: dict[str, Any] | None = None) -> Path:
+def make_cache(
+    path: Path, items: ItemTable | int, spec: dict[str, Any] | None = None, shard: ShardRecord | None = None
+) -> Path:
     """Lay out a cache of rows to do."""
     spec = spec or make_spec()
     lay_out(
@@ -64,8 +68,21 @@ def make_cache(path: Path, items: ItemTable | int, spec: dict[str, Any] | None =
         make_items(items) if isinstance(items, int) else items,
         widths={layer["name"]: layer["width"] for layer in spec["layers"]},
         dtype=spec["dtype"],
-        attributes=attributes_of(spec),
+        attributes={**attributes_of(spec), **({"shard": shard.to_json()} if shard else {})},
     )
+    return path
+
+
+def make_partial(
+    path: Path, *, done: int = 0, failed: int = 0, to_do: int = 0, shard: ShardRecord | None = None
+) -> Path:
+    """Make a cache whose first rows are done and whose next ones failed."""
+    make_cache(path, done + failed + to_do, shard=shard)
+    writer = CacheWriter(path)
+    write_rows(writer, np.arange(done))
+    for row in range(done, done + failed):
+        writer.fail(row, Status.CORRUPT)
+    writer.close()
     return path
 
 

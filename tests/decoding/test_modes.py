@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipeline.core.items import Status
 from pipeline.decoding.errors import DecodeError
-from pipeline.decoding.image import decode
+from pipeline.decoding.image import DecodePolicy, decode, upright_rgb
 from tests.decoding.writers import Page, bmp, chunk, png, tiff
 
 Array = np.ndarray[Any, Any]
@@ -53,6 +53,10 @@ def check(data: bytes | bytearray, expected: Array, within: int = 0) -> None:
     found = decode(bytes(data)).astype(int)
     assert found.shape == expected.shape
     assert int(np.abs(found - expected).max()) <= within
+
+
+def cmyk(inks: Array) -> Image.Image:
+    return Image.frombytes("CMYK", (inks.shape[1], inks.shape[0]), inks.tobytes())
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -157,7 +161,7 @@ def test_tiff_of_unstated_meaning_is_refused() -> None:
 @pytest.mark.parametrize("planar", [False, True])
 def test_tiff_of_cmyk(bits: int, planar: bool) -> None:
     inks = np.concatenate([RGB, GREY // 3], axis=2)
-    expected = np.asarray(Image.fromarray(inks, mode="CMYK").convert("RGB"))
+    expected = np.asarray(cmyk(inks).convert("RGB"))
     check(tiff(Page(at_depth(inks, bits), bits, 5, planar=planar)), expected)
 
 
@@ -314,12 +318,61 @@ def test_animations_give_their_first_frame() -> None:
 
 
 def test_jpegs_of_cmyk_and_rare_kinds() -> None:
-    inks = Image.fromarray(np.concatenate([RGB // 2, GREY // 4], axis=2), mode="CMYK")
+    inks = cmyk(np.concatenate([RGB // 2, GREY // 4], axis=2))
     expected = np.asarray(inks.convert("RGB")).astype(int)
     found = decode(saved(inks, "JPEG", quality=100, subsampling=0)).astype(int)
     assert np.abs(found - expected).mean() < 3  # inverted, as Adobe writes it
     refused(imagecodecs.jpegls_encode(RGB), "JPEG-LS")
     refused(imagecodecs.jpeg8_encode(at_depth(GREY[..., 0], 12), bitspersample=12), "12 bits")
+
+
+def with_adobe_transform(jpeg: bytes, transform: int | None) -> bytes:
+    """Return a JPEG with another value in Adobe's marker, or without the marker."""
+    at = jpeg.index(b"\xff\xee")
+    end = at + 2 + int.from_bytes(jpeg[at + 2 : at + 4], "big")
+    return jpeg[:at] + (b"" if transform is None else jpeg[at : end - 1] + bytes([transform])) + jpeg[end:]
+
+
+def test_jpegs_of_cmyk_that_do_not_say_which_way_are_refused() -> None:
+    data = saved(Image.fromarray(np.concatenate([RGB, GREY], axis=2), mode="CMYK"), "JPEG")
+    refused(with_adobe_transform(data, None), "whether 0 is ink or paper")
+    refused(with_adobe_transform(data, 1), "says that they are three")
+    assert np.array_equal(decode(with_adobe_transform(data, 0)), decode(data))
+    with pytest.raises(DecodeError, match="whether 0 is ink or paper"):
+        upright_rgb(Image.open(io.BytesIO(with_adobe_transform(data, None))), DecodePolicy())
+
+
+def part_of_a_gif(transparent: bool) -> bytes:
+    """Return a GIF of 6 × 4 whose only frame is 2 × 1 at (3, 2), in colours 1 and 2, on background 3."""
+    colours = bytes([9, 9, 9, 200, 0, 0, 0, 200, 0, 0, 0, 200])
+    screen = b"GIF89a" + struct.pack("<HHBBB", 6, 4, 0x81, 3, 0) + colours
+    control = b"!\xf9\4\1\0\0\2\0" if transparent else b""
+    frame = b"," + struct.pack("<HHHHB", 3, 2, 2, 1, 0) + b"\2"
+    codes = 4 | 1 << 3 | 2 << 6 | 5 << 9  # clear, 1, 2, end, of 3 bits each
+    return screen + control + frame + b"\2" + struct.pack("<H", codes) + b"\0;"
+
+
+@pytest.mark.parametrize("transparent", [False, True])
+def test_a_first_frame_that_is_a_part_of_the_picture_is_over_white(transparent: bool) -> None:
+    expected = np.full((4, 6, 3), 255)
+    expected[2, 3] = 200, 0, 0
+    if not transparent:
+        expected[2, 4] = 0, 200, 0
+    check(part_of_a_gif(transparent), expected)
+
+
+def test_png_of_iphones_is_refused() -> None:
+    data = saved(Image.fromarray(RGB), "PNG")
+    refused(data[:8] + chunk(b"CgBI", b"\x50\0\x20\6") + data[8:], "CgBI")
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_tiff_of_an_undefined_sample_format_counts_as_unsigned(order: str) -> None:
+    for pixels, photometric in ((GREY, 1), (RGB, 2)):
+        check(tiff(Page(pixels, 8, photometric, form=4), order=order), three(pixels))
+    colours = [*range(0, 65536, 257), *([0] * 256), *([65535] * 256)]
+    palette = Page(GREY, 8, 3, form=4, tags={320: ("H", colours)})
+    check(tiff(palette, order=order), np.concatenate([GREY, 0 * GREY, 0 * GREY + 255], axis=2))
 
 
 @pytest.mark.parametrize("name", [b"zTXt", b"iTXt", b"iCCP", b"tEXt"])

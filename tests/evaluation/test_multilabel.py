@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, average_precision_score, f1_score
 
-from pipeline.evaluation.multilabel import AveragePrecision, mean_average_precision, multilabel_metrics, per_label_table
+from pipeline.evaluation.multilabel import AveragePrecision, MeanAveragePrecision, multilabel_metrics, per_label_table
 
 
 @settings(max_examples=50, deadline=None)
@@ -33,7 +33,7 @@ def test_the_figures_are_scikit_learns() -> None:
     assert figures["subset_accuracy"].value == pytest.approx(accuracy_score(truth, predicted))
     mean = average_precision_score(truth, p, average="macro")
     assert figures["mean_average_precision"].value == pytest.approx(mean)
-    assert mean_average_precision(truth, p, np.ones(200)) == pytest.approx(mean)
+    assert MeanAveragePrecision(truth, p)(np.ones(200)) == pytest.approx(mean)
     for k, interval in enumerate(each):
         assert interval.value == pytest.approx(average_precision_score(truth[:, k], p[:, k]))
         assert interval.low <= interval.value <= interval.high

@@ -122,6 +122,26 @@ def test_numpy_and_torch_walk_the_same_path(rows: int, standardise: bool, monkey
         np.testing.assert_array_equal(ours.held_out.hits, theirs.held_out.hits)
 
 
+@pytest.mark.parametrize("rows", [60, 8])  # more and fewer than features
+def test_rows_taken_to_the_basis_give_the_same_path(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = blobs(rows, 12, 3)
+    fold = np.arange(rows) % 2
+
+    def points(expected_passes: int) -> list[PathPoint]:
+        monkeypatch.setattr("pipeline.heads.solver.path._EXPECTED_PASSES", expected_passes)
+        path = SoftmaxPath(X, y, 3, fold=fold)
+        (below,) = path.solve([(0, [0.01, 0.1])], tol=1e-6)
+        # A second walk of the same data starts from the first one's solution.
+        (above,) = path.solve([(0, [1.0, 10.0])], starts=[below[-1]], tol=1e-6)
+        return [*below, *above]
+
+    for one, other in zip(points(0), points(1000), strict=True):
+        assert one.passes == other.passes
+        assert one.objective == pytest.approx(other.objective, rel=1e-9)
+        np.testing.assert_allclose(one.coef, other.coef, atol=1e-6)
+        np.testing.assert_allclose(one.intercept, other.intercept, atol=1e-6)
+
+
 def test_what_it_reports_is_its_objective() -> None:
     X, y = blobs()
     head = LogisticHead(C=0.3).fit(X, y)

@@ -13,7 +13,7 @@ from pipeline.analysis.search import search
 from pipeline.report import galleries
 from pipeline.selection.frames import frame
 from tests.analysis.archive import Archive, archive
-from tests.browser import opened
+from tests.browser import opened, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +47,7 @@ def doubtful(cache: Archive) -> LabelCheck:
     return LabelCheck(frame(table), rows, 0.9, 0.01)
 
 
-WRITERS: dict[str, Callable[[Path, Archive], int]] = {
+WRITERS: dict[str, Callable[[Path, Any], int]] = {
     "search": lambda path, cache: galleries.write_search_page(
         path, cache, search(cache, ["0.png", cache.keys[7]], k=6)
     ),
@@ -78,7 +78,15 @@ def test_a_page_needs_nothing_else_and_escapes_names(name: str, written: dict[st
     assert len(page) < 6_000_000
 
 
-def test_a_page_is_bounded(cache: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_page_says_how_many_images_it_cannot_show(written: dict[str, Path]) -> None:
+    for name, asked in (("labels", 70), ("map", 120)):  # two of all images cannot be read, and both labels are doubtful
+        page = written[name].read_text(encoding="utf-8")
+        found = re.search(r"(\d+) of the (\d+) images on this page cannot be read where the cache expects them", page)
+        assert found is not None
+        assert (int(found[1]), int(found[2])) == (2 if name == "map" else page.count("no image</div>"), asked)
+
+
+def test_a_page_is_bounded(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(galleries, "MOST_PICTURES", 9)
     galleries.write_labels_page(tmp_path / "labels.html", cache, doubtful(cache))
     page = (tmp_path / "labels.html").read_text()
@@ -102,7 +110,7 @@ def check_gallery(page: Any, name: str) -> None:
     before = page.evaluate(shown)
     assert before > 1
     page.evaluate("for (const i of document.images) i.loading = 'eager'")
-    page.wait_for_function("[...document.images].every(i => i.complete && i.naturalWidth)")
+    wait_until(page, "[...document.images].every(i => i.complete && i.naturalWidth)")
     page.fill("#filter", "no such thing")
     assert page.evaluate(shown) == 0
     page.fill("#filter", "cat" if name == "duplicates" else "ant")
@@ -121,15 +129,15 @@ def check_gallery(page: Any, name: str) -> None:
 
 def check_map(page: Any) -> None:
     drawn = "n => dots.getContext('2d').getImageData(0, 0, dots.width, dots.height).data.some(v => v) === n"
-    page.wait_for_function(drawn, arg=True)
+    wait_until(page, drawn, arg=True)
     page.fill("#find", "cat")
-    page.wait_for_function("document.getElementById('count').textContent === '120 images, 40 marked'")
+    wait_until(page, "document.getElementById('count').textContent === '120 images, 40 marked'")
     page.select_option("#label", "0")
-    page.wait_for_function("document.getElementById('count').textContent.startsWith('40 images')")
+    wait_until(page, "document.getElementById('count').textContent.startsWith('40 images')")
     assert page.evaluate("points.names.filter((name, n) => seen(n)).length") == 1
     page.select_option("#label", "")
     page.fill("#find", "")
-    page.wait_for_function("document.getElementById('count').textContent === '120 images'")
+    wait_until(page, "document.getElementById('count').textContent === '120 images'")
     # Where the first point stands on the screen.
     place = page.evaluate(
         """() => {
@@ -139,5 +147,5 @@ def check_map(page: Any) -> None:
     )
     page.mouse.move(place[0] - 3, place[1])
     page.mouse.move(place[0], place[1], steps=4)
-    page.wait_for_function("document.getElementById('key').textContent !== ''")
+    wait_until(page, "document.getElementById('key').textContent !== ''")
     assert page.evaluate("getComputedStyle(picture).backgroundImage").startswith('url("data:image/jpeg')

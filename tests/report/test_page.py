@@ -58,6 +58,13 @@ def test_the_page_needs_nothing_else_and_escapes_names(report: Path) -> None:
     assert len(page) < 300_000
 
 
+def test_the_page_says_how_many_images_it_cannot_show(report: Path) -> None:
+    page = report.read_text(encoding="utf-8")
+    unread, asked = page.count('<div class="gone">no image</div>'), page.count("<figure>")
+    assert 0 < unread < asked
+    assert f"{unread} of the {asked} images on this page cannot be read where the cache expects them." in page
+
+
 @pytest.fixture(scope="module")
 def other_reports(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Pages of numbers and of label sets, with a summary of both targets."""
@@ -103,6 +110,24 @@ def test_the_other_pages_render_and_sort(
         assert page.locator("section").count() == 2
         page.locator("section a").nth(1).click()
         page.wait_for_selector("#plot-predicted .point")
+
+
+@pytest.mark.browser
+def test_every_axis_has_several_round_ticks(browser: Any, report: Path) -> None:
+    cases: list[tuple[str, list[float]]] = [
+        ("{}, -1.9, 9.6, 5", [0, 2.5, 5, 7.5]),
+        ("{whole: true}, 0, 3.2, 8", [0, 1, 2, 3]),
+        ("{log: true}, 2e-3, 5e4, 9", [0.01, 0.1, 1, 10, 100, 1000, 10_000]),
+        ("{log: true}, 8, 400, 5", [10, 100]),
+        ("{log: true}, 40, 300, 5", [50, 100, 200]),
+        ("{log: true}, 2.3, 8.5, 5", [3, 4, 5, 6, 7, 8]),
+        ("{log: true}, 4.1, 4.85, 4", [4.2, 4.4, 4.6, 4.8]),
+    ]
+    with opened(browser, report, 1200) as page:
+        for asked, expected in cases:
+            found = page.evaluate(f"ticks({asked}).map(t => t[0])")
+            assert found == pytest.approx(expected), asked
+        assert page.evaluate("range({most: 1}, [1, 1])") == pytest.approx([0.95, 1])
 
 
 @pytest.mark.browser

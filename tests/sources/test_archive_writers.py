@@ -16,6 +16,7 @@ import pytest
 
 from pipeline.errors import SourceError
 from pipeline.sources import open_source
+from scripts.compare_archives import ODD, Odd, compare, missing_programs
 from scripts.source_variants import add_to_tar
 from tests.faulty_reader import picture
 from tests.sources.test_archive import keys, labels, left_out, own_indexes, read_all, write_tar, write_zip
@@ -234,3 +235,49 @@ def test_other_ways_to_pack_are_refused_by_name(method: int, name: str, tmp_path
 def test_a_workbook_is_refused_as_one(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="found a workbook: save its sheet as CSV"):
         open_source(write_zip(tmp_path / "a.xlsx", [("[Content_Types].xml", b"<x/>"), ("xl/workbook.xml", b"<x/>")]))
+
+
+@pytest.mark.skipif(bool(missing_programs()), reason="needs bsdtar, 7z, GNU tar and zip")
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: odd.what)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_other_programs_unpack_the_same(odd: Odd, tmp_path: Path) -> None:
+    (tmp_path / "made").mkdir()
+    here, programs = compare(odd, tmp_path / "made")
+    assert here.rows or here.refused or here.damaged
+    assert {program for program, (_, differ) in programs.items() if differ} <= odd.explained.keys()
+
+
+def gnu_header(name: bytes, size: int, times: bytes) -> bytes:
+    """Return a header of GNU tar, which writes times where POSIX has the front of the name."""
+    member = tarfile.TarInfo("x")
+    member.size = size
+    header = bytearray(member.tobuf(tarfile.GNU_FORMAT))
+    header[: len(name)] = name
+    header[345 : 345 + len(times)] = times
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+def test_times_of_gnu_tar_are_no_part_of_a_name(tmp_path: Path) -> None:
+    times = b"15302015323\015302015323\0"
+    blocks = []
+    for i, name in enumerate([b"cat/1.png", b"15302015323/15302015323/2.png", b"dog/3.png"]):
+        blocks += [gnu_header(name, len(picture(i)), times if i < 2 else b""), picture(i)]
+        blocks.append(bytes(-len(picture(i)) % 512))
+    (tmp_path / "a.tar").write_bytes(b"".join([*blocks, bytes(1024)]))
+    source = open_source(str(tmp_path / "a.tar"))
+    assert keys(source) == ["cat/1.png", "15302015323/15302015323/2.png", "dog/3.png"]
+    assert labels(source) == ["cat", "15302015323", "dog"]
+
+
+@pytest.mark.parametrize("keep", [1, 2])
+def test_a_cut_behind_the_header_of_a_long_name_is_a_cut(keep: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    write_tar(path, [("1.png", picture(1)), ("long" * 60 + ".png", picture(2))])
+    data = path.read_bytes()
+    second = 512 + len(picture(1)) + -len(picture(1)) % 512
+    path.write_bytes(data[: second + keep * 512])
+    source = open_source(str(path))
+    assert keys(source) == ["1.png"]
+    assert left_out(source) == {"the end": "here the archive is cut off"}

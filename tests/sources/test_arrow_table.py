@@ -85,6 +85,9 @@ NAMED = {"_type": "ClassLabel", "names": ["cat", "dog", "owl"]}
         ([-1, 1], pa.int8(), NAMED, [None, "dog"]),
         ([None, None], pa.int64(), NAMED, [None, None]),
         (["x", "y"], pa.string(), NAMED, ["x", "y"]),
+        (["dog", None], pa.large_string(), NAMED, ["dog", None]),
+        ([0.0, None, 2.0], pa.float64(), NAMED, ["cat", None, "owl"]),
+        ([-1.0, float("nan")], pa.float32(), NAMED, [None, None]),
         ([[0, 1], [], None], pa.list_(pa.int64()), {"_type": "Sequence", "feature": NAMED}, ["cat|dog", "|", None]),
         ([[2]], pa.list_(pa.int64()), {"_type": "List", "feature": NAMED}, ["owl"]),
         ([[2]], pa.large_list(pa.int64()), {"_type": "LargeList", "feature": NAMED}, ["owl"]),
@@ -106,6 +109,31 @@ def test_a_class_without_a_name_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a", {"label": pa.array([0, 3])}, {"label": NAMED})
     with pytest.raises(SourceError, match=r"labels from 0 to 2 in column 'label'.*found 3"):
         open_source(path)
+
+
+@pytest.mark.parametrize("values", [["1", "dog"], [1.5, 0.0]])
+def test_a_label_that_datasets_takes_for_another_is_refused(values: list[Any], tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"label": pa.array(values)}, {"label": NAMED})
+    with pytest.raises(SourceError, match=r"in column 'label'.*found '?1.*: write the table again"):
+        open_source(path)
+
+
+def test_two_classes_of_one_name_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"label": pa.array([0])}, {"label": {"_type": "ClassLabel", "names": ["a", "b", "a"]}})
+    with pytest.raises(SourceError, match="class names that differ, found 'a' twice"):
+        open_source(path)
+
+
+def test_a_value_that_python_has_not_names_its_column(tmp_path: Path) -> None:
+    path = write(tmp_path / "a", {"when": pa.array([10**15], pa.timestamp("s"))})
+    with pytest.raises(SourceError, match=r"cannot read column 'when' \(.*correct its values"):
+        open_source(path)
+
+
+def test_an_empty_name_in_a_label_set_is_refused(tmp_path: Path) -> None:
+    for values in ([[""], ["a"]], [["a", ""], ["b"]]):
+        with pytest.raises(SourceError, match="'label' has a list with a missing element"):
+            open_source(write(tmp_path / "a", {"label": pa.array(values)}))
 
 
 def test_labels_are_those_that_datasets_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

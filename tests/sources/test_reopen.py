@@ -97,4 +97,4 @@ def test_a_page_without_its_images_says_so(old: Path, tmp_path: Path) -> None:
         count = 24 if verb[0] == "map" else 4
         assert f"warning: {count} images of the page cannot be read at " in ran.stderr
     assert run_command("search", path, key, "-k", 3, "--page", page).exit_code == 0
-    assert "4 of the images cannot be read" in page.read_text()
+    assert "4 of the 4 images on this page cannot be read" in page.read_text()

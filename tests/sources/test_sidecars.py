@@ -73,6 +73,9 @@ def test_json_labels_of_every_kind(
     [
         ("1.json", b'{"label": {"id": 1}}', "label that cannot be read"),
         ("1.json", b'{"label": ["a", null]}', "label that cannot be read"),
+        ("1.json", b'{"label": 1e400}', "label that cannot be read"),
+        ("1.json", b'{"label": [NaN, 1]}', "label that cannot be read"),
+        ("1.json", b'{"label": ["a", ""]}', "label that cannot be read"),
         ("1.json", b'{"label": "\xe9"}', "label that cannot be read"),
         ("1.json", b'{"label": "\\u0000"}', "label that cannot be read"),
         ("1.json", b'{"label": "' + b"x" * 257 + b'"}', "label above 256 characters"),

@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import shutil
 import threading
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,15 +15,13 @@ from pipeline.core.items import Status
 from pipeline.decoding import pool as pool_module
 from pipeline.decoding.image import DecodePolicy
 from pipeline.embedding import from_spec
+from pipeline.embedding.bottleneck import find_bottleneck
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import CacheError, FingerprintError
 from pipeline.sources.reopen import image_bytes
-from pipeline.stages.extract import ExtractSettings, extract
+from pipeline.stages.extract import ExtractSettings, Summary, extract
 from scripts.trivial_network import trivial_network
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SETTINGS = ExtractSettings(run=RunSettings(precision="float32"))
 
@@ -100,6 +99,31 @@ def test_a_stopped_run_goes_on_and_equals_an_uninterrupted_one(
     second = extract(str(image_folder), path, SETTINGS)
     assert (second.already, second.computed) == (first.computed, 24 - first.computed)
     assert path.read_bytes() == cache_file.read_bytes()
+
+
+def test_a_stop_after_the_last_image_leaves_nothing(image_folder: Path, tmp_path: Path) -> None:
+    stop = threading.Event()
+
+    def after_all(ready: int, failed: int, total: int) -> None:
+        if ready == total:
+            stop.set()
+
+    summary = extract(str(image_folder), tmp_path / "c.h5", SETTINGS, stop=stop, progress=after_all)
+    assert not summary.stopped
+    assert len(summary.headlines()) == 1
+    assert "24 of 24 images done" in summary.headlines()[0]
+
+
+@pytest.mark.parametrize(("computed", "lines"), [(99, 1), (100, 2)])
+def test_few_images_do_not_say_where_the_time_went(computed: int, lines: int) -> None:
+    bottleneck = find_bottleneck({"loop": 1.0, "wait for decode": 1.0}, workers=1)
+    summary = Summary(Path("c.h5"), total=100, computed=computed, bottleneck=bottleneck)
+    assert len(summary.headlines()) == lines
+
+
+def test_a_stop_says_how_many_images_are_left() -> None:
+    assert Summary(Path("c.h5"), total=9, computed=4, stopped=True).headlines()[-1].startswith("stopped, 5 left: ")
+    assert Summary(Path("c.h5"), total=9, already=9, stopped=True).headlines()[-1].startswith("stopped: ")
 
 
 def test_failed_images_are_rows_with_a_reason(image_folder: Path, tmp_path: Path) -> None:

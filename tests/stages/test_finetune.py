@@ -57,6 +57,7 @@ def test_the_run_folder_holds_a_backbone_with_its_head(tuned: tuple[Path, Finetu
     assert metrics["test"]["accuracy"]["value"] == result.metrics["test"]["accuracy"]["value"]
     assert [entry["epoch"] for entry in metrics["training"]["history"]] == [0, 1, 2]
     assert metrics["against_probe"]["advice"] == result.advice
+    assert "held out of training for it" in (folder / "report.html").read_text(encoding="utf-8")
 
 
 def test_it_is_compared_with_the_probe_on_the_same_rows(probe: Probe, tuned: tuple[Path, FinetuneResult]) -> None:
@@ -238,3 +239,12 @@ def test_the_page_shows_the_training(browser: Any, tuned: tuple[Path, FinetuneRe
         for plot in ("training", "depth"):
             page.wait_for_selector(f"#plot-{plot} .point")
         assert "Against the probe" in page.content()
+
+
+def test_a_folder_of_a_user_is_not_taken_for_that_of_the_checkpoint(probe: Probe, tmp_path: Path) -> None:
+    mine = tmp_path / ".run2.training" / "notes"
+    mine.parent.mkdir()
+    mine.touch()
+    with pytest.raises(PipelineError, match=r"\.run2\.training exists and was not written by this command"):
+        finetune(probe.cache_path, probe.run, tmp_path / "run2", replace(SETTINGS, restart=True))
+    assert mine.exists()

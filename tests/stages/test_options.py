@@ -15,6 +15,7 @@ import pipeline
 from pipeline.cli import cli
 from pipeline.core.callbacks import Callbacks
 from pipeline.errors import OptionError, PipelineError
+from pipeline.stages.option_types import Cosine, RateOrAuto
 from tests.cli.run import run_command
 
 CALLS: dict[str, tuple[Any, list[str]]] = {
@@ -69,8 +70,9 @@ def test_the_defaults_are_those_of_the_command(name: str) -> None:
 
 OTHER_VALUES: dict[str, dict[str, Any]] = {
     "extract": {
-        "backbone": "b", "weights": "w", "layer": "blocks.3", "dtype": "float16", "max_pixels": 5,
+        "backbone": "b", "weights": "w", "layer": "blocks.3", "size": 96, "dtype": "float16", "max_pixels": 5,
         "decode": "gpu", "labels": "t.csv", "allow_missing": True, "check_content": True, "retry_failed": True,
+        "retries": 2, "read_timeout": 7.5,
         "max_failures": "5%", "allow_removed": "5%", "shard": "2/3", "precision": "float32", "engine": "torch",
         "device": "cpu", "batch_size": 3, "workers": 2, "time_limit": 1.5,
     },
@@ -123,7 +125,7 @@ def test_values_that_python_writes_otherwise() -> None:
 
 def test_the_address_of_a_ray_cluster() -> None:
     for value, address in ((True, None), ("ray://there", "ray://there")):
-        with mock.patch("pipeline.embedding.ray.RayExecutor") as executor:
+        with mock.patch("pipeline.stages.calls.RayExecutor") as executor:
             received("extract", pipeline.extract, ray=value, ray_actors=2)
         assert executor.call_args == mock.call(address, actors=2)
     assert received("extract", pipeline.extract, ray=False)[-1]["executor"] is None
@@ -155,13 +157,16 @@ def test_a_keyword_that_is_none_is_refused_with_the_names_of_those_that_are() ->
         (pipeline.extract, {"workers": True}, "whole number, got True"),
         (pipeline.extract, {"batch_size": 0}, "1<=x<=4096"),
         (pipeline.extract, {"time_limit": math.nan}, "number, got nan"),
+        (pipeline.extract, {"time_limit": math.inf}, "number, got inf"),
         (pipeline.extract, {"time_limit": False}, "number, got False"),
         (pipeline.fit_head, {"folds": 1}, "x>=2"),
         (pipeline.fit_head, {"C": [1, -1]}, "x>0"),
         (pipeline.fit_head, {"shots": [1.5]}, "whole numbers"),
         (pipeline.fit_head, {"shots": object()}, "expected numbers"),
         (pipeline.fit_head, {"set": "k"}, "NAME=VALUE"),
+        (pipeline.fit_head, {"C": [1, math.inf]}, "number, got inf"),
         (pipeline.fit_head, {"group_duplicates": "near"}, "cosine"),
+        (pipeline.fit_head, {"group_duplicates": math.nan}, "cosine"),
         (pipeline.fit_head, {"balanced": "perhaps"}, "boolean"),
         (pipeline.finetune, {"lr": -1}, "positive"),
         (pipeline.finetune, {"lr": "fast"}, "positive"),
@@ -172,6 +177,26 @@ def test_a_value_that_an_option_does_not_take_is_refused(call: Any, options: dic
         call("a", "b", "c", **options) if call is pipeline.finetune else call("a", "b", **options)
     assert str(caught.value).startswith(f"{call.__name__}({next(iter(options))}=…): ")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf"])
+def test_no_option_takes_a_number_that_is_none(text: str) -> None:
+    asked = [
+        (command, option)
+        for command in cli.commands.values()
+        for option in command.params
+        if isinstance(option.type, (click.types.FloatParamType, RateOrAuto, Cosine))
+    ]
+    assert len(asked) > 10
+    for command, option in asked:
+        with pytest.raises(click.BadParameter):
+            option.type.convert(text, option, click.Context(command))
+
+
+def test_a_limit_that_is_no_number_is_refused_by_the_command() -> None:
+    done = run_command("extract", "images", "-o", "c.h5", "--time-limit", "nan")
+    assert done.exit_code == 2
+    assert "--time-limit': expected a number, got nan" in done.stderr
 
 
 def test_images_that_are_no_path_are_refused() -> None:

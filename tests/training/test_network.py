@@ -8,6 +8,9 @@ import torch
 from torch import nn
 
 from pipeline.backbones import load_backbone
+from pipeline.backbones.base import assemble
+from pipeline.backbones.network import Body
+from pipeline.decoding.preprocess import Preprocess
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.errors import HeadError
 from pipeline.heads import LoadedHead, load_head
@@ -115,3 +118,11 @@ def test_depth_rises_from_the_image_to_the_head(name: str) -> None:
     if name == "torchvision/resnet18":
         assert blocks["layer1.0.conv1.weight"] == blocks["layer1.0.bn2.bias"] < blocks["layer1.1.conv1.weight"]
         assert stages["layer1.0.conv1.weight"] == stages["layer1.1.conv1.weight"]
+
+
+def test_a_network_without_weights_to_train_is_refused() -> None:
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    plain = Preprocess((8,), (8, 8), "bilinear", (0.5,) * 3, (0.5,) * 3)
+    backbone = assemble(Body("onnx:net.onnx", module, plain, "path", "net.onnx"))
+    with pytest.raises(HeadError, match=r"onnx:net\.onnx has no weights that can be trained"):
+        FineTuningNetwork(backbone, "penultimate", 3)

@@ -214,7 +214,7 @@ class FoldPath:
         self._next_direction(current, gap)
 
     def _accept_or_shorten(self, value: Evaluation, max_passes: int) -> tuple[Evaluation, bool]:
-        """Move to the trial point if it is better, else shorten the step; tell whether to give this C up."""
+        """Move to the trial point if it is better, else shorten the step; return whether to give this C up."""
         current, given_up = self.current, self.passes >= max_passes
         if current is not None:
             self.pairs.add(value.theta - current.theta, value.gradient - current.gradient)

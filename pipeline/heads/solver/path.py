@@ -74,6 +74,9 @@ _DOUBLE_VALUES = 4_000_000
 optimum lies beyond float32's rounding, are then solved too."""
 
 
+_EXPECTED_PASSES = 100
+"""Of a sweep; a fit at one C takes some tens."""
+
 _ROTATED_VALUES = 1 << 26
 """With more than `MOST_CLASS_DIRECTIONS` classes, taking their parameters to a basis and back is a fifth of a pass: the
 data are rotated once instead, to the eigenvectors of XᵀX, if they have at most so many values."""
@@ -288,11 +291,11 @@ class SoftmaxPath:
         rules = PathRules(tol, max_passes, self._preconditioner_at, self._arrays, self._coefficients)
         total = sum(len(state.values) for state in states)
         active = list(states)
-        if self._keeps_basis and self._sample is not None:
+        if not self._keeps_basis or self._sample is None:
+            self._start_basis(states[0].inverse_scale)
+        elif not self._keeps_features:
             for state in states:
                 state.rotate(self._basis, self._arrays)
-        else:
-            self._start_basis(states[0].inverse_scale)
         while active:
             with self._arrays.threads(self._X.shape[0] * self.width * self.n_classes * len(active)):
                 self._choose_basis(active)
@@ -375,6 +378,17 @@ class SoftmaxPath:
         self._sample.rotate(rotation)
         for path in paths:
             path.rotate(rotation, self._arrays)
+        # A pass takes the weights of all paths to the basis and back; once for all, the rows are taken there.
+        work = 2 * _EXPECTED_PASSES * self.n_classes * len(paths)
+        if self._keeps_basis and not self.standardise and work >= len(self._X):
+            self._rotate_data()
+
+    def _rotate_data(self) -> None:
+        """Make the basis that of the data, for good."""
+        rotation = self._arrays.of(self._basis)
+        self._X, self._mean = self._X @ rotation, self._mean @ rotation
+        self._span = self._basis if self._span is None else self._span @ self._basis
+        self._keeps_features = True
 
     def _coefficients(self, theta: Array, inverse_scale: Array) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """Return weights (K, D) and intercepts (K,) in the units of the data."""
