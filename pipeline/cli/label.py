@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,6 +117,8 @@ def _serve(session: Session, make_run: Callable[[Callable[[str], None]], Path], 
         if not is_loopback(host):
             say(f"warning: whoever can read the traffic to {host} can read this address and change the labels")
         say(f"labelling {len(session)} images at {address} (Ctrl-C ends it); labels go to {session.path}")
+        if session.outputs is None:  # the page begins with the groups: they are found while the browser starts
+            threading.Thread(target=session.groups, daemon=True).start()
         if not options["no_browser"]:
             import webbrowser  # only where a page is opened
 

@@ -36,7 +36,8 @@ def script() -> list[dict[str, Any]]:
 
 def states(keys: list[str]) -> list[dict[str, Any]]:
     """Return the labels before the first action, and after each."""
-    labels, found = Labels("classification"), [{}]
+    labels = Labels("classification")
+    found: list[dict[str, Any]] = [{}]
     for action in script():
         entry = {name: value for name, value in action.items() if name != "rows"}
         if "rows" in action:
