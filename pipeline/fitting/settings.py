@@ -23,6 +23,8 @@ class FitSettings:
         A scikit-learn estimator as ``"module:Class"``, instead of a head.
     layer : str
         ``"penultimate"`` or another layer of the cache.
+    labels : str or None
+        A table of labels (and splits, groups and more) by key, instead of the cache's own.
     target : str or None
         A column of the cache to learn; None for its labels.
     task : "auto", "classification", "regression" or "multilabel"
@@ -72,6 +74,7 @@ class FitSettings:
     head: str | None = None
     estimator: str | None = None
     layer: str = PENULTIMATE
+    labels: str | None = None
     target: str | None = None
     task: Literal["auto"] | TaskName = "auto"
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"

@@ -324,7 +324,18 @@ def _executor(options: Mapping[str, Any]) -> Executor | None:
 
 
 def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
-    same = ("head", "estimator", "layer", "task", "folds", "scoring", "scaling", "group_duplicates", "test_share")
+    same = (
+        "head",
+        "estimator",
+        "layer",
+        "labels",
+        "task",
+        "folds",
+        "scoring",
+        "scaling",
+        "group_duplicates",
+        "test_share",
+    )
     texts = ("prompts", "start", "weights", "trust_remote_code")
     return FitSettings(
         target=options["target"][0] if options["target"] else None,

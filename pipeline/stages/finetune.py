@@ -48,6 +48,7 @@ from pipeline.fitting.target import read_target
 from pipeline.heads.saved import HEAD_FILE, RUN_FILE, LoadedHead, load_head, save_head
 from pipeline.report import write_report
 from pipeline.report.finetuning import training_content
+from pipeline.sources.label_table import labelled_items
 from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages
 from pipeline.training.measure import CHECKED_IMAGES, HeldOut, as_backbone, check_start, measure_tuned, training_rows
@@ -317,7 +318,9 @@ def _rows_of_run(cache: Cache, run_dir: Path, note: Callable[[str], None]) -> Ro
         raise HeadError(
             f"expected a run of pipeline fit-head at {run_dir}, found no settings in it ({error}): fit the head again"
         ) from None
-    fit = FitSettings(**known)
+    fit = FitSettings(**known, labels=settings.get("labels"))
+    if fit.labels is not None:
+        cache.items = labelled_items(cache.items, fit.labels, note)
     return select_rows(cache, read_target(cache, fit, note), cache.layers[fit.layer], fit, note)
 
 

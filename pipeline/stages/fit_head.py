@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import open_cache
+from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.errors import HeadError
@@ -198,7 +199,7 @@ def fit_head(
     settings = settings or FitSettings()
     _check_names(settings)
     with new_run_folder(run_dir) as folder:
-        cache = open_cache(cache_path)
+        cache = _opened(cache_path, settings, say)
         result = _fit(_Job(folder, cache, cache.layer(settings.layer), settings, say, progress))
     return replace(result, run_dir=Path(run_dir))
 
@@ -243,7 +244,7 @@ def fit_heads(
     names = _folder_names(targets)
     results = []
     with new_run_folder(run_dir) as folder:
-        cache = open_cache(cache_path)
+        cache = _opened(cache_path, settings, say)
         embeddings = cache.layer(settings.layer)
         if settings.head not in STREAMED:
             embeddings = np.array(embeddings)
@@ -257,6 +258,16 @@ def fit_heads(
         ]
         _write_several(folder, several_facts(cache, entries), results, settings)
     return results
+
+
+def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Callable[[str], None] | None) -> Cache:
+    """Open the cache, with the labels of the table that was named."""
+    cache = open_cache(cache_path)
+    if settings.labels is not None:
+        from pipeline.sources.label_table import labelled_items  # with all sources: only where a table is given
+
+        cache.items = labelled_items(cache.items, settings.labels, say or ignore)
+    return cache
 
 
 def _write_several(folder: Path, run: dict[str, Any], results: list[FitResult], settings: FitSettings) -> None:

@@ -239,6 +239,11 @@ FIT_HEAD: Options = (
     _TRUST_REMOTE_CODE,
     click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on."),
     click.option(
+        "--labels",
+        metavar="TABLE",
+        help="Take labels from TABLE instead of the cache: CSV or Parquet with 'key', and 'label', 'split', 'group', …",
+    ),
+    click.option(
         "--target",
         metavar="COLUMN",
         multiple=True,

@@ -78,7 +78,8 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "trust_remote_code": True,
     },
     "fit-head": {
-        "head": "ridge", "estimator": "a:B", "set": {"k": 3}, "layer": "l", "target": "t", "task": "regression",
+        "head": "ridge", "estimator": "a:B", "set": {"k": 3}, "layer": "l", "labels": "t.csv", "target": "t",
+        "task": "regression",
         "sweep": "full", "C": [0.5], "folds": 3, "scoring": "log_loss", "scaling": "standard", "balanced": True,
         "group_duplicates": 0.9, "shots": 4, "test_share": 0.5, "seed": 1, "device": "cpu", "report": False,
         "prompts": "p.csv", "start": "zero-shot", "weights": "w", "trust_remote_code": True,
