@@ -34,6 +34,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "analysis": ("embedding", "selection", "sources", "cache", "heads", "decoding", "evaluation"),
     "training": ("embedding", "fitting", "heads", "backbones", "sources", "decoding", "cache", "evaluation"),
     "report": ("analysis", "scouting", "fitting", "heads", "sources", "decoding", "cache", "evaluation"),
+    "labelling": ("analysis", "sources", "decoding", "cache", "evaluation"),
     "stages.option_types": ("evaluation",),
     "stages.options": ("stages.option_types",),
     "stages.keywords": ("stages.options",),
@@ -43,7 +44,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     ),
     "stages.doctor": ("engines", "backbones", "sources", "cache"),
     "stages.predict": ("embedding", "heads", "cache", "sources", "backbones", "evaluation"),
-    "stages.fit_head": ("report", "fitting", "heads", "cache", "evaluation"),
+    "stages.fit_head": ("report", "fitting", "heads", "embedding", "sources", "cache", "evaluation"),
     "stages.finetune": (
         *("report", "training", "fitting", "heads", "backbones", "embedding", "sources", "cache", "evaluation"),
     ),

@@ -76,7 +76,7 @@ def nearest(
     for start in range(0, len(index), _ROWS):
         these = index[start : start + _ROWS]
         block = rows_of(embeddings, these)
-        scale = 1 / row_lengths(block)
+        scale = np.float32(1) / row_lengths(block)
         for first, sifter in zip(blocks, sifters, strict=True):
             part = slice(first, first + _QUERIES)
             scores = _cosines(sifter, block, scale, buffer)

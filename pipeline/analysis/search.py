@@ -46,9 +46,9 @@ class Search:
     rows : (Q, k) int64
         The rows of the cache found.
     queries : tuple of str
-        The Q queries, each once.
+        The Q queries, each once; texts last.
     query_rows : (Q,) int64
-        The row of a query that is a key, -1 for an image file.
+        The row of a query that is a key, -1 for an image file or a text.
     recall : float or None
         Of an approximate search: the share of the true k nearest that it found, on a sample of the queries.
     """
@@ -58,6 +58,8 @@ class Search:
     queries: tuple[str, ...]
     query_rows: NDArray[np.int64]
     recall: float | None = None
+    texts: int = 0
+    """How many of the queries, the last ones, are texts."""
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -67,8 +69,9 @@ class Search:
 
 def search(
     cache: Cache,
-    queries: Sequence[str],
+    queries: Sequence[str] = (),
     *,
+    texts: Sequence[str] = (),
     k: int = 10,
     layer: str = PENULTIMATE,
     approximate: bool = False,
@@ -85,18 +88,16 @@ def search(
     queries : sequence of str
         Keys of the cache, or paths of images, which are embedded as the cache's own were. A key takes precedence
         over a file. A key does not find itself.
-    k : int
-        How many.
-    layer : str
-        Which layer of the cache.
+    texts : sequence of str
+        Texts to search for, in a cache of a dual encoder.
+    k, layer : int, str
+        How many, and which layer of the cache.
     approximate : bool
         Through an HNSW graph (Malkov and Yashunin, "Efficient and robust approximate nearest neighbor search using
         hierarchical navigable small world graphs", IEEE TPAMI 42, 2020) of faiss: it pays only for very many
         queries.
-    weights : str, optional
-        The weights file, when the cache was made with one.
-    run : RunSettings, optional
-        How to run the network on image files.
+    weights, run : str, RunSettings, optional
+        The weights file, when the cache was made with one, and how to run the network on image files.
     say : callable
         Called with each line for the user.
 
@@ -107,24 +108,25 @@ def search(
     PipelineError
         The cache's backbone is not available here.
     """
-    queries = tuple(dict.fromkeys(queries))
+    queries, texts = tuple(dict.fromkeys(queries)), tuple(dict.fromkeys(texts))
     embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     query_rows = _rows_of(cache, queries, rows)
     vectors = np.zeros((len(queries), embeddings.shape[1]), np.float32)
-    known = np.flatnonzero(query_rows >= 0)
+    known, images = np.flatnonzero(query_rows >= 0), np.flatnonzero(query_rows < 0)
     vectors[known] = take(embeddings, query_rows[known])
-    images = np.flatnonzero(query_rows < 0)
     if len(images):
-        vectors[images] = embed_images(
-            cache, [queries[n] for n in images.tolist()], layer, weights=weights, run=run, say=say
-        )
-    recall = None
+        files = [queries[n] for n in images.tolist()]
+        vectors[images] = embed_images(cache, files, layer, weights=weights, run=run, say=say)
+    if texts:
+        vectors = np.concatenate([vectors, embed_texts(cache, texts, layer, weights=weights, run=run)])
+        query_rows = np.concatenate([query_rows, np.full(len(texts), -1)])
+        queries += texts
     if approximate:
         found, cosine, recall = _nearest_by_graph(embeddings, vectors, k, rows, query_rows)
     else:
-        found, cosine = nearest(embeddings, vectors, k, rows=rows, skip=query_rows)
-    return Search(_columns(cache, queries, found, cosine), found, queries, query_rows, recall)
+        found, cosine, recall = *nearest(embeddings, vectors, k, rows=rows, skip=query_rows), None
+    return Search(_columns(cache, queries, found, cosine), found, queries, query_rows, recall, len(texts))
 
 
 def _columns(
@@ -194,6 +196,27 @@ def embed_images(
     finally:
         embedder.close()
     return out
+
+
+def embed_texts(
+    cache: Cache,
+    texts: Sequence[str],
+    layer: str = PENULTIMATE,
+    *,
+    weights: str | None = None,
+    run: RunSettings | None = None,
+) -> NDArray[np.float32]:
+    """Return the text features (n, D) of the dual encoder that made the cache.
+
+    Raises
+    ------
+    PipelineError
+        See `pipeline.embedding.text.text_tower_of_spec`.
+    """
+    from pipeline.embedding.text import text_tower_of_spec  # only for queries that are texts
+
+    trust = run is not None and run.trust_remote_code
+    return text_tower_of_spec(cache.spec, layer, weights, trust_remote_code=trust).embed(texts)
 
 
 def _nearest_by_graph(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     from pipeline.backbones.network import Body
+    from pipeline.backbones.text import TextTower
 
 __all__ = [
     "DEFAULT_BACKBONE",
@@ -28,6 +29,7 @@ __all__ = [
     "Layer",
     "list_backbones",
     "load_backbone",
+    "load_text_tower",
     "request_of_spec",
 ]
 
@@ -42,18 +44,21 @@ class Family:
     Attributes
     ----------
     module : str
-        Has ``names() -> list[str]``, empty where the names cannot be listed, and ``build(name, weights) -> Body``.
-        Imported only when it is needed.
+        Has ``names() -> list[str]``, empty where the names cannot be listed, and ``build(name, weights) -> Body``; of
+        dual encoders also ``text_tower(name, weights) -> TextTower``. Imported only when it is needed.
     identity : callable or None
         What a name stands for besides itself; see `pipeline.backbones.identity`. None: no run remembers this family.
     extra, packages : str, tuple of str
         The extra that installs the family, and the modules that it needs.
+    takes_remote_code : bool
+        Whether ``build`` and ``text_tower`` take ``trust_remote_code``.
     """
 
     module: str
     identity: Callable[[str], Any] | None = identity.of_name
     extra: str = ""
     packages: tuple[str, ...] = ()
+    takes_remote_code: bool = False
 
 
 # What a name begins with, before "/" or ":".
@@ -61,6 +66,10 @@ FAMILIES = {
     "efficientnet_lite0": Family("pipeline.backbones.efficientnet_lite"),
     "torchvision": Family("pipeline.backbones.torchvision"),
     "timm": Family("pipeline.backbones.timm"),
+    "transformers": Family(
+        "pipeline.backbones.transformers", identity.of_place, "transformers", ("transformers",), takes_remote_code=True
+    ),
+    "open_clip": Family("pipeline.backbones.open_clip", identity.of_open_clip, "open-clip", ("open_clip",)),
     "hf-hub": Family("pipeline.backbones.timm_sources", identity.of_commit),
     "local-dir": Family("pipeline.backbones.timm_sources", identity.of_path),
     "onnx": Family("pipeline.backbones.onnx", identity.of_onnx, "onnx", ("onnx", "onnxruntime")),
@@ -69,7 +78,12 @@ FAMILIES = {
 
 
 def load_backbone(
-    name: str | None = None, weights: str | None = None, layers: tuple[str, ...] = (), size: int = 0
+    name: str | None = None,
+    weights: str | None = None,
+    layers: tuple[str, ...] = (),
+    size: int = 0,
+    *,
+    trust_remote_code: bool = False,
 ) -> Backbone:
     """Build a frozen network with its weights.
 
@@ -85,6 +99,8 @@ def load_backbone(
         Outputs besides ``penultimate``, ``NODE`` or ``NODE:POOLING``.
     size : int
         Height and width of the network's input, in place of the weights' own; 0 for these.
+    trust_remote_code : bool
+        Run Python files that a repository of transformers brings with its network.
 
     Raises
     ------
@@ -98,12 +114,34 @@ def load_backbone(
     spec = known.recall(asked) if asked else None
 
     def build() -> Backbone:
-        backbone = assemble(_body(name, weights, size), layers)
+        backbone = assemble(_body(name, weights, size, trust_remote_code), layers)
         if asked:
             known.remember(asked, backbone.to_spec())
         return backbone
 
     return build() if spec is None else Backbone.of_spec(spec, build)
+
+
+def load_text_tower(name: str, weights: str | None = None, *, trust_remote_code: bool = False) -> TextTower:
+    """Load the text half of a dual encoder.
+
+    Parameters
+    ----------
+    name, weights, trust_remote_code
+        As for `load_backbone`.
+
+    Raises
+    ------
+    BackboneError
+        The network has none; what `load_backbone` raises.
+    """
+    module = _module(name)
+    if not hasattr(module, "text_tower"):
+        raise BackboneError(
+            f"{name} has no text tower: extract with a dual encoder, such as open_clip:ViT-B-32/laion2b_s34b_b79k"
+        )
+    tower: TextTower = module.text_tower(name, weights, **_remote_code(name, trust_remote_code))
+    return tower
 
 
 def request_of_spec(spec: Mapping[str, Any], weights: str | None) -> tuple[str, str | None]:
@@ -152,12 +190,12 @@ def _question(name: str | None, weights: str | None, layers: tuple[str, ...], si
     return known.question(asked, str(file) if file else weights, layers, stands_for)
 
 
-def _body(name: str | None, weights: str | None, size: int) -> Body:
+def _body(name: str | None, weights: str | None, size: int, trust_remote_code: bool) -> Body:
     """Build the network; imports torch."""
     file = finetuned.backbone_file(weights)
     if file is None:
         name = name or DEFAULT_BACKBONE
-        body = _module(name).build(name, weights)
+        body = _module(name).build(name, weights, **_remote_code(name, trust_remote_code))
         return body_at_size(body, size) if size else body
     facts = finetuned.read_facts(file)
     if name not in (None, facts["backbone"]):
@@ -166,10 +204,11 @@ def _body(name: str | None, weights: str | None, size: int) -> Body:
     if size not in (0, own):
         raise BackboneError(f"--size: {weights} was fine-tuned at {own or 'its own size'}, found {size}: leave it out")
     source = facts.get("source", facts["backbone"])
+    module, remote_code = _module(source), _remote_code(source, trust_remote_code)
     if not own:
-        return finetuned.with_preprocess(_module(source).build(source, str(file)), facts, file)
+        return finetuned.with_preprocess(module.build(source, str(file), **remote_code), facts, file)
     # Its tensors have the shapes of that size.
-    body = finetuned.with_tensors(body_at_size(_module(source).build(source, "random"), own), file)
+    body = finetuned.with_tensors(body_at_size(module.build(source, "random", **remote_code), own), file)
     return finetuned.with_preprocess(body, facts, file)
 
 
@@ -222,6 +261,11 @@ def _module(name: str) -> ModuleType:
     """Return the module of the family that a backbone's name belongs to."""
     _check_installed(name)
     return importlib.import_module(_family(name).module)
+
+
+def _remote_code(name: str, trust_remote_code: bool) -> dict[str, bool]:
+    """Return the argument for a family that takes it."""
+    return {"trust_remote_code": trust_remote_code} if _family(name).takes_remote_code else {}
 
 
 def _missing(family: Family) -> list[str]:

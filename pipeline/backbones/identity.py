@@ -70,6 +70,16 @@ def of_place(rest: str) -> str | list[list[str]]:
     return of_path(rest) if Path(rest).is_dir() else of_commit(rest)
 
 
+def of_open_clip(rest: str) -> str | list[list[str]]:
+    """Return `of_commit` for a repository, `of_path` for a folder or a file of weights, nothing for a known name."""
+    if rest.startswith("hf-hub:"):
+        return of_commit(rest.removeprefix("hf-hub:"), "open_clip_config.json")
+    weights = rest.partition("/")[2]
+    if Path(rest).is_dir():
+        return of_path(rest)
+    return of_path(weights) if weights and Path(weights).is_file() else ""
+
+
 def file_sha256(file: Path) -> str:
     """Return the SHA-256 of a file.
 

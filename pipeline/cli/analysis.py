@@ -78,7 +78,10 @@ def _give_page(page: str | None, write: Callable[..., int], opened: Any, found: 
 
 @cli.command()
 @click.argument("cache", type=click.Path())
-@click.argument("queries", nargs=-1, required=True, metavar="QUERY...")
+@click.argument("queries", nargs=-1, metavar="[QUERY]...")
+@click.option(
+    "--text", "texts", multiple=True, help="Search for a text, in a cache of a dual encoder such as CLIP. Repeatable."
+)
 @click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Number of images per query.")
 @click.option(
     "--approximate",
@@ -93,6 +96,7 @@ def _give_page(page: str | None, write: Callable[..., int], opened: Any, found: 
 def search(
     cache: str,
     queries: tuple[str, ...],
+    texts: tuple[str, ...],
     k: int,
     approximate: bool,
     weights: str | None,
@@ -101,7 +105,7 @@ def search(
     page: str | None,
     **run: Any,
 ) -> None:
-    """Find the images of CACHE that are nearest to each QUERY: an image file, or a key of the cache.
+    """Find the images of CACHE that are nearest to each QUERY (an image file or a key of the cache) and each text.
 
     With ``-`` as the only QUERY, each line of standard input is a query.
     """
@@ -109,6 +113,8 @@ def search(
     from pipeline.cache import open_cache
     from pipeline.stages.calls import run_settings
 
+    if not (queries or texts):
+        raise click.UsageError("expected a QUERY or --text, got neither: name an image, a key or a text")
     if queries == ("-",):
         lines = sys.stdin.buffer.read().decode("utf-8", "surrogateescape")
         # Only line feeds end a line: a name may hold the other breaks that splitlines knows.
@@ -117,10 +123,12 @@ def search(
     opened = open_cache(cache)
     started = time.perf_counter()
     settings = run_settings(run)
-    found = find(opened, queries, k=k, layer=layer, approximate=approximate, weights=weights, run=settings, say=say)
+    found = find(
+        opened, queries, texts=texts, k=k, layer=layer, approximate=approximate, weights=weights, run=settings, say=say
+    )
     _give(found.columns, output)
     recall = "" if found.recall is None else f", recall {found.recall:.3f} against an exact search"
-    say(f"{len(queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")
+    say(f"{len(found.queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")
     if page is not None:
         from pipeline.report.galleries import write_search_page
 

@@ -47,7 +47,7 @@ def extract(images: str, output: str, **options: Any) -> None:
 @cli.command()
 @click.option(
     "--family",
-    type=click.Choice(["efficientnet_lite0", "torchvision", "timm"]),
+    type=click.Choice(["efficientnet_lite0", "torchvision", "timm", "open_clip"]),
     help="List only this family.  [default: all]",
 )
 def backbones(family: str | None) -> None:

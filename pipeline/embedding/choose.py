@@ -172,7 +172,6 @@ def engine_for(
 
 
 def _opener(backbone: Backbone, settings: RunSettings, say: Say) -> OpenWith:
-
     def open_with(precision: str, name: str) -> Engine:
         return open_engine(
             backbone,
@@ -201,8 +200,6 @@ def _checked(
     engine: Engine, sample: NDArray[np.uint8], backbone: Backbone, settings: RunSettings, say: Say
 ) -> tuple[Engine, dict[str, Any]]:
     """Return the engine, or one in its place that agrees with the reference on the sample."""
-    from pipeline.engines import selfcheck  # as above
-
     open_with = _opener(backbone, settings, say)
     wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
     if not len(sample):  # no images to compare: only the requested precision, or float32

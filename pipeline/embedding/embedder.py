@@ -88,7 +88,7 @@ class Embedder:
         if settings.precision == AUTO:
             settings = settings.of_cache(spec["precision"])
         decode = decode_of_spec(spec)  # first: it refuses at once what loading the weights would not
-        backbone = backbone_of_spec(spec, weights)
+        backbone = backbone_of_spec(spec, weights, trust_remote_code=settings.trust_remote_code)
         return cls(backbone.with_layers(layers) if alone else backbone, decode, layers, spec["dtype"], settings)
 
     def open_engine(self, choose: Callable[[], Engine]) -> Engine:

@@ -24,7 +24,9 @@ def make_spec(backbone: Backbone, decode: DecodePolicy, *, dtype: str, precision
     return {**backbone.to_spec(), "decode": spec_of_decode(decode), "dtype": dtype, "precision": precision}
 
 
-def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Backbone:
+def backbone_of_spec(
+    spec: Mapping[str, Any], weights: str | None = None, *, trust_remote_code: bool = False
+) -> Backbone:
     """Build the backbone that a cache's spec describes, and check that its numbers are the same.
 
     Parameters
@@ -33,6 +35,8 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
         Of a cache or a head.
     weights : str, optional
         Where its weights are, when they came from a file.
+    trust_remote_code : bool
+        See `pipeline.backbones.load_backbone`.
 
     Raises
     ------
@@ -43,7 +47,8 @@ def backbone_of_spec(spec: Mapping[str, Any], weights: str | None = None) -> Bac
     """
     name, weights = request_of_spec(spec, weights)
     layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
-    backbone = load_backbone(name, weights, layers, int(spec["preprocess"].get("size", 0)))
+    size = int(spec["preprocess"].get("size", 0))
+    backbone = load_backbone(name, weights, layers, size, trust_remote_code=trust_remote_code)
     wanted = {name: spec[name] for name in backbone.to_spec()}
     check_same_numbers(
         wanted,

@@ -11,7 +11,7 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class RunSettings:
-    """How to run on this machine; only the precision changes numbers.
+    """How to run on this machine; only the precision changes numbers, and code that comes with a network may.
 
     Attributes
     ----------
@@ -27,6 +27,8 @@ class RunSettings:
         Time and memory limits of an image.
     fixed_precision : bool
         The precision is that of a cache. Images that miss the contract then cause a warning, not a change.
+    trust_remote_code : bool
+        Run Python files that come with a network.
     """
 
     engine: str = AUTO
@@ -36,6 +38,7 @@ class RunSettings:
     workers: int = 0
     limits: Limits = field(default_factory=Limits)
     fixed_precision: bool = False
+    trust_remote_code: bool = False
 
     def of_cache(self, precision: str) -> RunSettings:
         """Return the settings for more rows of a cache, in its precision."""

@@ -26,6 +26,8 @@ class FitSettings:
     layers : tuple of str
         Two or more layers, or ``("all",)``, instead of ``layer``: the folds choose among them and their
         concatenations.
+    labels : str or None
+        A table of labels (and splits, groups and more) by key, instead of the cache's own.
     target : str or None
         A column of the cache to learn; None for its labels.
     task : "auto", "classification", "regression" or "multilabel"
@@ -62,12 +64,21 @@ class FitSettings:
         Whether to write ``report.html``.
     params : dict
         Further settings of the head or estimator.
+    prompts : str or None
+        A table of texts of the classes; see `pipeline.fitting.prompts.read_prompts`.
+    start : {"zero", "zero-shot"}
+        What the penalty of the logistic head pulls the weights to.
+    weights : str or None
+        Where the weights of the network are that reads the prompts, when they came from a file.
+    trust_remote_code : bool
+        Run Python files that come with that network.
     """
 
     head: str | None = None
     estimator: str | None = None
     layer: str = PENULTIMATE
     layers: tuple[str, ...] = ()
+    labels: str | None = None
     target: str | None = None
     task: Literal["auto"] | TaskName = "auto"
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"
@@ -86,3 +97,7 @@ class FitSettings:
     draws: int = 5
     report: bool = True
     params: dict[str, Any] = field(default_factory=dict)
+    prompts: str | None = None
+    start: Literal["zero", "zero-shot"] = "zero"
+    weights: str | None = None
+    trust_remote_code: bool = False

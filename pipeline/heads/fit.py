@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.heads.model import HeadModel
+    from pipeline.heads.texts import ClassTexts
 
     Fitter = Callable[[Any, NDArray[Any], NDArray[Any] | None, "FitOptions"], "FittedHead"]
     """From data, targets, groups (N,) or None, and options to a fitted head.
@@ -28,7 +29,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FitOptions:
-    """Options of a fit; a head uses those that apply to it."""
+    """Options of a fit; a head uses those that apply to it.
+
+    ``texts`` are the classes as a text tower reads them, in the order of their numbers; ``start`` is what a penalty
+    pulls the weights to: zero, or those of the texts.
+    """
 
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"
     folds: int = 5
@@ -40,6 +45,8 @@ class FitOptions:
     calibrate: bool = True
     params: Mapping[str, Any] = field(default_factory=dict)
     progress: Callable[[int, int], None] | None = None
+    texts: ClassTexts | None = None
+    start: Literal["zero", "zero-shot"] = "zero"
 
 
 @dataclass(frozen=True)

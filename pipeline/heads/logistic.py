@@ -92,7 +92,16 @@ def _prepared(
         fold=fold,
         standardise=_is_standard(head.scaling),
         device=head.device,
+        origin=_origin(head.start_coef, len(head.classes_), data.shape[1]),
     )
+
+
+def _origin(start: Any, n_classes: int, width: int) -> NDArray[np.float64] | None:
+    if start is None:
+        return None
+    origin = np.asarray(start, dtype=np.float64)
+    check_setting(origin.shape == (n_classes, width), "start_coef", f"shape {(n_classes, width)}", origin.shape)
+    return origin
 
 
 def _approach(c: float, n_classes: int) -> list[float]:
@@ -139,6 +148,8 @@ class LogisticHead(_Logistic):
         smaller values first.
     device : str
         ``"cpu"`` or ``"cuda"``.
+    start_coef : array-like of shape (K, D), optional
+        Weights that the penalty pulls to, a row for each class, instead of zero.
 
     Attributes
     ----------
@@ -169,6 +180,7 @@ class LogisticHead(_Logistic):
         tol: float = 1e-4,
         max_passes: int = 500,
         device: str = "cpu",
+        start_coef: ArrayLike | None = None,
     ) -> None:
         self.C = C
         self.scaling = scaling
@@ -176,6 +188,7 @@ class LogisticHead(_Logistic):
         self.tol = tol
         self.max_passes = max_passes
         self.device = device
+        self.start_coef = start_coef
 
     def fit(self, X: ArrayLike, y: ArrayLike) -> Self:
         """Fit.
@@ -220,7 +233,7 @@ class LogisticSweep(_Logistic):
     scoring : {"accuracy", "log_loss"}
         What chooses C: accuracy and then log loss, or log loss alone, as `pipeline.evaluation.choice.choose` does. A
         value that has not converged is taken only where none has.
-    scaling, class_weight, tol, max_passes, device
+    scaling, class_weight, tol, max_passes, device, start_coef
         As in `LogisticHead`; a fortieth of ``max_passes`` where C was chosen on a sample of the classes. The scale is
         that of each fold's own training rows.
     random_state : int
@@ -261,6 +274,7 @@ class LogisticSweep(_Logistic):
         device: str = "cpu",
         random_state: int = 0,
         progress: Callable[[int, int], None] | None = None,
+        start_coef: ArrayLike | None = None,
     ) -> None:
         self.Cs = Cs
         self.cv = cv
@@ -272,6 +286,7 @@ class LogisticSweep(_Logistic):
         self.device = device
         self.random_state = random_state
         self.progress = progress
+        self.start_coef = start_coef
 
     def fit(self, X: ArrayLike, y: ArrayLike, groups: ArrayLike | None = None) -> Self:
         """Choose C on folds of the rows given, then fit them all.
@@ -304,7 +319,10 @@ class LogisticSweep(_Logistic):
             point, held_out = self._fit_all_classes(path, k, groups)
         else:
             rows = np.isin(codes, few)
-            part = clone(self).fit(data[rows], codes[rows], None if groups is None else np.asarray(groups)[rows])
+            part = clone(self).set_params(
+                start_coef=None if self.start_coef is None else np.asarray(self.start_coef)[few]
+            )
+            part.fit(data[rows], codes[rows], None if groups is None else np.asarray(groups)[rows])
             self.C_, self.sweep_ = part.C_, part.sweep_
             point, held_out = self._fit_many_classes(path, k)
         self.oof_scores_ = self._out_of_fold(data, held_out)
@@ -358,6 +376,7 @@ class LogisticSweep(_Logistic):
             tol=tol,
             max_passes=self.max_passes,
             device=self.device,
+            start_coef=self.start_coef,
         )
 
     def _solve_sweep(self, path: SoftmaxPath, k: int) -> dict[float, list[PathPoint]]:
@@ -522,6 +541,8 @@ def fit_logistic(
 ) -> FittedHead:
     """Fit multinomial logistic regression, C chosen on folds of the rows given."""
     estimator = logistic_sweep(options)
+    if options.start == "zero-shot" and options.texts is not None:
+        estimator.set_params(start_coef=options.texts.coef_for(X))
     with explained(estimator):
         estimator.fit(X, y, groups)
     estimator.set_params(progress=None)

@@ -36,6 +36,7 @@ _BLOCK_ROWS = 4096
 
 ARRAYS: dict[str, tuple[str, ...]] = {
     "linear": ("coef", "intercept"),
+    "cosine": ("coef", "intercept"),
     "mlp": ("mean", "scale", "weight_0", "bias_0", "weight_1", "bias_1"),
     "knn": ("neighbours", "classes", "n_neighbors", "center", "scale", "metric", "weighting", "smoothing"),
 }
@@ -71,6 +72,16 @@ def linear_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64
     return out
 
 
+def cosine_scores(X: Array, coef: Array, intercept: Array) -> NDArray[np.float64]:
+    """Return `linear_scores` of rows scaled to unit length; a row of zeros stays one."""
+    out = np.empty((len(X), len(coef)))
+    for start in range(0, len(X), _BLOCK_ROWS):
+        block = np.asarray(X[start : start + _BLOCK_ROWS], dtype=np.float64)
+        length = np.linalg.norm(block, axis=1, keepdims=True)
+        out[start : start + len(block)] = linear_scores(block / np.where(length > 0, length, 1.0), coef, intercept)
+    return out
+
+
 def two_columns(coef: NDArray[Any], intercept: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     """Turn scikit-learn's one row for two classes into two rows with the same softmax."""
     if len(coef) == 1:
@@ -92,7 +103,7 @@ def expected_shapes(kind: str, width: int, outputs: int, arrays: Mapping[str, Ar
     arrays : mapping
         The arrays found; H and M are read from them.
     """
-    if kind == "linear":
+    if kind in ("linear", "cosine"):
         return {"coef": (outputs, width), "intercept": (outputs,)}
     if kind == "mlp":
         hidden = int(arrays["bias_0"].size)
@@ -117,7 +128,8 @@ class HeadModel:
     Attributes
     ----------
     kind : str
-        ``"linear"``, ``"mlp"`` (one hidden layer, ReLU) or ``"knn"``; ``"estimator"`` is not saved.
+        ``"linear"``, ``"cosine"`` (linear on rows of unit length), ``"mlp"`` (one hidden layer, ReLU) or ``"knn"``;
+        ``"estimator"`` is not saved.
     arrays : mapping of str to ndarray
         As `arrays_of` lists them.
     link : str
@@ -138,14 +150,15 @@ class HeadModel:
     @property
     def width(self) -> int:
         """Return D."""
-        first = {"linear": "coef", "mlp": "mean", "knn": "neighbours"}[self.kind]
-        return int(self.arrays[first].shape[-1])
+        return int(self.arrays[ARRAYS[self.kind][0]].shape[-1])
 
     def scores(self, X: Array) -> NDArray[np.float64]:
         """Return scores (N, K) before link and temperature."""
         a = self.arrays
         if self.kind == "linear":
             return linear_scores(X, a["coef"], a["intercept"])
+        if self.kind == "cosine":
+            return cosine_scores(X, a["coef"], a["intercept"])
         if self.kind == "knn" and self.link != "shares":
             return self._neighbour_votes(X)
         out = np.empty((len(X), self.outputs))

@@ -18,6 +18,7 @@ from pipeline.heads.multilabel import fit_labels_logistic, fit_labels_ridge
 from pipeline.heads.ridge import make_ridge, make_ridge_regression
 from pipeline.heads.sklearn import class_head, number_head
 from pipeline.heads.tuned import keep_best, make_mlp, make_svm, mlp_model
+from pipeline.heads.zero_shot import fit_zero_shot
 
 if TYPE_CHECKING:
     from pipeline.heads.fit import Fitter
@@ -31,6 +32,7 @@ HEADS: dict[str, Fitter] = {
     "knn": class_head(make_knn, knn_model),
     "centroid": class_head(make_centroid),
     "mlp": keep_best(class_head(make_mlp, mlp_model)),
+    "zero-shot": fit_zero_shot,
 }
 """Name of every classification head and the function that fits it."""
 

@@ -303,7 +303,11 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         raise HeadError(
             f"the link {link!r} does not fit the task {facts['task']!r}: use a newer version of this program"
         )
-    if link not in ("softmax", "shares") if kind == "knn" else link == "shares":
+    if (
+        link not in ("softmax", "shares")
+        if kind == "knn"
+        else link == "shares" or (kind == "cosine" and link != "softmax")
+    ):
         raise HeadError(f"a {kind} head has no link {link!r}")
     if set(arrays) != set(arrays_of(kind, link)):
         raise HeadError(

@@ -47,8 +47,12 @@ def write_search_page(path: str | os.PathLike[str], cache: Cache, found: Search)
     by_query: dict[str, list[Any]] = {}
     for line in found.table.itertuples():
         by_query.setdefault(line.query, []).append(line)
-    for query, own, rows in zip(found.queries, found.query_rows.tolist(), found.rows, strict=True):
-        pictures = [page.item(own, query, [("", "asked for")], asked=True)] if own >= 0 else _outside(query)
+    first_text = len(found.queries) - found.texts
+    for number, (query, own) in enumerate(zip(found.queries, found.query_rows.tolist(), strict=True)):
+        rows = found.rows[number]
+        pictures: list[Any] = []
+        if number < first_text:
+            pictures = [page.item(own, query, [("", "asked for")], asked=True)] if own >= 0 else _outside(query)
         there = rows[rows >= 0]
         by_key = dict(zip(cache.keys[there].tolist(), there.tolist(), strict=True))
         for line in by_query.get(query, ()):

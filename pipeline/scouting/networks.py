@@ -126,7 +126,9 @@ def _file_name(name: str, weights: str) -> str:
     return f"{plain}-{hashlib.sha256(weights.encode()).hexdigest()[:8]}" if weights else plain
 
 
-def resolve_layers(network: Network, asked: Sequence[str], note: Callable[[str], None]) -> tuple[str, ...]:
+def resolve_layers(
+    network: Network, asked: Sequence[str], note: Callable[[str], None], *, trust_remote_code: bool = False
+) -> tuple[str, ...]:
     """Return the layers of a network that count, ``penultimate`` last; builds the network.
 
     Parameters
@@ -136,13 +138,15 @@ def resolve_layers(network: Network, asked: Sequence[str], note: Callable[[str],
         ``NODE`` or ``NODE:POOLING``, of which the network takes those that it has; or ``auto`` alone.
     note : callable
         Called with a line where ``auto`` finds no layers that can be taken.
+    trust_remote_code : bool
+        See `pipeline.backbones.load_backbone`.
 
     Raises
     ------
     BackboneError
         The network cannot be built.
     """
-    built = load_backbone(network.backbone, network.weights).network
+    built = load_backbone(network.backbone, network.weights, trust_remote_code=trust_remote_code).network
     if tuple(asked) == (AUTO,):
         from pipeline.backbones.depth import inner_layers  # imports torch
 
@@ -153,7 +157,7 @@ def resolve_layers(network: Network, asked: Sequence[str], note: Callable[[str],
     if not wanted:
         return (PENULTIMATE,)
     try:
-        found = load_backbone(network.backbone, network.weights, wanted).layers
+        found = load_backbone(network.backbone, network.weights, wanted, trust_remote_code=trust_remote_code).layers
     except BackboneError as error:
         if tuple(asked) != (AUTO,):
             raise

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.columns import spread
-from pipeline.core.items import ItemTable, Skipped
+from pipeline.core.items import ItemTable, LeftOut, Skipped
 from pipeline.core.text import match_names
 from pipeline.errors import SourceError, few_names
 from pipeline.sources.base import encode_labels, public_names
@@ -18,6 +18,8 @@ from pipeline.sources.table import read_table
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import pandas as pd
     from numpy.typing import NDArray
 
@@ -64,6 +66,28 @@ def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]
     used[rows[known]] = True
     unused = [Skipped(os.fsdecode(bytes(key)), "in the table of labels only") for key in keys[~used]]
     return replace(items, labels=labels, label_names=names, columns=columns), [*unread, *unfit, *unused]
+
+
+def labelled_items(items: ItemTable, table: str, note: Callable[[str], None]) -> ItemTable:
+    """Return the items with the columns of a table, as `with_labels`, and pass on what of the table is left out.
+
+    Parameters
+    ----------
+    items : ItemTable
+    table : str
+        CSV or Parquet, a path or URL.
+    note : callable
+        Called with a line, where something is left out.
+
+    Raises
+    ------
+    SourceError
+        As for `with_labels`.
+    """
+    labelled, left_out = with_labels(items, table)
+    if left_out:
+        note(str(LeftOut.of(left_out)))
+    return labelled
 
 
 def _rows_of(items: ItemTable, frame: pd.DataFrame, shown: str) -> tuple[NDArray[np.int64], NDArray[np.bytes_]]:

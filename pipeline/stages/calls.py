@@ -303,8 +303,12 @@ def finetune(
 
     own = ("start", "weights", "restart", "report")
     settings = training.FinetuneSettings(
-        train=_train_settings(options, own),
-        run=RunSettings(device=options["device"], workers=options["workers"] or 0),
+        train=_train_settings(options, (*own, "trust_remote_code")),
+        run=RunSettings(
+            device=options["device"],
+            workers=options["workers"] or 0,
+            trust_remote_code=options["trust_remote_code"],
+        ),
         **{name: options[name] for name in own},
     )
     with _watched("finetune", RESUMED, verbose=verbose, callbacks=callbacks) as hooks:
@@ -349,6 +353,7 @@ def run_settings(options: Mapping[str, Any]) -> RunSettings:
         batch_size=0 if options["batch_size"] == "auto" else options["batch_size"],
         workers=options["workers"] or 0,
         limits=Limits(seconds=options["time_limit"]),
+        trust_remote_code=options["trust_remote_code"],
     )
 
 
@@ -374,7 +379,19 @@ def _executor(options: Mapping[str, Any]) -> Executor | None:
 
 
 def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
-    same = ("head", "estimator", "layer", "task", "folds", "scoring", "scaling", "group_duplicates", "test_share")
+    same = (
+        "head",
+        "estimator",
+        "layer",
+        "labels",
+        "task",
+        "folds",
+        "scoring",
+        "scaling",
+        "group_duplicates",
+        "test_share",
+    )
+    texts = ("prompts", "start", "weights", "trust_remote_code")
     return FitSettings(
         target=options["target"][0] if options["target"] else None,
         Cs=options["C"] or options["sweep"],
@@ -382,7 +399,7 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         layers=options["layers"] or (),
         shots=options["shots"] or (),
         params=dict(options["set"]),
-        **{name: options[name] for name in (*same, "seed", "device", "report")},
+        **{name: options[name] for name in (*same, *texts, "seed", "device", "report")},
     )
 
 

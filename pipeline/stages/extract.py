@@ -292,7 +292,7 @@ def extract(
     # The time limit of an image would end the worker that still reads.
     source.patience = Patience(settings.retries, min(settings.read_timeout, 0.75 * settings.run.limits.seconds))
     begun = time.perf_counter()
-    backbone = load_backbone(settings.backbone, settings.weights, settings.layers, settings.size)
+    backbone = _load(settings)
     start["start: network"] = time.perf_counter() - begun
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = Job(path, source, backbone, settings, executor or LocalExecutor(), callbacks)
@@ -304,6 +304,16 @@ def extract(
     if summary.bottleneck is not None:
         _write_run(path, summary, settings)
     return summary
+
+
+def _load(settings: ExtractSettings) -> Backbone:
+    return load_backbone(
+        settings.backbone,
+        settings.weights,
+        settings.layers,
+        settings.size,
+        trust_remote_code=settings.run.trust_remote_code,
+    )
 
 
 def _open(images: str, path: Path, settings: ExtractSettings) -> Source:

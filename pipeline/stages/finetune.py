@@ -50,6 +50,7 @@ from pipeline.fitting.target import read_target
 from pipeline.heads.saved import HEAD_FILE, RUN_FILE, LoadedHead, load_head, save_head
 from pipeline.report import write_report
 from pipeline.report.finetuning import training_content
+from pipeline.sources.label_table import labelled_items
 from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages
 from pipeline.training.measure import CHECKED_IMAGES, HeldOut, as_backbone, check_start, measure_tuned, training_rows
@@ -259,7 +260,7 @@ def _open_start(
     rows = _rows_of_run(cache, probe, note)
     _check_classes(rows, head)
     _check_measured(cache, rows, probe)
-    backbone = backbone_of_spec(cache.spec, settings.weights)
+    backbone = backbone_of_spec(cache.spec, settings.weights, trust_remote_code=settings.run.trust_remote_code)
     return _Start(cache, head, backbone, rows, probe, output, settings, callbacks, notes)
 
 
@@ -324,7 +325,10 @@ def _rows_of_run(cache: Cache, run_dir: Path, note: Callable[[str], None]) -> Ro
         raise HeadError(
             f"expected a run of pipeline fit-head at {run_dir}, found no settings in it ({error}): fit the head again"
         ) from None
-    fit = FitSettings(layers=tuple(settings.get("layers", ())), **known)  # older runs have one layer
+    # Older runs have one layer and no table.
+    fit = FitSettings(**known, layers=tuple(settings.get("layers", ())), labels=settings.get("labels"))
+    if fit.labels is not None:
+        cache.items = labelled_items(cache.items, fit.labels, note)
     return select_rows(cache, read_target(cache, fit, note), layer_of_duplicates(cache, fit), fit, note)
 
 

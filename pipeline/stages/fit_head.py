@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import open_cache
+from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
@@ -24,6 +25,7 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.curves import few_shot_curve, learning_curve
 from pipeline.fitting.layers import LayerChoice, fit_best_layers, layer_of_duplicates, layers_to_fit
 from pipeline.fitting.measure import fitted_temperature, measure_splits
+from pipeline.fitting.prompts import prompts_of, read_prompts
 from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
 from pipeline.fitting.run_folder import (
     PREDICTIONS_FILE,
@@ -44,6 +46,7 @@ from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
 from pipeline.heads.saved import RUN_FILE, SEPARATOR, LoadedHead
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
+from pipeline.heads.texts import ClassTexts
 from pipeline.report import write_report, write_summary
 
 if TYPE_CHECKING:
@@ -199,7 +202,7 @@ def fit_head(
     settings = settings or FitSettings()
     _check_names(settings)
     with new_run_folder(run_dir) as folder:
-        cache = open_cache(cache_path)
+        cache = _opened(cache_path, settings, say)
         result = _fit(_Job(folder, cache, layers_to_fit(cache, settings), settings, say, progress))
     return replace(result, run_dir=Path(run_dir))
 
@@ -244,7 +247,7 @@ def fit_heads(
     names = _folder_names(targets)
     results = []
     with new_run_folder(run_dir) as folder:
-        cache = open_cache(cache_path)
+        cache = _opened(cache_path, settings, say)
         layers = layers_to_fit(cache, settings)
         if settings.head not in STREAMED:
             layers = {layer: np.array(embeddings) for layer, embeddings in layers.items()}
@@ -258,6 +261,16 @@ def fit_heads(
         ]
         _write_several(folder, several_facts(cache, entries), results, settings)
     return results
+
+
+def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Callable[[str], None] | None) -> Cache:
+    """Open the cache, with the labels of the table that was named."""
+    cache = open_cache(cache_path)
+    if settings.labels is not None:
+        from pipeline.sources.label_table import labelled_items  # with all sources: only where a table is given
+
+        cache.items = labelled_items(cache.items, settings.labels, say or ignore)
+    return cache
 
 
 def _write_several(folder: Path, run: dict[str, Any], results: list[FitResult], settings: FitSettings) -> None:
@@ -346,6 +359,8 @@ def _fit_training_rows(job: _Job, rows: Rows) -> LayerChoice:
     settings, train = job.settings, rows.of("train")
     groups = None if rows.groups is None else rows.groups[train]
     options = _options(settings, possible_folds(rows, settings.folds, job.note), job.progress)
+    if settings.prompts is not None:
+        options = replace(options, texts=_class_texts(job, rows), start=settings.start)
 
     def fit(embeddings: Any) -> FittedHead:
         with job.timed("read"):
@@ -366,6 +381,20 @@ def _fit_training_rows(job: _Job, rows: Rows) -> LayerChoice:
     for text in choice.fitted.warnings:
         job.note(text)
     return choice
+
+
+def _class_texts(job: _Job, rows: Rows) -> ClassTexts:
+    """Read the prompts of the classes by the text tower that belongs to the cache."""
+    from pipeline.embedding.text import text_tower_of_spec  # imports torch: only for prompts
+
+    settings = job.settings
+    assert settings.prompts is not None
+    texts, classes = prompts_of(read_prompts(settings.prompts), rows.class_names, job.note)
+    tower = text_tower_of_spec(
+        job.cache.spec, settings.layer, settings.weights, trust_remote_code=settings.trust_remote_code
+    )
+    vectors = tower.embed(texts)
+    return ClassTexts.of_prompts(vectors, np.asarray(classes), scale=tower.scale, bias=tower.bias)
 
 
 def _measure(job: _Job, rows: Rows, choice: LayerChoice) -> tuple[HeadModel, dict[str, Any]]:
@@ -442,11 +471,29 @@ def _check_names(settings: FitSettings) -> None:
         )
     if settings.layers and settings.layer != PENULTIMATE:
         raise HeadError(f"a head takes --layer {settings.layer} or --layers {','.join(settings.layers)}: leave one out")
+    if settings.layers and settings.prompts is not None:
+        raise HeadError("--prompts are read by the tower of one layer: name it with --layer, not --layers")
     if settings.layers and settings.head in STREAMED:
         raise HeadError(f"--layers compares scores by folds, which the {settings.head} head has not: use one --layer")
+    _check_prompts(settings)
     _check_numbers(settings)
     if settings.group_duplicates is not None and not 0 < settings.group_duplicates <= 1:
         raise HeadError(f"expected a cosine in (0, 1] for --group-duplicates, got {settings.group_duplicates:g}")
+
+
+def _check_prompts(settings: FitSettings) -> None:
+    """Refuse prompts that no head reads, and heads that lack them."""
+    reads = settings.head == "zero-shot" or settings.start == "zero-shot"
+    if settings.start == "zero-shot" and (settings.estimator or settings.head not in (None, "logistic")):
+        raise HeadError(
+            f"--start zero-shot is for the logistic head, got {settings.estimator or settings.head}: leave it out"
+        )
+    if reads and settings.prompts is None:
+        raise HeadError("zero-shot weights come from texts of the classes: give them with --prompts TABLE")
+    if settings.prompts is not None and not reads:
+        raise HeadError("--prompts is for --head zero-shot or --start zero-shot, got neither: add one, or leave it out")
+    if settings.prompts is not None:
+        read_prompts(settings.prompts)
 
 
 def _check_numbers(settings: FitSettings) -> None:

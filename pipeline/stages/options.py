@@ -36,6 +36,13 @@ def _negated(context: click.Context, parameter: click.Parameter, value: bool) ->
     return not value
 
 
+_TRUST_REMOTE_CODE = click.option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python files that a repository of transformers brings with its network, with all your rights: read them "
+    "first, and name a commit.  [default: refuse such networks]",
+)
+
 RUN: Options = (
     click.option(
         "--precision",
@@ -79,6 +86,7 @@ RUN: Options = (
         type=Number(0.1),
         help="Seconds that reading and decoding one image may take. An image that takes longer fails.",
     ),
+    _TRUST_REMOTE_CODE,
 )
 
 EXTRACT: Options = (
@@ -243,8 +251,8 @@ SCOUT: Options = (
 FIT_HEAD: Options = (
     click.option(
         "--head",
-        help="Kind of head. For classes: logistic, linear (streamed), ridge, lda, svm, knn, centroid or mlp. Numbers: "
-        "ridge. Label sets: logistic or ridge.  [default: logistic, for numbers ridge]",
+        help="Kind of head. For classes: logistic, linear (streamed), ridge, lda, svm, knn, centroid, mlp or "
+        "zero-shot. Numbers: ridge. Label sets: logistic or ridge.  [default: logistic, for numbers ridge]",
     ),
     click.option(
         "--estimator",
@@ -258,6 +266,26 @@ FIT_HEAD: Options = (
         multiple=True,
         help="Set a parameter of the head or estimator. Repeatable.",
     ),
+    click.option(
+        "--prompts",
+        metavar="TABLE",
+        help="Texts of the classes, for caches of a dual encoder: CSV with class,prompt, a line for each prompt. For "
+        "--head zero-shot or --start zero-shot.",
+    ),
+    click.option(
+        "--start",
+        default="zero",
+        show_default=True,
+        type=click.Choice(["zero", "zero-shot"]),
+        help="What the penalty of the logistic head pulls the weights to. zero-shot: those of --prompts, for few "
+        "labels.",
+    ),
+    click.option(
+        "--weights",
+        metavar="W",
+        help="The weights of the network that reads --prompts, when the cache was made with a file's.",
+    ),
+    _TRUST_REMOTE_CODE,
     click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on."),
     click.option(
         "--layers",
@@ -265,6 +293,11 @@ FIT_HEAD: Options = (
         metavar="L,L...|all",
         help="Layers of the cache to choose from, instead of --layer: the folds compare each, and the best ones "
         "together.",
+    ),
+    click.option(
+        "--labels",
+        metavar="TABLE",
+        help="Take labels from TABLE instead of the cache: CSV or Parquet with 'key', and 'label', 'split', 'group', …",
     ),
     click.option(
         "--target",
@@ -485,6 +518,7 @@ FINETUNE: Options = (
         "--workers", type=click.IntRange(1, 256), help="Number of decode processes.  [default: one per processor]"
     ),
     click.option("--weights", metavar="W", help="The weights file, when the cache was made with one."),
+    _TRUST_REMOTE_CODE,
     click.option("--restart", is_flag=True, help="Discard a checkpoint and start again.  [default: resume]"),
     _no_report(),
 )

@@ -326,10 +326,11 @@ def _save(job: _Job) -> None:
 def _resolve(job: _Job, network: Network) -> None:
     """Settle the layers of a network, which also shows that it can be built, before hours of work."""
     job.check_stop()
+    trust = job.settings.run.trust_remote_code
     if network.inner or not job.asked_layers:
-        load_backbone(network.backbone, network.weights, network.inner)
+        load_backbone(network.backbone, network.weights, network.inner, trust_remote_code=trust)
         return
-    network.layers = resolve_layers(network, job.asked_layers, job.note)
+    network.layers = resolve_layers(network, job.asked_layers, job.note, trust_remote_code=trust)
     if not network.inner and job.asked_layers != (AUTO,):
         job.note(f"{network.name} has none of the layers {', '.join(job.asked_layers)}")
 

@@ -36,7 +36,7 @@ def choose_with(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
     def call(sampled: Callable[[], Any], opened: Callable[[], Any], decode: DecodePolicy = DecodePolicy()) -> Any:
         monkeypatch.setattr(choose, "_sample", lambda *asked: (sampled(), []))
-        monkeypatch.setattr("pipeline.engines.open_engine", lambda *args, **kwargs: opened())
+        monkeypatch.setattr(choose, "open_engine", lambda *args, **kwargs: opened())
         source, backbone = [0, 1], None
         return choose.choose_engine(source, backbone, decode, SETTINGS)  # type: ignore[arg-type]
 

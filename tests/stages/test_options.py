@@ -76,28 +76,30 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "retries": 2, "read_timeout": 7.5,
         "max_failures": "5%", "allow_removed": "5%", "shard": "2/3", "precision": "float32", "engine": "torch",
         "device": "cpu", "batch_size": 3, "workers": 2, "time_limit": 1.5,
+        "trust_remote_code": True,
     },
     "scout": {
         "backbones": "a,b", "set": "clip", "layers": ["x"], "rows": 30, "minutes": 2, "labels": "t.csv", "folds": 3,
         "seed": 1, "report": False, "precision": "float32", "engine": "torch", "device": "cpu", "batch_size": 3,
-        "workers": 2, "time_limit": 1.5,
+        "workers": 2, "time_limit": 1.5, "trust_remote_code": True,
     },
     "fit-head": {
-        "head": "ridge", "estimator": "a:B", "set": {"k": 3}, "layer": "l", "layers": "a,b", "target": "t",
-        "task": "regression", "sweep": "full", "C": [0.5], "folds": 3, "scoring": "log_loss", "scaling": "standard",
-        "balanced": True, "group_duplicates": 0.9, "shots": 4, "test_share": 0.5, "seed": 1, "device": "cpu",
-        "report": False,
+        "head": "ridge", "estimator": "a:B", "set": {"k": 3}, "layer": "l", "layers": "a,b", "labels": "t.csv",
+        "target": "t", "task": "regression", "sweep": "full", "C": [0.5], "folds": 3, "scoring": "log_loss",
+        "scaling": "standard", "balanced": True, "group_duplicates": 0.9, "shots": 4, "test_share": 0.5, "seed": 1,
+        "device": "cpu", "report": False, "prompts": "p.csv", "start": "zero-shot", "weights": "w",
+        "trust_remote_code": True,
     },
     "predict": {
         "weights": "w", "trust": True, "precision": "float32", "engine": "torch", "device": "cpu", "batch_size": 3,
-        "workers": 2, "time_limit": 1.5,
+        "workers": 2, "time_limit": 1.5, "trust_remote_code": True,
     },
     "finetune": {
         "schedule": "gradual", "epochs": 1, "lr": "auto", "layer_decay": 0.5, "weight_decay": 0.5, "optimizer": "sgd",
         "warmup": 0.5, "batch_size": 3, "micro_batch": 2, "label_smoothing": 0.5, "mixup": 0.5, "augment": "none",
         "balanced": True, "clip": 2.0, "ema": 0.5, "train_statistics": True, "patience": 1, "start": "random",
         "seed": 1, "precision": "float32", "device": "cpu", "workers": 2, "weights": "w", "restart": True,
-        "report": False,
+        "report": False, "trust_remote_code": True,
     },
 }  # fmt: skip
 

@@ -144,7 +144,7 @@ class Fake:
         self.embedded: dict[str, int] = dict.fromkeys(quality, 0)
         monkeypatch.setattr(stage, "extract", self.extract)
         monkeypatch.setattr(stage, "open_cache", self.open)
-        monkeypatch.setattr(stage, "load_backbone", lambda *args: None)
+        monkeypatch.setattr(stage, "load_backbone", lambda *args, **options: None)
         monkeypatch.setattr(stage, "FIRST_ROWS", 50)
         monkeypatch.setattr(stage, "monotonic", lambda: self.clock)
         self.sources: dict[str, Source] = {}

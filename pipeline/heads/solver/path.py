@@ -117,6 +117,8 @@ class SoftmaxPath:
         ``"cpu"`` or ``"cuda"``.
     memory : int
         Curvature pairs that a path keeps at most.
+    origin : ndarray of shape (K, D), optional
+        Weights that the penalty pulls to, in the units of X, instead of zero: ``½‖W − origin‖²``.
     """
 
     ALL_ROWS = ALL_ROWS
@@ -132,6 +134,7 @@ class SoftmaxPath:
         standardise: bool = False,
         device: str = "cpu",
         memory: int = 100,
+        origin: NDArray[np.floating] | None = None,
     ) -> None:
         self.n_classes = n_classes
         self._arrays = arrays_for(X.size, device)
@@ -154,6 +157,8 @@ class SoftmaxPath:
             self._span = arrays.eigenvectors(arrays.exact(centred.T @ centred))
             self._X = self._X @ arrays.of(self._span)
             self._keeps_features = True
+        self._whole_origin = origin
+        self._origin = None if origin is None else self._in_span(arrays.exact(np.asarray(origin, dtype=np.float64)))
         n_rows, width = self._X.shape
         self.width = width
         self._y = arrays.codes(y)
@@ -191,7 +196,16 @@ class SoftmaxPath:
             weight * (self._total_weight / float(weight.sum())),
             self._total_weight,
             self._arrays,
+            None if self._origin is None else self._origin_scores(),
         )
+
+    def _origin_scores(self) -> Array:
+        """Return what the origin alone gives the sample of rows: (R, K)."""
+        return (self._X[self._sample_rows] - self._mean) @ self._arrays.of(self._origin).T
+
+    def _in_span(self, coef: Array) -> Array:
+        """Return weights (K, D) in the basis in which the data are kept."""
+        return coef if self._span is None else coef @ self._span
 
     def _blocks(self, times: int = 1) -> list[slice]:
         n_rows, size = self._X.shape[0], self._block * times
@@ -208,7 +222,10 @@ class SoftmaxPath:
         weights = arrays.of(theta[:, :, :d].reshape(n_paths * k, d))
         if basis is not None:
             weights = weights @ basis.T
-        weights = (weights.reshape(n_paths, k, d) * inverse_scale).reshape(n_paths * k, d)
+        weights = weights.reshape(n_paths, k, d) * inverse_scale
+        if self._origin is not None:
+            weights = weights + arrays.of(self._origin)
+        weights = weights.reshape(n_paths * k, d)
         # X is never centred in memory: the mean goes into the intercept here and comes out of the gradient below.
         bias = arrays.of(theta[:, :, d].reshape(-1)) - weights @ self._mean
         folds = arrays.codes(np.array([path.fold for path in paths]))[:, None]
@@ -337,10 +354,10 @@ class SoftmaxPath:
 
     def _resume(self, point: PathPoint, scale: Array) -> Array:
         """Turn a solution back into the path's own centred and scaled parameters."""
-        coef = self._arrays.exact(point.coef)
-        if self._span is not None:
-            coef = coef @ self._span
+        coef = self._in_span(self._arrays.exact(point.coef))
         intercept = self._arrays.exact(point.intercept) + coef @ self._arrays.exact(self._mean)
+        if self._origin is not None:
+            coef = coef - self._origin
         return self._arrays.join_last([coef * scale, intercept[:, None]])
 
     def _scale(self, fold: int) -> Array:
@@ -388,12 +405,18 @@ class SoftmaxPath:
         rotation = self._arrays.of(self._basis)
         self._X, self._mean = self._X @ rotation, self._mean @ rotation
         self._span = self._basis if self._span is None else self._span @ self._basis
+        if self._origin is not None:
+            self._origin = self._origin @ self._basis
         self._keeps_features = True
 
     def _coefficients(self, theta: Array, inverse_scale: Array) -> tuple[NDArray[np.floating], NDArray[np.float64]]:
         """Return weights (K, D) and intercepts (K,) in the units of the data."""
         weights = (theta[:, :-1] if self._keeps_features else theta[:, :-1] @ self._basis.T) * inverse_scale
-        intercept = theta[:, -1] - weights @ self._arrays.exact(self._mean)
+        whole = weights if self._origin is None else weights + self._origin
+        intercept = theta[:, -1] - whole @ self._arrays.exact(self._mean)
         if self._span is not None:
             weights = weights @ self._span.T
-        return self._arrays.to_numpy(self._arrays.of(weights)), self._arrays.to_numpy(intercept)
+        coef = self._arrays.to_numpy(self._arrays.of(weights))
+        # Outside the span of the rows the weights stay at the origin.
+        coef = coef if self._whole_origin is None else coef + self._whole_origin
+        return coef, self._arrays.to_numpy(intercept)

@@ -55,10 +55,15 @@ class CurvatureSample:
         The weight of all rows of the data.
     arrays : NumpyArrays
         The operations on these arrays.
+    scores : Tensor of shape (R, K), optional
+        Added to the scores of the rows.
     """
 
-    def __init__(self, rows: Array, weight: Array, total_weight: float, arrays: NumpyArrays) -> None:
+    def __init__(
+        self, rows: Array, weight: Array, total_weight: float, arrays: NumpyArrays, scores: Array | None = None
+    ) -> None:
         self._rows, self._weight, self._total_weight, self._arrays = rows, weight, total_weight, arrays
+        self._scores = scores
         self._squares = rows * rows
 
     def preconditioner(self, theta: Array) -> Preconditioner:
@@ -76,7 +81,7 @@ class CurvatureSample:
 
     def rotation(self, theta: Array) -> Array:
         """Return the eigenvectors (D, D) of XᵀX, each row weighted by how uncertain ``theta`` is about it."""
-        p = self._probabilities(self._rows, theta)
+        p = self._probabilities(theta)
         uncertainty = self._weight * (1.0 - (p * p).sum(1))
         return self._arrays.eigenvectors(self._rows.T @ (self._rows * uncertainty[:, None]))
 
@@ -88,7 +93,7 @@ class CurvatureSample:
     def _of_class_directions(self, theta: Array, curvature: Array) -> tuple[Array, Array]:
         """Fill in the features' curvature; return the class directions and each row's uncertainty along them."""
         weight, arrays = self._weight, self._arrays
-        p = self._probabilities(self._rows, theta)
+        p = self._probabilities(theta)
         weighted = p * weight[:, None]
         class_basis = arrays.eigenvectors(arrays.diagonal_matrix(weighted.sum(0)) - weighted.T @ p)
         u = arrays.of(class_basis)
@@ -101,14 +106,15 @@ class CurvatureSample:
         """Fill in the features' curvature, of the same shape for every class; return each row's uncertainty."""
         every = -(-len(self._rows) // _ROWS_OF_MANY_CLASSES)
         rows, weight = self._rows[::every], self._weight[::every] * every
-        p = self._probabilities(rows, theta)
+        p = self._probabilities(theta, every)
         uncertainty = (p - p * p) * weight[:, None]
         of_rows = uncertainty.sum(1)
         spread = of_rows @ (rows * rows) / max(float(of_rows.sum()), 1e-30)
         curvature[:, :-1] = uncertainty.sum(0)[:, None] * spread
         return uncertainty
 
-    def _probabilities(self, rows: Array, theta: Array) -> Array:
-        """Return class probabilities (R, K)."""
+    def _probabilities(self, theta: Array, every: int = 1) -> Array:
+        """Return class probabilities (R, K), of all rows or of one in so many."""
         of = self._arrays.of
-        return self._arrays.softmax(rows @ of(theta[:, :-1]).T + of(theta[:, -1]))
+        scores = self._rows[::every] @ of(theta[:, :-1]).T + of(theta[:, -1])
+        return self._arrays.softmax(scores if self._scores is None else scores + self._scores[::every])
