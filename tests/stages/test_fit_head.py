@@ -397,7 +397,7 @@ def test_one_mistyped_label_in_a_group_stops_nothing(fit: Any) -> None:
     assert result.metrics["test"]["accuracy"]["value"] > 0.75
 
 
-@pytest.mark.parametrize("head", sorted(HEADS))
+@pytest.mark.parametrize("head", sorted(set(HEADS) - {"zero-shot"}))  # which needs texts
 def test_every_head_of_two_classes_is_saved_and_loaded(fit: Any, head: str) -> None:
     cache = stand_in()
     cache.labels[cache.labels == 2] = 0
