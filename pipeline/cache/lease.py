@@ -146,7 +146,7 @@ def take(path: Path) -> Lease:
         with _candidate(path) as (part, token):
             while not (_link(part, path) or _take_over(path, part, token)):
                 pass  # another process changed it at the same moment, and holds it then
-            _remove_old(path, path.stat().st_mtime)
+            remove_old(path, path.stat().st_mtime)
             return Lease(path, token)
     except OSError as error:
         if error.errno in _NO_LINKS:
@@ -173,6 +173,15 @@ def remove_expired(path: Path) -> None:
             if _token_of(path) == last.token:
                 path.unlink()
             claim.unlink()
+
+
+def remove_old(path: Path, now: float) -> None:
+    """Remove what killed processes left beside a lock file a day before ``now``, a time of its file system."""
+    ours = re.compile(_LEFT.format(re.escape(path.name)))
+    with contextlib.suppress(OSError):  # they do no harm
+        for name in filter(ours.fullmatch, os.listdir(path.parent)):  # noqa: PTH208  # a name, not a path for each
+            if now - (path.parent / name).stat().st_mtime > KEPT_S:
+                (path.parent / name).unlink()
 
 
 def is_alive(path: Path, holder: Holder) -> bool | None:
@@ -326,13 +335,3 @@ def _token_in(fd: int) -> str | None:
 
 def _cache(path: Path) -> Path:
     return path.with_suffix("")
-
-
-def _remove_old(path: Path, now: float) -> None:
-    """Remove what killed processes left a day ago and earlier."""
-    ours = re.compile(_LEFT.format(re.escape(path.name)))
-    for name in os.listdir(path.parent):  # noqa: PTH208  # a name, not a path for each
-        if ours.fullmatch(name):
-            with contextlib.suppress(OSError):
-                if now - (path.parent / name).stat().st_mtime > KEPT_S:
-                    (path.parent / name).unlink()

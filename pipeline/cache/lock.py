@@ -101,7 +101,9 @@ def _locked(path: Path) -> Iterator[WriteLock]:
         identity = file_identity(os.fstat(fd))
         _held[identity] = fd
         try:
-            yield WriteLock(fd)
+            lock = WriteLock(fd)
+            lease.remove_old(path, os.fstat(fd).st_mtime)
+            yield lock
         finally:
             _held.pop(identity, None)
             # Removed while still locked: a process that opened it meanwhile notices the removal in `_acquire`.
@@ -158,7 +160,7 @@ def _needs_lease(path: Path) -> bool:
             try:
                 fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:
-                part.unlink()
+                part.unlink(missing_ok=True)
     except OSError as error:
         if error.errno in _NO_LOCKS:
             return True

@@ -353,7 +353,12 @@ def test_where_locks_work_a_lease_counts_too(tmp_path: Path, monkeypatch: pytest
     assert not list(tmp_path.iterdir())
 
 
-def test_what_killed_processes_left_is_removed_after_a_day(tmp_path: Path) -> None:
+@pytest.mark.parametrize("locks", [False, True])
+def test_what_killed_processes_left_is_removed_after_a_day(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, locks: bool
+) -> None:
+    if locks:
+        monkeypatch.undo()
     path = tmp_path / "c.h5"
     old, new = claim_on(path, "0" * 12), claim_on(path, "1" * 12)
     of_another_host(old, age=2 * lease.KEPT_S)
