@@ -20,6 +20,7 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
+from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.curves import few_shot_curve, learning_curve
@@ -48,6 +49,7 @@ from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
 from pipeline.heads.texts import ClassTexts
 from pipeline.report import write_report, write_summary
+from pipeline.sources.label_table import labelled_items
 
 if TYPE_CHECKING:
     import os
@@ -267,8 +269,6 @@ def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Call
     """Open the cache, with the labels of the table that was named."""
     cache = open_cache(cache_path)
     if settings.labels is not None:
-        from pipeline.sources.label_table import labelled_items  # with all sources: only where a table is given
-
         cache.items = labelled_items(cache.items, settings.labels, say or ignore)
     return cache
 
@@ -385,8 +385,6 @@ def _fit_training_rows(job: _Job, rows: Rows) -> LayerChoice:
 
 def _class_texts(job: _Job, rows: Rows) -> ClassTexts:
     """Read the prompts of the classes by the text tower that belongs to the cache."""
-    from pipeline.embedding.text import text_tower_of_spec  # imports torch: only for prompts
-
     settings = job.settings
     assert settings.prompts is not None
     texts, classes = prompts_of(read_prompts(settings.prompts), rows.class_names, job.note)

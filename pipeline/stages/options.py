@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pipeline.core.spec import PENULTIMATE
 from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Names, Number, RateOrAuto
 
 Options = tuple[Callable[[Any], Any], ...]
@@ -286,7 +287,7 @@ FIT_HEAD: Options = (
         help="The weights of the network that reads --prompts, when the cache was made with a file's.",
     ),
     _TRUST_REMOTE_CODE,
-    click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on."),
+    click.option("--layer", default=PENULTIMATE, show_default=True, help="The layer of the cache to fit on."),
     click.option(
         "--layers",
         type=Names(),
