@@ -23,6 +23,7 @@ from pipeline.core.spec import PENULTIMATE
 from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.calibration import calibrate, trust_figures
 from pipeline.fitting.curves import few_shot_curve, learning_curve
 from pipeline.fitting.layers import LayerChoice, fit_best_layers, layer_of_duplicates, layers_to_fit
 from pipeline.fitting.measure import fitted_temperature, measure_splits
@@ -41,6 +42,7 @@ from pipeline.fitting.run_folder import (
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
 from pipeline.heads.blocks import estimator_on_raw_features, on_raw_features
+from pipeline.heads.calibration import CALIBRATION_FILE, save_calibration
 from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
@@ -334,6 +336,7 @@ def _fit(job: _Job) -> FitResult:
     choice = _fit_training_rows(job, rows)
     model, results = _measure(job, rows, choice)
     _add_curves(job, rows, choice, results)
+    _calibrate(job, rows, choice, model, results)
     run = _write_run(job, rows, choice, model, results)
     _write_page(job, rows, results, run)
     return FitResult(job.folder, rows.task, results["metrics"], job.notes, job.seconds)
@@ -407,6 +410,15 @@ def _measure(job: _Job, rows: Rows, choice: LayerChoice) -> tuple[HeadModel, dic
     if choice.table:
         results["layers"] = results["metrics"]["layers"] = choice.table
     return model, results
+
+
+def _calibrate(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, results: dict[str, Any]) -> None:
+    """Write what later predictions need to doubt and bound their labels, and measure what it reaches."""
+    with job.timed("calibrate"):
+        found = calibrate(job.cache, rows, choice, model, results["predictions"], job.settings)
+        save_calibration(job.folder / CALIBRATION_FILE, found)
+        figures = trust_figures(rows, choice, found, results["predictions"][results["held_out"]], job.note)
+    results["trust"] = results["metrics"]["trust"] = figures
 
 
 def _add_curves(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, Any]) -> None:

@@ -384,6 +384,36 @@ PREDICT: Options = (
     click.option(
         "--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own."
     ),
+    click.option(
+        "--explain",
+        metavar="FOLDER",
+        help="Write a map over each image of what speaks for the prediction, the nearest training images, and a page, "
+        "into FOLDER.",
+    ),
+    click.option(
+        "--abstain-novelty",
+        metavar="P",
+        type=Number(0, 100),
+        help="Leave the label empty where 'novelty', a percentile from 0 to 100, is above P.",
+    ),
+    click.option(
+        "--abstain-confidence",
+        metavar="C",
+        type=Number(0, 1),
+        help="Leave the label empty where the largest probability is below C.",
+    ),
+    click.option(
+        "--coverage",
+        metavar="SHARE",
+        type=Number(0, 1, min_open=True, max_open=True),
+        help="Write the column 'set', the classes among which the true one is this often, such as 0.9; of numbers, "
+        "'low' and 'high'.",
+    ),
+    click.option(
+        "--coverage-by-class",
+        is_flag=True,
+        help="Reach --coverage in each class, not only on average. Takes more training rows of each.",
+    ),
     *RUN,
 )
 
