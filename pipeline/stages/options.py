@@ -37,7 +37,7 @@ def _negated(context: click.Context, parameter: click.Parameter, value: bool) ->
     return not value
 
 
-_TRUST_REMOTE_CODE = click.option(
+TRUST_REMOTE_CODE = click.option(
     "--trust-remote-code",
     is_flag=True,
     help="Run Python files that a repository of transformers brings with its network, with all your rights: read them "
@@ -87,7 +87,7 @@ RUN: Options = (
         type=Number(0.1),
         help="Seconds that reading and decoding one image may take. An image that takes longer fails.",
     ),
-    _TRUST_REMOTE_CODE,
+    TRUST_REMOTE_CODE,
 )
 
 EXTRACT: Options = (
@@ -286,7 +286,7 @@ FIT_HEAD: Options = (
         metavar="W",
         help="The weights of the network that reads --prompts, when the cache was made with a file's.",
     ),
-    _TRUST_REMOTE_CODE,
+    TRUST_REMOTE_CODE,
     click.option("--layer", default=PENULTIMATE, show_default=True, help="The layer of the cache to fit on."),
     click.option(
         "--layers",
@@ -549,7 +549,7 @@ FINETUNE: Options = (
         "--workers", type=click.IntRange(1, 256), help="Number of decode processes.  [default: one per processor]"
     ),
     click.option("--weights", metavar="W", help="The weights file, when the cache was made with one."),
-    _TRUST_REMOTE_CODE,
+    TRUST_REMOTE_CODE,
     click.option("--restart", is_flag=True, help="Discard a checkpoint and start again.  [default: resume]"),
     _no_report(),
 )
