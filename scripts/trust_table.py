@@ -11,6 +11,7 @@ rows. Both print a Markdown table.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from scipy.stats import rankdata
 from pipeline import open_cache
 from pipeline.core.vectors import unit_rows
 from pipeline.evaluation import conformal
+from pipeline.fitting.measure import fitted_temperature
 from pipeline.heads.fit import FitOptions
 from pipeline.heads.novelty import entropies, fit_novelty
 from pipeline.heads.registry import find_head
@@ -74,7 +76,8 @@ def print_novelty(X: NDArray[np.float32], y: NDArray[np.int64], arguments: argpa
 def scores(X: NDArray[np.float32], y: NDArray[np.int64], new: NDArray[np.float32], head: str) -> dict[str, Floats]:
     """Return each score of new rows, the larger the newer."""
     fitted = find_head(head, "classification")(X, y, None, FitOptions())
-    predictions = fitted.model.link_scores(fitted.model.scores(new))
+    model = replace(fitted.model, temperature=fitted_temperature("classification", fitted, y))
+    predictions = model.link_scores(model.scores(new))
     found = {f"Mahalanobis, shrinkage {s:g}": mahalanobis(X, y, new, s) for s in SHRINKAGES}
     kept = unit_rows(X[np.random.default_rng(0).permutation(len(X))[:REFERENCE_ROWS]].copy())
     cosine = unit_rows(new.copy()) @ kept.T
@@ -82,7 +85,7 @@ def scores(X: NDArray[np.float32], y: NDArray[np.int64], new: NDArray[np.float32
         found[f"k-NN, k = {k}"] = 1.0 - np.partition(cosine, -k, axis=1)[:, -k].astype(np.float64)
     found["entropy"] = entropies(predictions)
     assert fitted.oof_scores is not None
-    novelty = fit_novelty(X, fitted.model.link_scores(fitted.oof_scores))
+    novelty = fit_novelty(X, model.link_scores(fitted.oof_scores))
     assert novelty is not None
     found["novelty of predict"] = novelty.percentiles(new, predictions)
     return found
@@ -113,8 +116,8 @@ def print_coverage(X: NDArray[np.float32], y: NDArray[np.int64], arguments: argp
         order = np.random.default_rng(seed).permutation(len(X))[: arguments.train + arguments.test]
         train, test = order[: arguments.train], order[arguments.train :]
         fitted = fit(X[train], y[train], None, FitOptions(seed=seed))
-        held_out = fitted.model.link_scores(fitted.oof_scores)
-        found = fitted.model.link_scores(fitted.model.scores(X[test]))
+        model = replace(fitted.model, temperature=fitted_temperature("classification", fitted, y[train]))
+        held_out, found = (model.link_scores(part) for part in (fitted.oof_scores, model.scores(X[test])))
         usual = conformal.class_scores(held_out, y[train])
         for asked, values in reached.items():
             sets = conformal.label_sets(found, conformal.threshold(usual, asked))
