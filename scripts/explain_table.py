@@ -1,7 +1,7 @@
 """Measure which networks have contribution maps, and how far a map's mean is from its score.
 
-    python -m scripts.explain_table --most 15 --count 40          # the smallest 40 under 15 M parameters
-    python -m scripts.explain_table torchvision/resnet18 timm/convnext_atto
+    python -m scripts.explain_table --most 15                     # those of torchvision under 15 M parameters
+    python -m scripts.explain_table timm/resnet10t timm/convnext_atto
 
 Networks have random weights. Each is a line: the name, the size of the map, and max |mean(map) − score| over images and
 classes as a share of the largest score; or why it is refused.
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -23,9 +22,6 @@ from pipeline.heads.contributions import Contributions
 from pipeline.heads.model import HeadModel
 from scripts.backbone_table import candidates
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
 CLASSES = 10
 IMAGES = 4
 
@@ -34,20 +30,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--most", type=float, default=15, help="million parameters")
-    parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--until", metavar="HH:MM", help="start no further network after this time")
     arguments = parser.parse_args()
     print("| network | map | mean − score |\n|---|---|---|")
-    for name in arguments.names or smallest(arguments.most * 1e6, arguments.count):
+    for name in arguments.names or of_torchvision(arguments.most * 1e6):
         if arguments.until and time.strftime("%H:%M") >= arguments.until:
             break
         print(f"| `{name}` | {measured(name)} |", flush=True)
 
 
-def smallest(most: float, count: int) -> Iterator[str]:
-    """Yield names: the smallest of torchvision, then the smallest of each module of timm."""
-    found = [name for which in ("torchvision", "timm-modules") for name, size in candidates(which) if size <= most]
-    yield from found[:count]
+def of_torchvision(most: float) -> list[str]:
+    """Return the names of networks with at most so many parameters."""
+    return [name for name, size in candidates("torchvision") if size <= most]
 
 
 def measured(name: str) -> str:
