@@ -388,6 +388,9 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         "folds",
         "scoring",
         "scaling",
+        "groups",
+        "per",
+        "pooling",
         "group_duplicates",
         "test_share",
     )
