@@ -20,8 +20,10 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
+from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.calibration import calibrate, trust_figures
 from pipeline.fitting.curves import few_shot_curve, learning_curve
 from pipeline.fitting.layers import LayerChoice, fit_best_layers, layer_of_duplicates, layers_to_fit
 from pipeline.fitting.measure import fitted_temperature, measure_splits
@@ -42,6 +44,7 @@ from pipeline.fitting.run_folder import (
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
 from pipeline.heads.blocks import estimator_on_raw_features, on_raw_features
+from pipeline.heads.calibration import CALIBRATION_FILE, save_calibration
 from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
@@ -50,6 +53,7 @@ from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
 from pipeline.heads.texts import ClassTexts
 from pipeline.report import write_report, write_summary
+from pipeline.sources.label_table import labelled_items
 
 if TYPE_CHECKING:
     import os
@@ -285,8 +289,6 @@ def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Call
     """Open the cache, with the labels of the table that was named."""
     cache = open_cache(cache_path)
     if settings.labels is not None:
-        from pipeline.sources.label_table import labelled_items  # with all sources: only where a table is given
-
         cache.items = labelled_items(cache.items, settings.labels, say or ignore)
     return cache
 
@@ -354,6 +356,7 @@ def _fit(job: _Job) -> FitResult:
     model, results = _measure(job, rows, choice)
     pooled = None if rows.per is None else _answer_for_groups(job, rows, choice, model, options, results)
     _add_curves(job, rows, choice, results)
+    _calibrate(job, rows, choice, model, results)
     run = _write_run(job, rows, choice, model, pooled, results)
     _write_page(job, rows, results, run)
     return FitResult(job.folder, rows.task, results["metrics"], job.notes, job.seconds)
@@ -410,8 +413,6 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
 
 def _class_texts(job: _Job, rows: Rows) -> ClassTexts:
     """Read the prompts of the classes by the text tower that belongs to the cache."""
-    from pipeline.embedding.text import text_tower_of_spec  # imports torch: only for prompts
-
     settings = job.settings
     assert settings.prompts is not None
     texts, classes = prompts_of(read_prompts(settings.prompts), rows.class_names, job.note)
@@ -463,6 +464,15 @@ def _answer_for_groups(
     for split, of_split in figures.items():
         results["metrics"][split]["per_group"] = of_split
     return pooled
+
+
+def _calibrate(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, results: dict[str, Any]) -> None:
+    """Write what later predictions need to doubt and bound their labels, and measure what it reaches."""
+    with job.timed("calibrate"):
+        found = calibrate(job.cache, rows, choice, model, results["predictions"], job.settings)
+        save_calibration(job.folder / CALIBRATION_FILE, found)
+        figures = trust_figures(rows, choice, found, results["predictions"][results["held_out"]], job.note)
+    results["trust"] = results["metrics"]["trust"] = figures
 
 
 def _add_curves(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, Any]) -> None:

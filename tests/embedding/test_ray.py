@@ -173,6 +173,93 @@ def test_paths_that_a_node_does_not_see_are_rows_that_say_so(
     assert not np.any(cache.embeddings)
 
 
+def number(text: str) -> int:
+    """Fail, or end the process, where a locator is unpickled: on the cluster."""
+    if text == "dies":
+        os._exit(1)
+    raise ValueError(f"a locator that {text}")
+
+
+class Poison:
+    """A locator that does not arrive."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return number, (self._what,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "reason"), [("fails", "a locator that fails"), ("dies", "was lost")])
+def test_a_chunk_that_always_fails_ends_by_itself_and_is_named(
+    archive: Path, plain: Path, tmp_path: Path, nodes: tuple[Any, list[Any]], what: str, reason: str
+) -> None:
+    from pipeline.sources import open_source
+
+    source, bad, path, said = open_source(str(archive)), (40, 333), tmp_path / "c.h5", list[str]()
+    right = source.locator
+    source.locator = lambda row: Poison(what) if row in bad else right(row)  # type: ignore[method-assign]
+    summary = extract(source, path, SETTINGS, executor=RayExecutor(), say=said.append)
+    cache, whole = open_cache(path), open_cache(plain)
+    assert np.flatnonzero(cache.status == Status.OUT_OF_REACH).tolist() == list(bad)
+    assert reason in cache.reasons()[bad[0]]
+    assert not np.any(cache.status == Status.TODO)
+    assert summary.failures["out_of_reach"] == 2
+    assert any("images did not return from the cluster" in line for line in said)
+    again = extract(str(archive), path, SETTINGS, executor=RayExecutor())
+    assert again.computed == len(bad)
+    assert cache.embeddings[:].tobytes() != b""
+    assert path.read_bytes() == plain.read_bytes()
+    assert whole.status.tolist() == open_cache(path).status.tolist()
+
+
+@pytest.mark.slow
+def test_a_node_that_leaves_and_returns_costs_nothing(
+    archive: Path, plain: Path, tmp_path: Path, nodes: tuple[Any, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both nodes leave, so that for a while nothing can be computed."""
+    monkeypatch.setattr(ray_module, "NO_NODE_SAY_S", 2.0)
+    made, both = nodes
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "no node" in text:
+            made.add_node(num_cpus=1, include_dashboard=False)
+
+    def leave(ready: int, failed: int, total: int) -> None:
+        if ready:
+            for node in list(made.worker_nodes):
+                if node in both:
+                    made.remove_node(node, allow_graceful=False)
+
+    extract(str(archive), tmp_path / "c.h5", SETTINGS, executor=RayExecutor(), say=say, progress=leave)
+    assert "no node of the cluster lends a processor now: waiting for one" in said
+    assert (tmp_path / "c.h5").read_bytes() == plain.read_bytes()
+
+
+def test_without_a_node_the_run_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        lent: tuple[dict[str, Any], ...] = ({"Alive": True, "Resources": {}}, {"Alive": False, "Resources": {"CPU": 4}})
+
+        def nodes(self) -> Any:
+            return self.lent
+
+    now, said, ray = [0.0], list[str](), Ray()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    watch = ray_module._NodeWatch(ray, said.append)
+    for minute in range(60):
+        now[0] = 60.0 * minute
+        watch.check()
+    assert len(said) == 1
+    now[0] = 3700.0
+    with pytest.raises(EngineError, match=r"no node of the cluster has lent a processor for 60 minutes.*rows are kept"):
+        watch.check()
+    ray.lent = ({"Alive": True, "Resources": {"CPU": 4}},)
+    watch.check()
+
+
 def _actors() -> list[int]:
     """Return the processes of this test's actors, which Ray names."""
     parents, actors = {}, []

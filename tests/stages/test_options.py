@@ -91,8 +91,10 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "trust_remote_code": True, "groups": "g", "per": "p", "pooling": "max",
     },
     "predict": {
-        "weights": "w", "trust": True, "per": "p", "precision": "float32", "engine": "torch", "device": "cpu", "batch_size": 3,
-        "workers": 2, "time_limit": 1.5, "trust_remote_code": True,
+        "weights": "w", "trust": True, "per": "p", "explain": "why", "abstain_novelty": 99.0,
+        "abstain_confidence": 0.5,
+        "coverage": 0.9, "coverage_by_class": True, "precision": "float32", "engine": "torch", "device": "cpu",
+        "batch_size": 3, "workers": 2, "time_limit": 1.5, "trust_remote_code": True,
     },
     "finetune": {
         "schedule": "gradual", "epochs": 1, "lr": "auto", "layer_decay": 0.5, "weight_decay": 0.5, "optimizer": "sgd",

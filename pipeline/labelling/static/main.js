@@ -14,7 +14,7 @@ const KEYS = [["1 to 9", "label the selection, or the image under the cursor, wi
   ["c", "write the name of a class, or a number"], ["0, Backspace", "remove the label (0 with label sets: the empty set)"],
   ["arrows", "move the cursor; with Shift also select"], ["Space", "select or strike out the image under the cursor"],
   ["a, Esc", "select all, select none"], ["n", "next group, or a fresh list"], ["z", "zoom: the image, its key and columns"],
-  ["l", "images like this one"], ["u, r", "undo, redo"],
+  ["l", "images like this one"], ["w", "search by words, in a cache of a dual encoder"], ["u, r", "undo, redo"],
   ...VIEWS.map(([, title, key]) => [key, `view: ${title}`]), ["Shift+1 to 9", "view: what is taken for this class"]];
 const AUDIT_EVERY = 10, CONFIRMED = 40;
 
@@ -55,6 +55,7 @@ function setState(found) {
     $(name).disabled = found[name] === null;
     $(name).title = found[name] ?? "";
   }
+  $("searching").hidden = !found.words;
   $("table").textContent = `Labels are in ${found.table}`;
   $("nameof").textContent = found.task === "regression" ? "The number of the selection is" : "Label the selection as";
   showClasses();
@@ -117,6 +118,15 @@ function open(name, of = 0) {
   return queue(async () => { show(await get(`view/${name}?of=${of}`)); });
 }
 
+function search(text) {
+  notice("Searching: the first search loads the network.");
+  return queue(async () => {
+    const found = await get(`words?text=${encodeURIComponent(text)}`);
+    notice("");
+    show({ ...found, text });
+  });
+}
+
 function show(found) {
   view = found;
   touched = false;
@@ -140,6 +150,7 @@ function show(found) {
 
 function next() {
   if (view.name === "picked") return open("unsure");
+  if (view.name === "words") return search(view.text);
   return open(view.name, view.name === "groups" && !touched ? view.of + 1 : view.of);
 }
 
@@ -239,6 +250,7 @@ function pressed(event) {
   else if (event.key === "n") next();
   else if (event.key === "z") zoom();
   else if (event.key === "c") $("name").focus();
+  else if (event.key === "w" && state.words) $("words").focus();
   else if (event.key === "u") $("undo").click();
   else if (event.key === "r") $("redo").click();
   else if (event.key === "l") like();
@@ -272,8 +284,14 @@ $("naming").addEventListener("submit", event => {
   $("grid").focus();
   if (value) name(value);
 });
-$("name").addEventListener("keydown", event => {
-  if (event.key === "Escape") { $("name").value = ""; $("grid").focus(); }
+$("searching").addEventListener("submit", event => {
+  event.preventDefault();
+  const text = $("words").value.trim();
+  $("grid").focus();
+  if (text) search(text);
+});
+for (const id of ["name", "words"]) $(id).addEventListener("keydown", event => {
+  if (event.key === "Escape") { $(id).value = ""; $("grid").focus(); }
 });
 addEventListener("keydown", pressed);
 
