@@ -179,11 +179,17 @@ def _measured(
 
 
 def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead) -> Floats:
-    """Return scores of training rows by the head fitted again on the other folds, at the settings it has chosen."""
+    """Return scores of training rows by the head fitted again on the other folds, at the settings it has chosen.
+
+    Raises
+    ------
+    HeadError
+        The head cannot be fitted again.
+    """
     if fitted.refit is None:
         raise HeadError(
-            "this head gives no scores of rows that it has not seen, which --layers compares: take another head, or "
-            "one --layer"
+            "this head gives no scores of rows that it has not seen, which --layers and --pooling compare: take "
+            "another head, one --layer, and --pooling mean"
         )
     train = rows.of("train")
     X, y = read_rows(embeddings, rows.index[train]), rows.y[train]

@@ -7,13 +7,14 @@ are checked against the kind of head.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import HeadError
+from pipeline.evaluation.pooling import POOLINGS, Pooling
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.blocks import joined_layers
 from pipeline.heads.model import ARRAYS, HeadModel, arrays_of, expected_shapes
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HEAD_FILE = "head.safetensors"
+GROUP_HEAD_FILE = "head-per-group.safetensors"
+"""The head on mean embeddings of groups, beside the other, where groups are answered for in this way."""
 ESTIMATOR_FILE = "head.joblib"
 RUN_FILE = "run.json"
 FORMAT = "embedding-pipeline head"
@@ -61,6 +64,8 @@ class LoadedHead:
         ``"classification"``, ``"multilabel"`` or ``"regression"``.
     layers : tuple of str
         The layers whose embeddings, side by side, are its features; ``(layer,)`` where there is one.
+    pooling : Pooling or None
+        How it answers for groups of rows; None where that was not chosen.
     """
 
     model: HeadModel
@@ -71,6 +76,7 @@ class LoadedHead:
     head: str
     task: str = "classification"
     layers: tuple[str, ...] = ()
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -173,6 +179,8 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
     }
     if len(head.layers) > 1:
         facts["layers"] = list(head.layers)
+    if head.pooling is not None:
+        facts["pooling"] = asdict(head.pooling)
     names = arrays_of(head.model.kind, head.model.link)
     arrays = {name: np.ascontiguousarray(head.model.arrays[name]) for name in names}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
@@ -288,7 +296,15 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     if kind == "knn":
         _check_neighbours(arrays, len(names))
     return LoadedHead(
-        replace(model), tuple(names), facts["layer"], spec, facts["fingerprint"], facts["head"], facts["task"], layers
+        replace(model),
+        tuple(names),
+        facts["layer"],
+        spec,
+        facts["fingerprint"],
+        facts["head"],
+        facts["task"],
+        layers,
+        _pooling(facts),
     )
 
 
@@ -300,6 +316,38 @@ def _layers(facts: dict[str, Any]) -> tuple[str, ...]:
     if len(set(layers)) < len(layers) or SEPARATOR.join(layers) != facts["layer"]:
         raise HeadError(f"expected the layers of {facts['layer']!r}, each once, found {layers!r}")
     return tuple(layers)
+
+
+def _pooling(facts: dict[str, Any]) -> Pooling | None:
+    """Return how a head answers for groups."""
+    found = facts.get("pooling")
+    if found is None:
+        return None
+    if not isinstance(found, dict) or found.keys() != {"per", "how", "temperature"}:
+        raise HeadError(f"expected pooling as column, way and temperature, found {found!r}")
+    per, how, temperature = found["per"], found["how"], found["temperature"]
+    if not isinstance(per, str) or how not in POOLINGS:
+        raise HeadError(f"expected a pooling of {', '.join(POOLINGS)} over a column, found {found!r}")
+    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool) or not 0 < temperature < 1e9:
+        raise HeadError(f"expected a positive temperature of groups, found {temperature!r}")
+    return Pooling(per, how, float(temperature))
+
+
+def load_group_head(path: str | os.PathLike[str]) -> LoadedHead:
+    """Load the head on mean embeddings of groups of a run that answers for groups in this way.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder, or its ``head.safetensors``.
+
+    Raises
+    ------
+    HeadError
+        As for `load_head`.
+    """
+    folder = Path(path)
+    return load_head((folder if folder.is_dir() else folder.parent) / GROUP_HEAD_FILE)
 
 
 def _check_neighbours(arrays: dict[str, NDArray[Any]], n_classes: int) -> None:
@@ -357,6 +405,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             facts["head"],
             facts["task"],
             _layers(facts),
+            _pooling(facts),
         )
     except (OSError, KeyError, ValueError, TypeError, EOFError, ImportError, AttributeError) as error:
         raise HeadError(f"cannot load {folder / ESTIMATOR_FILE} ({error!r}): fit the head again") from None

@@ -253,6 +253,7 @@ def predict(
             settings,
             weights=options["weights"],
             trust=options["trust"],
+            per=options["per"],
             doubt=_trust_options(options),
             explain=options["explain"],
             stop=hooks.stop,
@@ -391,6 +392,9 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         "folds",
         "scoring",
         "scaling",
+        "groups",
+        "per",
+        "pooling",
         "group_duplicates",
         "test_share",
     )

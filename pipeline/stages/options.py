@@ -346,6 +346,26 @@ FIT_HEAD: Options = (
     ),
     click.option("--balanced", is_flag=True, help="Give all classes the same total weight."),
     click.option(
+        "--groups",
+        metavar="COLUMN",
+        help="Keep rows with the same value of this column on one side of every split.  [default: 'group', where "
+        "there is such a column]",
+    ),
+    click.option(
+        "--per",
+        metavar="COLUMN",
+        help="Give one answer for all rows with the same value of this column, such as a patient, and measure it too. "
+        "Keeps these rows on one side of every split.",
+    ),
+    click.option(
+        "--pooling",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "mean", "max", "embeddings"]),
+        help="How rows become the answer of --per: mean or largest log-probability, or a second head on mean "
+        "embeddings. auto: what the folds choose.",
+    ),
+    click.option(
         "--group-duplicates",
         is_flag=False,
         flag_value="default",
@@ -383,6 +403,11 @@ PREDICT: Options = (
     ),
     click.option(
         "--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own."
+    ),
+    click.option(
+        "--per",
+        metavar="COLUMN",
+        help="Also give one answer for all images with the same value of this column of IMAGES, as OUT-per-group.csv.",
     ),
     click.option(
         "--explain",

@@ -30,6 +30,7 @@ from pipeline.errors import PipelineError, SourceError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads import load_head
 from pipeline.heads.calibration import load_calibration
+from pipeline.heads.grouped import GroupAnswers, Grouping
 from pipeline.heads.trust import Trust, TrustOptions
 from pipeline.report.explanation import write_explanation_page
 from pipeline.sources import open_source
@@ -37,7 +38,7 @@ from pipeline.sources.reopen import reopen_source
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
@@ -74,6 +75,8 @@ class PredictSummary(Result):
         Files that are no items.
     remarks : tuple of str
         What is to be known of the table: labels that were not given, calibration rows that are few, what was explained.
+    groups : Path, str or None
+        The table of the answers for groups, or its text; None where they were not asked for.
     """
 
     total: int
@@ -85,6 +88,7 @@ class PredictSummary(Result):
     table: Path | str
     left_out: LeftOut = field(default_factory=LeftOut)
     remarks: tuple[str, ...] = ()
+    groups: Path | str | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -97,6 +101,7 @@ class PredictSummary(Result):
         if self.stopped:
             return [f"stopped; {where.removesuffix(': ') or 'nothing'} was {'not ' if where else ''}written"]
         lines = [f"{where}{self.total} images, {self.failed} failed, in {self.seconds:.1f} s, on {self.engine}"]
+        lines += [f"{self.groups}: one line per group"] if isinstance(self.groups, Path) else []
         return [*lines, *([str(self.left_out)] if self.left_out.reasons else []), *self.remarks]
 
     def to_pandas(self) -> pd.DataFrame:
@@ -107,10 +112,25 @@ class PredictSummary(Result):
         PipelineError
             The run was stopped: there are none.
         """
+        return self._read(self.table)
+
+    def groups_to_pandas(self) -> pd.DataFrame:
+        """Return the answers for groups: name, number of images, how many failed, and what was predicted.
+
+        Raises
+        ------
+        PipelineError
+            There are none: they were not asked for, or the run was stopped.
+        """
+        if self.groups is None and not self.stopped:
+            raise PipelineError("expected answers for groups, found none: predict with per=COLUMN")
+        return self._read(self.groups or "")
+
+    def _read(self, table: Path | str) -> pd.DataFrame:
         if self.stopped:
             raise PipelineError("expected predictions, found none, since the run was stopped: predict again")
-        table = self.table if isinstance(self.table, Path) else io.StringIO(self.table)
-        return read_predictions(table, numeric=self.task == "regression")
+        file = table if isinstance(table, Path) else io.StringIO(table)
+        return read_predictions(file, numeric=self.task == "regression")
 
 
 def predict(
@@ -123,6 +143,7 @@ def predict(
     trust: bool = False,
     doubt: TrustOptions | None = None,
     explain: str | os.PathLike[str] | None = None,
+    per: str | None = None,
     stop: threading.Event | None = None,
     say: Say = ignore,
     progress: Progress = ignore,
@@ -149,6 +170,9 @@ def predict(
         Label sets or intervals, and where no label is given.
     explain : path, optional
         A folder to write maps over the images and the nearest training images into.
+    per : str, optional
+        A column of the images, or of the cache: images with the same value get one answer together, in a table beside
+        the other.
     stop, say, progress
         As in `pipeline.stages.extract.extract`; a stopped run writes nothing.
 
@@ -161,7 +185,9 @@ def predict(
     path = None if output is None else check_file(output)
     head, calibration = load_head(run_dir, trust=trust), load_calibration(run_dir)
     further = Trust(head, calibration, doubt or TrustOptions())
-    table = _Table(path, head, further, None if explain is None else Predicted(), stop, progress)
+    grouping = None if per is None else Grouping.of(head, run_dir, per)
+    groups = _Groups(None if path is None or per is None else check_file(_beside(path)), grouping)
+    table = _Table(path, head, further, None if explain is None else Predicted(), groups, stop, progress)
 
     def embedder() -> Embedder:
         own = weights or weights_of_run(run_dir)
@@ -183,9 +209,11 @@ def _predict(
     if isinstance(images, str) and is_cache(images):
         cache = open_cache(images)
         check_explained(explain, len(cache))
+        table.groups.open(cache.columns, str(cache.path))
         return _predict_rows(table, cache, started), _Images(_images_of(cache), embedder, cache)
     source = open_source(images) if isinstance(images, str) else images
     check_explained(explain, len(source))
+    table.groups.open(source.items.columns, source.location)
     opened = embedder()
     return _predict_images(table, source, opened, say, started), _Images(source, lambda: opened, None)
 
@@ -202,8 +230,11 @@ def _predict_images(table: _Table, source: Source, embedder: Embedder, say: Say,
     finally:
         embedder.close()
     where, seconds = f"{engine.name}, {engine.device}, {engine.precision}", time.perf_counter() - started
-    left_out, remarks = LeftOut.of(source.skipped), tuple(table.trust.lines())
-    return PredictSummary(len(source), failed, stopped, seconds, where, table.head.task, text, left_out, remarks)
+    left_out, groups = LeftOut.of(source.skipped), table.groups
+    remarks = (*table.trust.lines(), *groups.lines())
+    return PredictSummary(
+        *(len(source), failed, stopped, seconds, where, table.head.task, text, left_out, remarks), groups.table
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -260,6 +291,50 @@ def _images_of(cache: Cache) -> Source | None:
         return None
 
 
+@dataclass(slots=True)
+class _Groups:
+    """The table of the answers for groups, where they were asked for.
+
+    Attributes
+    ----------
+    path : Path or None
+        None keeps it in memory.
+    grouping : Grouping or None
+        None where none were asked for.
+    answers : GroupAnswers or None
+        Filled once the images are known.
+    table : Path, str or None
+        What was written.
+    """
+
+    path: Path | None
+    grouping: Grouping | None
+    answers: GroupAnswers | None = None
+    table: Path | str | None = None
+
+    def open(self, columns: Mapping[str, NDArray[Any]], where: str) -> None:
+        """Look for the groups among the columns of the images."""
+        if self.grouping is not None:
+            self.answers = GroupAnswers(self.grouping, columns, where)
+
+    def write(self) -> None:
+        """Write the table."""
+        if self.answers is None:
+            return
+        with _opened(self.path) as file:
+            self.answers.write(file)
+            self.table = self.path or (file.getvalue() if isinstance(file, io.StringIO) else None)
+
+    def lines(self) -> list[str]:
+        """Return what is to be known of it."""
+        return [] if self.grouping is None else self.grouping.lines()
+
+
+def _beside(path: Path) -> Path:
+    """Return where the table of groups goes."""
+    return path.with_name(f"{path.stem}-per-group{path.suffix}")
+
+
 @dataclass(frozen=True, slots=True)
 class _Table:
     """The table to write, and what takes part in it.
@@ -272,6 +347,8 @@ class _Table:
         The further columns.
     predicted : Predicted or None
         Collects what is to be explained.
+    groups : _Groups
+        The answers for groups.
     stop, progress
         As in `predict`.
     """
@@ -280,6 +357,7 @@ class _Table:
     head: LoadedHead
     trust: Trust
     predicted: Predicted | None
+    groups: _Groups
     stop: threading.Event
     progress: Progress
 
@@ -297,8 +375,10 @@ def _predict_rows(table: _Table, cache: Cache, started: float) -> PredictSummary
     check_same_numbers(found, wanted, where=str(cache.path), hint="extract with the network of the head")
     failed, stopped, text = _write_table(table, _rows_of(cache, head, table.stop), len(cache))
     seconds, where = time.perf_counter() - started, f"the rows of {cache.path}"
-    remarks = tuple(table.trust.lines())
-    return PredictSummary(len(cache), failed, stopped, seconds, where, head.task, text, remarks=remarks)
+    groups, remarks = table.groups, (*table.trust.lines(), *table.groups.lines())
+    return PredictSummary(
+        *(len(cache), failed, stopped, seconds, where, head.task, text), remarks=remarks, groups=groups.table
+    )
 
 
 def _rows_of(cache: Cache, head: LoadedHead, stop: threading.Event) -> Iterator[_Batch]:
@@ -343,6 +423,7 @@ def _write_table(table: _Table, batches: Iterator[_Batch], total: int) -> tuple[
             failed = _write_lines(file, table, batches, total)
             if table.stop.is_set():
                 raise _StopRequested(failed)
+            table.groups.write()
             text = file.getvalue() if isinstance(file, io.StringIO) else ""
     except _StopRequested as request:
         return request.failed, True, text if path is None else path
@@ -364,6 +445,8 @@ def _write_lines(file: TextIO, table: _Table, batches: Iterator[_Batch], total: 
         trust.count(doubted[[not reason for reason in reasons]])
         if table.predicted is not None:
             table.predicted.add(keys, features, reasons, predictions)
+        if table.groups.answers is not None:
+            table.groups.answers.add(keys, features, reasons, predictions)
         for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
             failed += bool(reason)
             first, *probabilities = task.cells(predictions[i], head.class_names)
