@@ -20,7 +20,10 @@ const AUDIT_EVERY = 10, CONFIRMED = 40;
 
 let state = null, view = { name: "groups", of: 0 }, touched = false, busy = false, lastAudit = 0, pending = Promise.resolve();
 const grid = new Grid($("grid"), {
-  changed: showChosen, zoom, classIndex: name => state?.classes.findIndex(entry => entry.name === name.split("|")[0]) ?? -1,
+  changed: showChosen, zoom, classIndex: label => {
+    const first = state?.task === "multilabel" ? label.split("|")[0] : label;
+    return state?.classes.findIndex(entry => entry.name === first) ?? -1;
+  },
 });
 const map = new Map2d($("map"), rows => show({ name: "picked", of: 0, rows, captions: [], title: `${rows.length} images of the map` }));
 
