@@ -186,7 +186,12 @@ function label(k) {
 }
 
 function name(value) {
-  if (state.task === "regression") return give(rows => ({ do: "label", rows, value: Number(value.replace(",", ".")) }));
+  if (state.task === "regression") {
+    const number = Number(value.replace(",", "."));
+    // JSON has no NaN: it would become null, which removes labels.
+    if (!Number.isFinite(number)) return notice(`Expected a number, found ${value}: write a number such as 2.5`);
+    return give(rows => ({ do: "label", rows, value: number }));
+  }
   if (state.task === "multilabel") {
     const has = row => (grid.captions.get(row)?.[0] ?? "").split("|").includes(value);
     return give(rows => ({ do: rows.every(has) ? "drop" : "add", rows, value }));
