@@ -153,8 +153,10 @@ class FeatureMap:
                     mean = result.permute(order).flatten(1, -2).mean(1, dtype=torch.float32)
                     found.append(_Result(number, order, mean))
 
-        with torch.inference_mode(), _Watch(see):
-            (output,) = self._network(images)
+        with torch.inference_mode():
+            self._network(images)  # a first pass may fill what the network keeps for later ones
+            with _Watch(see):
+                (output,) = self._network(images)
         return output, found
 
     def _grid_of(self, tokens: int, size: tuple[int, ...]) -> tuple[int, int]:

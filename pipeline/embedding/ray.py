@@ -16,7 +16,7 @@ import signal
 import socket
 import threading
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -53,9 +53,9 @@ CONNECT_WITHIN_S = 10.0
 CHECK_RETRIES = 3
 """Retries of the self-check when its node is lost."""
 CHUNK_RETRIES = 3
-"""Retries of a chunk whose actor or node is lost, in each round."""
-ACTOR_RESTARTS = 20
-"""Of one actor, in one round; then its chunks wait for the next round."""
+"""Retries of a chunk whose actor or node is lost, in each round; Ray Data alone would repeat it without end."""
+ACTOR_RESTARTS = 5
+"""Of every actor, in a row, without any chunk that began."""
 ROUNDS = 3
 """How often rows that did not return are given out: in chunks, in batches, and at last one by one if they are few."""
 FEW_ROWS = 256
@@ -188,17 +188,16 @@ class RayExecutor(Executor):
         """Give rows to the actors; return the dataset of their results."""
         data = self._ray.data
         actors = self._actors or self._actor_resources.actors
+        self._attempts = self._ray.remote(num_cpus=0)(_Attempts).remote(actors * (1 + ACTOR_RESTARTS))
         chunks = data.from_arrow(_tables(source, rows, at_once))
         return chunks.map_batches(
             _Embedder,
             batch_size=None,
             batch_format="numpy",
             compute=data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
-            fn_constructor_args=(self._ray.put(self._setup),),
+            fn_constructor_args=(self._ray.put(self._setup), self._attempts),
             num_cpus=self._actor_resources.cpus,
             num_gpus=self._actor_resources.gpus,
-            max_restarts=ACTOR_RESTARTS,
-            max_task_retries=CHUNK_RETRIES,
         )
 
     def _unpack(
@@ -344,12 +343,41 @@ def _choose(sample: Source, backbone: Backbone, decode: DecodePolicy, run: RunSe
         engine.close()
 
 
+class _Attempts:
+    """An actor that counts, where it outlives them, how often actors started and chunks began.
+
+    Parameters
+    ----------
+    most_starts : int
+        How many in a row are too many.
+    """
+
+    def __init__(self, most_starts: int) -> None:
+        self._most_starts, self._starts, self._begun = most_starts, 0, Counter[int]()
+
+    def start(self) -> bool:
+        """Count the start of an actor; return whether it may go on."""
+        self._starts += 1
+        return self._starts <= self._most_starts
+
+    def begin(self, row: int) -> int:
+        """Count the chunk that begins with a row; return how often it has begun."""
+        self._starts = 0
+        self._begun[row] += 1
+        return self._begun[row]
+
+
 class _Embedder:
     """An actor: an engine and its decode workers, which serve successive chunks."""
 
-    def __init__(self, setup: Any) -> None:
+    def __init__(self, setup: Any, attempts: Any) -> None:
         import ray
 
+        self._get, self._attempts = ray.get, attempts
+        if not ray.get(attempts.start.remote()):
+            raise EngineError(
+                "the processes of the cluster end while they start: check their memory, or one node alone"
+            )
         given: _Setup = ray.get(setup) if isinstance(setup, ray.ObjectRef) else setup
         _take_processors(given.cpus)
         run, self._layers = given.run, given.backbone.layers
@@ -364,6 +392,9 @@ class _Embedder:
 
     def __call__(self, chunk: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         try:
+            begun = self._get(self._attempts.begin.remote(int(chunk["row"][0])))
+            if begun > 1 + CHUNK_RETRIES:
+                return self._without(chunk["row"], f"the process that computed it was lost {begun - 1} times")
             return self._embed(chunk)
         except Exception as error:  # of any kind: the chunk is given out again, and other chunks go on
             return self._without(chunk["row"], first_line(error))

@@ -1,6 +1,6 @@
 """Label sets and intervals that hold the truth as often as asked for: split conformal prediction.
 
-A *nonconformity score* says how badly a prediction fits a label: 1 − the probability of the class, or the distance of
+A *nonconformity score* says how badly a prediction fits a label: minus the probability of the class, or the distance of
 the number. The scores of calibration rows, which the head was not fitted on, say which scores are usual. All labels
 whose score is usual make up the set of a new row.
 
@@ -28,14 +28,16 @@ _RANGE_LEVEL = 0.9
 
 
 def class_scores(probabilities: Floats, y: Ints) -> Floats:
-    """Return the nonconformity scores (n,) of class probabilities (n, K): 1 − the probability of the label.
+    """Return the nonconformity scores (n,) of class probabilities (n, K): minus the probability of the label.
+
+    One minus the probability would order labels alike, but round all small probabilities to one score.
 
     References
     ----------
     Sadinle, Lei and Wasserman, "Least ambiguous set-valued classifiers with bounded error levels", JASA 114 (2019):
     among sets of one coverage, those by this score are the smallest on average.
     """
-    return np.asarray(1.0 - probabilities[np.arange(len(y)), y])
+    return np.asarray(-probabilities[np.arange(len(y)), y])
 
 
 def number_scores(predicted: Floats, y: Floats) -> Floats:
@@ -126,8 +128,7 @@ def label_sets(probabilities: Floats, thresholds: float | Floats) -> NDArray[np.
 
     A set is empty where no class is usual: the row is unlike the calibration rows, or between classes.
     """
-    # A score is written 1 − p on both sides, so that equal probabilities are equal scores.
-    return np.asarray(1.0 - probabilities <= thresholds)
+    return np.asarray(-probabilities <= thresholds)
 
 
 def likely_range(coverage: float, rows: int) -> tuple[float, float]:

@@ -8,13 +8,14 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from pipeline.analysis.nearest import nearest
 from pipeline.labelling.journal import LabelError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
@@ -72,4 +73,4 @@ class Words:
                 self._embed = self._load()
             vector = self._embed([text])
         found, _ = nearest(self._embeddings, vector, count, rows=rows)
-        return found[0][found[0] >= 0]
+        return np.asarray(found[0][found[0] >= 0])

@@ -99,6 +99,17 @@ def test_a_layer_inside_is_a_mean_by_its_pooling_alone() -> None:
         FeatureMap(backbone, "first:max")
 
 
+def test_what_a_first_pass_computes_once_does_not_matter() -> None:
+    def end(net: Small, x: Tensor) -> Tensor:
+        if not hasattr(net, "kept"):
+            net.kept = torch.ones(1).exp().log()
+        return (x * net.kept).mean((2, 3))
+
+    backbone = backbone_of(end)
+    del backbone.network.body.kept  # filled when the network was assembled
+    assert FeatureMap(backbone, "penultimate").grid == (4, 4)
+
+
 def test_a_network_that_pools_otherwise_for_other_images_is_refused_then() -> None:
     def end(net: Small, x: Tensor) -> Tensor:
         mean = x.mean((2, 3))

@@ -21,6 +21,7 @@ from pipeline.embedding import ray as ray_module
 from pipeline.embedding.ray import RayExecutor
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import EngineError
+from pipeline.sources import open_source
 from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
@@ -161,8 +162,6 @@ def test_a_node_that_goes_costs_nothing(
 def test_paths_that_a_node_does_not_see_are_rows_that_say_so(
     archive: Path, tmp_path: Path, nodes: tuple[Any, list[Any]]
 ) -> None:
-    from pipeline.sources import open_source
-
     source = open_source(str(archive / "copy00"))
     (tmp_path / "here").mkdir()
     source._root = os.fsencode(tmp_path / "here")  # type: ignore[attr-defined]
@@ -191,17 +190,20 @@ class Poison:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "reason"), [("fails", "a locator that fails"), ("dies", "was lost")])
+@pytest.mark.parametrize(("what", "reason"), [("fails", "a locator that fails"), ("dies", "was lost 4 times")])
 def test_a_chunk_that_always_fails_ends_by_itself_and_is_named(
-    archive: Path, plain: Path, tmp_path: Path, nodes: tuple[Any, list[Any]], what: str, reason: str
+    archive: Path,
+    plain: Path,
+    tmp_path: Path,
+    nodes: tuple[Any, list[Any]],
+    what: str,
+    reason: str,
 ) -> None:
-    from pipeline.sources import open_source
-
     source, bad, path, said = open_source(str(archive)), (40, 333), tmp_path / "c.h5", list[str]()
     right = source.locator
-    source.locator = lambda row: Poison(what) if row in bad else right(row)  # type: ignore[method-assign]
+    source.locator = lambda i: Poison(what) if i in bad else right(i)  # type: ignore[method-assign]
     summary = extract(source, path, SETTINGS, executor=RayExecutor(), say=said.append)
-    cache, whole = open_cache(path), open_cache(plain)
+    cache = open_cache(path)
     assert np.flatnonzero(cache.status == Status.OUT_OF_REACH).tolist() == list(bad)
     assert reason in cache.reasons()[bad[0]]
     assert not np.any(cache.status == Status.TODO)
@@ -209,9 +211,7 @@ def test_a_chunk_that_always_fails_ends_by_itself_and_is_named(
     assert any("images did not return from the cluster" in line for line in said)
     again = extract(str(archive), path, SETTINGS, executor=RayExecutor())
     assert again.computed == len(bad)
-    assert cache.embeddings[:].tobytes() != b""
     assert path.read_bytes() == plain.read_bytes()
-    assert whole.status.tolist() == open_cache(path).status.tolist()
 
 
 @pytest.mark.slow
@@ -237,6 +237,13 @@ def test_a_node_that_leaves_and_returns_costs_nothing(
     extract(str(archive), tmp_path / "c.h5", SETTINGS, executor=RayExecutor(), say=say, progress=leave)
     assert "no node of the cluster lends a processor now: waiting for one" in said
     assert (tmp_path / "c.h5").read_bytes() == plain.read_bytes()
+
+
+def test_chunks_and_starts_without_a_chunk_are_counted() -> None:
+    attempts = ray_module._Attempts(2)
+    assert [attempts.start() for _ in range(3)] == [True, True, False]
+    assert [attempts.begin(8), attempts.begin(9), attempts.begin(8)] == [1, 1, 2]
+    assert attempts.start()
 
 
 def test_without_a_node_the_run_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,7 +50,7 @@ def test_coverage_on_fresh_rows_of_the_same_kind() -> None:
 
 
 def test_each_class_has_its_own_threshold() -> None:
-    scores = np.concatenate([np.linspace(0, 0.2, 30), np.linspace(0.5, 0.9, 30), [0.3]])
+    scores = np.concatenate([np.linspace(-1, -0.8, 30), np.linspace(-0.5, -0.1, 30), [-0.7]])
     y = np.repeat([0, 1, 2], [30, 30, 1])
     found = conformal.class_thresholds(scores, y, 4, 0.9)
     assert found[0] == pytest.approx(np.sort(scores[:30])[27])
@@ -58,6 +58,12 @@ def test_each_class_has_its_own_threshold() -> None:
     assert found[2:].tolist() == [math.inf, math.inf]
     sets = conformal.label_sets(np.array([[0.85, 0.15, 0.0, 0.0], [0.1, 0.3, 0.6, 0.0]]), found)
     assert sets.tolist() == [[True, True, True, True], [False, True, True, True]]
+
+
+def test_small_probabilities_are_told_apart() -> None:
+    p = np.array([[1.0, 1e-20, 1e-30], [1.0, 1e-25, 1e-18]])
+    scores = conformal.class_scores(p, np.array([1, 2]))
+    assert conformal.label_sets(p, scores.min()).tolist() == [[True, False, False], [True, False, True]]
 
 
 def test_the_likely_range_is_that_of_simulated_calibrations() -> None:

@@ -13,7 +13,7 @@ from pipeline.heads.model import HeadModel
 from pipeline.heads.novelty import fit_novelty
 from pipeline.heads.trust import Trust, TrustOptions
 
-USUAL = np.linspace(0, 0.9, 100)
+USUAL = np.linspace(-1, -0.1, 100)
 TRAINING = TrainingRows("c.h5", "f", "k", np.arange(3), np.zeros(3, np.int64))
 
 
@@ -42,7 +42,7 @@ X = np.full((3, 4), 3.0, dtype=np.float32) * np.array([[1], [1], [-1]], dtype=np
 def test_sets_hold_the_classes_whose_score_is_usual() -> None:
     found = Trust(head_of(), calibration(), TrustOptions(coverage=0.8))
     assert found.header == ["novelty", "set"]
-    # The 81st of 100 scores from 0 to 0.9 is 0.727: a class needs a probability of 0.273.
+    # The 81st of 100 scores from -1 to -0.1 is -0.273: a class needs that probability.
     cells, doubted = found.columns(X, P)
     assert [each[1] for each in cells] == ["ant", "bee", "ant|bee|cat"]
     assert not doubted.any()

@@ -20,7 +20,10 @@ const AUDIT_EVERY = 10, CONFIRMED = 40;
 
 let state = null, view = { name: "groups", of: 0 }, touched = false, busy = false, lastAudit = 0, pending = Promise.resolve();
 const grid = new Grid($("grid"), {
-  changed: showChosen, zoom, classIndex: name => state?.classes.findIndex(entry => entry.name === name.split("|")[0]) ?? -1,
+  changed: showChosen, zoom, classIndex: label => {
+    const first = state?.task === "multilabel" ? label.split("|")[0] : label;
+    return state?.classes.findIndex(entry => entry.name === first) ?? -1;
+  },
 });
 const map = new Map2d($("map"), rows => show({ name: "picked", of: 0, rows, captions: [], title: `${rows.length} images of the map` }));
 
@@ -183,7 +186,12 @@ function label(k) {
 }
 
 function name(value) {
-  if (state.task === "regression") return give(rows => ({ do: "label", rows, value: Number(value.replace(",", ".")) }));
+  if (state.task === "regression") {
+    const number = Number(value.replace(",", "."));
+    // JSON has no NaN: it would become null, which removes labels.
+    if (!Number.isFinite(number)) return notice(`Expected a number, found ${value}: write a number such as 2.5`);
+    return give(rows => ({ do: "label", rows, value: number }));
+  }
   if (state.task === "multilabel") {
     const has = row => (grid.captions.get(row)?.[0] ?? "").split("|").includes(value);
     return give(rows => ({ do: rows.every(has) ? "drop" : "add", rows, value }));
