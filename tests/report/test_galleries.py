@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.labels import LabelCheck
+from pipeline.analysis.outliers import find_outliers
 from pipeline.analysis.projection import map_cache
 from pipeline.analysis.search import search
 from pipeline.report import galleries
@@ -52,6 +53,7 @@ WRITERS: dict[str, Callable[[Path, Any], int]] = {
         path, cache, search(cache, ["0.png", cache.keys[7]], k=6)
     ),
     "duplicates": lambda path, cache: galleries.write_duplicates_page(path, cache, find_duplicates(cache)),
+    "outliers": lambda path, cache: galleries.write_outliers_page(path, cache, find_outliers(cache, threshold=1.0)),
     "labels": lambda path, cache: galleries.write_labels_page(path, cache, doubtful(cache)),
     "map": lambda path, cache: galleries.write_map_page(path, cache, map_cache(cache, "pca")),
 }
