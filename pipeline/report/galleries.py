@@ -38,6 +38,8 @@ MOST_PICTURES = 1000
 """Pictures on a page: about 4 MB."""
 MOST_ON_A_MAP = 4000
 """Pictures behind a map: one sheet, about 3 MB."""
+_MOST_OF_SOUND_LABELS = 24
+"""Pictures, each, of doubtful labels that do not look wrong."""
 _MOST_OF_A_REASON = 120
 """Outliers of one reason on a page."""
 _SIDE = 112
@@ -134,10 +136,14 @@ def write_labels_page(path: str | os.PathLike[str], cache: Cache, found: LabelCh
     """Write a page with the most doubtful labels; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     issues = int(found.table["is_issue"].sum())
-    pictures = []
+    wrong: list[dict[str, Any]] = []
+    otherwise: list[dict[str, Any]] = []
+    unsure: list[dict[str, Any]] = []
     for rank, (row, line) in enumerate(zip(found.rows.tolist(), found.table.itertuples(), strict=True)):
-        if page.full(1) or (not line.is_issue and rank >= 50):
-            break
+        agrees = line.given == line.suggested
+        pictures = wrong if line.is_issue else unsure if agrees else otherwise
+        if page.full(1) or (not line.is_issue and len(pictures) >= _MOST_OF_SOUND_LABELS):
+            continue
         facts = [("given", line.given), ("suggested", line.suggested), ("quality", f"{line.quality:.2g}")]
         item = page.item(row, line.key, facts, f"{line.given} {line.suggested}")
         item["sort"] = {
@@ -146,18 +152,27 @@ def write_labels_page(path: str | os.PathLike[str], cache: Cache, found: LabelCh
             "suggested": valid_text([line.suggested])[0],
         }
         pictures.append(item)
+    groups = [
+        {"title": title, "pictures": pictures}
+        for title, pictures in (
+            (f"Labels that look wrong ({issues})", wrong),
+            ("Another label is suggested, though not surely", otherwise),
+            ("The suggestion is the label, though not surely", unsure),
+        )
+        if pictures
+    ]
     lead = (
         f"{issues} of {len(found.table)} labels look wrong; heads that have not seen a row agree with its label in "
         f"{found.accuracy:.1%}. Quality is their probability of the given label. Hard images gather here too: "
         "look before you relabel."
     )
-    notes = [f"Shown: the {len(pictures)} most doubtful; the table has them all."] if len(pictures) < issues else []
+    notes = [f"Shown: the {len(wrong)} most doubtful; the table has them all."] if len(wrong) < issues else []
     orders = [("rank", "most doubtful first"), ("given", "by given label"), ("suggested", "by suggested label")]
     return _write_gallery(
         path,
         f"Labels of {Path(cache.path).name}",
         lead,
-        [{"title": "", "pictures": pictures}],
+        groups,
         page,
         notes,
         orders=orders,
