@@ -67,7 +67,7 @@ def write_report(
             f"Under each figure its 95 % interval over the {measured} {split} rows"
             f"{', whole groups resampled together' if rows.groups is not None else ''}."
         ),
-        notes=[*run["notes"], *_unread(content)],
+        notes=[*run["notes"], *content.remarks, *_unread(content)],
         content=content,
         facts=_facts(run),
     )
