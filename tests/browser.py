@@ -38,7 +38,11 @@ def started() -> Iterator[Any]:
 
 @contextlib.contextmanager
 def opened(browser: Any, path: Path, width: int) -> Iterator[Any]:
-    """Open a page of ours: at the end it has reported no error, fetched nothing, run no one's script, and fits."""
+    """Open a page of ours.
+
+    At the end it has reported no error, fetched nothing, run no one's script, fits, and
+    passes axe-core's check.
+    """
     page = browser.new_page(viewport={"width": width, "height": 900})
     errors: list[str] = []
     page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
@@ -48,10 +52,21 @@ def opened(browser: Any, path: Path, width: int) -> Iterator[Any]:
     page.goto(path.as_uri())
     yield page
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not (found := violations(page)), "\n".join(found)
     assert page.title() != "owned"
     assert errors == []
     assert [url for url in fetched if not url.startswith(("file:", "data:", "blob:"))] == []
     page.close()
+
+
+def violations(page: Any) -> list[str]:
+    """Return what axe-core's accessibility check finds wrong with a page as it is shown: a line for each element."""
+    axe = pytest.importorskip("axe_playwright_python")
+    script = Path(axe.__file__).with_name("axe.min.js").read_text(encoding="utf-8")
+    # Evaluated: the page's policy forbids further script elements.
+    page.evaluate(f"() => {{ {script} }}")
+    found = page.evaluate("async () => (await axe.run()).violations")
+    return [f"{rule['id']}: {node['html'][:200]}" for rule in found for node in rule["nodes"]]
 
 
 def wait_until(page: Any, expression: str, arg: Any = None) -> None:

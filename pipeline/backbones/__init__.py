@@ -30,6 +30,7 @@ __all__ = [
     "list_backbones",
     "load_backbone",
     "load_text_tower",
+    "may_read_texts",
     "request_of_spec",
 ]
 
@@ -52,6 +53,8 @@ class Family:
         The extra that installs the family, and the modules that it needs.
     takes_remote_code : bool
         Whether ``build`` and ``text_tower`` take ``trust_remote_code``.
+    reads_texts : bool
+        Whether the module has ``text_tower``. Not every network of such a family has a text half.
     """
 
     module: str
@@ -59,6 +62,7 @@ class Family:
     extra: str = ""
     packages: tuple[str, ...] = ()
     takes_remote_code: bool = False
+    reads_texts: bool = False
 
 
 # What a name begins with, before "/" or ":".
@@ -67,9 +71,16 @@ FAMILIES = {
     "torchvision": Family("pipeline.backbones.torchvision"),
     "timm": Family("pipeline.backbones.timm"),
     "transformers": Family(
-        "pipeline.backbones.transformers", identity.of_place, "transformers", ("transformers",), takes_remote_code=True
+        "pipeline.backbones.transformers",
+        identity.of_place,
+        "transformers",
+        ("transformers",),
+        takes_remote_code=True,
+        reads_texts=True,
     ),
-    "open_clip": Family("pipeline.backbones.open_clip", identity.of_open_clip, "open-clip", ("open_clip",)),
+    "open_clip": Family(
+        "pipeline.backbones.open_clip", identity.of_open_clip, "open-clip", ("open_clip",), reads_texts=True
+    ),
     "hf-hub": Family("pipeline.backbones.timm_sources", identity.of_commit),
     "local-dir": Family("pipeline.backbones.timm_sources", identity.of_path),
     "onnx": Family("pipeline.backbones.onnx", identity.of_onnx, "onnx", ("onnx", "onnxruntime")),
@@ -135,13 +146,18 @@ def load_text_tower(name: str, weights: str | None = None, *, trust_remote_code:
     BackboneError
         The network has none; what `load_backbone` raises.
     """
-    module = _module(name)
-    if not hasattr(module, "text_tower"):
+    if not _family(name).reads_texts:
         raise BackboneError(
             f"{name} has no text tower: extract with a dual encoder, such as open_clip:ViT-B-32/laion2b_s34b_b79k"
         )
-    tower: TextTower = module.text_tower(name, weights, **_remote_code(name, trust_remote_code))
+    tower: TextTower = _module(name).text_tower(name, weights, **_remote_code(name, trust_remote_code))
     return tower
+
+
+def may_read_texts(name: str) -> bool:
+    """Return whether a network belongs to a family that has dual encoders; imports nothing."""
+    family = FAMILIES.get(_family_name(name))
+    return family is not None and family.reads_texts
 
 
 def request_of_spec(spec: Mapping[str, Any], weights: str | None) -> tuple[str, str | None]:

@@ -11,11 +11,15 @@ import click
 
 from pipeline.cli.base import announce, cli, say
 from pipeline.core.callbacks import Callbacks
+from pipeline.core.spec import PENULTIMATE
+from pipeline.stages.options import TRUST_REMOTE_CODE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pipeline.cache import Cache
     from pipeline.labelling.session import Session
+    from pipeline.labelling.words import EmbedTexts, Words
 
 
 @cli.command()
@@ -33,13 +37,18 @@ if TYPE_CHECKING:
     help="What an image gets: one class, a set of labels, or a number.  [default: that of the journal, or "
     "classification]",
 )
-@click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache that the head sees.")
+@click.option("--layer", default=PENULTIMATE, show_default=True, help="The layer of the cache that the head sees.")
 @click.option(
     "--merge",
     metavar="OTHER.csv",
     help="Add the labels of another table, report how far it agrees (Cohen's kappa), and end. Labels here stay.",
 )
 @click.option("--keep-labels", is_flag=True, help="Start from the labels that CACHE holds, to find the doubtful ones.")
+@click.option(
+    "--weights",
+    metavar="FILE",
+    help="The weights file or folder, to search by words in a cache of a dual encoder that was made with one.",
+)
 @click.option("--run", "run", metavar="RUN/", help="The run that the page's button makes.  [default: LABELS-head]")
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="The port to listen at.  [default: a free one]")
 @click.option(
@@ -48,6 +57,7 @@ if TYPE_CHECKING:
     show_default=True,
     help="The address to listen at. Another one lets other machines in, if they know the printed address; unencrypted.",
 )
+@TRUST_REMOTE_CODE
 @click.option("--no-browser", is_flag=True, help="Do not open the page.")
 def label(cache: str, output: str | None, **options: Any) -> None:
     """Label the images of CACHE in a browser: groups first, then what a head is unsure of; it is refitted as you go.
@@ -73,7 +83,8 @@ def label(cache: str, output: str | None, **options: Any) -> None:
             say("\n".join(merge_labels(session, options["merge"]).lines()))
             return
         run = options["run"] or f"{path.with_suffix('')}-head"
-        _serve(session, _maker(cache, run, session, options["layer"]), options)
+        make_run = _maker(cache, run, session, options["layer"])
+        _serve(session, make_run, _words(opened, options), options)
 
 
 def _keep(session: Session) -> None:
@@ -100,7 +111,25 @@ def _maker(cache: str, run: str, session: Session, layer: str) -> Callable[[Call
     return make
 
 
-def _serve(session: Session, make_run: Callable[[Callable[[str], None]], Path], options: dict[str, Any]) -> None:
+def _words(cache: Cache, options: dict[str, Any]) -> Words | None:
+    """Return what searches by words, where the network of the cache may read any."""
+    from pipeline.embedding.text import may_read_texts_of, text_tower_of_spec
+    from pipeline.labelling.words import Words
+
+    layer, weights, trust = options["layer"], options["weights"], options["trust_remote_code"]
+
+    def load() -> EmbedTexts:
+        return text_tower_of_spec(cache.spec, layer, weights, trust_remote_code=trust).embed
+
+    return Words(cache, layer, load) if may_read_texts_of(cache.spec, layer) else None
+
+
+def _serve(
+    session: Session,
+    make_run: Callable[[Callable[[str], None]], Path],
+    words: Words | None,
+    options: dict[str, Any],
+) -> None:
     from pipeline.labelling.app import make_app
     from pipeline.labelling.guard import new_token
     from pipeline.labelling.server import address_of, host_names, is_loopback, listen, serve
@@ -111,7 +140,8 @@ def _serve(session: Session, make_run: Callable[[Callable[[str], None]], Path], 
     token = new_token()
     address = address_of(sock, host, token)
     thumbnails = Thumbnails(session.cache, Path(f"{session.cache.path}{SUFFIX}"))
-    app = make_app(session, thumbnails, token=token, hosts=host_names(sock, host), make_run=make_run)
+    hosts = host_names(sock, host)
+    app = make_app(session, thumbnails, token=token, hosts=hosts, make_run=make_run, words=words)
 
     def started() -> None:
         if not is_loopback(host):

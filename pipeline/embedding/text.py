@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from pipeline.backbones import FINE_TUNED, load_text_tower, request_of_spec
+from pipeline.backbones import FINE_TUNED, load_text_tower, may_read_texts, request_of_spec
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, FingerprintError
 
@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from pipeline.backbones.text import TextTower
+
+
+def may_read_texts_of(spec: Mapping[str, Any], layer: str) -> bool:
+    """Return whether a layer of a cache may share its space with texts; only loading the text half tells surely."""
+    return layer == PENULTIMATE and spec["weights"]["name"] != FINE_TUNED and may_read_texts(spec["backbone"])
 
 
 def text_tower_of_spec(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pipeline.labelling.session import Session
     from pipeline.labelling.thumbnails import Thumbnails
+    from pipeline.labelling.words import Words
 
     MakeRun = Callable[[Callable[[str], None]], Path]
     """Fits an ordinary head on the saved labels, calls its argument with messages, returns the run folder."""
@@ -123,8 +124,8 @@ class Runs:
 class Pages:
     """Answers requests about one session."""
 
-    def __init__(self, session: Session, thumbnails: Thumbnails, make_run: MakeRun | None) -> None:
-        self.session, self.thumbnails = session, thumbnails
+    def __init__(self, session: Session, thumbnails: Thumbnails, make_run: MakeRun | None, words: Words | None) -> None:
+        self.session, self.thumbnails, self.words = session, thumbnails, words
         self.saver, self.runs = Saver(session), Runs(make_run)
 
     def routes(self) -> list[Route]:
@@ -136,6 +137,7 @@ class Pages:
             Route("/colours", self.colours),
             Route("/map", self.map),
             Route("/view/{name}", self.view),
+            Route("/words", self.search),
             Route("/captions", self.captions, methods=["POST"]),
             Route("/item/{n:int}", self.item),
             Route("/thumb/{n:int}", self.thumb),
@@ -160,7 +162,11 @@ class Pages:
 
     def state(self, request: Request) -> Response:
         """Return what the page shows beside the images."""
-        return _json({**self.session.state(request.query_params.get("page", "")[:40]), "problem": self.saver.problem})
+        return self._state(request.query_params.get("page", ""))
+
+    def _state(self, page: str) -> Response:
+        found = self.session.state(page[:40])
+        return _json({**found, "problem": self.saver.problem, "words": self.words is not None})
 
     def colours(self, request: Request) -> Response:
         """Return the class of every image, a byte each."""
@@ -176,6 +182,12 @@ class Pages:
         if not of.isascii() or not of.isdigit() or len(of) > 12:
             raise LabelError("expected a number in the address: reload the page")
         return _json(self.session.view(request.path_params["name"], of=int(of)))
+
+    def search(self, request: Request) -> Response:
+        """Return the images that are nearest to words."""
+        if self.words is None:
+            raise LabelError("words can be searched in caches of dual encoders only, such as CLIP's: reload the page")
+        return _json(self.session.view_words(request.query_params.get("text", ""), self.words))
 
     async def captions(self, request: Request) -> Response:
         """Return the labels and guesses of some images."""
@@ -209,12 +221,12 @@ class Pages:
         if not isinstance(entry, dict) or type(seen) is not int or entry.get("do") not in _FROM_PAGES:
             raise LabelError("expected an action, found something else: reload the page")
         entry = {name: value for name, value in entry.items() if name != "keys"}
-        return await run_in_threadpool(self._act, entry, seen, str(asked.get("page", ""))[:40])
+        return await run_in_threadpool(self._act, entry, seen, str(asked.get("page", "")))
 
     def _act(self, entry: dict[str, Any], seen: int, page: str) -> Response:
         self.session.act(entry, seen=seen)
         self.saver.want()
-        return _json({**self.session.state(page), "problem": self.saver.problem})
+        return self._state(page)
 
     def run(self, request: Request) -> Response:
         """Return what is known of the run."""
@@ -235,6 +247,7 @@ def make_app(
     token: str,
     hosts: Iterable[str],
     make_run: MakeRun | None = None,
+    words: Words | None = None,
 ) -> Guard:
     """Return the application of a session, behind its checks.
 
@@ -250,8 +263,10 @@ def make_app(
         Values of the Host header that name the server.
     make_run : callable, optional
         What the button *Make a run* calls.
+    words : Words, optional
+        Searches by words; None where no words can be searched.
     """
-    pages = Pages(session, thumbnails, make_run)
+    pages = Pages(session, thumbnails, make_run, words)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> Any:

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from pipeline.labelling.clusters import Groups
     from pipeline.labelling.journal import Entry
     from pipeline.labelling.state import Value
+    from pipeline.labelling.words import Words
 
 JOURNAL = ".journal"
 """Added to the name of the table of labels."""
@@ -386,9 +387,26 @@ class Session:
         if make is None:
             raise LabelError(f"there is no view {name!r}: reload the page")
         with self._lock:
-            found: dict[str, Any] = make(of)
-            rows = [int(n) for n in found["rows"][:MOST_SHOWN]]
-            return {"name": name, "of": of, **found, "rows": rows, "captions": self.captions(rows[:200])}
+            return self._shown(name, of, make(of))
+
+    def _shown(self, name: str, of: int, found: dict[str, Any]) -> dict[str, Any]:
+        rows = [int(n) for n in found["rows"][:MOST_SHOWN]]
+        return {"name": name, "of": of, **found, "rows": rows, "captions": self.captions(rows[:200])}
+
+    def view_words(self, text: str, words: Words) -> dict[str, Any]:
+        """Return the view of the images that are nearest to a text; see `view`.
+
+        Raises
+        ------
+        PipelineError
+            See `pipeline.labelling.words.Words.nearest`.
+        """
+        with self._lock:
+            rows = self.features.rows[self.left]
+        found = words.nearest(text, rows, SHOWN_ALIKE)  # without the lock: the first search loads a network
+        title = f"Nearest to the words “{text}”, the most similar first"
+        with self._lock:
+            return self._shown("words", 0, {"rows": np.searchsorted(self.features.rows, found), "title": title})
 
     @property
     def left(self) -> NDArray[np.bool_]:

@@ -2,6 +2,7 @@
 const SVG = "http://www.w3.org/2000/svg", BLUE = "#1f5fa8", GREY = "#9aa3af", DASH = {dash: "6 4", dot: "2 3"};
 const tip = document.body.appendChild(document.createElement("div"));
 tip.id = "tip";
+tip.role = "status";
 function make(parent, name, attributes, text) {
   const node = parent.appendChild(document.createElementNS(SVG, name));
   for (const [key, value] of Object.entries(attributes)) node.setAttribute(key, value);

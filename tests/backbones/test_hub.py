@@ -7,9 +7,11 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import timm
 import torch
 from huggingface_hub import constants
 from safetensors.torch import load_file
+from timm.models._hub import save_for_hf
 
 from pipeline.backbones import load_backbone
 from pipeline.backbones import open_clip as of_open_clip
@@ -180,3 +182,74 @@ def test_a_run_remembers_a_commit_and_not_a_branch(
     model.save_pretrained(other := shutil.copytree(folder, tmp_path / "other"))
     hub.repos[NAME].commit(other)
     assert load_backbone(f"transformers:{NAME}").weights.sha256 != first.weights.sha256
+
+
+@pytest.fixture(scope="module")
+def timm_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny network, as timm pushes it to a hub."""
+    folder = tmp_path_factory.mktemp("timm")
+    network: Any = timm.create_model("test_vit", num_classes=5)
+    save_for_hf(network, str(folder), safe_serialization=True)
+    return folder
+
+
+@pytest.fixture
+def timm_hub(hub: Hub, timm_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
+    """A hub with that network, and nothing remembered of it."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    hub.repos["lab/timm"] = Repo()
+    hub.repos["lab/timm"].commit(timm_folder)
+    return hub
+
+
+def test_timms_repository_is_that_of_a_commit(timm_hub: Hub, timm_folder: Path) -> None:
+    commit = timm_hub.repos["lab/timm"].resolve("main")
+    backbone = load_backbone("hf-hub:lab/timm")
+    assert (backbone.weights.name, backbone.weights.source) == (commit, f"hf-hub:lab/timm@{commit}")
+    assert backbone.weights.sha256 == load_backbone(f"local-dir:{timm_folder}").weights.sha256
+    assert load_backbone(f"hf-hub:lab/timm@{commit}").to_spec() == backbone.to_spec()
+
+
+def test_timms_transfer_that_breaks_off_is_continued(
+    timm_hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timm_hub.breaks_after, timm_hub.keeps_breaking = 0, True
+    with pytest.raises(BackboneError, match="run again") as caught:
+        load_backbone("hf-hub:lab/timm")
+    assert "\n" not in str(caught.value)
+    assert not list((tmp_path / "home").rglob("model.safetensors"))
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 500)
+    timm_hub.breaks_after, timm_hub.keeps_breaking = 1000, False
+    timm_hub.asked.clear()
+    load_backbone("hf-hub:lab/timm")
+    assert timm_hub.downloads() == ["", "bytes=1000-"]
+    assert not list((tmp_path / "home").rglob("*.incomplete"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("lab/nothing", "the hub has no repository lab/nothing, or it is private"),
+        ("lab/timm@v9", "lab/timm has no revision 'v9'"),
+        ("lab/closed", "lab/closed is gated: ask for access"),
+        ("lab/text", "lab/text holds no"),
+    ],
+)
+def test_every_refusal_of_timms_is_one_line(name: str, message: str, timm_hub: Hub, timm_folder: Path) -> None:
+    timm_hub.repos["lab/closed"] = Repo(gated=True)
+    timm_hub.repos["lab/closed"].commit(timm_folder)
+    timm_hub.repos["lab/text"] = Repo()
+    timm_hub.repos["lab/text"].commit({"README.md": b"# nothing here"})
+    with pytest.raises(BackboneError, match=message) as caught:
+        load_backbone(f"hf-hub:{name}")
+    assert "\n" not in str(caught.value)
+
+
+def test_timms_repository_is_used_offline_once_it_is_there(timm_hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = load_backbone("hf-hub:lab/timm")
+    timm_hub.asked.clear()
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert load_backbone("hf-hub:lab/timm").to_spec() == first.to_spec()
+    with pytest.raises(BackboneError, match="HF_HUB_OFFLINE"):
+        load_backbone("hf-hub:lab/elsewhere")
+    assert timm_hub.asked == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import torch
 from torch import nn
 
 from pipeline import backbones
-from pipeline.backbones import Family, finetuned, load_backbone, request_of_spec
+from pipeline.backbones import FAMILIES, Family, finetuned, load_backbone, request_of_spec
 from pipeline.backbones.network import Body, hash_weights
 from pipeline.core.spec import fingerprint
 from pipeline.decoding.preprocess import Preprocess
@@ -142,3 +143,8 @@ def test_a_description_is_part_of_the_weights_identity() -> None:
     module = nn.Linear(2, 2)
     assert hash_weights(module, "one") != hash_weights(module, "two")
     assert hash_weights(module, "") == hash_weights(module)
+
+
+@pytest.mark.parametrize("family", [key for key, each in FAMILIES.items() if not backbones._missing(each)])
+def test_families_that_read_texts_are_those_with_text_towers(family: str) -> None:
+    assert hasattr(importlib.import_module(FAMILIES[family].module), "text_tower") is FAMILIES[family].reads_texts

@@ -14,6 +14,7 @@ from torchvision.models.vision_transformer import interpolate_embeddings
 from pipeline.backbones import finetuned, load_backbone
 from pipeline.embedding.from_spec import backbone_of_spec
 from pipeline.errors import BackboneError
+from tests.backbones import tiny
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -84,6 +85,17 @@ def test_a_size_that_a_network_cannot_take_is_refused(name: str, size: int, mess
     with pytest.raises(BackboneError, match=message) as caught:
         load_backbone(name, "random", size=size)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", ["transformers", "open_clip"])
+def test_families_that_take_one_size_refuse_another_by_name(family: str, tmp_path: Path) -> None:
+    pytest.importorskip(family)
+    if family == "transformers":
+        tiny.save(tmp_path / "net", "clip")
+    else:
+        tiny.save_open_clip(tmp_path / "net")
+    with pytest.raises(BackboneError, match=f"--size: {family}:net takes no other input than its own: leave it out"):
+        load_backbone(f"{family}:{tmp_path / 'net'}", size=96)
 
 
 def test_the_fine_tuned_keep_their_size(tmp_path: Path) -> None:

@@ -138,3 +138,14 @@ def test_the_command_searches_for_texts(home: Path, tmp_path: Path) -> None:
     nothing = run_command("search", str(home / "c.h5"))
     assert nothing.exit_code == 2
     assert "expected a QUERY or --text" in nothing.stderr
+
+
+def test_the_page_of_labelling_finds_what_search_finds(home: Path) -> None:
+    from pipeline.cli.label import _words
+
+    cache = open_cache(home / "c.h5")
+    words = _words(cache, {"layer": "penultimate", "weights": None, "trust_remote_code": False})
+    assert words is not None
+    rows = np.flatnonzero(np.asarray(cache.status) == 1)
+    found = words.nearest(TEXTS[0], rows, 5)
+    assert found.tolist() == search(cache, texts=TEXTS[:1], k=5).rows[0].tolist()

@@ -42,9 +42,10 @@ def session(cache_path: Path, tmp_path: Path) -> Iterator[Session]:
         yield found
 
 
-def client_of(session: Session, tmp_path: Path, make_run: Any = None) -> TestClient:
+def client_of(session: Session, tmp_path: Path, make_run: Any = None, words: Any = None) -> TestClient:
     thumbnails = Thumbnails(session.cache, tmp_path / "thumbnails.sqlite")
-    app = make_app(session, thumbnails, token=TOKEN, hosts=[HOST, "localhost:8000"], make_run=make_run)
+    hosts = [HOST, "localhost:8000"]
+    app = make_app(session, thumbnails, token=TOKEN, hosts=hosts, make_run=make_run, words=words)
     return TestClient(app, base_url=f"http://{HOST}/{TOKEN}", raise_server_exceptions=False)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.browser import wait_until
+from tests.browser import violations, wait_until
 from tests.labelling.sample import make_digits
 
 if TYPE_CHECKING:
@@ -22,14 +23,22 @@ PICTURES = os.environ.get("LABEL_PICTURES")
 """A folder for the pictures of docs/tutorials/label.md."""
 
 
-@pytest.fixture
-def address(tmp_path: Path) -> Iterator[str]:
-    command = [sys.executable, "-m", "pipeline", "label", str(make_digits(tmp_path / "data", 300)), "--no-browser"]
+@contextlib.contextmanager
+def served(cache: Path, *options: str) -> Iterator[str]:
+    command = [sys.executable, "-m", "pipeline", "label", str(cache), "--no-browser", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as server:
         assert server.stdout is not None
         found = next(match[0] for line in server.stdout if (match := re.search(r"http://\S+", line)))
+        try:
+            yield found
+        finally:  # a test that fails would wait for the server otherwise
+            server.terminate()
+
+
+@pytest.fixture
+def address(tmp_path: Path) -> Iterator[str]:
+    with served(make_digits(tmp_path / "data", 300)) as found:
         yield found
-        server.terminate()
 
 
 class Page:
@@ -57,6 +66,9 @@ class Page:
     def title(self, text: str) -> None:
         wait_until(self.page, "t => document.getElementById('what').textContent.includes(t)", text)
 
+    def is_accessible(self) -> None:
+        assert violations(self.page) == []
+
     def labelled(self) -> int:
         return int(re.search(r"(\d+) of", self.page.inner_text("#title"))[1])  # type: ignore[index]
 
@@ -70,6 +82,7 @@ class Page:
 def test_a_person_labels_with_keyboard_and_mouse(browser: Any, address: str, width: int) -> None:
     page = Page(browser, address, width)
     wide = width > 1000
+    page.is_accessible()
     if wide:
         page.picture("groups")
     for name in ("round", "straight"):
@@ -87,6 +100,7 @@ def test_a_person_labels_with_keyboard_and_mouse(browser: Any, address: str, wid
         page.title(title)
     if wide:
         page.picture("unsure")
+    page.is_accessible()
     page.page.locator(".tile").nth(1).click()
     page.page.locator(".tile").nth(3).click(modifiers=["Shift"])
     assert page.page.inner_text("#chosen").startswith("3 of")
@@ -105,8 +119,48 @@ def test_a_person_labels_with_keyboard_and_mouse(browser: Any, address: str, wid
     page.press("Enter", acts=True)
     page.press("z")
     wait_until(page.page, "document.getElementById('zoom').open && document.getElementById('large').naturalWidth > 0")
+    page.is_accessible()
     page.press("l")
     page.title("Like ")
+    page.press("?")
+    wait_until(page.page, "document.getElementById('keys').open")
+    page.is_accessible()
     assert page.page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.errors == []
     page.page.close()
+
+
+def test_label_sets_and_numbers_are_given_by_keyboard(browser: Any, tmp_path: Path) -> None:
+    cache = make_digits(tmp_path / "data", 60)
+    with served(cache, "--task", "multilabel", "-o", str(tmp_path / "sets.csv")) as address:
+        page = Page(browser, address, 1400)
+        page.press("g")
+        page.title("Group 1 ")
+        page.press("Escape")
+        page.press("c", *"round", "Enter", acts=True)  # the image under the cursor, and on to the next
+        page.press("ArrowLeft", "c", *"open", "Enter", acts=True)
+        assert page.page.inner_text("#tile-0 .text") == "2open|round"
+        page.press("ArrowLeft", "1", acts=True)  # a label that it has is taken away
+        assert page.page.inner_text("#tile-0 .text") == "2open"
+        page.press("ArrowLeft", "0", acts=True)
+        assert page.page.inner_text("#tile-0 .text") == "|"  # the empty set, as tables write it
+        assert page.errors == []
+        page.page.close()
+    assert (tmp_path / "sets.csv").read_text().splitlines()[0].startswith("key,label")
+    with served(cache, "--task", "regression", "-o", str(tmp_path / "numbers.csv")) as address:
+        page = Page(browser, address, 1400)
+        page.press("g")
+        page.title("Group 1 ")
+        page.press("Escape")
+        for number in ("1.5", "-2,25"):
+            page.press("c", *number, "Enter", acts=True)
+        page.press("ArrowLeft", "c", *"many", "Enter")  # at an image with a label, which stays
+        wait_until(page.page, "document.getElementById('notice').textContent.includes('Expected a number')")
+        assert page.labelled() == 2
+        page.press("q")
+        page.title("unlike each other")
+        assert violations(page.page) == []
+        assert page.errors == []
+        page.page.close()
+    rows = [line.split(",") for line in (tmp_path / "numbers.csv").read_text().splitlines()[1:]]
+    assert [float(row[1]) for row in rows] == [1.5, -2.25] or [float(row[1]) for row in rows] == [-2.25, 1.5]

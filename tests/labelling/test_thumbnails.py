@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -9,11 +10,16 @@ import pytest
 from PIL import Image
 
 from pipeline.cache import open_cache
+from pipeline.embedding.settings import RunSettings
 from pipeline.labelling import thumbnails
 from pipeline.labelling.thumbnails import LARGE_SIDE, SIDE, Thumbnails
+from pipeline.stages.extract import ExtractSettings, extract
+from scripts.source_variants import copy_to, make_files, s3_server
+from scripts.trivial_network import trivial_network
 from tests.labelling.sample import make_digits
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -61,3 +67,35 @@ def test_without_a_place_to_write_pictures_are_made_all_the_same(cache_path: Pat
     pictures = Thumbnails(open_cache(cache_path), tmp_path / "no such folder" / "t.sqlite")
     assert pictures.small(0) == pictures.small(0) is not None
     pictures.close()
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """Eight images in every kind of archive, on the disk and in S3; each has a colour of its own."""
+    folder = tmp_path_factory.mktemp("variants")
+    images = {}
+    for n in range(8):
+        file = io.BytesIO()
+        Image.new("RGB", (40, 30), (30 * n, 255 - 30 * n, 120)).save(file, "PNG")
+        images[f"{n % 2}/{n:04d}.png"] = file.getvalue()
+    with pytest.MonkeyPatch.context() as patch, s3_server() as bucket:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield {**make_files(folder, dict(sorted(images.items()))), **copy_to(bucket, folder)}
+
+
+@pytest.mark.parametrize(
+    "kind", ["tar shards", "zip, deflated", "Parquet, Hugging Face", "s3 folder", "s3 zip", "s3 Parquet"]
+)
+def test_pictures_are_read_from_where_the_images_are(kind: str, places: dict[str, str], tmp_path: Path) -> None:
+    with trivial_network():
+        extract(places[kind], tmp_path / "c.h5", ExtractSettings(run=RunSettings(workers=1)))
+    pictures = Thumbnails(open_cache(tmp_path / "c.h5"), tmp_path / "t.sqlite")
+    with ThreadPoolExecutor(4) as several:  # as the server asks
+        made = list(several.map(pictures.small, range(8)))
+    pictures.close()
+    for row, picture in enumerate(made):
+        assert picture is not None
+        n = int(open_cache(tmp_path / "c.h5").keys[row][-8:-4])
+        with Image.open(io.BytesIO(picture)) as image:
+            assert image.size == (40, 30)
+            assert image.getpixel((20, 15)) == pytest.approx((30 * n, 255 - 30 * n, 120), abs=4)

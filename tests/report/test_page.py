@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pipeline.stages.fit_head import FitSettings, fit_head, fit_heads
-from tests.browser import opened
+from tests.browser import opened, violations
 from tests.heads.standin import StandIn, blobs
 
 if TYPE_CHECKING:
@@ -150,3 +150,11 @@ def test_the_page_renders_sorts_and_hovers(browser: Any, report: Path, width: in
         assert page.locator("#tip").text_content().startswith("label ant\npredicted ant\n")
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         assert page.evaluate(broken) == 0
+
+
+@pytest.mark.browser
+def test_the_check_of_accessibility_finds_what_is_wrong(browser: Any) -> None:
+    page = browser.new_page()
+    page.set_content("<html lang=en><title>t</title><main><h1>h</h1><img src=''><p style='color:#ddd'>pale</p></main>")
+    assert sorted(line.split(":")[0] for line in violations(page)) == ["color-contrast", "image-alt"]
+    page.close()

@@ -14,13 +14,16 @@ const KEYS = [["1 to 9", "label the selection, or the image under the cursor, wi
   ["c", "write the name of a class, or a number"], ["0, Backspace", "remove the label (0 with label sets: the empty set)"],
   ["arrows", "move the cursor; with Shift also select"], ["Space", "select or strike out the image under the cursor"],
   ["a, Esc", "select all, select none"], ["n", "next group, or a fresh list"], ["z", "zoom: the image, its key and columns"],
-  ["l", "images like this one"], ["u, r", "undo, redo"],
+  ["l", "images like this one"], ["w", "search by words, in a cache of a dual encoder"], ["u, r", "undo, redo"],
   ...VIEWS.map(([, title, key]) => [key, `view: ${title}`]), ["Shift+1 to 9", "view: what is taken for this class"]];
 const AUDIT_EVERY = 10, CONFIRMED = 40;
 
 let state = null, view = { name: "groups", of: 0 }, touched = false, busy = false, lastAudit = 0, pending = Promise.resolve();
 const grid = new Grid($("grid"), {
-  changed: showChosen, zoom, classIndex: name => state?.classes.findIndex(entry => entry.name === name.split("|")[0]) ?? -1,
+  changed: showChosen, zoom, classIndex: label => {
+    const first = state?.task === "multilabel" ? label.split("|")[0] : label;
+    return state?.classes.findIndex(entry => entry.name === first) ?? -1;
+  },
 });
 const map = new Map2d($("map"), rows => show({ name: "picked", of: 0, rows, captions: [], title: `${rows.length} images of the map` }));
 
@@ -55,6 +58,7 @@ function setState(found) {
     $(name).disabled = found[name] === null;
     $(name).title = found[name] ?? "";
   }
+  $("searching").hidden = !found.words;
   $("table").textContent = `Labels are in ${found.table}`;
   $("nameof").textContent = found.task === "regression" ? "The number of the selection is" : "Label the selection as";
   showClasses();
@@ -117,6 +121,15 @@ function open(name, of = 0) {
   return queue(async () => { show(await get(`view/${name}?of=${of}`)); });
 }
 
+function search(text) {
+  notice("Searching: the first search loads the network.");
+  return queue(async () => {
+    const found = await get(`words?text=${encodeURIComponent(text)}`);
+    notice("");
+    show({ ...found, text });
+  });
+}
+
 function show(found) {
   view = found;
   touched = false;
@@ -140,6 +153,7 @@ function show(found) {
 
 function next() {
   if (view.name === "picked") return open("unsure");
+  if (view.name === "words") return search(view.text);
   return open(view.name, view.name === "groups" && !touched ? view.of + 1 : view.of);
 }
 
@@ -172,7 +186,12 @@ function label(k) {
 }
 
 function name(value) {
-  if (state.task === "regression") return give(rows => ({ do: "label", rows, value: Number(value.replace(",", ".")) }));
+  if (state.task === "regression") {
+    const number = Number(value.replace(",", "."));
+    // JSON has no NaN: it would become null, which removes labels.
+    if (!Number.isFinite(number)) return notice(`Expected a number, found ${value}: write a number such as 2.5`);
+    return give(rows => ({ do: "label", rows, value: number }));
+  }
   if (state.task === "multilabel") {
     const has = row => (grid.captions.get(row)?.[0] ?? "").split("|").includes(value);
     return give(rows => ({ do: rows.every(has) ? "drop" : "add", rows, value }));
@@ -239,6 +258,7 @@ function pressed(event) {
   else if (event.key === "n") next();
   else if (event.key === "z") zoom();
   else if (event.key === "c") $("name").focus();
+  else if (event.key === "w" && state.words) $("words").focus();
   else if (event.key === "u") $("undo").click();
   else if (event.key === "r") $("redo").click();
   else if (event.key === "l") like();
@@ -272,8 +292,14 @@ $("naming").addEventListener("submit", event => {
   $("grid").focus();
   if (value) name(value);
 });
-$("name").addEventListener("keydown", event => {
-  if (event.key === "Escape") { $("name").value = ""; $("grid").focus(); }
+$("searching").addEventListener("submit", event => {
+  event.preventDefault();
+  const text = $("words").value.trim();
+  $("grid").focus();
+  if (text) search(text);
+});
+for (const id of ["name", "words"]) $(id).addEventListener("keydown", event => {
+  if (event.key === "Escape") { $(id).value = ""; $("grid").focus(); }
 });
 addEventListener("keydown", pressed);
 
