@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -28,6 +29,13 @@ class OutOfReach(OSError):
     """An image's store did not deliver it now, and may do so later."""
 
 
+class Changed(OSError):
+    """An image, or the archive that holds it, is of another version than the one that was listed."""
+
+    def __init__(self, *args: object) -> None:  # pickled with its arguments
+        super().__init__(*(args or (errno.ESTALE, "changed after it was listed")))
+
+
 HASH_BYTES = 16
 _LEFT_OUT_EXAMPLES = 3
 
@@ -50,6 +58,11 @@ class Status(IntEnum):
     OUT_OF_MEMORY = 9
     NOT_FINITE = 10
     OUT_OF_REACH = 11
+    CHANGED = 12
+
+
+AGAIN = (Status.OUT_OF_REACH, Status.CHANGED)
+"""Failures that the next run tries again without being asked to."""
 
 
 def content_hash(data: bytes) -> bytes:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from PIL import Image
 
-from pipeline.core.items import HASH_BYTES, OutOfReach, Status, content_hash
+from pipeline.core.items import HASH_BYTES, Changed, OutOfReach, Status, content_hash
 from pipeline.core.system import limit_memory, memory_limit_lifted
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, decode_image, is_plain_jpeg
@@ -163,8 +163,7 @@ def _work(
         return Outcome(position, Status.OUT_OF_MEMORY, "not enough memory to read it", bytes(HASH_BYTES), 0.0, 0.0)
     except Exception as error:  # any error of a reader concerns this image only
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:200] or type(error).__name__
-        status = Status.OUT_OF_REACH if isinstance(error, OutOfReach) else Status.UNREADABLE
-        return Outcome(position, status, reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
+        return Outcome(position, _why_unread(error), reason, bytes(HASH_BYTES), time.perf_counter() - started, 0.0)
     read = time.perf_counter()
     digest = content_hash(data)
     status, reason, left = Status.DONE, "", 0
@@ -181,6 +180,12 @@ def _work(
     except Exception as error:  # as above
         status, reason = Status.CORRUPT, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read, left)
+
+
+def _why_unread(error: Exception) -> Status:
+    if isinstance(error, OutOfReach):
+        return Status.OUT_OF_REACH
+    return Status.CHANGED if isinstance(error, Changed) else Status.UNREADABLE
 
 
 def main(connection_fd: int, memory_fd: int) -> None:

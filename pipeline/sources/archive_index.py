@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.core.files import replacing
 from pipeline.core.system import cache_folder
 from pipeline.errors import SourceError
+from pipeline.sources.clients import number_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection
@@ -29,9 +30,9 @@ if TYPE_CHECKING:
 
 Columns = dict[str, "NDArray[Any]"]
 
-INDEX_VERSION = 3
+INDEX_VERSION = 4
 OF = "of"
-"""The array that identifies the file, with size and time, that the index describes."""
+"""The array that identifies the file, with size, time and version, that the index describes."""
 
 
 def index_folder() -> Path:
@@ -59,7 +60,7 @@ def cached_index(
     address = store.address(file.path)
     name = hashlib.blake2b(os.fsencode(f"{kind} {address}"), digest_size=16).hexdigest()
     path = index_folder() / f"{name}.npz"
-    of = np.array([INDEX_VERSION, file.size, file.stamp], dtype=np.int64)
+    of = np.array([INDEX_VERSION, file.size, file.stamp, number_of(file.version)], dtype=np.int64)
     durable = file.stamp >= 0
     if durable and (found := _load(path, of, needed)) is not None:
         return found

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.decoding.formats import NO_PICTURES, kind_of_image, named_like_an_image
 from pipeline.sources.parquet import image_columns
+from pipeline.sources.retries import Patience
 from pipeline.sources.table import PARQUET_MAGIC, TEXT_COLUMNS
 from pipeline.sources.text_table import encoding_of, looks_like_a_table
 
@@ -23,7 +24,7 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\
 
 def kind_of(store: Store, file: File) -> str:
     """Return the kind of a file, by the structure that its first bytes show; one named like an image else is one."""
-    head = store.head(file.path, HEAD_BYTES)
+    head = store.head(file, HEAD_BYTES)
     image = kind_of_image(head)
     if image is not None and image.name in NO_PICTURES:
         return image.name
@@ -47,7 +48,7 @@ def kind_of(store: Store, file: File) -> str:
 
 def _ends_like_a_zip(store: Store, file: File) -> bool:
     """Return whether a zip archive follows something else, as in one that unpacks itself."""
-    with store.open(file.path) as raw:
+    with store.open(file, Patience()) as raw:
         return zipfile.is_zipfile(raw)
 
 
@@ -65,7 +66,7 @@ def has_images(store: Store, file: File) -> bool:
     import pyarrow.parquet as pq
 
     try:
-        with store.open(file.path) as raw:
+        with store.open(file, Patience()) as raw:
             schema: Any = pq.read_schema(raw)
     except (pa.ArrowException, OSError):
         return False  # the table's reader raises the error

@@ -22,13 +22,13 @@ from pipeline.sources.base import (
     labels_from_folders,
     public_names,
 )
-from pipeline.sources.store import LocalStore
+from pipeline.sources.store import File, LocalStore
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from pipeline.sources.store import File, Store
+    from pipeline.sources.store import Store
 
 
 class FilesSource(Source):
@@ -85,11 +85,12 @@ class FilesSource(Source):
             mtimes_ns=np.array([file.stamp for _, file in images], dtype=np.int64),
             columns=columns,
         )
+        self._versions = np.array([file.version.encode() for _, file in images], dtype=np.bytes_)
         self._paths = self.items.keys if paths == keys else np.array(paths, dtype=np.bytes_)
 
-    def locator(self, i: int) -> tuple[bytes, int]:
-        """Return the path of item ``i`` relative to the root, including credentials, and its size."""
-        return bytes(self._paths[i]), int(self.items.sizes[i])
+    def locator(self, i: int) -> tuple[bytes, int, int, bytes]:
+        """Return item ``i``'s path relative to the root, including credentials, and its size, stamp and version."""
+        return bytes(self._paths[i]), int(self.items.sizes[i]), int(self.items.mtimes_ns[i]), bytes(self._versions[i])
 
     def reader(self) -> Reader:
         """Return a reader of files."""
@@ -109,12 +110,12 @@ class FilesReader:
     store: Store
     root: str
 
-    def __call__(self, locator: tuple[bytes, int]) -> bytes:
+    def __call__(self, locator: tuple[bytes, int, int, bytes]) -> bytes:
         """Return the file's bytes; raises `OSError`."""
-        path, size = locator
+        path, size, stamp, version = locator
         if size > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"file of {size} bytes, above {MAX_FILE_BYTES}")
-        return self.store.read_all(posixpath.join(self.root, os.fsdecode(path)))
+        return self.store.read_all(File(posixpath.join(self.root, os.fsdecode(path)), size, stamp, version.decode()))
 
 
 def relative(path: str, root: str) -> str:
@@ -134,6 +135,6 @@ def _is_image(store: Store, file: File) -> bool:
     if not isinstance(store, LocalStore):
         return False
     try:
-        return is_image(store.head(file.path, SNIFF_BYTES))
+        return is_image(store.head(file, SNIFF_BYTES))
     except OSError:
         return True  # its kind is unknown: its row will give the reason why it cannot be read

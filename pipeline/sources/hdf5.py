@@ -19,11 +19,14 @@ from pipeline.core.spec import FORMAT
 from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.archive import key_prefixes
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, key_array
+from pipeline.sources.range_file import RangeFile
+from pipeline.sources.retries import Patience
 from pipeline.sources.store import LocalStore
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from typing import BinaryIO
 
     import h5py
     from numpy.typing import NDArray
@@ -128,11 +131,14 @@ class Hdf5Reader:
     def __call__(self, locator: tuple[int, int]) -> bytes:
         """Return the image's bytes, pixels as PNM; raises `OSError`."""
         number, row = locator
-        images, lock = _dataset(self.store, self.files[number], self.names[number])
+        images, lock, raw = _dataset(self.store, self.files[number], self.names[number])
         try:
             with lock:
                 values = np.asarray(images[row])
         except (OSError, RuntimeError, ValueError, KeyError) as error:
+            if raw is not None and raw.error is not None:  # HDF5 loses it
+                _dataset.cache_clear()  # what it keeps of the file may be incomplete
+                raise raw.error from None
             raise OSError(errno.EIO, f"damaged in the file: {first_line(error)}") from None
         return pnm(values) if images.ndim > 1 else values.tobytes()
 
@@ -151,21 +157,24 @@ def pnm(pixels: NDArray[np.uint8]) -> bytes:
 
 
 @functools.lru_cache(8)
-def _dataset(store: Store, file: File, name: str) -> tuple[h5py.Dataset, threading.Lock]:
-    now = store.look(file.path)
-    if (now.size, now.stamp) != (file.size, file.stamp):
-        raise OSError(errno.ESTALE, "the file changed after it was listed")
-    return _open(store, file.path)[name], threading.Lock()
+def _dataset(store: Store, file: File, name: str) -> tuple[h5py.Dataset, threading.Lock, RangeFile | None]:
+    raw = None if isinstance(store, LocalStore) else store.open(file)
+    opened = _open(store, file) if raw is None else _h5py_file(raw)
+    return opened[name], threading.Lock(), raw if isinstance(raw, RangeFile) else None
 
 
-def _open(store: Store, path: str) -> h5py.File:
+def _open(store: Store, file: File, patience: Patience | None = None) -> h5py.File:
+    if isinstance(store, LocalStore):
+        store.check(file)
+        return _h5py_file(file.path, locking=False)
+    return _h5py_file(store.open(file, patience))
+
+
+def _h5py_file(place: str | BinaryIO, **how: bool) -> h5py.File:
     import h5py
 
     # The default number of hash slots serves a cache of 1 MiB; of a larger one most would stay unused.
-    cache = {"rdcc_nbytes": CHUNK_CACHE, "rdcc_nslots": 10007}
-    if isinstance(store, LocalStore):
-        return h5py.File(path, "r", locking=False, **cache)
-    return h5py.File(store.open(path), "r", **cache)
+    return h5py.File(place, "r", rdcc_nbytes=CHUNK_CACHE, rdcc_nslots=10007, **how)
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +190,7 @@ class _Part:
 
 def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
     try:
-        with _open(store, file.path) as opened:
+        with _open(store, file, Patience()) as opened:
             if opened.attrs.get("format") == FORMAT.encode():
                 raise SourceError(
                     f"expected images in {public(location)}, found a cache of embeddings: name what it was made from"

@@ -19,6 +19,7 @@ from pipeline.sources.archive import key_prefixes
 from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, in_threads, key_array
 from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
+from pipeline.sources.retries import Patience
 from pipeline.sources.store import LocalStore
 from pipeline.sources.table import no_labels
 from pipeline.sources.urls import public
@@ -166,10 +167,7 @@ class _Batches:
     """The image column of one file; threads may share it."""
 
     def __init__(self, store: Store, file: File, column: str) -> None:
-        now = store.look(file.path)
-        if (now.size, now.stamp) != (file.size, file.stamp):
-            raise OSError(errno.ESTALE, "the file changed after it was listed")
-        self._parquet = _open(store, file.path)
+        self._parquet = _open(store, file)
         self._path = column + ".bytes" if _is_struct(self._parquet, column) else column
         self._lock = threading.Lock()
         self._rows: dict[int, int] = {}
@@ -205,7 +203,11 @@ class _Batches:
             self._under_way = group, 0, batches
         _, at, batches = self._under_way
         while True:
-            batch = next(batches, None)
+            try:
+                batch = next(batches, None)
+            except Exception:
+                self._under_way = None  # another attempt begins the group again
+                raise
             if batch is None:
                 self._under_way = None
                 raise OSError(errno.EIO, "the row group ends before it")
@@ -246,11 +248,13 @@ class _Part:
     skipped: list[Skipped]
 
 
-def _open(store: Store, path: str) -> pq.ParquetFile:
+def _open(store: Store, file: File, patience: Patience | None = None) -> pq.ParquetFile:
     import pyarrow.parquet as pq
 
     # A buffered stream reads a column page by page; without it a row group is read at once.
-    place = path if isinstance(store, LocalStore) else store.open(path)
+    if isinstance(store, LocalStore):
+        store.check(file)
+    place = file.path if isinstance(store, LocalStore) else store.open(file, patience)
     return pq.ParquetFile(place, buffer_size=1 << 20, pre_buffer=False)
 
 
@@ -258,7 +262,7 @@ def _look(store: Store, file: File, column: str | None, location: str) -> _Part:
     import pyarrow as pa
 
     try:
-        parquet = _open(store, file.path)
+        parquet = _open(store, file, Patience())
         chosen = _image_column(parquet.schema_arrow, column, location)
         groups = [parquet.metadata.row_group(i).num_rows for i in range(parquet.num_row_groups)]
         columns = choose_columns(parquet, bytes_of=KEY_COLUMNS, ignore=(chosen,))

@@ -183,6 +183,11 @@ def has_expired(error: BaseException) -> bool:
     return any(_code(one) in _EXPIRED_CODES or _status(one) == HTTPStatus.UNAUTHORIZED for one in _chain(error))
 
 
+def has_status(error: BaseException, status: int) -> bool:
+    """Return whether an error holds this HTTP status."""
+    return any(_status(one) == status for one in _chain(error))
+
+
 def _reason(error: BaseException) -> str:
     return (getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__)[:150]
 
@@ -197,7 +202,7 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
 
 
 def _status(error: BaseException) -> int | None:
-    """Return the HTTP status that a client's error holds."""
+    """Return the HTTP status that a client's error holds; None where it holds none."""
     answer: Any = getattr(error, "response", None)
     if isinstance(answer, dict):  # botocore
         answer = answer.get("ResponseMetadata", {}).get("HTTPStatusCode")

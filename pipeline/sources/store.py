@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import os
 import stat
-import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 
+from pipeline.core.items import Changed
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import MAX_FILE_BYTES, FileReader
-from pipeline.sources.retries import Patience, attempt_timeout, has_expired, may_pass
+from pipeline.sources.clients import REPLACED, Wanted, WithoutRangesError, fetch, number_of, version_of
+from pipeline.sources.range_file import RangeFile
+from pipeline.sources.retries import Patience, attempt_timeout, has_expired, has_status, may_pass
 from pipeline.sources.urls import is_url, public
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ OPEN_FILES = 128
 """Files kept open for reading by range; further shards are opened again at each use."""
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
 """Protocol → the extra of this project that installs what it needs."""
-RECHECK_SECONDS = 30
-"""Seconds for which a remote file is read without another check that it is unchanged."""
 IN_PROCESS = ("memory",)
 """Protocols whose files only the writing process can read."""
 
@@ -45,11 +44,14 @@ class File:
         Bytes; -1 where the store does not give it.
     stamp : int
         Changes when the file does: its time in ns, or a number made from its ETag; -1 where the store has neither.
+    version : str
+        What reads ask for; see `pipeline.sources.clients.version_of`.
     """
 
     path: str
     size: int = -1
     stamp: int = -1
+    version: str = ""
 
 
 class Store(ABC):
@@ -70,25 +72,25 @@ class Store(ABC):
         """Return the files that match, sorted."""
 
     @abstractmethod
-    def open(self, path: str) -> BinaryIO:
-        """Open a file for reading, with seek."""
+    def open(self, file: File, patience: Patience | None = None) -> BinaryIO:
+        """Open a file of this version for reading, with seek; its reads are repeated as the patience says."""
 
     @abstractmethod
     def read(self, file: File, offset: int, size: int) -> bytes:
-        """Return exactly ``size`` bytes from ``offset``; raises `OSError`, also where the file has changed."""
+        """Return exactly ``size`` bytes from ``offset``; raises `OSError`, `Changed` where the file has changed."""
 
     @abstractmethod
-    def read_all(self, path: str) -> bytes:
+    def read_all(self, file: File) -> bytes:
         """Return a whole file of `MAX_FILE_BYTES` at most; raises `OSError`."""
 
     @abstractmethod
     def address(self, path: str) -> str:
         """Return an address of the path that is valid in any folder, without credentials."""
 
-    def head(self, path: str, size: int) -> bytes:
+    def head(self, file: File, size: int) -> bytes:
         """Return up to ``size`` bytes from the start; raises `OSError`."""
-        with self.open(path) as file:
-            return file.read(size)
+        with self.open(file) as opened:
+            return opened.read(size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +112,9 @@ class LocalStore(Store):
 
         return sorted(path for path in glob.iglob(pattern, recursive=True) if os.path.isfile(path))
 
-    def open(self, path: str) -> BinaryIO:
+    def open(self, file: File, patience: Patience | None = None) -> BinaryIO:
         """Open the file; a FIFO or device is refused, not waited for."""
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        fd = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             os.close(fd)
             raise OSError(errno.EINVAL, "not a regular file")
@@ -122,9 +124,7 @@ class LocalStore(Store):
         """Return the bytes by ``pread``."""
         handle = _handle(file)  # keep a reference, or it may be closed during the read: concurrent threads may open two
         fd = handle.fd
-        info = os.fstat(fd)
-        if (info.st_size, info.st_mtime_ns) != (file.size, file.stamp):
-            raise OSError(errno.ESTALE, "the archive changed after it was listed")
+        _check_local(file, os.fstat(fd))
         data = os.pread(fd, size, offset)
         while len(data) < size:  # Linux returns at most 2 GiB at a time, other systems less or more
             more = os.pread(fd, size - len(data), offset + len(data))
@@ -133,13 +133,22 @@ class LocalStore(Store):
             data += more
         return data
 
-    def read_all(self, path: str) -> bytes:
-        """Return the file's bytes."""
-        return FileReader(b"")(os.fsencode(path))
+    def read_all(self, file: File) -> bytes:
+        """Return the file's bytes, as they are now."""
+        return FileReader(b"")(os.fsencode(file.path))
+
+    def check(self, file: File) -> None:
+        """Raise `Changed` where the file is not as it was listed."""
+        _check_local(file, os.stat(file.path))
 
     def address(self, path: str) -> str:
         """Return the absolute path."""
         return os.path.abspath(path)
+
+
+def _check_local(file: File, info: os.stat_result) -> None:
+    if (info.st_size, info.st_mtime_ns) != (file.size, file.stamp):
+        raise Changed
 
 
 class _Handle:
@@ -207,59 +216,79 @@ class RemoteStore(Store):
         """Discard listings that fsspec has cached."""
         self._fs.invalidate_cache()
 
-    def open(self, path: str) -> BinaryIO:
-        """Open the file; reads go through fsspec's read-ahead."""
-        with _as_os_error(path):
-            return cast("BinaryIO", self._fs.open(path, "rb"))
+    def open(self, file: File, patience: Patience | None = None) -> BinaryIO:
+        """Open the file; every range that is read of it is of the version that was listed."""
+        if file.size < 0:
+            with _as_os_error(file.path):
+                return cast("BinaryIO", self._fs.open(file.path, "rb"))
+
+        def read(offset: int, size: int) -> bytes:
+            return patience.call(lambda: self.read(file, offset, size)) if patience else self.read(file, offset, size)
+
+        return cast("BinaryIO", RangeFile(read, file.size))
+
+    def head(self, file: File, size: int) -> bytes:
+        """Return up to ``size`` bytes from the start."""
+        if file.size < 0:
+            return Store.head(self, file, size)
+        return Patience().call(lambda: self.read(file, 0, min(size, file.size)))
 
     def read(self, file: File, offset: int, size: int) -> bytes:
-        """Return the bytes by one ranged request; at intervals, and after a failure, another request checks the file.
+        """Return the bytes by one ranged request, which also tells the version that they are of."""
+        return self._fetch(file, offset, size) if size else b""
 
-        Raises
-        ------
-        OSError
-            Also when the file has changed; a file that was replaced since the last check may have been read.
-        """
-        if not size:
-            return b""
-        if time.monotonic() >= _look_again.get((self.url, file), 0.0):
-            self._check(file)
-        try:
-            data = self._fetch(file.path, start=offset, end=offset + size)
-        except OSError:
-            self._check(file)
-            raise
-        if len(data) != size:
-            self._check(file)  # unchanged: the connection ended early
-            raise OSError(errno.EAGAIN, f"expected {size} bytes by range, found {len(data)}")
-        return data
-
-    def _check(self, file: File) -> None:
-        """Check, without a cached listing, that the file is as it was listed."""
-        _look_again.pop((self.url, file), None)
-        self.refresh()
-        if self.look(file.path) != file:
-            raise OSError(errno.ESTALE, "the archive changed after it was listed")
-        _look_again[self.url, file] = time.monotonic() + RECHECK_SECONDS
-
-    def read_all(self, path: str) -> bytes:
-        """Return the file's bytes."""
-        data = self._fetch(path)
+    def read_all(self, file: File) -> bytes:
+        """Return the file's bytes, by one request."""
+        data = self._fetch(file, 0, -1)
         if len(data) > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"file of {len(data)} bytes, above {MAX_FILE_BYTES}")
         return data
 
+    def _fetch(self, file: File, offset: int, size: int) -> bytes:
+        """Return exactly these bytes of the version that was listed.
+
+        Raises
+        ------
+        Changed
+            It is another version now.
+        OSError
+            Of a number that may pass where the bytes are fewer or more than they must be.
+        """
+        wanted = Wanted(file.path, file.version, offset, size)
+        limit = attempt_timeout.get()
+        try:
+            answer = self._once(file.path, lambda fs: fetch(fs, self.protocol, wanted, limit))
+        except Changed:
+            raise
+        except OSError as error:
+            if not may_pass(error):
+                self._check(file)
+            raise
+        if file.version and answer.version not in ("", file.version):
+            raise Changed
+        if -1 not in (file.size, answer.total) and file.size != answer.total:
+            self._check(file)  # unchanged: the answer is wrong
+            raise OSError(errno.EAGAIN, f"expected a file of {file.size} bytes, found {answer.total}")
+        expected = file.size if size < 0 else size
+        if expected not in (-1, len(answer.data)):
+            self._check(file)  # unchanged: the connection ended early
+            raise OSError(errno.EAGAIN, f"expected {expected} bytes, found {len(answer.data)}")
+        if not answer.version or not file.version:
+            self._check(file)
+        return answer.data
+
+    def _check(self, file: File) -> None:
+        """Check, without a cached listing, that the file is as it was listed; for stores whose reads do not say it."""
+        if file.size < 0 and file.stamp < 0:  # nothing is known of it
+            return
+        self.refresh()
+        now = self._once(file.path, lambda fs: _file(file.path, fs.info(file.path)))
+        if (now.size, now.stamp) != (file.size, file.stamp):
+            raise Changed
+
     def address(self, path: str) -> str:
         """Return the URL without credentials."""
         return public(self._fs.unstrip_protocol(path))
-
-    def _fetch(self, path: str, **span: int) -> bytes:
-        def fetch(fs: Any) -> bytes:
-            # The clients that run in an event loop take a time-out; the others have one of their own.
-            limit = {"timeout": attempt_timeout.get()} if getattr(fs, "async_impl", False) else {}
-            return bytes(fs.cat_file(path, **span, **limit))
-
-        return self._once(path, fetch)
 
     def _ask(self, path: str, question: Callable[[Any], _Answer]) -> _Answer:
         """Ask the store with patience: what is listed once is worth more waiting than a single image."""
@@ -276,10 +305,6 @@ class RemoteStore(Store):
             type(self._fs).clear_instance_cache()
             _filesystem.cache_clear()
             return question(self._fs)
-
-
-_look_again: dict[tuple[str, File], float] = {}
-"""Files that this process found unchanged → time of the next check."""
 
 
 def open_store(location: str) -> tuple[Store, str]:
@@ -322,9 +347,7 @@ def _as_os_error(path: str) -> Iterator[None]:
     """Turn any error of a store's client into an `OSError` without credentials."""
     try:
         yield
-    except SourceError:
-        raise
-    except MemoryError:
+    except (SourceError, MemoryError, Changed):
         raise
     except FileNotFoundError as error:
         if may_pass(
@@ -332,7 +355,11 @@ def _as_os_error(path: str) -> Iterator[None]:
         ):  # fsspec takes any failed request for a missing file
             raise OSError(errno.EAGAIN, public(first_line(error))) from None
         raise FileNotFoundError(errno.ENOENT, "no such file, or it cannot be reached", public(path)) from None
+    except WithoutRangesError as error:
+        raise OSError(errno.ENOTSUP, str(error)) from None
     except Exception as error:
+        if has_status(error, REPLACED):
+            raise Changed from None
         text = public(first_line(error))
         number = errno.EAGAIN if may_pass(error) else getattr(error, "errno", None) or errno.EIO
         raise OSError(number, text) from None
@@ -340,7 +367,7 @@ def _as_os_error(path: str) -> Iterator[None]:
 
 def _file(path: str, info: Mapping[str, Any]) -> File:
     size = info.get("size")
-    return File(path, -1 if size is None else int(size), _stamp(info))
+    return File(path, -1 if size is None else int(size), _stamp(info), version_of(info))
 
 
 def _stamp(info: Mapping[str, Any]) -> int:
@@ -351,10 +378,11 @@ def _stamp(info: Mapping[str, Any]) -> int:
             return int(value * 1e9)
         if hasattr(value, "timestamp"):
             seconds = cast("Any", value).timestamp()
-            # S3's answer about one file has whole seconds; MinIO's listings of the same have more.
-            return int(seconds) * 10**9 if name == "LastModified" else int(seconds * 1e9)
+            if name in ("LastModified", "last_modified"):
+                # S3 and Azure give whole seconds, MinIO's listings more: of two versions in one second the tags differ.
+                return int(seconds) * 10**9 + number_of(version_of(info)) % 10**9
+            return int(seconds * 1e9)
     for name in ("ETag", "etag", "blob_id", "md5Hash", "updated", "Last-Modified"):
         if info.get(name):
-            digest = hashlib.blake2b(str(info[name]).encode(), digest_size=8).digest()
-            return int.from_bytes(digest, "little") >> 1
+            return number_of(str(info[name]))
     return -1

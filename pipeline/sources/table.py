@@ -17,7 +17,8 @@ from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import FileReader, Source, encode_labels, in_threads, key_array, public_names
 from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
 from pipeline.sources.files import relative
-from pipeline.sources.store import IN_PROCESS, open_store
+from pipeline.sources.retries import Patience
+from pipeline.sources.store import IN_PROCESS, File, open_store
 from pipeline.sources.text_table import read_text_table
 from pipeline.sources.urls import is_url, public
 
@@ -200,7 +201,7 @@ class PathReader:
                         return read(os.fsencode(other))
                 raise
         store, path = open_store(url)
-        return store.read_all(path)
+        return store.read_all(File(path))
 
 
 def read_table(location: str, text: Sequence[str] = TEXT_COLUMNS) -> tuple[pd.DataFrame, list[Skipped]]:
@@ -217,7 +218,7 @@ def read_table(location: str, text: Sequence[str] = TEXT_COLUMNS) -> tuple[pd.Da
     path = public(location)
     try:
         store, place = open_store(location)
-        with store.open(place) as file:
+        with store.open(store.look(place), Patience()) as file:
             is_parquet = file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
             file.seek(0)
             if is_parquet:

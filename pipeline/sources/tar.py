@@ -21,6 +21,7 @@ from pipeline.sources.archive import (
     reason_for,
 )
 from pipeline.sources.base import MAX_MEMBER_BYTES
+from pipeline.sources.retries import Patience
 from pipeline.sources.sidecars import MAX_SIDECAR_BYTES, is_sidecar
 
 if TYPE_CHECKING:
@@ -56,7 +57,7 @@ class TarSource(ArchiveSource):
 
     @staticmethod
     def _list(store: Store, file: File, listing: Listing) -> None:
-        with store.open(file.path) as raw:
+        with store.open(file, Patience()) as raw:
             _walk(raw, listing)
 
     def reader(self) -> Reader:

@@ -22,6 +22,7 @@ from pipeline.sources.archive import (
     reason_packed,
 )
 from pipeline.sources.base import MAX_MEMBER_BYTES
+from pipeline.sources.retries import Patience
 from pipeline.sources.sidecars import MAX_SIDECAR_BYTES, is_sidecar
 from pipeline.sources.store import LocalStore
 
@@ -60,7 +61,7 @@ class ZipSource(ArchiveSource):
     def _list(store: Store, file: File, listing: Listing) -> None:
         looks = isinstance(store, LocalStore)
         read = ZipReader(store, (file,))
-        with store.open(file.path) as raw, zipfile.ZipFile(raw) as archive:
+        with store.open(file, Patience()) as raw, zipfile.ZipFile(raw) as archive:
             for member in archive.infolist():
                 if not name_of(member).endswith(b"/"):
                     _add(member, listing, read, looks=looks)

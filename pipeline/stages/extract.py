@@ -26,7 +26,7 @@ from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
-from pipeline.core.items import ALL, LeftOut, Status
+from pipeline.core.items import AGAIN, ALL, LeftOut, Status
 from pipeline.core.limits import count_limit
 from pipeline.core.outputs import check_file
 from pipeline.core.results import Result
@@ -464,7 +464,7 @@ def _update(job: Job, old: Cache, settings: ExtractSettings) -> tuple[Path, dict
 
 def _rows_to_do(path: Path, *, retry_failed: bool) -> NDArray[np.int64]:
     status = open_cache(path).status
-    again = status > Status.DONE if retry_failed else status == Status.OUT_OF_REACH
+    again = status > Status.DONE if retry_failed else np.isin(status, AGAIN)
     if (failed := np.flatnonzero(again)).size:
         writer = CacheWriter(path)
         try:

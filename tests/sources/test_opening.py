@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import replace
@@ -212,7 +213,10 @@ def test_several_parquet_and_hdf5_files(tmp_path: Path) -> None:
         ("memory://nothing/here.tar", "cannot read memory:///nothing/here.tar: no such file"),
     ],
 )
-def test_what_cannot_be_is_refused_in_one_line(location: str, message: str, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_in_one_line(
+    location: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gcsfs", None)  # as if it were not installed
     with pytest.raises(SourceError, match=message) as caught:
         open_source(location.format(tmp=tmp_path))
     assert "\n" not in str(caught.value)
