@@ -76,7 +76,7 @@ test-avx2: $(DEV) ## Run the tests of engines and extraction without AVX-512 and
 	$(AVX2) $(BIN)/python -m pytest $(PARALLEL) $(ENGINES) $(ARGS)
 
 test-slow: $(DEV) ## Run the slow tests
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest $(PARALLEL) -m slow $(ARGS)
 
 test-faults: $(DEV) data/pillow-images ## Run the long fault-injection sweeps, 25 minutes (Debian: apt-get install strace)
 	PILLOW_IMAGES=data/pillow-images $(BIN)/python -m pytest -m faults $(ARGS)

@@ -32,7 +32,7 @@ BLOCK = re.compile(
 SHOWN = {"", "text", "julia", "matlab", "r"}
 """Languages that are only looked at here; R has a test of its own."""
 COMMANDS = ("$ ", "pipeline ", "make ", "pip ", "python ")
-SLOW = {"archive.md", "finetuning.md", "folder.md", "questions.md"}
+SLOW = {"archive.md", "backbones.md", "finetuning.md", "folder.md", "questions.md"}
 """Pages whose commands take longer than every run of the tests has."""
 WIDTH = 100
 NOT_WRAPPED = {"performance-heads.md"}

@@ -40,6 +40,7 @@ def test_the_recorder_records(tmp_path: Path) -> None:
     assert "127.0.0.1" in attempts(tmp_path, code)
 
 
+@pytest.mark.slow
 def test_local_work_opens_no_connection(probe: Probe, tmp_path: Path) -> None:
     import json
 

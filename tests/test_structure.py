@@ -43,7 +43,7 @@ WALLS: dict[str, tuple[str, ...]] = {
         *("report", "scouting", "fitting", "embedding", "sources", "backbones", "cache", "stages.extract"),
     ),
     "stages.doctor": ("engines", "backbones", "sources", "cache"),
-    "stages.predict": ("embedding", "heads", "cache", "sources", "backbones", "evaluation"),
+    "stages.predict": ("report", "analysis", "embedding", "heads", "cache", "sources", "backbones", "evaluation"),
     "stages.fit_head": ("report", "fitting", "heads", "embedding", "sources", "cache", "evaluation"),
     "stages.finetune": (
         *("report", "training", "fitting", "heads", "backbones", "embedding", "sources", "cache", "evaluation"),
@@ -51,7 +51,7 @@ WALLS: dict[str, tuple[str, ...]] = {
     "stages.calls": (
         *("stages.extract", "stages.scout", "stages.fit_head", "stages.predict", "stages.finetune"),
         *("stages.keywords",),
-        *("stages.options", "embedding", "training", "fitting", "sources", "decoding"),
+        *("stages.options", "embedding", "training", "fitting", "heads", "sources", "decoding"),
     ),
 }
 BELOW_ALL = {"errors", "core"}

@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.rows import take, usable_rows
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 from pipeline.evaluation.calibration import fit_temperature, softmax
 from pipeline.evaluation.splits import fold_count, groups_of_column
+from pipeline.heads.logistic import LogisticSweep
 from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
-    from pipeline.heads.logistic import LogisticSweep
 
 DEFAULT_CS = (0.001, 0.01, 0.1)
 """One value per decade: the ranking hardly depends on C, and a larger C only takes longer."""
@@ -55,7 +56,7 @@ class LabelCheck:
 def check_labels(
     cache: Cache,
     *,
-    layer: str = "penultimate",
+    layer: str = PENULTIMATE,
     Cs: Sequence[float] = DEFAULT_CS,
     folds: int = 5,
     seed: int = 0,
@@ -135,8 +136,6 @@ def _cleanlab() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 def _sweep_of(Cs: Sequence[float], folds: int, seed: int) -> LogisticSweep:
-    from pipeline.heads.logistic import LogisticSweep  # imports scikit-learn
-
     return LogisticSweep(Cs=tuple(Cs), cv=folds, tol=1e-3, scoring="log_loss", random_state=seed)
 
 

@@ -17,6 +17,7 @@ from pipeline.core.text import match_names
 from pipeline.core.vectors import unit_rows
 from pipeline.embedding.embedder import Embedder
 from pipeline.embedding.settings import RunSettings
+from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
 from pipeline.sources.listed import ListedSource
@@ -213,8 +214,6 @@ def embed_texts(
     PipelineError
         See `pipeline.embedding.text.text_tower_of_spec`.
     """
-    from pipeline.embedding.text import text_tower_of_spec  # only for queries that are texts
-
     trust = run is not None and run.trust_remote_code
     return text_tower_of_spec(cache.spec, layer, weights, trust_remote_code=trust).embed(texts)
 

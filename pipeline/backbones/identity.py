@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from pipeline.backbones.hub import Repository
 from pipeline.errors import BackboneError, first_line
 
 
@@ -25,8 +26,6 @@ def of_commit(rest: str, file: str = "config.json") -> str:
     BackboneError
         See `pipeline.backbones.hub.hub_errors`.
     """
-    from pipeline.backbones.hub import Repository  # not for families without a hub
-
     return Repository.parse(rest).commit_of(file)
 
 

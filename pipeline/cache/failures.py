@@ -9,6 +9,7 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from pipeline.cache.lease import confirm_leases
 from pipeline.cache.replace import UNFINISHED
 from pipeline.errors import CacheError
 
@@ -48,11 +49,12 @@ def append_reasons(cache: Path, reasons: Iterable[tuple[str, str]]) -> None:
     Raises
     ------
     CacheError
-        The disk is full, or fails.
+        The disk is full, or fails, or another process has taken over the right to write.
     """
     lines = [json.dumps({"key": key, "reason": reason}, ensure_ascii=True) for key, reason in reasons]
     if not lines:
         return
+    confirm_leases(at_once=False)
     path = failures_path(cache)
     try:
         with path.open("a", encoding="ascii") as file:

@@ -1,85 +1,56 @@
-"""One writer at a time: a POSIX record lock on a file beside the cache, freed by the kernel when its holder dies."""
+"""One writer at a time: a POSIX record lock on a file beside the cache, freed by the kernel when its holder dies.
+
+Where the file system has no locks, or locks that other hosts do not see, the same file is a lease instead
+(`pipeline.cache.lease`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
 import os
-import re
-import socket
-import stat
 import struct
 import sys
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from pipeline.cache import lease
+from pipeline.cache.holder import described, is_lock, opened, parse, progress_line, text_of
 from pipeline.core.ending import unfinished, uninterrupted
-from pipeline.core.files import file_identity, followed
+from pipeline.core.files import file_identity, followed, part_path
+from pipeline.core.system import has_local_locks
 from pipeline.errors import CacheError, LockedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from contextlib import AbstractContextManager
     from pathlib import Path
+
+    from pipeline.cache.holder import Holder
 
 LOCK = ".lock"
 """What the name of a lock file adds to that of its cache."""
 
-_HOLDER = "process "
-"""How the name of a holder begins."""
 _held: dict[tuple[int, int], int] = {}
 """Locks of this process and their descriptors: a record lock does not exclude the process that holds it."""
-
-_STAMP = r"\d{4}-[01]\d-[0-3]\dT[\d:]{8}Z"
-_TEXT = re.compile(
-    rf"process (?P<process>\d+) on (?P<host>\S+) since (?P<since>{_STAMP})(?:\n(?P<done>\d+) rows at (?P<at>{_STAMP}))?"
-)
-"""What a lock file holds."""
-
-_TIME = "%Y-%m-%dT%H:%M:%SZ"
+_NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, 524}
+"""Numbers by which a file system says that it has no locks; 524 is Linux's own, for which C has no name."""
 
 _FLOCK = "hhqqi"
 """Linux's ``struct flock``: type, whence, start, length, process."""
 
 
-@dataclass(frozen=True, slots=True)
-class Holder:
-    """Who wrote a lock file.
-
-    Attributes
-    ----------
-    process : int
-    host : str
-    since : datetime
-        When it began, in UTC.
-    done, computing_since : int and datetime, or None
-        How many rows were ready when it began to compute, and when; None before.
-    alive : bool or None
-        Whether it holds the lock still; None where the system does not say.
-    """
-
-    process: int
-    host: str
-    since: datetime
-    done: int | None
-    computing_since: datetime | None
-    alive: bool | None
-
-    def __str__(self) -> str:
-        return f"process {self.process} on {self.host} since {self.since:%Y-%m-%d %H:%M} UTC"
-
-
 class WriteLock:
-    """A lock that is held; its file names the holder."""
+    """A lock of the file system that is held; its file names the holder."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
-        self._text = f"{_HOLDER}{os.getpid()} on {socket.gethostname()} since {datetime.now(UTC):{_TIME}}"
+        self._text = described()
         self._write(self._text)
 
     def computing(self, done: int) -> None:
         """Record how many rows are ready before the first is computed: the rate follows from it."""
-        self._write(f"{self._text}\n{done} rows at {datetime.now(UTC):{_TIME}}")
+        self._write(self._text + progress_line(done))
 
     def _write(self, text: str) -> None:
         with contextlib.suppress(OSError):  # a full disk: the lock holds without its holder's name
@@ -93,7 +64,7 @@ def lock_path(cache: Path) -> Path:
 
 
 @contextlib.contextmanager
-def write_lock(cache: Path) -> Iterator[WriteLock]:
+def write_lock(cache: Path) -> Iterator[WriteLock | lease.Lease]:
     """Hold the right to write ``cache``.
 
     Raises
@@ -104,22 +75,41 @@ def write_lock(cache: Path) -> Iterator[WriteLock]:
         The folder cannot be written, or the lock's name is that of a file of another program.
     """
     path = lock_path(followed(cache))
-    with contextlib.ExitStack() as stack:
-        with uninterrupted():  # a lock file of another process must not be removed with this one's unfinished files
-            fd = _acquire(path)
-            stack.enter_context(unfinished(path))
-            identity = file_identity(os.fstat(fd))
-            _held[identity] = fd
+    with uninterrupted():  # a lock file of another process must not be removed with this one's unfinished files
+        held: AbstractContextManager[WriteLock | lease.Lease] = _leased(path) if _needs_lease(path) else _locked(path)
+        lock = held.__enter__()
+    try:
+        yield lock
+    finally:
+        with uninterrupted():
+            held.__exit__(None, None, None)
+
+
+@contextlib.contextmanager
+def _leased(path: Path) -> Iterator[lease.Lease]:
+    taken = lease.take(path)
+    try:
+        yield taken
+    finally:
+        taken.release()
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[WriteLock]:
+    fd = _acquire(path)
+    with unfinished(path):
+        identity = file_identity(os.fstat(fd))
+        _held[identity] = fd
         try:
-            yield WriteLock(fd)
+            lock = WriteLock(fd)
+            lease.remove_old(path, os.fstat(fd).st_mtime)
+            yield lock
         finally:
-            with uninterrupted():
-                _held.pop(identity, None)
-                # Removed while still locked: a process that opened it meanwhile notices the removal in `_acquire`.
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                stack.close()
-                os.close(fd)
+            _held.pop(identity, None)
+            # Removed while still locked: a process that opened it meanwhile notices the removal in `_acquire`.
+            with contextlib.suppress(OSError):
+                path.unlink()
+            os.close(fd)
 
 
 def holder_of(cache: Path) -> Holder | None:
@@ -128,30 +118,19 @@ def holder_of(cache: Path) -> Holder | None:
     The lock is asked about, not taken: a writer that starts meanwhile is not refused.
     """
     path = lock_path(followed(cache))
+    is_locked: bool | None = True
     try:
         ours = _held.get(file_identity(path.stat()))
-        # Closing any descriptor of the file would release the lock of this process.
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK) if ours is None else ours
+        if ours is not None:  # closing any descriptor of the file would release the lock of this process
+            holder = parse(text_of(ours))
+        else:
+            with opened(path) as fd:
+                holder, is_locked = parse(text_of(fd)), _is_locked(fd)
     except OSError:
         return None
-    try:
-        found = _TEXT.fullmatch(_text_of(fd))
-        alive = True if ours is not None else _is_locked(fd)
-    finally:
-        if ours is None:
-            os.close(fd)
-    if found is None:
+    if holder is None:
         return None
-    done, at = (None, None) if found["at"] is None else (int(found["done"]), _time(found["at"]))
-    return Holder(int(found["process"]), found["host"], _time(found["since"]), done, at, alive)
-
-
-def _time(text: str) -> datetime:
-    return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
-
-
-def _text_of(fd: int) -> str:
-    return os.pread(fd, 400, 0).decode(errors="replace")
+    return replace(holder, alive=is_locked if holder.token is None else lease.is_alive(path, holder))
 
 
 def _is_locked(fd: int) -> bool | None:
@@ -166,6 +145,29 @@ def _is_locked(fd: int) -> bool | None:
     return None
 
 
+def _needs_lease(path: Path) -> bool:
+    """Return whether locks cannot be relied on in the folder of ``path``, as a file of its own shows.
+
+    The lock file itself does not serve: once made, it could not be removed where others make leases of that name.
+    """
+    import fcntl
+
+    part = part_path(path)
+    try:
+        if has_local_locks(path.parent):
+            return True
+        with unfinished(part), part.open("xb") as file:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            finally:
+                part.unlink(missing_ok=True)
+    except OSError as error:
+        if error.errno in _NO_LOCKS:
+            return True
+        raise _cannot_write(path, error) from None
+    return False
+
+
 def _acquire(path: Path) -> int:
     import fcntl
 
@@ -177,34 +179,52 @@ def _acquire(path: Path) -> int:
         try:
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         except OSError as error:
-            raise CacheError(f"cannot write {path}: {error.strerror}: choose another output") from None
-        if not _is_lock(fd):
+            raise _cannot_write(path, error) from None
+        if not is_lock(fd):
             os.close(fd)
             raise CacheError(f"{path} exists and is no lock of this program: rename it, or choose another output")
         try:
             fcntl.lockf(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                os.close(fd)
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                raise CacheError(
-                    f"cannot lock {path.with_suffix('')}: its file system has no locks ({error.strerror}), without "
-                    "which two runs would overwrite each other: write to another disk, and copy the file afterwards"
-                ) from None
-            holder = _text_of(fd).partition("\n")[0] or "another process"
+            name = text_of(fd).partition("\n")[0] or "another process"
             os.close(fd)
+            if error.errno not in (errno.EACCES, errno.EAGAIN):
+                raise CacheError(
+                    f"cannot lock {path.with_suffix('')} ({error.strerror}): repair the disk, or choose another output"
+                ) from None
             raise LockedError(
-                f"{path.with_suffix('')} is being written by {holder}: wait for it, or choose another output"
+                f"{path.with_suffix('')} is being written by {name}: wait for it, or choose another output"
             ) from None
-        with contextlib.suppress(FileNotFoundError):
-            if file_identity(path.stat()) == file_identity(os.fstat(fd)):
-                return fd
-        os.close(fd)  # the holder removed it between our opening and locking: try the new one
+        if _is_there(path, fd) and not _is_lease(path, fd):
+            return fd
+        os.close(fd)  # the holder removed it between our opening and locking, or it was a lease: try the new one
 
 
-def _is_lock(fd: int) -> bool:
-    """Return whether a file is a lock of this program: empty, or with the name of its holder."""
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+def _is_there(path: Path, fd: int) -> bool:
+    """Return whether an open file is still the one of that name."""
+    with contextlib.suppress(FileNotFoundError):
+        return file_identity(path.stat()) == file_identity(os.fstat(fd))
+    return False
+
+
+def _is_lease(path: Path, fd: int) -> bool:
+    """Return whether a file is a lease, made where this file system is mounted without locks; remove one that expired.
+
+    Raises
+    ------
+    LockedError
+        Its holder is there still.
+    """
+    holder = parse(text_of(fd))
+    if holder is None or holder.token is None:
         return False
-    return os.pread(fd, len(_HOLDER), 0) in (b"", _HOLDER.encode())
+    try:
+        lease.remove_expired(path)
+    except LockedError:
+        os.close(fd)
+        raise
+    return True
+
+
+def _cannot_write(path: Path, error: OSError) -> CacheError:
+    return CacheError(f"cannot write {path}: {error.strerror}: choose another output")

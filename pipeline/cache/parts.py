@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache.concat import open_cache
-from pipeline.cache.lock import LOCK, Holder, holder_of, lock_path
+from pipeline.cache.lock import LOCK, holder_of, lock_path
 from pipeline.cache.removed import REMOVED
 from pipeline.cache.replace import unfinished_path
 from pipeline.core.items import Status
@@ -22,6 +22,7 @@ from pipeline.errors import CacheError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pipeline.cache.holder import Holder
     from pipeline.core.shards import ShardRecord
 
 
@@ -43,7 +44,7 @@ class Part:
     ----------
     path : Path
     state : State
-        ``died``: its writer left the lock file, and does not hold the lock any more.
+        ``died``: its writer left the lock file, and does not hold the lock any more, or has not renewed its lease.
     shard : ShardRecord or None
     done, failed, to_do : int
         Rows. All are 0 before the file is made.

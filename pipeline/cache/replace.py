@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.cache import format as fmt
+from pipeline.cache.lease import confirm_leases
 from pipeline.core.files import put_in_place, replacing
 from pipeline.errors import CacheError
 
@@ -31,8 +32,9 @@ def publish(finished: Path, path: Path) -> None:
     Raises
     ------
     CacheError
-        The disk failed; ``path`` is unchanged.
+        The disk failed, or another process has taken over the right to write; ``path`` is unchanged.
     """
+    confirm_leases()
     try:
         put_in_place(finished, path)
     except OSError as error:
@@ -65,11 +67,13 @@ def lay_out(
     Raises
     ------
     CacheError
-        Too little space, an unusable folder or a disk error; no file is left.
+        Too little space, an unusable folder, a disk error, or a lease that was lost; no file is left.
     """
+    confirm_leases()
     with replacing(path, CacheError, alone=True) as part:
         fmt.create(part, items, widths=widths, dtype=dtype, attributes=attributes)
         fill(part)
+        confirm_leases()
 
 
 def remove(path: Path) -> None:
@@ -80,6 +84,7 @@ def remove(path: Path) -> None:
     CacheError
         It cannot be removed.
     """
+    confirm_leases()
     try:
         path.unlink(missing_ok=True)
     except OSError as error:

@@ -23,6 +23,7 @@ from pipeline.cache.format import (
     read_extents,
     row_crcs,
 )
+from pipeline.cache.lease import confirm_leases
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import CacheError
@@ -120,11 +121,13 @@ class CacheWriter:
         Raises
         ------
         CacheError
-            The disk failed; the writer is closed, and the rows not yet committed stay to do.
+            The disk failed, or another process has taken over the right to write; the writer is closed, and the rows
+            not yet committed stay to do.
         """
         if not self._pending:
             return 0
         self._sync()
+        self._confirm(at_once=True)
         rows = np.array(sorted(self._pending), dtype=np.int64)
         self._put_status(rows, np.array([self._pending[row] for row in rows.tolist()], dtype=np.uint8))
         self._pending.clear()
@@ -132,6 +135,7 @@ class CacheWriter:
 
     def reopen(self, rows: NDArray[np.int64]) -> None:
         """Set failed rows to do again, durably, before anything of them is written."""
+        self._confirm(at_once=True)
         self._put_status(rows, np.zeros(len(rows), dtype=np.uint8))
         self._sync()
 
@@ -145,6 +149,13 @@ class CacheWriter:
         finally:
             self._abandon()
 
+    def _confirm(self, *, at_once: bool) -> None:
+        try:
+            confirm_leases(at_once=at_once)
+        except CacheError:
+            self._abandon()
+            raise
+
     def _abandon(self) -> None:
         if self._fd >= 0:
             os.close(self._fd)
@@ -157,6 +168,7 @@ class CacheWriter:
         hashes: NDArray[np.uint8],
         statuses: NDArray[np.uint8],
     ) -> None:
+        self._confirm(at_once=False)
         arrays = {name: np.ascontiguousarray(outputs[name], dtype=e.dtype) for name, e in self._row_extents.items()}
         crcs = row_crcs(rows, list(arrays.values()))
         ledger = ledger_crcs(rows, statuses, crcs, hashes)

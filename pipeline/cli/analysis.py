@@ -13,6 +13,7 @@ import click
 
 from pipeline.cli.base import announce, cli, say
 from pipeline.core.names import SHOWN
+from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 from pipeline.stages.option_types import SEED, Number
 from pipeline.stages.options import RUN, add_options
@@ -20,7 +21,7 @@ from pipeline.stages.options import RUN, add_options
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-_layer = click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to use.")
+_layer = click.option("--layer", default=PENULTIMATE, show_default=True, help="The layer of the cache to use.")
 
 
 def _to_write(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:

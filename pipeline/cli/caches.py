@@ -9,6 +9,7 @@ import click
 
 from pipeline.cli.base import EXIT_SOME_FAILED, EXIT_TO_DO, cli, progress_line, say
 from pipeline.core.names import one_line, shown
+from pipeline.core.spec import PENULTIMATE
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -173,7 +174,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
     metavar="NAME",
     help="Write only rows of this class. Repeatable.  [default: all]",
 )
-@click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to write.")
+@click.option("--layer", default=PENULTIMATE, show_default=True, help="The layer of the cache to write.")
 def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: tuple[str, ...], layer: str) -> None:
     """Write the done rows of CACHE, with keys, labels and columns, in another format.
 
@@ -184,7 +185,7 @@ def export(cache: str, kind: str, output: str, splits: tuple[str, ...], labels: 
     if kind == "onnx":
         from pipeline.training.onnx import export_onnx
 
-        if splits or labels or layer != "penultimate":
+        if splits or labels or layer != PENULTIMATE:
             raise click.UsageError("--split, --label and --layer are about rows, of which an ONNX file has none")
         worst = export_onnx(cache, output)
         say(f"{output} written; its probabilities lie within {worst:.1g} of PyTorch's")

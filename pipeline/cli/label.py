@@ -11,6 +11,7 @@ import click
 
 from pipeline.cli.base import announce, cli, say
 from pipeline.core.callbacks import Callbacks
+from pipeline.core.spec import PENULTIMATE
 from pipeline.stages.options import TRUST_REMOTE_CODE
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     help="What an image gets: one class, a set of labels, or a number.  [default: that of the journal, or "
     "classification]",
 )
-@click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache that the head sees.")
+@click.option("--layer", default=PENULTIMATE, show_default=True, help="The layer of the cache that the head sees.")
 @click.option(
     "--merge",
     metavar="OTHER.csv",

@@ -77,6 +77,26 @@ def as_text(values: NDArray[Any]) -> NDArray[np.str_]:
     return np.where(np.isnan(values), "", texts) if values.dtype.kind == "f" else texts
 
 
+def as_names(values: NDArray[Any]) -> NDArray[np.str_]:
+    """Return values as names, missing ones as empty text.
+
+    Whole numbers are written as such, also where an empty cell made floats of them.
+
+    Examples
+    --------
+    >>> as_names(np.array([3.0, np.nan])).tolist(), as_names(np.array([0.5, np.nan])).tolist()
+    (['3', ''], ['0.5', ''])
+    """
+    if values.dtype.kind == "f":
+        known = np.isfinite(values)
+        finite = values[known]
+        if len(finite) and (finite == np.round(finite)).all() and np.abs(finite).max() < EXACT:
+            names = np.full(len(values), "", dtype="<U20")
+            names[known] = finite.astype(np.int64).astype(str)
+            return names
+    return as_text(values)
+
+
 def _missing(kind: np.dtype[Any]) -> Any:
     return "" if kind.kind == "U" else np.nan
 

@@ -110,7 +110,7 @@ def read_predictions(table: Path | TextIO, *, numeric: bool) -> pd.DataFrame:
     import pandas as pd  # takes a second
 
     found = pd.read_csv(table, dtype=object, keep_default_na=False, encoding_errors="surrogateescape")
-    numbers = {"label", "predicted"} if numeric else set()
+    numbers = {"novelty", "low", "high", *(("label", "predicted") if numeric else ())}
     columns: dict[str, Any] = {}
     for name in found.columns:
         if name in numbers or name.startswith("p_"):

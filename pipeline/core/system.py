@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 DISTRIBUTION = "embedding-pipeline"
 """The name under which the package is installed, and of its folder in the user's cache."""
 
+LOCAL_LOCKS = {"nolock", "local_lock=all", "local_lock=posix", "localflock", "nobrl"}
+"""Options of mounts of NFS, Lustre and SMB whose locks exclude processes of the same machine only."""
+
 PACKAGE_ROOT = Path(__file__).parent.parent.parent
 """The folder from which a child process imports the package."""
 
@@ -108,6 +111,34 @@ def memory_limit_lifted() -> Iterator[None]:
 
 def _address_space() -> int:
     return int(Path("/proc/self/statm").read_text().split()[0]) * mmap.PAGESIZE
+
+
+def has_local_locks(folder: Path, mounts: Path = Path("/proc/self/mountinfo")) -> bool:
+    """Return whether the locks of a folder's file system are known to this machine alone, although it is shared.
+
+    Parameters
+    ----------
+    folder : Path
+    mounts : Path
+        The system's list of mounts.
+
+    Raises
+    ------
+    OSError
+        There is no such folder.
+    """
+    device = os.stat(folder).st_dev  # noqa: PTH116  # a path of any kind
+    try:
+        lines = mounts.read_text("utf-8", errors="replace").splitlines()
+    except OSError:  # another system than Linux
+        return False
+    for line in lines:
+        mount, _, of_file_system = line.partition(" - ")
+        if mount.split()[2] == f"{os.major(device)}:{os.minor(device)}":
+            options = {*mount.split()[5].split(","), *of_file_system.split()[-1].split(",")}
+            if options & LOCAL_LOCKS:
+                return True
+    return False
 
 
 def versions_of(names: Iterable[str]) -> dict[str, str]:

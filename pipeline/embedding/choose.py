@@ -15,7 +15,7 @@ from pipeline.core.items import Status
 from pipeline.decoding.image import GPU, PILLOW, DecodePolicy
 from pipeline.embedding.pool import ring_pool
 from pipeline.embedding.settings import AUTO
-from pipeline.engines import first_precision, idle_gpus, open_engine, precisions, selfcheck
+from pipeline.engines import first_precision, idle_gpus, open_engine, selfcheck
 from pipeline.engines.agreement import LEAST_COSINE, LEAST_GPU_COSINE, Agreement, agreement
 from pipeline.errors import EngineError
 
@@ -201,7 +201,7 @@ def _checked(
 ) -> tuple[Engine, dict[str, Any]]:
     """Return the engine, or one in its place that agrees with the reference on the sample."""
     open_with = _opener(backbone, settings, say)
-    wanted = precisions(engine) if settings.precision == AUTO else (settings.precision,)
+    wanted = engine.precisions if settings.precision == AUTO else (settings.precision,)
     if not len(sample):  # no images to compare: only the requested precision, or float32
         return engine, {"images": 0, "cosine": {}}
     expected, trust = _expected(engine, backbone, sample, open_with)

@@ -1,7 +1,8 @@
 """A cluster, through Ray Data: an engine with its decode workers per actor, one writer on the driver.
 
 Ray Data distributes rows to a pool of actors, waits while the writer is behind, and redistributes the rows of lost
-actors and nodes. Rows return in any order and are written by number; rows that have returned are in the cache.
+actors and nodes, a few times. Rows return in any order and are written by number; rows that have returned are in the
+cache. Those that have not returned in the end are out of reach: the run ends, and the next one tries them again.
 """
 
 from __future__ import annotations
@@ -14,13 +15,15 @@ import queue
 import signal
 import socket
 import threading
-from collections import defaultdict
+import time
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.items import HASH_BYTES, Reader
+from pipeline.core.callbacks import ignore
+from pipeline.core.items import HASH_BYTES, Reader, Status
 from pipeline.decoding.image import GPU
 from pipeline.decoding.worker import Outcome
 from pipeline.embedding.choose import choose_engine, sample_rows
@@ -48,8 +51,24 @@ CHUNK_IMAGES = 256
 CHUNK_BATCHES = 8
 CONNECT_WITHIN_S = 10.0
 CHECK_RETRIES = 3
-"""Retries of the self-check when its node is lost; Ray Data retries chunks of rows without limit."""
+"""Retries of the self-check when its node is lost."""
+CHUNK_RETRIES = 3
+"""Retries of a chunk whose actor or node is lost, in each round; Ray Data alone would repeat it without end."""
+ACTOR_RESTARTS = 5
+"""Of every actor, in a row, without any chunk that began."""
+ROUNDS = 3
+"""How often rows that did not return are given out: in chunks, in batches, and at last one by one if they are few."""
+FEW_ROWS = 256
+ALL_FAILED = 5
+"""Chunks without a single one that succeeded: the fault is not theirs."""
+SEGMENT_ROWS = 1 << 19
+"""Rows given to Ray Data at a time: it holds all of them, with their locators, from the beginning."""
+NO_NODE_SAY_S, NO_NODE_END_S = 60.0, 3600.0
+"""Seconds without a node that lends anything: until a line says so, and until the run ends."""
+DATA_SETTINGS = {"enable_progress_bars": False, "max_errored_blocks": -1, "max_consecutive_actor_init_deaths": 3}
+"""Of Ray Data: no bars, lost chunks do not end the run, and nodes may leave while actors start on them."""
 LAYER = "layer:"
+ERROR = "error"
 QUIET = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # Ray's coming default, which it otherwise warns of
     "RAY_BACKEND_LOG_LEVEL": "fatal",  # errors are raised as exceptions
@@ -77,6 +96,7 @@ class RayExecutor(Executor):
     def __init__(self, address: str | None = None, *, actors: int = 0) -> None:
         self._ray, self._address, self._actors = _import_ray(), address, actors
         self._quiet = contextlib.ExitStack()
+        self._say: Callable[[str], None] = ignore
         self._pump: threading.Thread | None = None
 
     def open(
@@ -100,9 +120,9 @@ class RayExecutor(Executor):
         """
         if decode.jpeg_decoder == GPU:
             raise EngineError("--decode gpu is for this machine's GPU, found it with --ray: leave one of them out")
-        self.decode = decode
+        self.decode, self._say = decode, say
         self._started = _connect(self._ray, self._address)
-        self._quiet.enter_context(_quietly(self._ray.data))
+        self._quiet.enter_context(_configured(self._ray.data))
         try:
             if run.precision == "mixed" and run.device == "auto":
                 run = replace(run, device="cpu")  # which alone has it
@@ -130,30 +150,65 @@ class RayExecutor(Executor):
         Raises
         ------
         EngineError
-            An actor could not start, or the cluster is gone.
+            An actor could not start, nothing can be computed, or the cluster is gone.
         """
+        for start in range(0, len(rows), SEGMENT_ROWS):
+            yield from self._segment(source, rows[start : start + SEGMENT_ROWS], stop, seconds)
+
+    def _segment(
+        self, source: Source, rows: NDArray[np.int64], stop: threading.Event, seconds: defaultdict[str, float]
+    ) -> Iterator[tuple[EmbeddedRows, Embeddings]]:
+        """Yield rows as they return, in several rounds, and those that never did as out of reach."""
+        chunk = self._batch_size * -(-max(CHUNK_IMAGES, CHUNK_BATCHES * self._batch_size) // self._batch_size)
+        reason = "the process or the node that computed it was lost"
+        for number in range(ROUNDS):
+            few = number == ROUNDS - 1 and len(rows) <= FEW_ROWS
+            at_once = chunk if not number else 1 if few else self._batch_size
+            returned, failed = np.zeros(len(rows), np.bool_), 0
+            for result in self._until_stopped(self._submit(source, rows, at_once), stop) if not stop.is_set() else ():
+                if result[ERROR][0]:
+                    reason, failed = str(result[ERROR][0]), failed + 1
+                    if failed >= ALL_FAILED and not returned.any() and not number:
+                        raise EngineError(
+                            f"the first {failed} chunks of images failed ({reason}): check one node alone"
+                        )
+                    continue
+                returned[np.searchsorted(rows, result["row"])] = True
+                yield self._unpack(result, seconds)
+            rows = rows[~returned]
+            if stop.is_set() or not len(rows):
+                return
+            self._say(f"{len(rows)} images did not return from the cluster ({reason})")
+        for start in range(0, len(rows), chunk):
+            lost = rows[start : start + chunk]
+            outcomes = [Outcome(n, Status.OUT_OF_REACH, reason, bytes(HASH_BYTES), 0, 0) for n in range(len(lost))]
+            yield _Result(lost, outcomes), {}
+
+    def _submit(self, source: Source, rows: NDArray[np.int64], at_once: int) -> Any:
+        """Give rows to the actors; return the dataset of their results."""
         data = self._ray.data
         actors = self._actors or self._actor_resources.actors
-        at_once = self._batch_size * -(-max(CHUNK_IMAGES, CHUNK_BATCHES * self._batch_size) // self._batch_size)
-        if stop.is_set() or not len(rows):
-            return
+        self._attempts = self._ray.remote(num_cpus=0)(_Attempts).remote(actors * (1 + ACTOR_RESTARTS))
         chunks = data.from_arrow(_tables(source, rows, at_once))
-        results = chunks.map_batches(
+        return chunks.map_batches(
             _Embedder,
             batch_size=None,
             batch_format="numpy",
             compute=data.ActorPoolStrategy(min_size=1, max_size=actors, initial_size=actors),
-            fn_constructor_args=(self._ray.put(self._setup),),
+            fn_constructor_args=(self._ray.put(self._setup), self._attempts),
             num_cpus=self._actor_resources.cpus,
             num_gpus=self._actor_resources.gpus,
         )
-        for result in self._until_stopped(results, stop):
-            seconds["read"] += float(result["read_s"].sum())
-            seconds["decode"] += float(result["decode_s"].sum())
-            for name in WAITS:
-                seconds[name] += float(result[name].sum()) / actors
-            outputs = {name.removeprefix(LAYER): rows for name, rows in result.items() if name.startswith(LAYER)}
-            yield _Result(result["row"], _outcomes(result)), outputs
+
+    def _unpack(
+        self, result: dict[str, NDArray[Any]], seconds: defaultdict[str, float]
+    ) -> tuple[EmbeddedRows, Embeddings]:
+        seconds["read"] += float(result["read_s"].sum())
+        seconds["decode"] += float(result["decode_s"].sum())
+        for name in WAITS:
+            seconds[name] += float(result[name].sum()) / (self._actors or self._actor_resources.actors)
+        outputs = {name.removeprefix(LAYER): rows for name, rows in result.items() if name.startswith(LAYER)}
+        return _Result(result["row"], _outcomes(result)), outputs
 
     def close(self) -> None:
         """Disconnect; shut the cluster down if it was started here."""
@@ -186,12 +241,15 @@ class RayExecutor(Executor):
 
         self._pump = threading.Thread(target=pump, daemon=True, name="ray-results")
         self._pump.start()
+        nodes = _NodeWatch(self._ray, self._say)
         try:
             while not stop.is_set():
                 try:
                     result = ready.get(timeout=STOP_CHECK_S)
                 except queue.Empty:
+                    nodes.check()
                     continue
+                nodes.seen()
                 if isinstance(result, self._ray.exceptions.RayError):
                     raise _as_ours(result) from None
                 if isinstance(result, BaseException):
@@ -285,15 +343,44 @@ def _choose(sample: Source, backbone: Backbone, decode: DecodePolicy, run: RunSe
         engine.close()
 
 
+class _Attempts:
+    """An actor that counts, where it outlives them, how often actors started and chunks began.
+
+    Parameters
+    ----------
+    most_starts : int
+        How many in a row are too many.
+    """
+
+    def __init__(self, most_starts: int) -> None:
+        self._most_starts, self._starts, self._begun = most_starts, 0, Counter[int]()
+
+    def start(self) -> bool:
+        """Count the start of an actor; return whether it may go on."""
+        self._starts += 1
+        return self._starts <= self._most_starts
+
+    def begin(self, row: int) -> int:
+        """Count the chunk that begins with a row; return how often it has begun."""
+        self._starts = 0
+        self._begun[row] += 1
+        return self._begun[row]
+
+
 class _Embedder:
     """An actor: an engine and its decode workers, which serve successive chunks."""
 
-    def __init__(self, setup: Any) -> None:
+    def __init__(self, setup: Any, attempts: Any) -> None:
         import ray
 
+        self._get, self._attempts = ray.get, attempts
+        if not ray.get(attempts.start.remote()):
+            raise EngineError(
+                "the processes of the cluster end while they start: check their memory, or one node alone"
+            )
         given: _Setup = ray.get(setup) if isinstance(setup, ray.ObjectRef) else setup
         _take_processors(given.cpus)
-        run = given.run
+        run, self._layers = given.run, given.backbone.layers
         self._engine = open_engine(
             given.backbone,
             engine=run.engine,
@@ -304,6 +391,28 @@ class _Embedder:
         self._pool = pool_for(self._engine, given.reader, given.backbone, given.decode, run)
 
     def __call__(self, chunk: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        try:
+            begun = self._get(self._attempts.begin.remote(int(chunk["row"][0])))
+            if begun > 1 + CHUNK_RETRIES:
+                return self._without(chunk["row"], f"the process that computed it was lost {begun - 1} times")
+            return self._embed(chunk)
+        except Exception as error:  # of any kind: the chunk is given out again, and other chunks go on
+            return self._without(chunk["row"], first_line(error))
+
+    def _without(self, rows: NDArray[np.int64], reason: str) -> dict[str, NDArray[Any]]:
+        """Return the result of a chunk that failed, with the columns of one that did not."""
+        count = len(rows)
+        return {
+            "row": rows,
+            ERROR: np.full(count, reason or "unknown"),
+            "status": np.zeros(count, np.uint8),
+            "reason": np.zeros(count, np.str_),
+            "content_hash": np.zeros((count, HASH_BYTES), np.uint8),
+            **{name: np.zeros(count) for name in ("read_s", "decode_s", *WAITS)},
+            **{LAYER + layer.name: np.zeros((count, layer.width), np.float32) for layer in self._layers},
+        }
+
+    def _embed(self, chunk: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         rows = chunk["row"]
         locators = dict(zip(rows.tolist(), map(pickle.loads, chunk["locator"]), strict=True))
         seconds: defaultdict[str, float] = defaultdict(float)
@@ -316,6 +425,7 @@ class _Embedder:
         hashes = b"".join(outcome.content_hash for outcome in outcomes)
         return {
             "row": rows,
+            ERROR: np.zeros(len(rows), np.str_),
             "status": np.array([outcome.status for outcome in outcomes], dtype=np.uint8),
             "reason": np.array([outcome.reason for outcome in outcomes], dtype=np.str_),
             "content_hash": np.frombuffer(hashes, np.uint8).reshape(-1, HASH_BYTES),
@@ -397,6 +507,41 @@ def _check_address(address: str) -> None:
         ) from None
 
 
+class _NodeWatch:
+    """Looks for nodes while nothing returns: they may leave and come back, but not be waited for without end."""
+
+    def __init__(self, ray: Any, say: Callable[[str], None]) -> None:
+        self._ray, self._say, self._said = ray, say, False
+        self.seen()
+
+    def seen(self) -> None:
+        """Note that a node is there."""
+        self._since = self._asked = time.monotonic()
+
+    def check(self) -> None:
+        """Look, now and then, whether a node lends anything.
+
+        Raises
+        ------
+        EngineError
+            None did for `NO_NODE_END_S`.
+        """
+        now = time.monotonic()
+        if now - self._asked < NO_NODE_SAY_S / 4:
+            return
+        self._asked = now
+        if any(node["Alive"] and node["Resources"].get("CPU", 0) for node in self._ray.nodes()):
+            self.seen()
+        elif now - self._since > NO_NODE_END_S:
+            raise EngineError(
+                f"no node of the cluster has lent a processor for {NO_NODE_END_S / 60:.0f} minutes: finished rows are "
+                "kept; start nodes, then run the same command again"
+            )
+        elif now - self._since > NO_NODE_SAY_S and not self._said:
+            self._said = True
+            self._say("no node of the cluster lends a processor now: waiting for one")
+
+
 def _actor_resources(ray: Any, device: str) -> ActorResources:
     """Return the resources of an actor on this cluster, and how many fit.
 
@@ -448,14 +593,16 @@ def _as_ours(error: Exception) -> PipelineError:
 
 
 @contextlib.contextmanager
-def _quietly(data: Any) -> Iterator[None]:
-    """Silence Ray Data's own messages and bars; the command line prints those of this project."""
+def _configured(data: Any) -> Iterator[None]:
+    """Silence Ray Data's messages and bars, in favour of those of this project; let it go on without a lost chunk."""
     context, logger = data.DataContext.get_current(), logging.getLogger("ray.data")
-    level, bars = logger.level, context.enable_progress_bars
-    context.enable_progress_bars = False
+    level, before = logger.level, {name: getattr(context, name) for name in DATA_SETTINGS}
+    for name, value in DATA_SETTINGS.items():
+        setattr(context, name, value)
     logger.setLevel(logging.CRITICAL)
     try:
         yield
     finally:
-        context.enable_progress_bars = bars
+        for name, value in before.items():
+            setattr(context, name, value)
         logger.setLevel(level)

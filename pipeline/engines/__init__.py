@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from pipeline.backbones.base import Backbone
 
-__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "first_precision", "idle_gpus", "open_engine", "precisions"]
+__all__ = ["ENGINES", "PRECISIONS", "Embeddings", "Engine", "first_precision", "idle_gpus", "open_engine"]
 
 ENGINES = ("auto", "openvino", "torch")
 
@@ -90,18 +90,6 @@ def first_precision(engine: str, device: str) -> str:
     if engine == "openvino" or is_cpu(device):
         return "float32"
     return device_precisions(pick_devices(device)[0])[0]
-
-
-def precisions(engine: Engine) -> tuple[str, ...]:
-    """Return the precisions worth trying on an engine's device, fastest first."""
-    if engine.name == "openvino":
-        from pipeline.engines.openvino import supported_precisions  # as in open_engine
-
-        return tuple(reversed(supported_precisions()))
-    from pipeline.engines.torch import TorchEngine  # as in open_engine
-
-    each = [replica.precisions for replica in engine.replicas if isinstance(replica, TorchEngine)]
-    return tuple(name for name in each[0] if all(name in fast for fast in each))  # GPUs may differ
 
 
 def idle_gpus(engine: Engine) -> int:

@@ -31,6 +31,8 @@ class Engine(ABC):
     precision : str
         One of `PRECISIONS`: the type of the layers' arithmetic; ``mixed``: bfloat16, and float32 where bfloat16 is too
         coarse.
+    precisions : tuple of str
+        Those in which the device is fast, fastest first.
     batch_size : int
         B; fixed, so that a row does not depend on the number of images beside it.
     in_flight : int
@@ -42,6 +44,7 @@ class Engine(ABC):
     name: str
     device: str
     precision: str
+    precisions: tuple[str, ...]
     batch_size: int
     in_flight: int = 2
     probes: Probes = None

@@ -30,6 +30,10 @@ class MultiEngine(Engine):
     def __init__(self, replicas: Sequence[Engine]) -> None:
         first = replicas[0]
         self.name, self.precision, self.batch_size = first.name, first.precision, first.batch_size
+        # GPUs may differ.
+        self.precisions = tuple(
+            name for name in first.precisions if all(name in replica.precisions for replica in replicas)
+        )
         self.device = ", ".join(replica.device for replica in replicas)
         self.in_flight = sum(replica.in_flight for replica in replicas)
         self._replicas = tuple(replicas)

@@ -67,6 +67,7 @@ class OpenVinoEngine(Engine):
                 f"{precision}: choose one of these, or --engine torch"
             )
         self.precision = precision
+        self.precisions = tuple(reversed(supported_precisions()))
         self.batch_size = batch_size
         self._names = tuple(layer.name for layer in backbone.layers)
         core = ov.Core()

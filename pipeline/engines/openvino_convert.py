@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from pipeline.engines.openvino_mixed import keep_float32, prepare
+from pipeline.engines.openvino_onnx import read_onnx
 from pipeline.engines.openvino_quiet import ov
 from pipeline.engines.selfcheck import reference
 
@@ -52,8 +53,6 @@ def save_reference(backbone: Backbone, file: Path) -> None:
 
 def _convert(backbone: Backbone) -> ov.Model:
     if backbone.network.onnx is not None:
-        from pipeline.engines.openvino_onnx import read_onnx  # for few
-
         return read_onnx(backbone.network.onnx, backbone)
     example = torch.zeros(TRACE_BATCH, *backbone.preprocess.shape, dtype=torch.uint8)
     network = copy.deepcopy(backbone.network)

@@ -69,11 +69,6 @@ class TorchEngine(Engine):
         Of the layers; the normalisation before and the embeddings after are float32.
     batch_size : int
 
-    Attributes
-    ----------
-    precisions : tuple of str
-        Those in which the device is fast, fastest first.
-
     Raises
     ------
     EngineError

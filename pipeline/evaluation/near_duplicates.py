@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.core.items import not_finite_error
+from pipeline.core.vectors import unit_rows
 from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
@@ -202,8 +203,8 @@ def _near_blocks(
             if not len(at):
                 continue
             if left is None:
-                left = _unit_rows(embeddings, index[start : start + _BLOCK_ROWS])
-            right = left if start == other else _unit_rows(embeddings, index[other : other + _BLOCK_ROWS])
+                left = _directions(embeddings, index[start : start + _BLOCK_ROWS])
+            right = left if start == other else _directions(embeddings, index[other : other + _BLOCK_ROWS])
             i, j = np.divmod(at, candidate.shape[1])
             if len(at) > _DENSE_SHARE * candidate.size:
                 cosine = (left @ right.T)[i, j]
@@ -219,24 +220,23 @@ def _near_blocks(
                 yield index[start + i[near]], index[other + j[near]], np.minimum(cosine[near], np.float32(1))
 
 
-def _unit_rows(embeddings: NDArray[np.floating], index: Ints) -> Floats:
+def _directions(embeddings: NDArray[np.floating], index: Ints) -> Floats:
     block = np.asarray(embeddings[index], dtype=np.float32)
     finite = np.isfinite(block).all(axis=1)
     if not finite.all():
         raise not_finite_error(PipelineError, index[~finite][0])
-    norm = np.linalg.norm(block, axis=1, keepdims=True)
-    return np.asarray(block / np.where(norm > 0, norm, 1.0))
+    return unit_rows(block)
 
 
 def _bounding_rows(embeddings: NDArray[np.floating], index: Ints) -> Floats:
     """Return rows (N, d + 1) whose products are at least the cosines of the rows they stand for."""
-    sample = _unit_rows(embeddings, index[:: max(len(index) // _SAMPLE_ROWS, 1)][:_SAMPLE_ROWS])
+    sample = _directions(embeddings, index[:: max(len(index) // _SAMPLE_ROWS, 1)][:_SAMPLE_ROWS])
     _, vectors = np.linalg.eigh((sample.T @ sample).astype(np.float64))
     basis = np.ascontiguousarray(vectors[:, ::-1][:, :_REDUCED], dtype=np.float32)
     out = np.empty((len(index), basis.shape[1] + 1), dtype=np.float32)
     for start in range(0, len(index), _BLOCK_ROWS):
         rows = slice(start, start + _BLOCK_ROWS)
-        unit = _unit_rows(embeddings, index[rows])
+        unit = _directions(embeddings, index[rows])
         kept = unit @ basis
         out[rows, :-1] = kept
         rest = (unit.astype(np.float64) ** 2).sum(axis=1) - (kept.astype(np.float64) ** 2).sum(axis=1)

@@ -176,22 +176,40 @@ def stratified_order(y: NDArray[np.integer], seed: int) -> Ints:
     return np.lexsort((rng.random(len(y)), place))
 
 
+ALONE = "\0"
+"""What the name of a group begins with that is a row without a group; no name from a table holds a zero byte."""
+_SHOWN_ALONE = "\N{SYMBOL FOR NULL}"
+
+
 def groups_of_column(column: ArrayLike) -> NDArray[np.str_]:
-    """Return groups in which every row without one is a group of its own.
+    """Return groups in which every row without one (empty text) is a group of its own.
 
     Examples
     --------
     >>> groups = groups_of_column(["a", "", "a", ""])
-    >>> len(set(groups.tolist())), groups[0] == groups[2]
+    >>> len(set(groups.tolist())), bool(groups[0] == groups[2])
     (3, True)
+    >>> len(set(groups_of_column(["1", ""]).tolist()))
+    2
     """
     groups = np.asarray(column).astype(np.str_)
     alone = np.flatnonzero(groups == "")
     if not len(alone):
         return groups
     filled = groups.astype(f"<U{max(groups.dtype.itemsize // 4, 24)}")
-    filled[alone] = np.char.add("\0", alone.astype(np.str_))  # no name from a table holds a zero
+    filled[alone] = [f"{ALONE}{row}" for row in alone.tolist()]  # numpy's own addition would lose the zero
     return filled
+
+
+def shown_group(name: object) -> str:
+    """Return the name of a group as tables show it: without a zero byte, at which some readers stop.
+
+    Examples
+    --------
+    >>> shown_group("a"), [shown_group(name) for name in groups_of_column(["b", ""])]
+    ('a', ['b', '␀1'])
+    """
+    return str(name).replace(ALONE, _SHOWN_ALONE)
 
 
 _MOST_PARTS = 20

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 TaskName = Literal["classification", "regression", "multilabel"]
 
+_LEAST = float(np.finfo(np.float32).eps)
+"""The least probability that counts, as in the log loss."""
 _STRATA = 10
 """Parts of the range of numbers that a hold-out keeps in their shares."""
 
@@ -70,6 +72,18 @@ class Task(ABC):
     @abstractmethod
     def losses(self, y: NDArray[Any], predictions: Floats) -> Floats:
         """Return each row's loss (N,), by which settings of one data set are compared."""
+
+    @abstractmethod
+    def costs(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return each row's cost (N,), by which runs are compared: 1 minus how right it is, or its absolute error."""
+
+    def evidence(self, predictions: Floats) -> Floats:
+        """Return what is averaged over the rows of a group (N, K): the numbers, or logarithms of probabilities."""
+        return predictions
+
+    def of_evidence(self, evidence: Floats, temperature: float) -> Floats:
+        """Return the predictions of pooled evidence (N, K)."""
+        return evidence
 
     @abstractmethod
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
@@ -130,6 +144,18 @@ class Classification(Task):
         """Return −log of the probability of each row's class."""
         return classification.row_losses(y, predictions)
 
+    def costs(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return 1 where the most probable class is wrong, a share where classes tie."""
+        return 1.0 - hits(predictions, y)
+
+    def evidence(self, predictions: Floats) -> Floats:
+        """Return log-probabilities; no row excludes a class for its group."""
+        return np.asarray(np.log(np.clip(predictions, _LEAST, 1.0)))
+
+    def of_evidence(self, evidence: Floats, temperature: float) -> Floats:
+        """Return the softmax."""
+        return calibration.softmax(evidence / temperature)
+
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return the name of the most probable class."""
         return np.asarray(np.asarray(names)[predictions.argmax(axis=1)])
@@ -180,6 +206,19 @@ class Multilabel(Task):
         right = np.where(y, predictions, 1.0 - predictions)
         return np.asarray(-np.log(np.maximum(right, np.finfo(np.float64).tiny)).mean(axis=1))
 
+    def costs(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return 1 where the set of labels is not wholly right."""
+        return ((predictions >= multilabel.THRESHOLD) != y).any(axis=1).astype(np.float64)
+
+    def evidence(self, predictions: Floats) -> Floats:
+        """Return log-odds; no row settles a label for its group."""
+        clipped = np.clip(predictions, _LEAST, 1.0 - _LEAST)
+        return np.asarray(np.log(clipped) - np.log1p(-clipped))
+
+    def of_evidence(self, evidence: Floats, temperature: float) -> Floats:
+        """Return the sigmoid."""
+        return np.asarray(1.0 / (1.0 + np.exp(-evidence / temperature)))
+
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return which labels are predicted."""
         return np.asarray(predictions >= multilabel.THRESHOLD)
@@ -225,6 +264,10 @@ class Regression(Task):
     def losses(self, y: NDArray[Any], predictions: Floats) -> Floats:
         """Return the squared errors."""
         return np.asarray((predictions[:, 0] - y) ** 2)
+
+    def costs(self, y: NDArray[Any], predictions: Floats) -> Floats:
+        """Return the absolute errors."""
+        return np.asarray(np.abs(predictions[:, 0] - y))
 
     def decide(self, predictions: Floats, names: tuple[str, ...]) -> NDArray[Any]:
         """Return the numbers."""

@@ -166,7 +166,7 @@ def _measured(
     task, train = TASKS[rows.task], rows.of("train")
     y = rows.y[train]
     if fitted.oof_scores is None:
-        fitted = replace(fitted, oof_scores=_held_out_scores(embeddings, rows, settings, fitted))
+        fitted = replace(fitted, oof_scores=held_out_scores(embeddings, rows, settings, fitted))
     assert fitted.oof_scores is not None
     known = np.isfinite(fitted.oof_scores).all(axis=1)
     model = replace(fitted.model, temperature=fitted_temperature(rows.task, fitted, y))
@@ -178,12 +178,18 @@ def _measured(
     return _Candidate(names, embeddings.shape[1], losses, right if rows.task == "classification" else None)
 
 
-def _held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead) -> Floats:
-    """Return scores of training rows by the head fitted again on the other folds, at the settings it has chosen."""
+def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead) -> Floats:
+    """Return scores of training rows by the head fitted again on the other folds, at the settings it has chosen.
+
+    Raises
+    ------
+    HeadError
+        The head cannot be fitted again.
+    """
     if fitted.refit is None:
         raise HeadError(
-            "this head gives no scores of rows that it has not seen, which --layers compares: take another head, or "
-            "one --layer"
+            "this head gives no scores of rows that it has not seen, which --layers and --pooling compare: take "
+            "another head, one --layer, and --pooling mean"
         )
     train = rows.of("train")
     X, y = read_rows(embeddings, rows.index[train]), rows.y[train]

@@ -15,6 +15,7 @@ from pipeline.errors import HeadError
 from pipeline.evaluation import splits
 from pipeline.evaluation.near_duplicates import duplicate_groups, groups_of
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.groups import check_groups, read_groups
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +52,10 @@ class Rows:
         What kind of target.
     target : str
         Its name.
+    per : ndarray of shape (N,), str, or None
+        What gets one answer; each lies in one group.
+    per_name : str
+        Its column.
     """
 
     index: Ints
@@ -61,6 +66,8 @@ class Rows:
     split_kind: str
     task: TaskName = "classification"
     target: str = "label"
+    per: NDArray[np.str_] | None = None
+    per_name: str = ""
 
     def of(self, split: str) -> Ints:
         """Return positions (not cache rows) of one split."""
@@ -79,6 +86,7 @@ class Rows:
             y=self.y[mask],
             groups=None if self.groups is None else self.groups[mask],
             split=self.split[mask],
+            per=None if self.per is None else self.per[mask],
         )
 
 
@@ -111,18 +119,18 @@ def select_rows(
     embeddings : ndarray of shape (rows of the cache, D)
         The layer, in which near duplicates are looked for.
     settings : FitSettings
-        ``group_duplicates``, ``test_share`` and ``seed`` count.
+        ``groups``, ``per``, ``group_duplicates``, ``test_share`` and ``seed`` count.
     note : callable
         Called with a line about what is left out.
 
     Raises
     ------
     HeadError
-        No target, one class only, or an unusable split column.
+        No target, one class only, an unusable split column, or groups that contradict labels or splits.
     """
     index = _usable_rows(cache, target, note)
     columns = cache.columns
-    groups = splits.groups_of_column(np.asarray(columns["group"])[index]) if "group" in columns else None
+    groups, per = read_groups(cache, index, settings, note)
     split, kind = np.full(len(index), "", dtype="<U5"), "hold-out"
     if "split" in columns:
         split, kind = splits.named_split(np.asarray(columns["split"])[index]), "column"
@@ -134,8 +142,14 @@ def select_rows(
             used, kind = split == "train", "hold-out"
         elif not used.all():
             note(f"left out: {int((~used).sum())} rows whose split is empty")
-        index, split, groups = index[used], split[used], None if groups is None else groups[used]
-    rows = Rows(index, target.y[index], target.names, groups, split, kind, target.task, target.name)
+        index, split = index[used], split[used]
+        groups, per = (None if each is None else each[used] for each in (groups, per))
+    rows = Rows(
+        *(index, target.y[index], target.names, groups, split, kind, target.task, target.name),
+        per=per,
+        per_name=settings.per or "",
+    )
+    check_groups(rows)
     if rows.task == "classification":
         rows = _with_classes(rows, np.unique(rows.y))
     if groups is not None and kind == "column":

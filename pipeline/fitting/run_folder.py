@@ -20,6 +20,7 @@ from pipeline.core.outputs import check_folder
 from pipeline.core.system import DISTRIBUTION, versions_of
 from pipeline.errors import HeadError, first_line
 from pipeline.evaluation import classification
+from pipeline.evaluation.splits import shown_group
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.confusion_png import save_confusion
 from pipeline.heads.saved import ESTIMATOR_FILE, HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHead, save_head
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 
 METRICS_FILE = "metrics.json"
 PREDICTIONS_FILE = "predictions.csv"
+GROUPS_FILE = "predictions-per-group.csv"
 CONFUSION_FILE = "confusion.png"
 REPORT_FILE = "report.html"
 RUN_FORMAT = "embedding-pipeline run"
@@ -140,13 +142,14 @@ def write_predictions(path: Path, predictions: dict[str, NDArray[np.float64]], r
     task = TASKS[rows.task]
     with path.open("w", encoding="utf-8", errors=SHOWN, newline="") as file:
         writer = csv_writer(file)
-        group = [] if rows.groups is None else ["group"]
-        writer.writerow(["key", "split", "label", *task.header(rows.class_names), *group])
+        further = {"group": rows.groups, "per": rows.per}
+        named = {name: groups for name, groups in further.items() if groups is not None}
+        writer.writerow(["key", "split", "label", *task.header(rows.class_names), *named])
         for split, of_split in predictions.items():
             at = rows.of(split)
             for key, row, predicted in zip(cache.keys_of(rows.index[at]), at, of_split, strict=True):
                 cells = [task.label(rows.y[row], rows.class_names), *task.cells(predicted, rows.class_names)]
-                writer.writerow([key, split, *cells, *([] if rows.groups is None else [rows.groups[row]])])
+                writer.writerow([key, split, *cells, *(shown_group(groups[row]) for groups in named.values())])
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,6 +42,12 @@ class FitSettings:
         Whether weights are penalised in units of the features' standard deviations.
     class_weight : "balanced" or None
         Whether rare classes weigh more.
+    groups : str or None
+        The column whose rows stay on one side of every split; None for ``"group"``, where there is one, or ``per``.
+    per : str or None
+        A column whose rows get one answer together.
+    pooling : {"auto", "mean", "max", "embeddings"}
+        How; "auto" lets the folds choose. See `pipeline.evaluation.pooling.Pooling`.
     group_duplicates : float or None
         Cosine from which two rows are the same picture, which must not lie on both sides; None to leave them alone.
     test_share : float
@@ -86,6 +92,9 @@ class FitSettings:
     scoring: Literal["accuracy", "log_loss"] = "accuracy"
     scaling: Literal["none", "standard"] = "none"
     class_weight: Literal["balanced"] | None = None
+    groups: str | None = None
+    per: str | None = None
+    pooling: Literal["auto", "mean", "max", "embeddings"] = "auto"
     group_duplicates: float | None = None
     test_share: float = 0.2
     seed: int = 0

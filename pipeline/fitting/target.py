@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.columns import as_names
 from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
 from pipeline.errors import HeadError, near_names
 
@@ -76,7 +77,7 @@ def read_target(cache: Cache, settings: FitSettings, note: Callable[[str], None]
     name = settings.target or LABELS
     if name in cache.columns:
         values = np.asarray(cache.columns[name])
-        texts, codes = np.unique(_as_texts(values), return_inverse=True)
+        texts, codes = np.unique(as_names(values), return_inverse=True)
         codes = codes.ravel().astype(np.int64)
     elif name == LABELS:
         values = None
@@ -95,17 +96,6 @@ def read_target(cache: Cache, settings: FitSettings, note: Callable[[str], None]
     return Target("classification", name, np.where(known, codes, -1), known, tuple(texts.tolist()))
 
 
-def _as_texts(values: NDArray[Any]) -> NDArray[np.str_]:
-    """Return class names; whole numbers are written as such, also where an empty cell made floats of them."""
-    if values.dtype.kind == "f":
-        finite = values[np.isfinite(values)]
-        if len(finite) and (finite == np.round(finite)).all() and np.abs(finite).max() < 2**53:
-            texts = np.full(len(values), "nan", dtype="<U20")
-            texts[np.isfinite(values)] = finite.astype(np.int64).astype(str)
-            return texts
-    return np.asarray(values.astype(str))
-
-
 def _empty(
     name: str,
     values: NDArray[Any] | None,
@@ -115,7 +105,7 @@ def _empty(
 ) -> NDArray[np.bool_]:
     """Return which texts are no value: empty cells, and words for "missing" in a column that else holds numbers."""
     if values is not None and values.dtype.kind == "f":
-        return np.isin(texts, ("nan", ""))
+        return np.asarray(texts == "")
     empty = np.asarray(texts == "")
     missing = np.asarray([text.strip().lower() in _MISSING for text in texts.tolist()], dtype=np.bool_)
     others = texts[~missing].tolist()

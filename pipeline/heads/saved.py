@@ -1,24 +1,26 @@
 """How a head is saved and loaded: one safetensors file, arrays and JSON, nothing that could run code.
 
-The loader does not trust the file: it bounds and parses the header itself before the safetensors library sees the file,
-refuses keys that occur twice, and checks names, types, shapes and finite values against the kind of head.
+The loader does not trust the file: `pipeline.heads.strict_arrays` reads it, and names, types, shapes and finite values
+are checked against the kind of head.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.errors import HeadError
+from pipeline.evaluation.pooling import POOLINGS, Pooling
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.blocks import joined_layers
 from pipeline.heads.model import ARRAYS, HeadModel, arrays_of, expected_shapes
 from pipeline.heads.neighbours import METRICS, WEIGHTS
 from pipeline.heads.sklearn import METHODS, EstimatorModel
+from pipeline.heads.strict_arrays import read_arrays
 
 if TYPE_CHECKING:
     import os
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 HEAD_FILE = "head.safetensors"
+GROUP_HEAD_FILE = "head-per-group.safetensors"
+"""The head on mean embeddings of groups, beside the other, where groups are answered for in this way."""
 ESTIMATOR_FILE = "head.joblib"
 RUN_FILE = "run.json"
 FORMAT = "embedding-pipeline head"
@@ -36,9 +40,6 @@ SEVERAL_LAYERS_VERSION = 2
 """Of a head on several layers: earlier versions of this program, which know one layer, refuse it."""
 SEPARATOR = " + "
 """What stands between the layers of a head where they are shown as one text."""
-
-_LARGEST_HEADER = 64 << 20
-_DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F64": np.dtype("<f8"), "I64": np.dtype("<i8")}
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class LoadedHead:
         ``"classification"``, ``"multilabel"`` or ``"regression"``.
     layers : tuple of str
         The layers whose embeddings, side by side, are its features; ``(layer,)`` where there is one.
+    pooling : Pooling or None
+        How it answers for groups of rows; None where that was not chosen.
     """
 
     model: HeadModel
@@ -73,6 +76,7 @@ class LoadedHead:
     head: str
     task: str = "classification"
     layers: tuple[str, ...] = ()
+    pooling: Pooling | None = None
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -175,6 +179,8 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
     }
     if len(head.layers) > 1:
         facts["layers"] = list(head.layers)
+    if head.pooling is not None:
+        facts["pooling"] = asdict(head.pooling)
     names = arrays_of(head.model.kind, head.model.link)
     arrays = {name: np.ascontiguousarray(head.model.arrays[name]) for name in names}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
@@ -220,9 +226,8 @@ def load_head(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedHea
         raise HeadError(f"expected a head at {file}, found nothing: fit one with pipeline fit-head")
     try:
         data = file.read_bytes()
-        header = _read_header(data)
-        facts = _strict_json(header["__metadata__"]["head"])
-        return _build(facts, _read_arrays(data, header))
+        facts, arrays = read_arrays(data, "head")
+        return _build(facts, arrays)
     except HeadError as error:
         raise HeadError(f"cannot load {file}: {error}") from None
     except (OSError, KeyError, TypeError, ValueError, RecursionError, AttributeError) as error:
@@ -237,41 +242,6 @@ def _runs_inside(folder: Path) -> list[Path]:
     return sorted(file.parent for file in folder.glob(f"*/{HEAD_FILE}")) + sorted(
         file.parent for file in folder.glob(f"*/{ESTIMATOR_FILE}")
     )
-
-
-def _read_header(data: bytes) -> dict[str, Any]:
-    """Parse the safetensors header, bounded, with no key twice."""
-    size = int.from_bytes(data[:8], "little")
-    if len(data) < 8 or size > min(_LARGEST_HEADER, len(data) - 8):
-        raise HeadError("not a safetensors file (its header would be larger than the file): fit the head again")
-    header = _strict_json(data[8 : 8 + size].decode("utf-8"))
-    if not isinstance(header, dict):
-        raise HeadError("not a safetensors file (no header): fit the head again")
-    return header
-
-
-def _read_arrays(data: bytes, header: dict[str, Any]) -> dict[str, NDArray[Any]]:
-    """Return the arrays, which must lie one after the other and fill the file exactly."""
-    start = 8 + int.from_bytes(data[:8], "little")
-    body = memoryview(data)[start:]
-    entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-    at = 0
-    arrays = {}
-    for name, entry in sorted(entries.items(), key=lambda item: item[1]["data_offsets"][0]):
-        dtype, (begin, end) = _DTYPES.get(entry["dtype"]), entry["data_offsets"]
-        shape = tuple(entry["shape"])
-        if dtype is None or any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
-            raise HeadError(f"array {name!r} has type {entry['dtype']!r} or a shape that no head has")
-        count = 1
-        for n in shape:
-            count *= n
-        if begin != at or end - begin != count * dtype.itemsize or end > len(body):
-            raise HeadError(f"array {name!r} does not lie where its shape says: the file is damaged")
-        arrays[name] = np.frombuffer(body[begin:end], dtype=dtype).reshape(shape)
-        at = end
-    if at != len(body):
-        raise HeadError(f"{len(body) - at} bytes follow the last array: the file is damaged")
-    return arrays
 
 
 def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead:
@@ -326,7 +296,15 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     if kind == "knn":
         _check_neighbours(arrays, len(names))
     return LoadedHead(
-        replace(model), tuple(names), facts["layer"], spec, facts["fingerprint"], facts["head"], facts["task"], layers
+        replace(model),
+        tuple(names),
+        facts["layer"],
+        spec,
+        facts["fingerprint"],
+        facts["head"],
+        facts["task"],
+        layers,
+        _pooling(facts),
     )
 
 
@@ -338,6 +316,38 @@ def _layers(facts: dict[str, Any]) -> tuple[str, ...]:
     if len(set(layers)) < len(layers) or SEPARATOR.join(layers) != facts["layer"]:
         raise HeadError(f"expected the layers of {facts['layer']!r}, each once, found {layers!r}")
     return tuple(layers)
+
+
+def _pooling(facts: dict[str, Any]) -> Pooling | None:
+    """Return how a head answers for groups."""
+    found = facts.get("pooling")
+    if found is None:
+        return None
+    if not isinstance(found, dict) or found.keys() != {"per", "how", "temperature"}:
+        raise HeadError(f"expected pooling as column, way and temperature, found {found!r}")
+    per, how, temperature = found["per"], found["how"], found["temperature"]
+    if not isinstance(per, str) or how not in POOLINGS:
+        raise HeadError(f"expected a pooling of {', '.join(POOLINGS)} over a column, found {found!r}")
+    if not isinstance(temperature, (int, float)) or isinstance(temperature, bool) or not 0 < temperature < 1e9:
+        raise HeadError(f"expected a positive temperature of groups, found {temperature!r}")
+    return Pooling(per, how, float(temperature))
+
+
+def load_group_head(path: str | os.PathLike[str]) -> LoadedHead:
+    """Load the head on mean embeddings of groups of a run that answers for groups in this way.
+
+    Parameters
+    ----------
+    path : str or Path
+        The run folder, or its ``head.safetensors``.
+
+    Raises
+    ------
+    HeadError
+        As for `load_head`.
+    """
+    folder = Path(path)
+    return load_head((folder if folder.is_dir() else folder.parent) / GROUP_HEAD_FILE)
 
 
 def _check_neighbours(arrays: dict[str, NDArray[Any]], n_classes: int) -> None:
@@ -358,23 +368,6 @@ def _check_neighbours(arrays: dict[str, NDArray[Any]], n_classes: int) -> None:
             raise HeadError(f"expected {name} as real numbers, found {arrays[name].dtype}")
     if not (arrays["scale"] > 0).all() or not arrays["smoothing"][0] > 0:
         raise HeadError("expected scale and smoothing above 0")
-
-
-def _strict_json(text: str) -> Any:
-    """Parse JSON, refusing what the standard leaves open: a key twice, NaN, infinity."""
-
-    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
-        out = dict(items)
-        if len(out) != len(items):
-            names = [name for name, _ in items]
-            twice = next(name for name in names if names.count(name) > 1)
-            raise HeadError(f"the key {twice!r} occurs twice: the file is damaged or was tampered with")
-        return out
-
-    def constant(name: str) -> Any:
-        raise HeadError(f"{name} is no number of JSON")
-
-    return json.loads(text, object_pairs_hook=pairs, parse_constant=constant)
 
 
 def _method_of_old(estimator: Any) -> str:
@@ -412,6 +405,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             facts["head"],
             facts["task"],
             _layers(facts),
+            _pooling(facts),
         )
     except (OSError, KeyError, ValueError, TypeError, EOFError, ImportError, AttributeError) as error:
         raise HeadError(f"cannot load {folder / ESTIMATOR_FILE} ({error!r}): fit the head again") from None

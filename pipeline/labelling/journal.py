@@ -12,6 +12,7 @@ import os
 import zlib
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cache.lease import confirm_leases
 from pipeline.errors import PipelineError, first_line
 
 if TYPE_CHECKING:
@@ -83,7 +84,10 @@ class Journal:
         LabelError
             They cannot be written: none of them counts. After a failed sync nothing is written any more, since it is
             unknown what is on the disk.
+        CacheError
+            Another process has taken over the right to write.
         """
+        confirm_leases(at_once=False)
         if self._broken:
             raise LabelError(f"{self.path} could not be synced to its disk: start pipeline label again")
         data = b"".join(map(_line, entries))

@@ -13,6 +13,8 @@ from pipeline.core.names import SHOWN
 from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
 from pipeline.labelling.journal import LabelError
 from pipeline.labelling.state import NUMBERS, SETS
+from pipeline.sources.columns import label_texts
+from pipeline.sources.table import read_table
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Mapping
@@ -87,9 +89,6 @@ def read_labels(path: str, task: str) -> dict[str, Value]:
     LabelError
         It lacks a column, holds a key twice, or a label that is none of this task.
     """
-    from pipeline.sources.columns import label_texts  # both load pandas: only where a table is read
-    from pipeline.sources.table import read_table
-
     frame, _ = read_table(path)
     missing = [name for name in ("key", "label") if name not in frame.columns]
     if missing:

@@ -13,6 +13,7 @@ from pipeline.report.classification import classes_content
 from pipeline.report.multilabel import labels_content
 from pipeline.report.regression import numbers_content
 from pipeline.report.rendering import script_json, templates, unread_note
+from pipeline.report.trust import add_trust
 
 if TYPE_CHECKING:
     import os
@@ -54,6 +55,8 @@ def write_report(
     split = results["held_out"]
     measured = results["metrics"][split]["rows"]
     content = content or _CONTENT[rows.task](cache, rows, results, run)
+    if "trust" in results:
+        add_trust(content, results["trust"], split)
     what = f"{run['target']}: " if run["settings"].get("target") else ""
     write_page(
         path,

@@ -24,6 +24,7 @@ from pipeline.embedding.ray import RayExecutor
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import OptionError
 from pipeline.fitting.settings import FitSettings
+from pipeline.heads.trust import TrustOptions
 from pipeline.stages import extract as extraction
 from pipeline.stages import predict as prediction
 from pipeline.stages.keywords import takes_options
@@ -252,6 +253,9 @@ def predict(
             settings,
             weights=options["weights"],
             trust=options["trust"],
+            per=options["per"],
+            doubt=_trust_options(options),
+            explain=options["explain"],
             stop=hooks.stop,
             say=hooks.say,
             progress=hooks.progress,
@@ -388,6 +392,9 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         "folds",
         "scoring",
         "scaling",
+        "groups",
+        "per",
+        "pooling",
         "group_duplicates",
         "test_share",
     )
@@ -401,6 +408,11 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         params=dict(options["set"]),
         **{name: options[name] for name in (*same, *texts, "seed", "device", "report")},
     )
+
+
+def _trust_options(options: Mapping[str, Any]) -> TrustOptions:
+    same = ("abstain_novelty", "abstain_confidence", "coverage")
+    return TrustOptions(by_class=options["coverage_by_class"], **{name: options[name] for name in same})
 
 
 def _train_settings(options: Mapping[str, Any], others: tuple[str, ...]) -> TrainSettings:

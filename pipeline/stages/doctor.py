@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.backbones import load_backbone
 from pipeline.cache import write_lock
+from pipeline.cache.lease import Lease
 from pipeline.core.devices import device_precisions, has_cuda, may_have_gpu, pick_devices
 from pipeline.core.system import DISTRIBUTION, cache_folder, processor_count, versions_of
 from pipeline.engines import open_engine, selfcheck
@@ -283,11 +284,11 @@ def _smooth_images(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def _disk(what: str, folder: Path, *, locks: bool) -> Iterator[Finding]:
-    free = shutil.disk_usage(folder).free
+    free, how = shutil.disk_usage(folder).free, ""
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=folder) as name:
         if locks:
-            with write_lock(Path(name) / "c.h5"):
-                pass
+            with write_lock(Path(name) / "c.h5") as lock:
+                how = ", no locks: leases take their place" if isinstance(lock, Lease) else ", locks work"
         data, started = os.urandom(1 << 20), time.perf_counter()
         with (Path(name) / "data").open("wb") as file:
             for _ in range(DISK_BYTES >> 20):
@@ -295,7 +296,7 @@ def _disk(what: str, folder: Path, *, locks: bool) -> Iterator[Finding]:
             file.flush()
             os.fsync(file.fileno())
         rate = DISK_BYTES / (time.perf_counter() - started)
-    text = f"{free / 2**30:.0f} GiB free, {rate / 1e6:.0f} MB/s written and synced" + (", locks work" if locks else "")
+    text = f"{free / 2**30:.0f} GiB free, {rate / 1e6:.0f} MB/s written and synced" + how
     if free < LEAST_DISK:
         yield Finding(what, Verdict.SLOW, text, "a million embeddings of 1280 values take 5 GiB: make room")
     elif rate < SLOW_DISK:

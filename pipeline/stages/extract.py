@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.backbones import Backbone
+    from pipeline.cache.lease import Lease
     from pipeline.cache.lock import WriteLock
     from pipeline.core.shards import Shard, ShardRecord
     from pipeline.embedding.executor import EmbeddedRows
@@ -324,7 +325,7 @@ def _open(images: str, path: Path, settings: ExtractSettings) -> Source:
     return open_source(images, allow_missing=settings.allow_missing, labels=settings.labels, known=known)
 
 
-def _extract_locked(job: Job, lock: WriteLock) -> Summary:
+def _extract_locked(job: Job, lock: WriteLock | Lease) -> Summary:
     try:
         work = resume(job, open_cache(job.path)) if job.path.exists() else begin(job)
     except _StopRequested:

@@ -325,8 +325,9 @@ def _rows_of_run(cache: Cache, run_dir: Path, note: Callable[[str], None]) -> Ro
         raise HeadError(
             f"expected a run of pipeline fit-head at {run_dir}, found no settings in it ({error}): fit the head again"
         ) from None
-    # Older runs have one layer and no table.
-    fit = FitSettings(**known, layers=tuple(settings.get("layers", ())), labels=settings.get("labels"))
+    # Older runs have one layer, no table and no named groups.
+    later = {name: settings.get(name) for name in ("labels", "groups", "per")}
+    fit = FitSettings(**known, **later, layers=tuple(settings.get("layers", ())))
     if fit.labels is not None:
         cache.items = labelled_items(cache.items, fit.labels, note)
     return select_rows(cache, read_target(cache, fit, note), layer_of_duplicates(cache, fit), fit, note)

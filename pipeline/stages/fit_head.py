@@ -9,7 +9,7 @@ import contextlib
 import re
 import time
 from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,18 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
+from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.calibration import calibrate, trust_figures
 from pipeline.fitting.curves import few_shot_curve, learning_curve
 from pipeline.fitting.layers import LayerChoice, fit_best_layers, layer_of_duplicates, layers_to_fit
 from pipeline.fitting.measure import fitted_temperature, measure_splits
+from pipeline.fitting.pooling import choose_pooling, group_headline, measure_groups, write_groups
 from pipeline.fitting.prompts import prompts_of, read_prompts
 from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
 from pipeline.fitting.run_folder import (
+    GROUPS_FILE,
     PREDICTIONS_FILE,
     REPORT_FILE,
     HeadFacts,
@@ -40,14 +44,16 @@ from pipeline.fitting.run_folder import (
 from pipeline.fitting.settings import FitSettings
 from pipeline.fitting.target import read_target
 from pipeline.heads.blocks import estimator_on_raw_features, on_raw_features
+from pipeline.heads.calibration import CALIBRATION_FILE, save_calibration
 from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
-from pipeline.heads.saved import RUN_FILE, SEPARATOR, LoadedHead
+from pipeline.heads.saved import GROUP_HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHead, save_head
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
 from pipeline.heads.texts import ClassTexts
 from pipeline.report import write_report, write_summary
+from pipeline.sources.label_table import labelled_items
 
 if TYPE_CHECKING:
     import os
@@ -57,6 +63,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
+    from pipeline.fitting.pooling import PooledHead
     from pipeline.heads.fit import Fitter
     from pipeline.heads.model import HeadModel
 
@@ -90,12 +97,15 @@ class FitResult(Result):
     seconds: dict[str, float]
 
     def headlines(self) -> list[str]:
-        """Return one line a measured split, with its main figures."""
-        return [
-            f"{split}: {TASKS[self.task].headline(self.metrics[split])}, on {self.metrics[split]['rows']} rows"
-            for split in ("test", "val")
-            if split in self.metrics
-        ]
+        """Return one line a measured split, with its main figures, and one of its groups where they get answers."""
+        lines = []
+        for split in (split for split in ("test", "val") if split in self.metrics):
+            figures = self.metrics[split]
+            lines.append(f"{split}: {TASKS[self.task].headline(figures)}, on {figures['rows']} rows")
+            if "per_group" in figures:
+                per = self.metrics["pooling"]["per"]
+                lines.append(f"{split}, {group_headline(self.task, per, figures['per_group'])}")
+        return lines
 
     @property
     def report(self) -> Path | None:
@@ -105,6 +115,18 @@ class FitResult(Result):
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows held out: split, label, what was predicted, and probabilities."""
         return read_predictions(self.run_dir / PREDICTIONS_FILE, numeric=self.task == "regression")
+
+    def groups_to_pandas(self) -> pd.DataFrame:
+        """Return the groups held out: name, number of rows, split, label, what was predicted, and probabilities.
+
+        Raises
+        ------
+        HeadError
+            The fit was not asked for an answer per group.
+        """
+        if "pooling" not in self.metrics:
+            raise HeadError("expected answers for groups, found none: fit with per=COLUMN")
+        return read_predictions(self.run_dir / GROUPS_FILE, numeric=self.task == "regression")
 
     def _figures(self) -> dict[str, dict[str, Any]]:
         return figures_of(self.metrics)
@@ -267,8 +289,6 @@ def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Call
     """Open the cache, with the labels of the table that was named."""
     cache = open_cache(cache_path)
     if settings.labels is not None:
-        from pipeline.sources.label_table import labelled_items  # with all sources: only where a table is given
-
         cache.items = labelled_items(cache.items, settings.labels, say or ignore)
     return cache
 
@@ -331,10 +351,13 @@ class _Job:
 def _fit(job: _Job) -> FitResult:
     """Fit one target and write its run."""
     job, rows = _choose_rows(job)
-    choice = _fit_training_rows(job, rows)
+    options = _fit_options(job, rows)
+    choice = _fit_training_rows(job, rows, options)
     model, results = _measure(job, rows, choice)
+    pooled = None if rows.per is None else _answer_for_groups(job, rows, choice, model, options, results)
     _add_curves(job, rows, choice, results)
-    run = _write_run(job, rows, choice, model, results)
+    _calibrate(job, rows, choice, model, results)
+    run = _write_run(job, rows, choice, model, pooled, results)
     _write_page(job, rows, results, run)
     return FitResult(job.folder, rows.task, results["metrics"], job.notes, job.seconds)
 
@@ -354,13 +377,18 @@ def _choose_rows(job: _Job) -> tuple[_Job, Rows]:
         return replace(job, settings=settings), select_rows(job.cache, target, embeddings, settings, job.note)
 
 
-def _fit_training_rows(job: _Job, rows: Rows) -> LayerChoice:
-    """Fit the head, on the layers that the folds choose where there are several."""
-    settings, train = job.settings, rows.of("train")
-    groups = None if rows.groups is None else rows.groups[train]
+def _fit_options(job: _Job, rows: Rows) -> FitOptions:
+    settings = job.settings
     options = _options(settings, possible_folds(rows, settings.folds, job.note), job.progress)
     if settings.prompts is not None:
         options = replace(options, texts=_class_texts(job, rows), start=settings.start)
+    return options
+
+
+def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoice:
+    """Fit the head, on the layers that the folds choose where there are several."""
+    settings, train = job.settings, rows.of("train")
+    groups = None if rows.groups is None else rows.groups[train]
 
     def fit(embeddings: Any) -> FittedHead:
         with job.timed("read"):
@@ -385,8 +413,6 @@ def _fit_training_rows(job: _Job, rows: Rows) -> LayerChoice:
 
 def _class_texts(job: _Job, rows: Rows) -> ClassTexts:
     """Read the prompts of the classes by the text tower that belongs to the cache."""
-    from pipeline.embedding.text import text_tower_of_spec  # imports torch: only for prompts
-
     settings = job.settings
     assert settings.prompts is not None
     texts, classes = prompts_of(read_prompts(settings.prompts), rows.class_names, job.note)
@@ -411,6 +437,44 @@ def _measure(job: _Job, rows: Rows, choice: LayerChoice) -> tuple[HeadModel, dic
     return model, results
 
 
+def _answer_for_groups(
+    job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, options: FitOptions, results: dict[str, Any]
+) -> PooledHead:
+    """Choose how groups are answered for, and add what that gives on the rows held out."""
+    settings = job.settings
+
+    def fit(X: NDArray[np.float32], y: NDArray[Any], groups: NDArray[Any] | None, folds: int) -> FittedHead:
+        return _fitter(settings)(X, y, groups, replace(options, folds=folds, progress=None))
+
+    with job.timed("groups"):
+        pooled = choose_pooling(rows, choice.fitted, model, choice.embeddings, settings, fit)
+        figures, results["groups"] = measure_groups(
+            rows,
+            pooled,
+            results["predictions"],
+            choice.embeddings,
+            seed=settings.seed,
+            replicates=settings.replicates,
+        )
+    if not pooled.table:
+        job.note(
+            f"--per {settings.per}: no training rows held out of the fit, so --pooling {pooled.pooling.how} is taken"
+        )
+    results["metrics"]["pooling"] = {**asdict(pooled.pooling), "candidates": pooled.table}
+    for split, of_split in figures.items():
+        results["metrics"][split]["per_group"] = of_split
+    return pooled
+
+
+def _calibrate(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, results: dict[str, Any]) -> None:
+    """Write what later predictions need to doubt and bound their labels, and measure what it reaches."""
+    with job.timed("calibrate"):
+        found = calibrate(job.cache, rows, choice, model, results["predictions"], job.settings)
+        save_calibration(job.folder / CALIBRATION_FILE, found)
+        figures = trust_figures(rows, choice, found, results["predictions"][results["held_out"]], job.note)
+    results["trust"] = results["metrics"]["trust"] = figures
+
+
 def _add_curves(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, Any]) -> None:
     settings, fitted, embeddings = job.settings, choice.fitted, choice.embeddings
     if settings.learning_curve:
@@ -423,7 +487,9 @@ def _add_curves(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, A
             results["metrics"]["few_shots"] = results["few_shots"]
 
 
-def _write_run(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, results: dict[str, Any]) -> dict[str, Any]:
+def _write_run(
+    job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, pooled: PooledHead | None, results: dict[str, Any]
+) -> dict[str, Any]:
     """Write everything except the page and ``run.json``; return what the latter will hold."""
     settings = job.settings
     head, estimator = settings.estimator or settings.head or "", choice.fitted.estimator
@@ -441,10 +507,18 @@ def _write_run(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, res
                 head=head,
                 task=rows.task,
                 layers=choice.layers,
+                pooling=None if pooled is None else pooled.pooling,
             )
+            if pooled is not None and pooled.model is not None:
+                on_means = pooled.model if choice.scale is None else on_raw_features(pooled.model, choice.scale)
+                save_head(job.folder / GROUP_HEAD_FILE, replace(saved, model=on_means))
         write_fit(job.folder, saved, estimator, results, rows, job.cache)
         facts = HeadFacts(head, choice.layers, choice.fitted.chosen, model.temperature)
-        return run_facts(job.cache, rows, settings, facts, job.notes)
+        run = run_facts(job.cache, rows, settings, facts, job.notes)
+        if pooled is not None:
+            write_groups(job.folder / GROUPS_FILE, results["groups"], rows, job.cache)
+            run["pooling"] = asdict(pooled.pooling)
+        return run
 
 
 def _write_page(job: _Job, rows: Rows, results: dict[str, Any], run: dict[str, Any]) -> None:
@@ -477,6 +551,8 @@ def _check_names(settings: FitSettings) -> None:
         raise HeadError(f"--layers compares scores by folds, which the {settings.head} head has not: use one --layer")
     _check_prompts(settings)
     _check_numbers(settings)
+    if settings.per is None and settings.pooling != "auto":
+        raise HeadError(f"--pooling {settings.pooling} is about the answers of --per COLUMN: add it, or leave this out")
     if settings.group_duplicates is not None and not 0 < settings.group_duplicates <= 1:
         raise HeadError(f"expected a cosine in (0, 1] for --group-duplicates, got {settings.group_duplicates:g}")
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from pipeline.core.spec import PENULTIMATE
 from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Names, Number, RateOrAuto
 
 Options = tuple[Callable[[Any], Any], ...]
@@ -286,7 +287,7 @@ FIT_HEAD: Options = (
         help="The weights of the network that reads --prompts, when the cache was made with a file's.",
     ),
     TRUST_REMOTE_CODE,
-    click.option("--layer", default="penultimate", show_default=True, help="The layer of the cache to fit on."),
+    click.option("--layer", default=PENULTIMATE, show_default=True, help="The layer of the cache to fit on."),
     click.option(
         "--layers",
         type=Names(),
@@ -345,6 +346,26 @@ FIT_HEAD: Options = (
     ),
     click.option("--balanced", is_flag=True, help="Give all classes the same total weight."),
     click.option(
+        "--groups",
+        metavar="COLUMN",
+        help="Keep rows with the same value of this column on one side of every split.  [default: 'group', where "
+        "there is such a column]",
+    ),
+    click.option(
+        "--per",
+        metavar="COLUMN",
+        help="Give one answer for all rows with the same value of this column, such as a patient, and measure it too. "
+        "Keeps these rows on one side of every split.",
+    ),
+    click.option(
+        "--pooling",
+        default="auto",
+        show_default=True,
+        type=click.Choice(["auto", "mean", "max", "embeddings"]),
+        help="How rows become the answer of --per: mean or largest log-probability, or a second head on mean "
+        "embeddings. auto: what the folds choose.",
+    ),
+    click.option(
         "--group-duplicates",
         is_flag=False,
         flag_value="default",
@@ -382,6 +403,41 @@ PREDICT: Options = (
     ),
     click.option(
         "--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own."
+    ),
+    click.option(
+        "--per",
+        metavar="COLUMN",
+        help="Also give one answer for all images with the same value of this column of IMAGES, as OUT-per-group.csv.",
+    ),
+    click.option(
+        "--explain",
+        metavar="FOLDER",
+        help="Write a map over each image of what speaks for the prediction, the nearest training images, and a page, "
+        "into FOLDER.",
+    ),
+    click.option(
+        "--abstain-novelty",
+        metavar="P",
+        type=Number(0, 100),
+        help="Leave the label empty where 'novelty', a percentile from 0 to 100, is above P.",
+    ),
+    click.option(
+        "--abstain-confidence",
+        metavar="C",
+        type=Number(0, 1),
+        help="Leave the label empty where the largest probability is below C.",
+    ),
+    click.option(
+        "--coverage",
+        metavar="SHARE",
+        type=Number(0, 1, min_open=True, max_open=True),
+        help="Write the column 'set', the classes among which the true one is this often, such as 0.9; of numbers, "
+        "'low' and 'high'.",
+    ),
+    click.option(
+        "--coverage-by-class",
+        is_flag=True,
+        help="Reach --coverage in each class, not only on average. Takes more training rows of each.",
     ),
     *RUN,
 )

@@ -6,12 +6,14 @@ import contextlib
 import io
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
+from pipeline.analysis.explain import Predicted, check_explained, new_folder
+from pipeline.analysis.explain import explain as explain_predictions
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.cache import is_cache, open_cache
 from pipeline.core.callbacks import Progress, Say, ignore
@@ -24,20 +26,26 @@ from pipeline.core.results import Result, read_predictions
 from pipeline.core.spec import check_same_numbers, spec_of_layers
 from pipeline.embedding.embedder import Embedder, reasons_of
 from pipeline.embedding.settings import RunSettings
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, SourceError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads import load_head
+from pipeline.heads.calibration import load_calibration
+from pipeline.heads.grouped import GroupAnswers, Grouping
+from pipeline.heads.trust import Trust, TrustOptions
+from pipeline.report.explanation import write_explanation_page
 from pipeline.sources import open_source
+from pipeline.sources.reopen import reopen_source
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
     from pipeline.heads import LoadedHead
+    from pipeline.heads.calibration import Calibration
     from pipeline.sources import Source
 
     _Batch = tuple[list[str], NDArray[np.float32], list[str]]
@@ -65,6 +73,10 @@ class PredictSummary(Result):
         The CSV file, or its text where no file was asked for.
     left_out : LeftOut
         Files that are no items.
+    remarks : tuple of str
+        What is to be known of the table: labels that were not given, calibration rows that are few, what was explained.
+    groups : Path, str or None
+        The table of the answers for groups, or its text; None where they were not asked for.
     """
 
     total: int
@@ -75,6 +87,8 @@ class PredictSummary(Result):
     task: str
     table: Path | str
     left_out: LeftOut = field(default_factory=LeftOut)
+    remarks: tuple[str, ...] = ()
+    groups: Path | str | None = None
 
     @property
     def metrics(self) -> dict[str, Any]:
@@ -87,7 +101,8 @@ class PredictSummary(Result):
         if self.stopped:
             return [f"stopped; {where.removesuffix(': ') or 'nothing'} was {'not ' if where else ''}written"]
         lines = [f"{where}{self.total} images, {self.failed} failed, in {self.seconds:.1f} s, on {self.engine}"]
-        return [*lines, str(self.left_out)] if self.left_out.reasons else lines
+        lines += [f"{self.groups}: one line per group"] if isinstance(self.groups, Path) else []
+        return [*lines, *([str(self.left_out)] if self.left_out.reasons else []), *self.remarks]
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the predictions: what was predicted, probabilities, and ``error``, empty where an image is fine.
@@ -97,10 +112,25 @@ class PredictSummary(Result):
         PipelineError
             The run was stopped: there are none.
         """
+        return self._read(self.table)
+
+    def groups_to_pandas(self) -> pd.DataFrame:
+        """Return the answers for groups: name, number of images, how many failed, and what was predicted.
+
+        Raises
+        ------
+        PipelineError
+            There are none: they were not asked for, or the run was stopped.
+        """
+        if self.groups is None and not self.stopped:
+            raise PipelineError("expected answers for groups, found none: predict with per=COLUMN")
+        return self._read(self.groups or "")
+
+    def _read(self, table: Path | str) -> pd.DataFrame:
         if self.stopped:
             raise PipelineError("expected predictions, found none, since the run was stopped: predict again")
-        table = self.table if isinstance(self.table, Path) else io.StringIO(self.table)
-        return read_predictions(table, numeric=self.task == "regression")
+        file = table if isinstance(table, Path) else io.StringIO(table)
+        return read_predictions(file, numeric=self.task == "regression")
 
 
 def predict(
@@ -111,11 +141,14 @@ def predict(
     *,
     weights: str | None = None,
     trust: bool = False,
+    doubt: TrustOptions | None = None,
+    explain: str | os.PathLike[str] | None = None,
+    per: str | None = None,
     stop: threading.Event | None = None,
     say: Say = ignore,
     progress: Progress = ignore,
 ) -> PredictSummary:
-    """Make a table with a line per image: key, prediction, and why it failed if it did.
+    """Make a table with a line per image: key, prediction, novelty, and why it failed if it did.
 
     The prediction is a class or a label set (joined by ``|``) with probabilities, or a number.
 
@@ -133,6 +166,13 @@ def predict(
         The backbone's weights, when the cache was made with those of a file.
     trust : bool
         See `pipeline.heads.load_head`.
+    doubt : TrustOptions, optional
+        Label sets or intervals, and where no label is given.
+    explain : path, optional
+        A folder to write maps over the images and the nearest training images into.
+    per : str, optional
+        A column of the images, or of the cache: images with the same value get one answer together, in a table beside
+        the other.
     stop, say, progress
         As in `pipeline.stages.extract.extract`; a stopped run writes nothing.
 
@@ -141,33 +181,188 @@ def predict(
     PipelineError
         Head, weights, images, device or output cannot be used.
     """
-    started = time.perf_counter()
-    stop = stop or threading.Event()
+    started, stop = time.perf_counter(), stop or threading.Event()
     path = None if output is None else check_file(output)
-    head = load_head(run_dir, trust=trust)
+    head, calibration = load_head(run_dir, trust=trust), load_calibration(run_dir)
+    further = Trust(head, calibration, doubt or TrustOptions())
+    grouping = None if per is None else Grouping.of(head, run_dir, per)
+    groups = _Groups(None if path is None or per is None else check_file(_beside(path)), grouping)
+    table = _Table(path, head, further, None if explain is None else Predicted(), groups, stop, progress)
+
+    def embedder() -> Embedder:
+        own = weights or weights_of_run(run_dir)
+        return Embedder.of_spec(head.spec, head.layers, settings, weights=own, alone=True)
+
+    summary, found = _predict(table, images, embedder, explain, say, started)
+    return _explained(summary, table, calibration, explain, found)
+
+
+def _predict(
+    table: _Table,
+    images: str | Source,
+    embedder: Callable[[], Embedder],
+    explain: str | os.PathLike[str] | None,
+    say: Say,
+    started: float,
+) -> tuple[PredictSummary, _Images]:
+    """Write the table; return how that went, and what an explanation reads."""
     if isinstance(images, str) and is_cache(images):
-        return _predict_rows(head, open_cache(images), path, started, stop, progress)
+        cache = open_cache(images)
+        check_explained(explain, len(cache))
+        table.groups.open(cache.columns, str(cache.path))
+        return _predict_rows(table, cache, started), _Images(_images_of(cache), embedder, cache)
     source = open_source(images) if isinstance(images, str) else images
-    embedder = Embedder.of_spec(
-        head.spec, head.layers, settings, weights=weights or weights_of_run(run_dir), alone=True
-    )
-    engine = embedder.open_for(source, stop=stop, say=say)
+    check_explained(explain, len(source))
+    table.groups.open(source.items.columns, source.location)
+    opened = embedder()
+    return _predict_images(table, source, opened, say, started), _Images(source, lambda: opened, None)
+
+
+def _predict_images(table: _Table, source: Source, embedder: Embedder, say: Say, started: float) -> PredictSummary:
+    """Predict images through the network."""
+    engine = embedder.open_for(source, stop=table.stop, say=say)
     batches = (
         ([source[row].key for row in batch.rows.tolist()], embeddings, reasons)
-        for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source)), stop=stop)
+        for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source)), stop=table.stop)
     )
     try:
-        failed, stopped, table = _write_table(path, head, batches, len(source), stop, progress)
+        failed, stopped, text = _write_table(table, batches, len(source))
     finally:
         embedder.close()
-    left_out = LeftOut.of(source.skipped)
     where, seconds = f"{engine.name}, {engine.device}, {engine.precision}", time.perf_counter() - started
-    return PredictSummary(len(source), failed, stopped, seconds, where, head.task, table, left_out)
+    left_out, groups = LeftOut.of(source.skipped), table.groups
+    remarks = (*table.trust.lines(), *groups.lines())
+    return PredictSummary(
+        *(len(source), failed, stopped, seconds, where, table.head.task, text, left_out, remarks), groups.table
+    )
 
 
-def _predict_rows(
-    head: LoadedHead, cache: Cache, path: Path | None, started: float, stop: threading.Event, progress: Progress
+@dataclass(frozen=True, slots=True)
+class _Images:
+    """What an explanation reads.
+
+    Attributes
+    ----------
+    source : Source or None
+        The images, where they can be read.
+    embedder : callable
+        Returns that of the network.
+    cache : Cache or None
+        Whose rows were predicted.
+    """
+
+    source: Source | None
+    embedder: Callable[[], Embedder]
+    cache: Cache | None
+
+
+def _explained(
+    summary: PredictSummary,
+    table: _Table,
+    calibration: Calibration | None,
+    folder: str | os.PathLike[str] | None,
+    images: _Images,
 ) -> PredictSummary:
+    """Explain the predictions where that was asked for."""
+    if folder is None or summary.stopped:
+        return summary
+    assert table.predicted is not None
+    with new_folder(folder) as part:
+        found = explain_predictions(
+            part,
+            table.head,
+            calibration,
+            table.predicted,
+            images.source,
+            images.embedder,
+            own=images.cache,
+            stop=table.stop,
+        )
+        write_explanation_page(part, found)
+    done = f"{folder}: {len(found.items)} predictions explained"
+    return replace(summary, remarks=(*summary.remarks, done, *found.notes))
+
+
+def _images_of(cache: Cache) -> Source | None:
+    """Return the images of a cache as they are now; None where they cannot be opened any more."""
+    try:
+        return reopen_source(cache.source, cache.items, cache.path.parent)
+    except SourceError:
+        return None
+
+
+@dataclass(slots=True)
+class _Groups:
+    """The table of the answers for groups, where they were asked for.
+
+    Attributes
+    ----------
+    path : Path or None
+        None keeps it in memory.
+    grouping : Grouping or None
+        None where none were asked for.
+    answers : GroupAnswers or None
+        Filled once the images are known.
+    table : Path, str or None
+        What was written.
+    """
+
+    path: Path | None
+    grouping: Grouping | None
+    answers: GroupAnswers | None = None
+    table: Path | str | None = None
+
+    def open(self, columns: Mapping[str, NDArray[Any]], where: str) -> None:
+        """Look for the groups among the columns of the images."""
+        if self.grouping is not None:
+            self.answers = GroupAnswers(self.grouping, columns, where)
+
+    def write(self) -> None:
+        """Write the table."""
+        if self.answers is None:
+            return
+        with _opened(self.path) as file:
+            self.answers.write(file)
+            self.table = self.path or (file.getvalue() if isinstance(file, io.StringIO) else None)
+
+    def lines(self) -> list[str]:
+        """Return what is to be known of it."""
+        return [] if self.grouping is None else self.grouping.lines()
+
+
+def _beside(path: Path) -> Path:
+    """Return where the table of groups goes."""
+    return path.with_name(f"{path.stem}-per-group{path.suffix}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    """The table to write, and what takes part in it.
+
+    Attributes
+    ----------
+    path : Path or None
+    head : LoadedHead
+    trust : Trust
+        The further columns.
+    predicted : Predicted or None
+        Collects what is to be explained.
+    groups : _Groups
+        The answers for groups.
+    stop, progress
+        As in `predict`.
+    """
+
+    path: Path | None
+    head: LoadedHead
+    trust: Trust
+    predicted: Predicted | None
+    groups: _Groups
+    stop: threading.Event
+    progress: Progress
+
+
+def _predict_rows(table: _Table, cache: Cache, started: float) -> PredictSummary:
     """Predict the rows of a cache from its embeddings.
 
     Raises
@@ -175,11 +370,15 @@ def _predict_rows(
     FingerprintError
         The head was fitted on other embeddings.
     """
+    head = table.head
     found, wanted = (spec_of_layers(spec, head.layers) for spec in (cache.spec, head.spec))
     check_same_numbers(found, wanted, where=str(cache.path), hint="extract with the network of the head")
-    failed, stopped, table = _write_table(path, head, _rows_of(cache, head, stop), len(cache), stop, progress)
-    seconds = time.perf_counter() - started
-    return PredictSummary(len(cache), failed, stopped, seconds, f"the rows of {cache.path}", head.task, table)
+    failed, stopped, text = _write_table(table, _rows_of(cache, head, table.stop), len(cache))
+    seconds, where = time.perf_counter() - started, f"the rows of {cache.path}"
+    groups, remarks = table.groups, (*table.trust.lines(), *table.groups.lines())
+    return PredictSummary(
+        *(len(cache), failed, stopped, seconds, where, head.task, text), remarks=remarks, groups=groups.table
+    )
 
 
 def _rows_of(cache: Cache, head: LoadedHead, stop: threading.Event) -> Iterator[_Batch]:
@@ -216,47 +415,45 @@ class _StopRequested(Exception):
         self.failed = failed
 
 
-def _write_table(
-    path: Path | None,
-    head: LoadedHead,
-    batches: Iterator[_Batch],
-    total: int,
-    stop: threading.Event,
-    progress: Progress,
-) -> tuple[int, bool, Path | str]:
+def _write_table(table: _Table, batches: Iterator[_Batch], total: int) -> tuple[int, bool, Path | str]:
     """Write the table; return how many images failed, whether a stop came, and the table's path or text."""
-    text = ""
+    text, path = "", table.path
     try:
         with _opened(path) as file:
-            failed = _write_lines(file, head, batches, total, progress)
-            if stop.is_set():
+            failed = _write_lines(file, table, batches, total)
+            if table.stop.is_set():
                 raise _StopRequested(failed)
+            table.groups.write()
             text = file.getvalue() if isinstance(file, io.StringIO) else ""
     except _StopRequested as request:
         return request.failed, True, text if path is None else path
     return failed, False, text if path is None else path
 
 
-def _write_lines(
-    file: TextIO,
-    head: LoadedHead,
-    batches: Iterator[_Batch],
-    total: int,
-    progress: Progress,
-) -> int:
+def _write_lines(file: TextIO, table: _Table, batches: Iterator[_Batch], total: int) -> int:
     """Write the table's header and a line for each image; return how many images failed."""
-    task = TASKS[head.task]
+    head, trust, task = table.head, table.trust, TASKS[table.head.task]
     lines = csv_writer(file)
-    lines.writerow(["key", *task.header(head.class_names), "error"])
+    lines.writerow(["key", *task.header(head.class_names), *trust.header, "error"])
     ready = failed = 0
-    progress(ready, failed, total)
+    table.progress(ready, failed, total)
     for keys, embeddings, reasons in batches:
         finite = np.asarray(np.isfinite(embeddings).all(axis=1))
-        predictions = head.model.predict_proba(np.where(finite[:, None], embeddings, 0))
-        for key, reason, predicted in zip(keys, reasons, predictions, strict=True):
-            cells = task.cells(predicted, head.class_names)
+        features = np.where(finite[:, None], embeddings, 0)
+        predictions = head.model.predict_proba(features)
+        further, doubted = trust.columns(features, predictions)
+        trust.count(doubted[[not reason for reason in reasons]])
+        if table.predicted is not None:
+            table.predicted.add(keys, features, reasons, predictions)
+        if table.groups.answers is not None:
+            table.groups.answers.add(keys, features, reasons, predictions)
+        for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
             failed += bool(reason)
-            lines.writerow([key, *([""] * len(cells) if reason else cells), reason])
+            first, *probabilities = task.cells(predictions[i], head.class_names)
+            cells = ["" if doubted[i] else first, *probabilities, *further[i]]
+            if reason:
+                cells = [""] * len(cells)
+            lines.writerow([key, *cells, reason])
         ready += len(keys)
-        progress(ready, failed, total)
+        table.progress(ready, failed, total)
     return failed

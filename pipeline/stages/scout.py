@@ -22,6 +22,7 @@ from pipeline.core.results import Result, page_of
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import BackboneError, EngineError, OptionError, PipelineError
 from pipeline.fitting.run_folder import REPORT_FILE
+from pipeline.report.scouting import write_scout_page
 from pipeline.scouting.budget import FIRST_ROWS, Pace, next_round
 from pipeline.scouting.comparison import (
     AS_GOOD,
@@ -463,8 +464,6 @@ def _compare(job: _Job, rows: int) -> list[Line]:
 def _write(job: _Job, result: ScoutResult) -> None:
     write_csv(job.folder / TABLE_FILE, result.lines)
     if job.settings.report:
-        from pipeline.report.scouting import write_scout_page  # not every run has a page
-
         facts = {
             "images": public(job.source.location),
             "images in all": len(job.source),

@@ -132,7 +132,8 @@ def measure_tuned(
 
     model = replace(model, temperature=fit_temperature(scores(held_out.val), rows.y[held_out.val]))
     spec = make_spec(tuned, embedder.decode, dtype=embedder.dtype, precision=engine.precision)
-    tuned_head = replace(head, model=model, spec=spec, fingerprint=fingerprint(spec), head=FINE_TUNED)
+    # How groups are pooled was chosen for the head before tuning.
+    tuned_head = replace(head, model=model, spec=spec, fingerprint=fingerprint(spec), head=FINE_TUNED, pooling=None)
     results = measure_splits(
         rows,
         {name: scores(rows.of(name)) for name in held_out.splits},

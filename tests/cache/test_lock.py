@@ -59,18 +59,12 @@ def test_a_process_cannot_lock_twice_and_a_refusal_does_not_free_the_lock(tmp_pa
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.EIO])
-def test_a_file_system_without_locks_is_told_from_a_second_writer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
-) -> None:
-    def refuse(*arguments: object) -> None:
-        raise OSError(number, os.strerror(number))
+def test_a_disk_that_fails_is_told_from_a_second_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr("fcntl.lockf", refuse)
-    with (
-        pytest.raises(CacheError, match=r"cannot lock .*: its file system has no locks") as caught,
-        write_lock(tmp_path / "c.h5"),
-    ):
+    monkeypatch.setattr("fcntl.lockf", fail)
+    with pytest.raises(CacheError, match="cannot write") as caught, write_lock(tmp_path / "c.h5"):
         pass
     assert not isinstance(caught.value, LockedError)
     assert not list(tmp_path.iterdir())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.cache.lock import Holder, holder_of, lock_path
+from pipeline.cache.lock import holder_of, lock_path
 from pipeline.cache.parts import State, find_parts, look_at
 from pipeline.core.shards import ShardRecord
 from pipeline.errors import CacheError
@@ -122,5 +122,4 @@ def test_other_files_of_a_folder_are_no_parts(array: Path) -> None:
 @pytest.mark.parametrize("text", ["", "process of an older version", "process 1 on host since yesterday"])
 def test_a_lock_file_without_a_name_is_nobodys(tmp_path: Path, text: str) -> None:
     lock_path(tmp_path / "c.h5").write_text(text)
-    found: Holder | None = holder_of(tmp_path / "c.h5")
-    assert found is None
+    assert holder_of(tmp_path / "c.h5") is None

@@ -241,6 +241,7 @@ def test_failures_keep_their_reason_when_their_image_is_renamed(tmp_path: Path) 
     assert open_cache(path).reasons() == {1: "no picture"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", [False, True])
 def test_power_cuts_during_an_update(planted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """At any instant the cache is the old or the new one, whole; without syncs the test says so."""

@@ -87,6 +87,7 @@ def test_nothing_counts_before_commit(tmp_path: Path) -> None:
     writer.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("act", [synthetic.fill, fill_with_failures])
 def test_power_cuts_lose_no_committed_row(act: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = synthetic.make_cache(tmp_path / "c.h5", 40, SPEC)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.core.system import child_environment
+from pipeline.core.system import child_environment, has_local_locks
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 START = """
 import mmap
@@ -55,3 +60,25 @@ def test_a_lifted_limit_comes_back_after_an_error() -> None:
 
 def test_without_a_limit_nothing_is_limited() -> None:
     run("with memory_limit_lifted():\n    pass\nlimit_memory(0)\nassert fits(500)")
+
+
+@pytest.mark.parametrize(
+    ("mount", "options", "is_local"),
+    [
+        ("rw,relatime", "rw,vers=4.2,local_lock=none,addr=10.0.0.1", False),
+        ("rw,relatime", "rw,vers=3,nolock,local_lock=all,addr=10.0.0.1", True),
+        ("rw,relatime", "rw,vers=3,local_lock=posix", True),
+        ("rw,relatime", "rw,vers=3,local_lock=flock", False),  # the other kind of lock
+        ("rw,localflock", "rw,lazystatfs", True),
+    ],
+)
+def test_locks_that_other_machines_do_not_see(tmp_path: Path, mount: str, options: str, is_local: bool) -> None:
+    device = tmp_path.stat().st_dev
+    here = f"{os.major(device)}:{os.minor(device)}"
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text(
+        f"22 1 0:99 / /other rw,nolock shared:1 - nfs server:/other rw,nolock\n"
+        f"23 1 {here} / /data {mount} shared:2 - nfs server:/data {options}\n"
+    )
+    assert has_local_locks(tmp_path, mounts) == is_local
+    assert not has_local_locks(tmp_path, tmp_path / "none")

@@ -187,6 +187,7 @@ def test_the_spec_names_the_gpu_and_stays_as_it_was_without() -> None:
     assert decode_of_spec(after) == ON_GPU
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("device_is_cpu")
 def test_a_cache_by_the_gpu_is_checked_and_is_another(mixed_folder: Path, tmp_path: Path) -> None:
     said: list[str] = []

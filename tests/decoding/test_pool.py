@@ -56,7 +56,7 @@ def mostly_good(bad: dict[int, str], count: int = 60) -> list[str]:
         ("abort", Status.DECODER_CRASHED, "SIGABRT"),
         ("exit", Status.DECODER_CRASHED, "exit code 7"),
         ("hang", Status.TIMED_OUT, "longer than 1.5 s"),
-        ("sleep", Status.TIMED_OUT, "longer than 1.5 s"),
+        pytest.param("sleep", Status.TIMED_OUT, "longer than 1.5 s", marks=pytest.mark.slow),
         ("memory", Status.OUT_OF_MEMORY, "not enough memory"),
         ("raise", Status.UNREADABLE, "a reader of its own mind"),
     ],
@@ -136,11 +136,13 @@ def test_slow_reads_overlap(tmp_path: Path) -> None:
     assert min(waits[8:]) < 0.05  # what was read ahead is waited for less than its read takes
 
 
+@pytest.mark.slow
 def test_nothing_but_bad_images(tmp_path: Path) -> None:
     found = run(pool_of(tmp_path / "log"), ["crash", "exit", "abort", "raise"] * 6)
     assert Counter(code for code, _ in found.values()) == {Status.DECODER_CRASHED: 18, Status.UNREADABLE: 6}
 
 
+@pytest.mark.slow
 def test_workers_killed_from_outside_cost_no_image(tmp_path: Path) -> None:
     locators = [f"slow {i}" for i in range(800)]
     pool = pool_of(tmp_path / "log")

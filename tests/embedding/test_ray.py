@@ -21,6 +21,7 @@ from pipeline.embedding import ray as ray_module
 from pipeline.embedding.ray import RayExecutor
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import EngineError
+from pipeline.sources import open_source
 from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
@@ -161,8 +162,6 @@ def test_a_node_that_goes_costs_nothing(
 def test_paths_that_a_node_does_not_see_are_rows_that_say_so(
     archive: Path, tmp_path: Path, nodes: tuple[Any, list[Any]]
 ) -> None:
-    from pipeline.sources import open_source
-
     source = open_source(str(archive / "copy00"))
     (tmp_path / "here").mkdir()
     source._root = os.fsencode(tmp_path / "here")  # type: ignore[attr-defined]
@@ -171,6 +170,101 @@ def test_paths_that_a_node_does_not_see_are_rows_that_say_so(
     assert (cache.status == Status.UNREADABLE).all()
     assert cache.reasons()[0] == "No such file or directory"
     assert not np.any(cache.embeddings)
+
+
+def number(text: str) -> int:
+    """Fail, or end the process, where a locator is unpickled: on the cluster."""
+    if text == "dies":
+        os._exit(1)
+    raise ValueError(f"a locator that {text}")
+
+
+class Poison:
+    """A locator that does not arrive."""
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return number, (self._what,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("what", "reason"), [("fails", "a locator that fails"), ("dies", "was lost 4 times")])
+def test_a_chunk_that_always_fails_ends_by_itself_and_is_named(
+    archive: Path,
+    plain: Path,
+    tmp_path: Path,
+    nodes: tuple[Any, list[Any]],
+    what: str,
+    reason: str,
+) -> None:
+    source, bad, path, said = open_source(str(archive)), (40, 333), tmp_path / "c.h5", list[str]()
+    right = source.locator
+    source.locator = lambda i: Poison(what) if i in bad else right(i)  # type: ignore[method-assign]
+    summary = extract(source, path, SETTINGS, executor=RayExecutor(), say=said.append)
+    cache = open_cache(path)
+    assert np.flatnonzero(cache.status == Status.OUT_OF_REACH).tolist() == list(bad)
+    assert reason in cache.reasons()[bad[0]]
+    assert not np.any(cache.status == Status.TODO)
+    assert summary.failures["out_of_reach"] == 2
+    assert any("images did not return from the cluster" in line for line in said)
+    again = extract(str(archive), path, SETTINGS, executor=RayExecutor())
+    assert again.computed == len(bad)
+    assert path.read_bytes() == plain.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_node_that_leaves_and_returns_costs_nothing(
+    archive: Path, plain: Path, tmp_path: Path, nodes: tuple[Any, list[Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both nodes leave, so that for a while nothing can be computed."""
+    monkeypatch.setattr(ray_module, "NO_NODE_SAY_S", 2.0)
+    made, both = nodes
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        if "no node" in text:
+            made.add_node(num_cpus=1, include_dashboard=False)
+
+    def leave(ready: int, failed: int, total: int) -> None:
+        if ready:
+            for node in list(made.worker_nodes):
+                if node in both:
+                    made.remove_node(node, allow_graceful=False)
+
+    extract(str(archive), tmp_path / "c.h5", SETTINGS, executor=RayExecutor(), say=say, progress=leave)
+    assert "no node of the cluster lends a processor now: waiting for one" in said
+    assert (tmp_path / "c.h5").read_bytes() == plain.read_bytes()
+
+
+def test_chunks_and_starts_without_a_chunk_are_counted() -> None:
+    attempts = ray_module._Attempts(2)
+    assert [attempts.start() for _ in range(3)] == [True, True, False]
+    assert [attempts.begin(8), attempts.begin(9), attempts.begin(8)] == [1, 1, 2]
+    assert attempts.start()
+
+
+def test_without_a_node_the_run_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ray:
+        lent: tuple[dict[str, Any], ...] = ({"Alive": True, "Resources": {}}, {"Alive": False, "Resources": {"CPU": 4}})
+
+        def nodes(self) -> Any:
+            return self.lent
+
+    now, said, ray = [0.0], list[str](), Ray()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    watch = ray_module._NodeWatch(ray, said.append)
+    for minute in range(60):
+        now[0] = 60.0 * minute
+        watch.check()
+    assert len(said) == 1
+    now[0] = 3700.0
+    with pytest.raises(EngineError, match=r"no node of the cluster has lent a processor for 60 minutes.*rows are kept"):
+        watch.check()
+    ray.lent = ({"Alive": True, "Resources": {"CPU": 4}},)
+    watch.check()
 
 
 def _actors() -> list[int]:

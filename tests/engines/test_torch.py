@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.backbones import Backbone, load_backbone
 from pipeline.core.devices import device_precisions, pick_devices
-from pipeline.engines import open_engine, precisions
+from pipeline.engines import open_engine
 from pipeline.engines.cuda_graph import WARM_UP_PASSES, capture_graph
 from pipeline.engines.multi_device import MultiEngine
 from pipeline.engines.selfcheck import least_cosine
@@ -69,7 +69,7 @@ def test_two_devices_give_the_rows_of_one_in_the_same_order(backbone: Backbone, 
     one, two = engine_of(backbone), MultiEngine([engine_of(backbone), engine_of(backbone)])
     assert two.in_flight == 2 * one.in_flight
     assert len(two.replicas) == 2
-    assert precisions(two) == ("float32",)
+    assert two.precisions == ("float32",)
     batches = [images[start : start + 4] for start in range(0, 24, 4)]
     slow = threading.Event()  # the first device finishes last
     launch = two.replicas[0]._launch  # type: ignore[attr-defined]

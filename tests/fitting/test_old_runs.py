@@ -15,6 +15,7 @@ from pipeline.cache import open_cache
 from pipeline.cache.verify import verify
 from pipeline.fitting.compare import compare_runs
 from pipeline.heads import load_head
+from pipeline.heads.calibration import load_calibration
 
 OLD = Path(__file__).parent.parent / "data" / "0.1.0"
 RUNS = sorted(file.parent.name for file in OLD.glob("*/run.json"))
@@ -65,3 +66,7 @@ def test_the_runs_can_be_compared() -> None:
     first, second = compare_runs([OLD / "logistic", OLD / "estimator"])
     assert first.measure == second.measure == "accuracy"
     assert first.difference.value == 0
+
+
+def test_an_old_run_keeps_nothing_for_later_doubts() -> None:
+    assert all(load_calibration(OLD / name) is None for name in RUNS)

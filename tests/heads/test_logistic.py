@@ -169,6 +169,27 @@ def test_every_value_and_fold_of_a_walk_is_solved() -> None:
                 assert point.held_out.log_loss == pytest.approx(loss, rel=1e-4)
 
 
+def test_large_values_of_c_are_solved_beyond_the_rounding_of_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    X, y = blobs(600, 30, 3, spread=1.5)
+    X += np.float32(5)
+    values = [10.0**e for e in range(-2, 6)]
+    ((*best,),) = SoftmaxPath(X, y, 3).solve([(ALL_ROWS, values)], tol=1e-7)
+
+    class OnlyFloat32(TorchArrays):
+        def doubled(self) -> NumpyArrays:
+            return self
+
+    def solved(arrays: TorchArrays) -> list[PathPoint]:
+        monkeypatch.setattr("pipeline.heads.solver.path.arrays_for", lambda *asked: arrays)
+        (points,) = SoftmaxPath(X, y, 3).solve([(ALL_ROWS, values)])
+        return points
+
+    assert not all(point.converged for point in solved(OnlyFloat32("cpu", double=False)))
+    for point, optimum in zip(solved(TorchArrays("cpu", double=False)), best, strict=True):
+        assert point.converged
+        assert abs(point.objective - optimum.objective) <= 1e-4 * optimum.objective
+
+
 def test_the_bound_holds() -> None:
     X, y = blobs()
     theirs = reference(X, y, 1.0)

@@ -214,6 +214,7 @@ SETTINGS = ExtractSettings(
 )
 
 
+@pytest.mark.slow
 def test_every_row_is_right_or_out_of_reach_and_the_next_run_completes(
     server: Callable[[dict[str, list[str]]], str], tmp_path: Path
 ) -> None:

@@ -224,6 +224,7 @@ def wait_for_rows(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_commit_soon_and_the_same_command_goes_on(
     signum: signal.Signals, code: int, images: Path, tmp_path: Path

@@ -40,7 +40,7 @@ def test_the_run_folder_is_whole_and_agrees_with_itself(fit: Any, tmp_path: Path
     cache = stand_in()
     result = fit(cache, report=True, learning_curve=True)
     assert {p.name for p in (tmp_path / "run").iterdir()} == {
-        "head.safetensors", "head.joblib", "metrics.json", "predictions.csv",
+        "head.safetensors", "head.joblib", "calibration.safetensors", "metrics.json", "predictions.csv",
         "confusion.png", "report.html", "run.json",
     }  # fmt: skip
     assert {p.name for p in tmp_path.iterdir()} == {"run"}

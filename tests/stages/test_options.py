@@ -88,11 +88,13 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "target": "t", "task": "regression", "sweep": "full", "C": [0.5], "folds": 3, "scoring": "log_loss",
         "scaling": "standard", "balanced": True, "group_duplicates": 0.9, "shots": 4, "test_share": 0.5, "seed": 1,
         "device": "cpu", "report": False, "prompts": "p.csv", "start": "zero-shot", "weights": "w",
-        "trust_remote_code": True,
+        "trust_remote_code": True, "groups": "g", "per": "p", "pooling": "max",
     },
     "predict": {
-        "weights": "w", "trust": True, "precision": "float32", "engine": "torch", "device": "cpu", "batch_size": 3,
-        "workers": 2, "time_limit": 1.5, "trust_remote_code": True,
+        "weights": "w", "trust": True, "per": "p", "explain": "why", "abstain_novelty": 99.0,
+        "abstain_confidence": 0.5,
+        "coverage": 0.9, "coverage_by_class": True, "precision": "float32", "engine": "torch", "device": "cpu",
+        "batch_size": 3, "workers": 2, "time_limit": 1.5, "trust_remote_code": True,
     },
     "finetune": {
         "schedule": "gradual", "epochs": 1, "lr": "auto", "layer_decay": 0.5, "weight_decay": 0.5, "optimizer": "sgd",

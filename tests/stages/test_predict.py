@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from pipeline import open_cache
 from pipeline.embedding.choose import choose_engine
@@ -15,6 +16,7 @@ from pipeline.errors import PipelineError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads import LoadedHead, load_head, save_head
 from pipeline.heads.model import HeadModel
+from pipeline.heads.trust import TrustOptions
 from pipeline.stages.extract import ExtractSettings, extract
 from pipeline.stages.fit_head import FitSettings, fit_head
 from pipeline.stages.predict import predict
@@ -184,3 +186,43 @@ def test_a_cache_of_other_numbers_is_refused(several: Path, run_dir: Path, tmp_p
     assert predict(tmp_path / "run", str(fewer), None).total == 24
     with pytest.raises(PipelineError, match=r"layers\[blocks"):
         predict(several / "run", str(fewer), None)
+
+
+def test_novelty_and_sets_of_a_fitted_run(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (64, 64), (255, 0, 255)).save(tmp_path / "images" / "flat.png")
+    shutil.copy(image_folder / "ant" / "00.png", tmp_path / "images" / "known.png")
+    (tmp_path / "images" / "zcut.png").write_bytes((image_folder / "ant" / "00.png").read_bytes()[:900])
+    doubt = TrustOptions(coverage=0.8, abstain_confidence=1.0)
+    summary = predict(run_dir, str(tmp_path / "images"), tmp_path / "out.csv", doubt=doubt)
+    with (tmp_path / "out.csv").open(newline="") as file:
+        header = file.readline().strip().split(",")
+    assert header == ["key", "predicted", "p_ant", "p_bee", "p_cat", "set", "error"]  # too few rows for novelty
+    table = summary.to_pandas()
+    assert table["predicted"].tolist() == ["", "", ""]
+    assert table.loc["zcut.png", ["set", "error"]].tolist()[0] == ""
+    assert np.isfinite(table.loc[["flat.png", "known.png"], "p_ant"]).all()
+    assert summary.headlines()[-1] == "no label for 2 of 2 images (confidence below 1)"
+    with pytest.raises(PipelineError, match="--abstain-novelty: the run keeps no"):
+        predict(run_dir, str(tmp_path / "images"), None, doubt=TrustOptions(abstain_novelty=99))
+
+
+def test_novelty_is_a_column_where_there_are_enough_rows(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        side = "left" if i % 2 else "right"
+        (tmp_path / "images" / side).mkdir(parents=True, exist_ok=True)
+        pixels = np.zeros((32, 32, 3), np.uint8)
+        pixels[:, : 16 if i % 2 else 32] = rng.integers(100, 256, 3)
+        Image.fromarray(pixels).save(tmp_path / "images" / side / f"{i:02d}.png")
+    images = str(tmp_path / "images")
+    extract(images, tmp_path / "c.h5", replace(TINY, layers=()))
+    fit_head(tmp_path / "c.h5", tmp_path / "run", FitSettings(folds=2, report=False, Cs=(1.0,), learning_curve=False))
+    table = predict(tmp_path / "run", str(tmp_path / "c.h5"), None).to_pandas()
+    assert table["novelty"].between(0, 100, inclusive="left").all()
+    again = predict(tmp_path / "run", images, None, TINY.run).to_pandas()
+    assert again["novelty"].tolist() == pytest.approx(table["novelty"].tolist(), abs=5)
+    held_back = predict(tmp_path / "run", str(tmp_path / "c.h5"), None, doubt=TrustOptions(abstain_novelty=50))
+    empty = held_back.to_pandas()["predicted"] == ""
+    assert (empty == (table["novelty"] > 50)).all()
+    assert 0 < empty.sum() < 40

@@ -23,6 +23,10 @@ Array = Any
 class NumpyArrays:
     """Arrays of NumPy, all numbers float64."""
 
+    def doubled(self) -> NumpyArrays:
+        """Return the arrays whose working precision is float64: these, where it is already."""
+        return self
+
     def of(self, array: Array) -> Array:
         """Return numbers as an array of the working precision."""
         return np.asarray(array, dtype=np.float64)

@@ -116,6 +116,8 @@ class PathRules:
         Relative gap at which a value of C counts as solved.
     max_passes : int
         Passes after which a value of C is given up.
+    rounds : bool
+        Whether passes are in float32, until a path needs float64.
     preconditioner_at : callable
         Measures the preconditioner at parameters (K, D + 1).
     arrays : NumpyArrays
@@ -126,6 +128,7 @@ class PathRules:
 
     tol: float
     max_passes: int
+    rounds: bool
     preconditioner_at: Callable[[Array], Preconditioner]
     arrays: NumpyArrays
     coefficients_of: Callable[[Array, Array], tuple[NDArray[np.floating], NDArray[np.float64]]]
@@ -159,6 +162,8 @@ class FoldPath:
         The last accepted point.
     stalled : bool
         Whether the curvature pairs were dropped once at this C.
+    is_exact : bool
+        Whether its passes are computed in float64, from the first C at which float32 does not suffice.
     """
 
     fold: int
@@ -174,6 +179,7 @@ class FoldPath:
     direction: Array | None = None
     step: float = 1.0
     stalled: bool = False
+    is_exact: bool = False
     solutions: list[tuple[float, Array]] = field(default_factory=list)
     points: list[PathPoint] = field(default_factory=list)
 
@@ -203,7 +209,9 @@ class FoldPath:
     def advance(self, value: Evaluation, rules: PathRules) -> None:
         """Use what a pass measured at the trial point: record every C that it solves, then choose the next trial."""
         self.passes += 1
-        current, given_up = self._accept_or_shorten(value, rules.max_passes)
+        current, given_up = self._accept_or_shorten(value, rules)
+        if self.current is None:
+            return
         gap = self._gap(current, rules)
         while (solved := min(gap.estimate, gap.bound) <= rules.tol) or given_up:
             self._record(current, gap, rules, converged=solved)
@@ -213,17 +221,22 @@ class FoldPath:
             gap = self._gap(current, rules)
         self._next_direction(current, gap)
 
-    def _accept_or_shorten(self, value: Evaluation, max_passes: int) -> tuple[Evaluation, bool]:
-        """Move to the trial point if it is better, else shorten the step; return whether to give this C up."""
-        current, given_up = self.current, self.passes >= max_passes
+    def _accept_or_shorten(self, value: Evaluation, rules: PathRules) -> tuple[Evaluation, bool]:
+        """Move to the trial point if it is better, else shorten the step; return whether to give this C up.
+
+        Where the steps end in float32's rounding, no point is left: the next pass measures the last one in float64.
+        """
+        current, given_up = self.current, self.passes >= rules.max_passes
         if current is not None:
             self.pairs.add(value.theta - current.theta, value.gradient - current.gradient)
         if current is None or self._is_better(current, value):
             self.current, self.step = value, 1.0
             return value, given_up
         self.step *= _BACKTRACK
-        if self.step < _SHORTEST_STEP:
-            # Where C is large, rounding spoils pairs of short steps, and directions with them: try again without pairs.
+        if self.step < _SHORTEST_STEP and rules.rounds and not self.is_exact and not given_up:
+            self.is_exact, self.current, self.trial = True, None, current.theta
+        elif self.step < _SHORTEST_STEP:
+            # Rounding spoils pairs of short steps, and directions with them: try again without pairs.
             given_up = given_up or self.stalled
             self.stalled, self.step = True, 1.0
             self.pairs.forget()

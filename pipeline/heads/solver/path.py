@@ -138,6 +138,7 @@ class SoftmaxPath:
     ) -> None:
         self.n_classes = n_classes
         self._arrays = arrays_for(X.size, device)
+        self._exact_arrays = self._arrays.doubled()
         # Where passes are short, an eigendecomposition for every range of C costs more than it saves.
         self._keeps_basis = X.size <= _DOUBLE_VALUES
         self._sample: CurvatureSample | None = None
@@ -214,8 +215,17 @@ class SoftmaxPath:
     # --- one pass over the data ----------------------------------------------------------------------------
 
     def _evaluate(self, paths: Sequence[FoldPath]) -> list[Evaluation]:
-        """Loss, gradient and held-out scores of every path's trial point, in one read of X."""
-        n_paths, k, d, arrays = len(paths), self.n_classes, self.width, self._arrays
+        """Loss, gradient and held-out scores of every path's trial point, in one read of X for each precision."""
+        found: dict[int, Evaluation] = {}
+        for is_exact, arrays in ((False, self._arrays), (True, self._exact_arrays)):
+            some = [number for number, path in enumerate(paths) if path.is_exact == is_exact]
+            if some:
+                found |= zip(some, self._evaluate_in(arrays, [paths[number] for number in some]), strict=True)
+        return [found[number] for number in range(len(paths))]
+
+    def _evaluate_in(self, arrays: NumpyArrays, paths: Sequence[FoldPath]) -> list[Evaluation]:
+        """Evaluate in the working precision of ``arrays``, to which X is taken block by block."""
+        n_paths, k, d, mean = len(paths), self.n_classes, self.width, arrays.of(self._mean)
         theta = arrays.stack([path.trial for path in paths])
         inverse_scale = arrays.of(arrays.stack([path.inverse_scale for path in paths]))[:, None, :]
         basis = None if self._keeps_features else arrays.of(self._basis)
@@ -227,19 +237,19 @@ class SoftmaxPath:
             weights = weights + arrays.of(self._origin)
         weights = weights.reshape(n_paths * k, d)
         # X is never centred in memory: the mean goes into the intercept here and comes out of the gradient below.
-        bias = arrays.of(theta[:, :, d].reshape(-1)) - weights @ self._mean
+        bias = arrays.of(theta[:, :, d].reshape(-1)) - weights @ mean
         folds = arrays.codes(np.array([path.fold for path in paths]))[:, None]
         gradient, gradient_bias = arrays.working_zeros(n_paths * k, d), arrays.zeros(n_paths * k)
         has_folds = any(path.fold != ALL_ROWS for path in paths)
         held_out = arrays.working_zeros(3, n_paths, len(self._X) if has_folds else 0)
         loss = arrays.zeros(n_paths)
         for rows in self._blocks():
-            block, truth = self._X[rows], self._y[rows]
+            block, truth = arrays.of(self._X[rows]), self._y[rows]
             size = len(truth)
             scores = arrays.product_and(weights, block.T, bias).reshape(n_paths, k, size)
             log_p = arrays.log_softmax(scores)
             at_truth = arrays.at_classes(log_p, truth)
-            weight = arrays.where(folds == self._fold[rows], 0.0, self._weight[rows])
+            weight = arrays.where(folds == self._fold[rows], 0.0, arrays.of(self._weight[rows]))
             loss -= arrays.exact_sum(at_truth * weight, 1)
             if has_folds:
                 # A tie is right in one of as many cases as there are classes in it; NaN equals nothing.
@@ -252,7 +262,7 @@ class SoftmaxPath:
             flat = residual.reshape(n_paths * k, size)
             gradient += flat @ block
             gradient_bias += arrays.exact_sum(flat, 1)
-        gradient -= arrays.of(gradient_bias)[:, None] * self._mean
+        gradient -= arrays.of(gradient_bias)[:, None] * mean
         scaled = (gradient.reshape(n_paths, k, d) * inverse_scale).reshape(n_paths * k, d)
         if basis is not None:
             scaled = scaled @ basis
@@ -305,7 +315,8 @@ class SoftmaxPath:
         """
         with self._arrays.threads(self._X.shape[0] * self.width):
             states = self._new_paths(paths, starts)
-        rules = PathRules(tol, max_passes, self._preconditioner_at, self._arrays, self._coefficients)
+        rounds = self._exact_arrays is not self._arrays
+        rules = PathRules(tol, max_passes, rounds, self._preconditioner_at, self._arrays, self._coefficients)
         total = sum(len(state.values) for state in states)
         active = list(states)
         if not self._keeps_basis or self._sample is None:

@@ -23,6 +23,9 @@ class TorchArrays(NumpyArrays):
         self._device = torch.device(device)
         self._dtype = torch.float64 if double else torch.float32
 
+    def doubled(self) -> NumpyArrays:
+        return self if self._dtype == torch.float64 else TorchArrays(str(self._device), double=True)
+
     def of(self, array: Array) -> Array:
         return _as_tensor(array).to(self._device, self._dtype)
 
