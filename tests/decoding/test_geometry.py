@@ -6,8 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import timm
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from packaging.version import Version
 from PIL import Image
 from timm.data.transforms_factory import transforms_imagenet_eval
 from torchvision.transforms import InterpolationMode, Pad, Resize
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.5, 0.5, 0.5)
 HALF = (0.5, 0.5, 0.5)
+RESIZES_SIDES_ALIKE = Version(timm.__version__) < Version("1.0.31")
+"""Older releases give a crop that is not square other pixels, by a fault that this project does not repeat."""
 ODD_SIZES = [(97, 61), (61, 97), (33, 200), (200, 33), (50, 50), (7, 9), (129, 128)]
 
 
@@ -57,6 +61,8 @@ def resampler(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("size", [(48, 48), (32, 64), (64, 40)])
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic", "nearest", "lanczos", "box", "hamming"])
 def test_every_crop_mode_of_timm(mode: str, size: tuple[int, int], interpolation: str) -> None:
+    if RESIZES_SIDES_ALIKE and mode == "center" and size[0] != size[1]:
+        pytest.skip("timm has a fault here")
     for crop_pct in (0.875, 0.95, 1.0):
         config = {"input_size": (3, *size), "crop_pct": crop_pct, "crop_mode": mode, "interpolation": interpolation}
         config |= {"mean": MEAN, "std": STD}
@@ -75,6 +81,8 @@ def test_every_crop_mode_of_timm(mode: str, size: tuple[int, int], interpolation
 )
 def test_random_sizes_of_images(width: int, height: int, size: tuple[int, int], mode: str) -> None:
     if max(width, height) > 6 * min(width, height):  # timm asks Pillow for an image without a row
+        return
+    if RESIZES_SIDES_ALIKE and mode == "center" and size[0] != size[1]:
         return
     config = {"input_size": (3, *size), "crop_pct": 0.9, "crop_mode": mode, "interpolation": "bicubic"}
     config |= {"mean": MEAN, "std": STD}

@@ -334,7 +334,8 @@ def with_adobe_transform(jpeg: bytes, transform: int | None) -> bytes:
 
 
 def test_jpegs_of_cmyk_that_do_not_say_which_way_are_refused() -> None:
-    data = saved(Image.fromarray(np.concatenate([RGB, GREY], axis=2), mode="CMYK"), "JPEG")
+    pixels = np.concatenate([RGB, GREY], axis=2)
+    data = saved(Image.frombytes("CMYK", (pixels.shape[1], pixels.shape[0]), pixels.tobytes()), "JPEG")
     refused(with_adobe_transform(data, None), "whether 0 is ink or paper")
     refused(with_adobe_transform(data, 1), "says that they are three")
     assert np.array_equal(decode(with_adobe_transform(data, 0)), decode(data))

@@ -24,6 +24,7 @@ class StandInEngine:
     """An engine that knows whether it is open."""
 
     name, device, precision = "openvino", "cpu", "float32"
+    precisions = ("float32",)
     is_open = True
 
     def close(self) -> None:
