@@ -5,7 +5,7 @@ Axes: N rows, D features, P pairs.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,7 +15,9 @@ from pipeline.analysis.projection import principal_components
 from pipeline.analysis.rows import label_texts, usable_rows
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.vectors import unit_rows
+from pipeline.errors import AnalysisError, near_names
 from pipeline.evaluation.near_duplicates import exact_pairs, groups_of, near_pairs
+from pipeline.evaluation.splits import named_split
 from pipeline.selection.frames import frame
 
 if TYPE_CHECKING:
@@ -56,6 +58,10 @@ class Duplicates:
         Whether near pairs were compared by pixels; otherwise by the cosine of their embeddings.
     unread : int
         Images that could not be compared by pixels: missing, or no longer readable.
+    across : str or None
+        The column in which the images of every group differ, where only these groups were kept.
+    leak : str or None
+        How many test and validation images are among the training images too, where that column is the split.
     """
 
     table: Any
@@ -65,6 +71,8 @@ class Duplicates:
     near: int
     by_pixels: bool
     unread: int
+    across: str | None = None
+    leak: str | None = None
 
 
 _BY_EMBEDDINGS = (
@@ -130,6 +138,72 @@ def find_duplicates(
         i, j = np.searchsorted(rows, at), np.searchsorted(rows, other)
     table, lines = _grouped(cache, rows, (first, duplicate), (i, j, similarity))
     return Duplicates(table, lines, rows[np.stack([i, j], axis=1)], len(first), len(i), by_pixels, unread)
+
+
+def values_of(cache: Cache, column: str) -> NDArray[np.object_]:
+    """Return a column of the cache as texts (N,), a split in its plain names; ``""`` where there is none.
+
+    Raises
+    ------
+    AnalysisError
+        The cache has no such column.
+    """
+    if column == "label":
+        return label_texts(cache, np.arange(len(cache)))
+    if column not in cache.columns:
+        raise AnalysisError(f"{cache.path} has no column {column!r}: {near_names(column, ['label', *cache.columns])}")
+    values = np.asarray(cache.columns[column])
+    return np.asarray(named_split(values) if column == "split" else values.astype(str), dtype=object)
+
+
+def duplicates_across(found: Duplicates, cache: Cache, column: str) -> Duplicates:
+    """Keep the groups whose images differ in a column, such as the split.
+
+    Parameters
+    ----------
+    found : Duplicates
+    cache : Cache
+        The cache that was searched.
+    column : str
+        A column of the cache, or ``"label"``. Images without a value do not count as different.
+
+    Raises
+    ------
+    AnalysisError
+        The cache has no such column.
+    """
+    values = values_of(cache, column)
+    its, group = values[found.rows], found.table["group"].to_numpy()
+    differing = {
+        group_and_value for group_and_value in zip(group.tolist(), its.tolist(), strict=True) if group_and_value[1]
+    }
+    numbers, count = np.unique([number for number, _ in differing], return_counts=True)
+    kept = np.isin(group, numbers[count > 1])
+    table = found.table[kept].reset_index(drop=True)
+    table["group"] = np.unique(table["group"], return_inverse=True)[1].ravel() + 1
+    if column != "label":
+        table[column if column not in table else f"{column} (column)"] = its[kept]
+    pairs = found.pairs[np.isin(found.pairs[:, 0], found.rows[kept])]
+    same = table["how"] == "exact"
+    exact = int(same.sum()) - len(set(table["group"][same]))
+    leak = _leak(values, its, group) if column == "split" else None
+    return replace(
+        found, table=table, rows=found.rows[kept], pairs=pairs, exact=exact, near=len(pairs), across=column, leak=leak
+    )
+
+
+def _leak(split: NDArray[np.object_], its: NDArray[np.object_], group: Ints) -> str:
+    """Say how many held-out images are training images too, given the split and the group of every duplicate."""
+    trained_on = np.isin(group, group[its == "train"])
+    parts = []
+    for name in ("test", "val"):
+        count = int((split == name).sum())
+        if count:
+            shared = int((trained_on & (its == name)).sum())
+            parts.append(
+                f"{shared} of {count} {name} images ({shared / count:.2%}) show the picture of a training image"
+            )
+    return ", ".join(parts) or "no image is of the test or val split"
 
 
 def _near_by_pixels(

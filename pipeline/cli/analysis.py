@@ -1,4 +1,4 @@
-"""The commands that analyse a cache: search, duplicates, check-labels, map, select, compare-caches, explore."""
+"""The commands that analyse a cache: search, duplicates, outliers, check-labels, map, select, and others."""
 
 from __future__ import annotations
 
@@ -148,32 +148,92 @@ def search(
     is_flag=True,
     help="Compare embeddings only. Faster, but also pairs different objects that look alike.",
 )
+@click.option(
+    "--across",
+    metavar="COLUMN",
+    help="Keep only groups whose images differ in this column. --across split shows what training and test share.  "
+    "[default: all groups]",
+)
 @_layer
 @_output
 @_page
 def duplicates(
-    cache: str, threshold: float | None, no_images: bool, layer: str, output: str | None, page: str | None
+    cache: str,
+    threshold: float | None,
+    no_images: bool,
+    across: str | None,
+    layer: str,
+    output: str | None,
+    page: str | None,
 ) -> None:
     """Find images of CACHE that show the same picture: copied, resized, recompressed or slightly cropped."""
-    from pipeline.analysis.duplicates import find_duplicates
+    from pipeline.analysis.duplicates import duplicates_across, find_duplicates, values_of
     from pipeline.cache import open_cache
 
     announce(f"duplicates: comparing the images of {cache}")
     opened = open_cache(cache)
+    if across is not None:
+        values_of(opened, across)  # before the work
     started = time.perf_counter()
     found = find_duplicates(opened, threshold=threshold, layer=layer, use_pixels=not no_images, say=say)
+    if across is not None:
+        found = duplicates_across(found, opened, across)
     _give(found.table, output)
     groups = int(found.table["group"].max()) if len(found.table) else 0
     say(
         f"{groups} groups of {len(found.table)} images ({found.exact} exact pairs, {found.near} near) "
         f"among {len(opened)} in {time.perf_counter() - started:.1f} s"
     )
+    if found.leak is not None:
+        say(found.leak)
     if found.unread:
         say(f"{found.unread} images cannot be read: they were compared by content only")
     if page is not None:
         from pipeline.report.galleries import write_duplicates_page
 
         _give_page(page, write_duplicates_page, opened, found)
+
+
+@cli.command()
+@click.argument("cache", type=click.Path())
+@click.option(
+    "--threshold",
+    default=3.5,
+    show_default=True,
+    type=Number(0, min_open=True),
+    help="Robust standard deviations from which an image stands out. Lower finds more.",
+)
+@click.option(
+    "-k",
+    "k",
+    default=10,
+    show_default=True,
+    type=click.IntRange(1),
+    help="The neighbour whose distance counts. Groups of up to this many similar images can stand out.",
+)
+@click.option("--no-images", is_flag=True, help="Judge by embeddings only, without sharpness, size and blank images.")
+@_layer
+@_output
+@_page
+def outliers(
+    cache: str, threshold: float, k: int, no_images: bool, layer: str, output: str | None, page: str | None
+) -> None:
+    """Rank the images of CACHE by how unusual they are: far from all others, blank, extreme in sharpness or size."""
+    from pipeline.analysis.outliers import find_outliers
+    from pipeline.cache import open_cache
+
+    announce(f"outliers: comparing the images of {cache}")
+    opened = open_cache(cache)
+    started = time.perf_counter()
+    found = find_outliers(opened, k=k, threshold=threshold, layer=layer, use_pixels=not no_images, say=say)
+    _give(found.table, output)
+    say(f"{found.summary()}, in {time.perf_counter() - started:.1f} s")
+    if found.unread:
+        say(f"{found.unread} images cannot be read: they were judged by their embeddings only")
+    if page is not None:
+        from pipeline.report.galleries import write_outliers_page
+
+        _give_page(page, write_outliers_page, opened, found)
 
 
 @cli.command("check-labels")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pipeline.evaluation.choice import UNSEEN_ROWS
+from pipeline.evaluation.shares import share_interval
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,19 +65,37 @@ def counts_by(codes: NDArray[np.int64], weights: Floats, count: int) -> Floats:
     return np.asarray(sums.reshape(len(weights), count))
 
 
-def reliability_bins(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 15) -> list[dict[str, float]]:
-    """Return mean confidence, accuracy and row count of every bin that has rows."""
-    index = np.clip((confidence * bins).astype(np.int64), 0, bins - 1)
+LEAST_ROWS_OF_BIN = 20
+"""Rows of a bin of a reliability curve: with fewer, its interval spans most of what is possible."""
+
+
+def reliability_bins(confidence: Floats, correct: NDArray[np.bool_], *, bins: int = 12) -> list[dict[str, float]]:
+    """Return mean confidence and accuracy, with its interval, of bins of equal row counts.
+
+    Parameters
+    ----------
+    confidence : ndarray of shape (N,)
+        Largest probability of each row.
+    correct : ndarray of shape (N,), bool
+        Whether the class of that probability is the label.
+    bins : int
+        Number of bins; fewer where they would have less than ``LEAST_ROWS_OF_BIN`` rows, and none for fewer rows than
+        two of them.
+
+    Examples
+    --------
+    >>> [bin["rows"] for bin in reliability_bins(np.linspace(0, 1, 50), np.ones(50, dtype=bool))]
+    [25, 25]
+    """
+    count = min(bins, len(confidence) // LEAST_ROWS_OF_BIN)
+    if count < 2:
+        return []
     out = []
-    for number in np.unique(index):
-        rows = index == number
-        out.append(
-            {
-                "confidence": float(confidence[rows].mean()),
-                "accuracy": float(correct[rows].mean()),
-                "rows": int(rows.sum()),
-            }
-        )
+    for rows in np.array_split(np.argsort(confidence, kind="stable"), count):
+        accuracy = float(correct[rows].mean())
+        low, high = share_interval(accuracy, len(rows))
+        mean = float(confidence[rows].mean())
+        out.append({"confidence": mean, "accuracy": accuracy, "low": low, "high": high, "rows": len(rows)})
     return out
 
 

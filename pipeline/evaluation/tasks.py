@@ -208,7 +208,7 @@ class Multilabel(Task):
 
     def costs(self, y: NDArray[Any], predictions: Floats) -> Floats:
         """Return 1 where the set of labels is not wholly right."""
-        return ((predictions >= multilabel.THRESHOLD) != y).any(axis=1).astype(np.float64)
+        return np.asarray(((predictions >= multilabel.THRESHOLD) != y).any(axis=1), dtype=np.float64)
 
     def evidence(self, predictions: Floats) -> Floats:
         """Return log-odds; no row settles a label for its group."""

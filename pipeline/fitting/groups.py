@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
-    from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
+    from pipeline.fitting.target import Target
 
     Names = NDArray[np.str_]
 
@@ -98,53 +98,56 @@ def _divided(inner: Names, outer: Names) -> Names:
 
 
 def _shown(name: str) -> str:
-    return "no value" if name.startswith(splits.ALONE) else repr(name)
+    return "no value" if name.startswith(splits.ALONE) else repr(str(name))
 
 
-def check_groups(rows: Rows) -> None:
+def check_groups(per: Names, name: str, target: Target, y: NDArray[Any], split: Names | None) -> None:
     """Refuse rows of one answer that disagree on the label, or that lie on both sides of the split column.
+
+    Parameters
+    ----------
+    per : ndarray of shape (N,), str
+        What gets one answer.
+    name : str
+        Its column.
+    target : Target
+        What is learned.
+    y : ndarray
+        The targets of the rows.
+    split : ndarray of shape (N,), str, or None
+        Their split, where a column gives it.
 
     Raises
     ------
     HeadError
         Names the first of these groups.
     """
-    if rows.per is None:
+    if name == target.name:
+        raise HeadError(f"--per {name}: expected another column than the target: leave it out")
+    _, code, first = numbered(per)
+    differs = y != y[first][code]
+    wrong = np.unique(code[differs if differs.ndim == 1 else differs.any(axis=1)])
+    if len(wrong):
+        labels = [TASKS[target.task].label(value, target.names) for value in y]
+        raise HeadError(
+            f"--per {name}: expected one label for all rows of a group, {_found(per, wrong, labels)}: correct these "
+            "labels, or leave --per out"
+        )
+    if split is None:
         return
-    names, code, first = numbered(rows.per)
-    if rows.per_name == rows.target:
-        raise HeadError(f"--per {rows.per_name}: expected another column than the target: leave it out")
-    differs = rows.y != rows.y[first][code]
-    _refuse(
-        rows,
-        names,
-        np.unique(code[differs if differs.ndim == 1 else differs.any(axis=1)]),
-        [TASKS[rows.task].label(y, rows.class_names) for y in rows.y] if differs.any() else [],
-        "one label for all rows of a group",
-        "correct these labels, or leave --per out",
-    )
-    if rows.split_kind == "column":
-        crosses = np.unique(code[rows.split != rows.split[first][code]])
-        _refuse(
-            rows,
-            names,
-            crosses,
-            rows.split.tolist(),
-            "every group on one side of the split column",
-            "mark its rows for one split, or hold rows out by --test-share without a split column",
+    crosses = np.unique(code[split != split[first][code]])
+    if len(crosses):
+        raise HeadError(
+            f"--per {name}: expected every group on one side of the split column, "
+            f"{_found(per, crosses, split.tolist())}: mark its rows for one split, or give no split column"
         )
 
 
-def _refuse(rows: Rows, names: Names, wrong: NDArray[np.int64], values: list[Any], expected: str, way_out: str) -> None:
-    """Refuse these groups, the first of them by name and with their values, where there are any."""
-    if not len(wrong):
-        return
-    assert rows.per is not None
+def _found(per: Names, wrong: NDArray[np.int64], values: list[Any]) -> str:
+    """Return how many groups are wrong, and the first of them with their values."""
+    names = numbered(per)[0]
     shown = []
     for number in wrong[:_SHOWN].tolist():
-        its = dict.fromkeys(values[row] for row in np.flatnonzero(rows.per == names[number]).tolist())
+        its = dict.fromkeys(values[row] for row in np.flatnonzero(per == names[number]).tolist())
         shown.append(f"{str(names[number])!r} ({', '.join(list(its)[:_SHOWN])})")
-    raise HeadError(
-        f"--per {rows.per_name}: expected {expected}, found several in {len(wrong)} of {len(names)} groups, such as "
-        f"{', '.join(shown)}: {way_out}"
-    )
+    return f"found several in {len(wrong)} of {len(names)} groups, such as {', '.join(shown)}"

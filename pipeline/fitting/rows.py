@@ -144,12 +144,10 @@ def select_rows(
             note(f"left out: {int((~used).sum())} rows whose split is empty")
         index, split = index[used], split[used]
         groups, per = (None if each is None else each[used] for each in (groups, per))
-    rows = Rows(
-        *(index, target.y[index], target.names, groups, split, kind, target.task, target.name),
-        per=per,
-        per_name=settings.per or "",
-    )
-    check_groups(rows)
+    if per is not None and settings.per is not None:
+        check_groups(per, settings.per, target, target.y[index], split if kind == "column" else None)
+    facts = (index, target.y[index], target.names, groups, split, kind, target.task, target.name)
+    rows = Rows(*facts, per=per, per_name=settings.per or "")
     if rows.task == "classification":
         rows = _with_classes(rows, np.unique(rows.y))
     if groups is not None and kind == "column":
@@ -157,18 +155,21 @@ def select_rows(
     if settings.group_duplicates is not None:
         rows = _group_duplicates(cache, rows, embeddings, settings.group_duplicates, note)
     if kind == "hold-out":
-        every_class = rows.task == "classification"
-        held = splits.hold_out(
-            TASKS[rows.task].strata(rows.y),
-            share=settings.test_share,
-            seed=settings.seed,
-            groups=rows.groups,
-            every_class=every_class,
-        )
-        rows = replace(rows, split=held)
+        rows = _with_hold_out(rows, settings)
     if rows.task == "classification":
         return _known_classes(rows, note)
     return _learnable_labels(rows, note) if rows.task == "multilabel" else _enough_numbers(rows)
+
+
+def _with_hold_out(rows: Rows, settings: FitSettings) -> Rows:
+    held = splits.hold_out(
+        TASKS[rows.task].strata(rows.y),
+        share=settings.test_share,
+        seed=settings.seed,
+        groups=rows.groups,
+        every_class=rows.task == "classification",
+    )
+    return replace(rows, split=held)
 
 
 def _usable_rows(cache: Cache, target: Target, note: Callable[[str], None]) -> Ints:

@@ -295,17 +295,8 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
             raise HeadError(f"{name} holds values that are not finite")
     if kind == "knn":
         _check_neighbours(arrays, len(names))
-    return LoadedHead(
-        replace(model),
-        tuple(names),
-        facts["layer"],
-        spec,
-        facts["fingerprint"],
-        facts["head"],
-        facts["task"],
-        layers,
-        _pooling(facts),
-    )
+    texts = (facts["fingerprint"], facts["head"], facts["task"])
+    return LoadedHead(replace(model), tuple(names), facts["layer"], spec, *texts, layers, _pooling(facts))
 
 
 def _layers(facts: dict[str, Any]) -> tuple[str, ...]:

@@ -12,8 +12,10 @@ from pipeline.report.content import (
     MOST_IMAGES,
     Content,
     cards,
+    found,
     number_cell,
     picture,
+    reliability_plots,
     rows_used,
     sweep_plot,
     text_cell,
@@ -51,7 +53,7 @@ def classes_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict
         on = f"{folds} folds of the training rows" if folds else "training rows held out"
         at = f" {swept[0]} = {run['chosen'][swept[0]]:.3g}, chosen on {on}."
     content = Content(
-        lead=f"{len(rows.class_names)} classes, {rows_used(rows, run)}.{at}",
+        lead=f"{found(results, rows)} {len(rows.class_names)} classes, {rows_used(rows, run)}.{at}",
         cards=cards(_CARDS, results["metrics"][split]),
     )
     _add_figures(content, rows, results)
@@ -95,14 +97,8 @@ def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     if "uncalibrated" in results:
         curves["before"] = results["uncalibrated"][split]
     bins = {name: calibration.reliability_bins(p.max(axis=1), p.argmax(axis=1) == y) for name, p in curves.items()}
-    second.append(
-        content.plot(
-            "reliability",
-            plots.reliability_figure(bins),
-            "Reliability",
-            f"How often a prediction of that confidence is right. {_calibration(results)}",
-        )
-    )
+    hint = f"How often a prediction of that confidence is right. {_calibration(results)}"
+    second += reliability_plots(content, plots.reliability_figure(bins), hint, len(y))
     second += content.curves(results, rows.task)
     content.layout += [first] if len(first) < 3 else [first[:1], first[1:]]
     content.pair(content.layers(results))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.names import shown
+from pipeline.evaluation.calibration import LEAST_ROWS_OF_BIN
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.saved import SEPARATOR
 from pipeline.report import plots
@@ -42,6 +43,8 @@ class Content:
         id, title, hint, columns (name, whether text) and rows of cells.
     galleries : list of dict
         id, title, hint and pictures.
+    remarks : list of str
+        What the page says besides the notes of the run.
     """
 
     lead: str
@@ -50,6 +53,7 @@ class Content:
     layout: list[list[dict[str, Any]]] = field(default_factory=list)
     tables: list[dict[str, Any]] = field(default_factory=list)
     galleries: list[dict[str, Any]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
 
     def plot(self, name: str, figure: Any, title: str, hint: str, height: int = 340) -> dict[str, Any]:
         """Keep a figure; return its place for ``layout``."""
@@ -149,6 +153,14 @@ def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
     return {"text": shown, "sort": f"{value:.10g}", "left": False}
 
 
+def found(results: dict[str, Any], rows: Rows) -> str:
+    """Return the sentence of what was found, with which the page begins."""
+    split = results["held_out"]
+    return (
+        f"On {results['metrics'][split]['rows']} {split} rows: {TASKS[rows.task].headline(results['metrics'][split])}."
+    )
+
+
 def rows_used(rows: Rows, run: dict[str, Any]) -> str:
     """Return a phrase with the numbers of training and of measured rows."""
     how = "the source's own split" if rows.split_kind == "column" else "a stratified hold-out"
@@ -165,6 +177,15 @@ def picture(cache: Cache, number: int, label: str, predicted: str, remark: str) 
         "predicted": predicted,
         "confidence": remark,
     }
+
+
+def reliability_plots(content: Content, figure: Any, hint: str, rows: int) -> list[dict[str, Any]]:
+    """Keep the figure of bins of equal counts; none with too few rows, for which the page has a sentence."""
+    if not figure["series"][0]["x"]:
+        least = 2 * LEAST_ROWS_OF_BIN
+        content.remarks.append(f"No reliability curve: it needs {least} measured rows, and there are {rows}.")
+        return []
+    return [content.plot("reliability", figure, "Reliability", f"Bins of equal counts with intervals. {hint}")]
 
 
 _OUTCOMES = {"converged", "gap_estimate", "gradient_norm"}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.analysis.outliers import REASONS
 from pipeline.core.files import replacing
 from pipeline.core.text import valid_text
 from pipeline.decoding.errors import DecodeError
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
     from pipeline.analysis.duplicates import Duplicates
     from pipeline.analysis.labels import LabelCheck
+    from pipeline.analysis.outliers import Outliers
     from pipeline.analysis.projection import Projection
     from pipeline.analysis.search import Search
     from pipeline.cache import Cache
@@ -36,6 +38,10 @@ MOST_PICTURES = 1000
 """Pictures on a page: about 4 MB."""
 MOST_ON_A_MAP = 4000
 """Pictures behind a map: one sheet, about 3 MB."""
+_MOST_OF_SOUND_LABELS = 24
+"""Pictures, each, of doubtful labels that do not look wrong."""
+_MOST_OF_A_REASON = 120
+"""Outliers of one reason on a page."""
 _SIDE = 112
 _TILE = 40
 
@@ -76,27 +82,68 @@ def write_duplicates_page(path: str | os.PathLike[str], cache: Cache, found: Dup
             left_out += 1
             continue
         pictures = [
-            page.item(row, key, [("", label or "no label"), (how, f"{similarity:.4f}")], label)
-            for _, key, label, similarity, how, row in lines.itertuples(index=False)
+            page.item(row, key, [("", label or "no label"), (how, f"{similarity:.4f}"), *_at(lines, found, n)], label)
+            for n, (key, label, similarity, how, row) in enumerate(
+                lines[["key", "label", "similarity", "how", "row"]].itertuples(index=False)
+            )
         ]
         groups.append({"title": f"Group {number}", "pictures": pictures})
     judged = "correlation of pixels" if found.by_pixels else "cosine of embeddings"
+    where = "" if found.across is None else f", each with images that differ in {found.across}"
     lead = (
-        f"{len(groups) + left_out} groups, {len(table)} images; {found.exact} exact pairs, "
-        f"{found.near} near ones by {judged}."
+        f"{len(table)} images show the same picture as another, in {len(groups) + left_out} groups{where}: "
+        f"{found.exact} exact pairs, {found.near} near ones by {judged}."
     )
+    if found.leak is not None:
+        lead = f"{found.leak[0].upper()}{found.leak[1:]}. {lead}"
     notes = [f"{left_out} further groups are in the table only."] if left_out else []
     return _write_gallery(path, f"Duplicates in {Path(cache.path).name}", lead, groups, page, notes, whole_groups=True)
+
+
+def _at(lines: Any, found: Duplicates, number: int) -> list[tuple[str, str]]:
+    """Return the value of the column in which groups differ, where there is one."""
+    if found.across in (None, "label"):
+        return []
+    # The last column but the row number, which the page adds.
+    return [(str(found.across), str(lines.iloc[number, -2]) or "–")]
+
+
+def write_outliers_page(path: str | os.PathLike[str], cache: Cache, found: Outliers) -> int:
+    """Write a page with the outliers by reason; return how many of its pictures cannot be read."""
+    page = _Pictures(cache)
+    lines = list(zip(found.rows.tolist(), found.table.itertuples(), strict=True))
+    groups, left_out = [], 0
+    for reason in REASONS:
+        having = [lines[n] for n in np.flatnonzero(found.of(reason))]
+        left_out += max(len(having) - _MOST_OF_A_REASON, 0)
+        pictures = [
+            page.item(row, line.key, _facts_of_outlier(line), line.label) for row, line in having[:_MOST_OF_A_REASON]
+        ]
+        if pictures:
+            groups.append({"title": f"{reason[0].upper()}{reason[1:]} ({len(having)})", "pictures": pictures})
+    lead = f"{found.summary()}. z counts robust standard deviations from the median image."
+    notes = [] if found.by_pixels else ["Images were not read: judged by embeddings alone."]
+    notes += [f"{left_out} further ones are in the table only."] if left_out else []
+    return _write_gallery(path, f"Outliers in {Path(cache.path).name}", lead, groups, page, notes)
+
+
+def _facts_of_outlier(line: Any) -> list[tuple[str, str]]:
+    facts = [("", line.label or "no label")] + ([("z", f"{line.z:.1f}")] if np.isfinite(line.z) else [])
+    return facts + ([("", f"{line.width:.0f} × {line.height:.0f}")] if np.isfinite(line.width) else [])
 
 
 def write_labels_page(path: str | os.PathLike[str], cache: Cache, found: LabelCheck) -> int:
     """Write a page with the most doubtful labels; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     issues = int(found.table["is_issue"].sum())
-    pictures = []
+    wrong: list[dict[str, Any]] = []
+    otherwise: list[dict[str, Any]] = []
+    unsure: list[dict[str, Any]] = []
     for rank, (row, line) in enumerate(zip(found.rows.tolist(), found.table.itertuples(), strict=True)):
-        if page.full(1) or (not line.is_issue and rank >= 50):
-            break
+        agrees = line.given == line.suggested
+        pictures = wrong if line.is_issue else unsure if agrees else otherwise
+        if page.full(1) or (not line.is_issue and len(pictures) >= _MOST_OF_SOUND_LABELS):
+            continue
         facts = [("given", line.given), ("suggested", line.suggested), ("quality", f"{line.quality:.2g}")]
         item = page.item(row, line.key, facts, f"{line.given} {line.suggested}")
         item["sort"] = {
@@ -105,18 +152,27 @@ def write_labels_page(path: str | os.PathLike[str], cache: Cache, found: LabelCh
             "suggested": valid_text([line.suggested])[0],
         }
         pictures.append(item)
+    groups = [
+        {"title": title, "pictures": pictures}
+        for title, pictures in (
+            (f"Labels that look wrong ({issues})", wrong),
+            ("Another label is suggested, though not surely", otherwise),
+            ("The suggestion is the label, though not surely", unsure),
+        )
+        if pictures
+    ]
     lead = (
         f"{issues} of {len(found.table)} labels look wrong; heads that have not seen a row agree with its label in "
         f"{found.accuracy:.1%}. Quality is their probability of the given label. Hard images gather here too: "
         "look before you relabel."
     )
-    notes = [f"Shown: the {len(pictures)} most doubtful; the table has them all."] if len(pictures) < issues else []
+    notes = [f"Shown: the {len(wrong)} most doubtful; the table has them all."] if len(wrong) < issues else []
     orders = [("rank", "most doubtful first"), ("given", "by given label"), ("suggested", "by suggested label")]
     return _write_gallery(
         path,
         f"Labels of {Path(cache.path).name}",
         lead,
-        [{"title": "", "pictures": pictures}],
+        groups,
         page,
         notes,
         orders=orders,

@@ -9,7 +9,17 @@ import numpy as np
 from pipeline.evaluation.calibration import reliability_bins
 from pipeline.evaluation.multilabel import THRESHOLD, joined
 from pipeline.report import plots
-from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, text_cell
+from pipeline.report.content import (
+    MOST_IMAGES,
+    Content,
+    cards,
+    found,
+    number_cell,
+    picture,
+    reliability_plots,
+    rows_used,
+    text_cell,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -36,7 +46,8 @@ def labels_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict[
     split = results["held_out"]
     figures = results["metrics"][split]
     content = Content(
-        lead=f"{len(rows.class_names)} labels, any number of them on an image, {rows_used(rows, run)}. "
+        lead=f"{found(results, rows)} {len(rows.class_names)} labels, any number of them on an image, "
+        f"{rows_used(rows, run)}. "
         f"A label is predicted from a probability of {THRESHOLD:g} on.",
         cards=cards(_CARDS, figures),
     )
@@ -96,14 +107,9 @@ def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     if "uncalibrated" in results:
         curves["before"] = results["uncalibrated"][split]
     bins = {name: reliability_bins(p.ravel(), truth) for name, p in curves.items()}
-    places.append(
-        content.plot(
-            "reliability",
-            plots.reliability_figure(bins, "probability", "share that has the label"),
-            "Reliability",
-            "How often a label of that probability is there, over all labels.",
-        )
-    )
+    figure = plots.reliability_figure(bins, "probability", "share that has the label")
+    hint = "How often a label of that probability is there, over all labels."
+    places += reliability_plots(content, figure, hint, len(truth))
     content.pair(content.layers(results))
     content.pair(places + content.curves(results, rows.task))
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.report.classification import classes_content
+from pipeline.report.groups import add_groups
 from pipeline.report.multilabel import labels_content
 from pipeline.report.regression import numbers_content
 from pipeline.report.rendering import script_json, templates, unread_note
@@ -57,6 +58,7 @@ def write_report(
     content = content or _CONTENT[rows.task](cache, rows, results, run)
     if "trust" in results:
         add_trust(content, results["trust"], split)
+    add_groups(content, results, rows.task)
     what = f"{run['target']}: " if run["settings"].get("target") else ""
     write_page(
         path,
@@ -65,7 +67,7 @@ def write_report(
             f"Under each figure its 95 % interval over the {measured} {split} rows"
             f"{', whole groups resampled together' if rows.groups is not None else ''}."
         ),
-        notes=[*run["notes"], *_unread(content)],
+        notes=[*run["notes"], *content.remarks, *_unread(content)],
         content=content,
         facts=_facts(run),
     )

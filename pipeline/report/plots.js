@@ -60,7 +60,7 @@ const place = (axis, [low, high], from, to) => axis.log
   ? v => from + (Math.log(v) - Math.log(low)) / (Math.log(high) - Math.log(low)) * (to - from)
   : v => from + (v - low) / (high - low) * (to - from);
 function curves(holder, figure) {
-  const width = holder.clientWidth, height = holder.clientHeight, series = figure.series, svg = make(holder, "svg", {width, height});
+  const width = holder.clientWidth, height = holder.clientHeight, series = figure.series, svg = make(holder, "svg", {width, height, viewBox: `0 0 ${width} ${height}`});
   const named = [...figure.bands || [], ...series].filter(s => s.name), legend = named.length > 1;
   const of = (axis, ...keys) => series.filter(s => (s.axis || "y") === axis).flatMap(s => keys.flatMap(k => s[k] || []));
   const across = series.some(s => s.across), diagonal = (figure.rules || []).flatMap(r => r.diagonal || []);
@@ -139,7 +139,7 @@ function curves(holder, figure) {
 const shade = share => { const mix = (a, b) => Math.round(a + (b - a) * share ** 0.8); return `rgb(${mix(247, 8)},${mix(250, 64)},${mix(253, 138)})`; };
 function matrix(holder, figure) {
   const {matrix, totals, names, full} = figure, k = names.length, width = holder.clientWidth, height = holder.clientHeight;
-  const svg = make(holder, "svg", {width, height}), longest = Math.max(...names.map(n => n.length));
+  const svg = make(holder, "svg", {width, height, viewBox: `0 0 ${width} ${height}`}), longest = Math.max(...names.map(n => n.length));
   const room = Math.min(width * 0.3, 14 + 6.4 * longest), left = room + 20, top = 4, bottom = Math.min(height * 0.3, 14 + 4.8 * longest) + 24;
   const w = (width - left - 6) / k, h = (height - top - bottom) / k;
   make(svg, "rect", {x: left, y: top, width: w * k, height: h * k, fill: shade(0), class: "hm"});

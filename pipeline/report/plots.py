@@ -98,16 +98,19 @@ def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> F
     }
 
 
+_ENDS = {"y": "accuracy", "low": "low", "high": "high"}
+
+
 def reliability_figure(
     curves: dict[str, list[dict[str, float]]], predicted: str = "confidence", found: str = "accuracy"
 ) -> Figure:
-    """Draw the observed share against the predicted one, one line for each named set of bins."""
+    """Draw the observed share with its interval against the predicted one, for each named set of bins."""
     series = [
         {
             "x": _numbers([b["confidence"] for b in bins]),
-            "y": _numbers([b["accuracy"] for b in bins]),
-            # A bin of few rows is uncertain: its marker is small.
-            "size": _numbers([np.clip(2.5 * np.log10(b["rows"] + 1), 2, 14) for b in bins]),
+            # Lines between bins would draw noise.
+            "line": "none",
+            **{to: _numbers([b[what] for b in bins]) for to, what in _ENDS.items()},
             "notes": [f"{b['rows']:g} rows" for b in bins],
             "colour": colour,
             "name": name,

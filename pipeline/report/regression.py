@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.evaluation import regression
 from pipeline.report import plots
-from pipeline.report.content import MOST_IMAGES, Content, cards, number_cell, picture, rows_used, sweep_plot
+from pipeline.report.content import MOST_IMAGES, Content, cards, found, number_cell, picture, rows_used, sweep_plot
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -36,7 +36,7 @@ def numbers_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict
     alpha = run["chosen"].get("alpha")
     how = f" alpha = {alpha:.3g}, chosen on training rows left out of the fit." if alpha else ""
     content = Content(
-        lead=f"Numbers of {rows.target!r}, {rows_used(rows, run)}.{how}",
+        lead=f"{found(results, rows)} Numbers of {rows.target!r}, {rows_used(rows, run)}.{how}",
         cards=cards(_CARDS, results["metrics"][split]),
     )
     places = [

@@ -26,6 +26,7 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.calibration import calibrate, trust_figures
 from pipeline.fitting.curves import few_shot_curve, learning_curve
 from pipeline.fitting.layers import LayerChoice, fit_best_layers, layer_of_duplicates, layers_to_fit
+from pipeline.fitting.leaks import leak_of_split
 from pipeline.fitting.measure import fitted_temperature, measure_splits
 from pipeline.fitting.pooling import choose_pooling, group_headline, measure_groups, write_groups
 from pipeline.fitting.prompts import prompts_of, read_prompts
@@ -374,7 +375,11 @@ def _choose_rows(job: _Job) -> tuple[_Job, Rows]:
         if settings.head != "logistic" and _sweeps(settings):
             job.note(f"--C, --sweep and --scoring are about the logistic head: not used for {target.name!r}")
         embeddings = layer_of_duplicates(job.cache, settings)
-        return replace(job, settings=settings), select_rows(job.cache, target, embeddings, settings, job.note)
+        rows = select_rows(job.cache, target, embeddings, settings, job.note)
+        leaks = rows.split_kind == "column" and settings.group_duplicates is None
+        if leaks and (leak := leak_of_split(job.cache, rows, embeddings)):
+            job.note(leak)
+        return replace(job, settings=settings), rows
 
 
 def _fit_options(job: _Job, rows: Rows) -> FitOptions:

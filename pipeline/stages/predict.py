@@ -171,8 +171,7 @@ def predict(
     explain : path, optional
         A folder to write maps over the images and the nearest training images into.
     per : str, optional
-        A column of the images, or of the cache: images with the same value get one answer together, in a table beside
-        the other.
+        A column: images with the same value get one answer together, in a table beside the other.
     stop, say, progress
         As in `pipeline.stages.extract.extract`; a stopped run writes nothing.
 
@@ -185,8 +184,7 @@ def predict(
     path = None if output is None else check_file(output)
     head, calibration = load_head(run_dir, trust=trust), load_calibration(run_dir)
     further = Trust(head, calibration, doubt or TrustOptions())
-    grouping = None if per is None else Grouping.of(head, run_dir, per)
-    groups = _Groups(None if path is None or per is None else check_file(_beside(path)), grouping)
+    groups = _groups_of(head, run_dir, per, path)
     table = _Table(path, head, further, None if explain is None else Predicted(), groups, stop, progress)
 
     def embedder() -> Embedder:
@@ -330,9 +328,12 @@ class _Groups:
         return [] if self.grouping is None else self.grouping.lines()
 
 
-def _beside(path: Path) -> Path:
-    """Return where the table of groups goes."""
-    return path.with_name(f"{path.stem}-per-group{path.suffix}")
+def _groups_of(head: LoadedHead, run_dir: str | os.PathLike[str], per: str | None, path: Path | None) -> _Groups:
+    """Return the table of the answers for groups, which goes beside the other."""
+    if per is None:
+        return _Groups(None, None)
+    beside = None if path is None else check_file(path.with_name(f"{path.stem}-per-group{path.suffix}"))
+    return _Groups(beside, Grouping.of(head, run_dir, per))
 
 
 @dataclass(frozen=True, slots=True)

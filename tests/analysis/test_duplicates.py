@@ -10,6 +10,7 @@ from PIL import Image
 from pipeline.analysis import duplicates
 from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.pixels import MOST_DIFFERENCE, pixel_similarity, small_copies
+from pipeline.errors import AnalysisError
 from tests.analysis.archive import archive, png
 
 if TYPE_CHECKING:
@@ -112,3 +113,27 @@ def test_without_images_embeddings_judge_and_bytes_are_certain() -> None:
     assert (found.exact, found.near, found.by_pixels) == (1, 1, False)
     assert "look-alikes" in said[0]
     assert len(find_duplicates(archive(40, images=False), threshold=1.0).table) == 0
+
+
+def test_across_a_split_only_what_both_sides_share_is_kept() -> None:
+    cache = archive(12, images=False)
+    for copy, original in ((4, 0), (8, 0), (5, 1), (6, 2)):
+        cache.content_hash[copy] = cache.content_hash[original]
+    split = np.array(["train"] * 12, dtype=object)
+    split[[4, 7]], split[6], split[2] = "Test", "val", ""  # of rows 2 and 6 only one has a split
+    cache.columns = {"split": split, "group": np.array(["a"] * 6 + ["b"] * 6, dtype=object)}
+    found = find_duplicates(cache, use_pixels=False, threshold=1.0)
+    assert found.leak is None
+    across = duplicates.duplicates_across(found, cache, "split")
+    assert sorted(across.rows.tolist()) == [0, 4, 8]
+    assert across.table["group"].tolist() == [1, 1, 1]
+    assert dict(zip(across.rows.tolist(), across.table["split"], strict=True)) == {0: "train", 4: "test", 8: "train"}
+    assert across.exact == 2
+    assert across.leak is not None
+    assert across.leak.startswith("1 of 2 test images (50.00%)")
+    assert "0 of 1 val images" in across.leak
+    by_group = duplicates.duplicates_across(found, cache, "group")
+    assert sorted(set(by_group.rows.tolist())) == [0, 2, 4, 6, 8]
+    assert by_group.table["group"].tolist() == [1, 1, 1, 2, 2]
+    with pytest.raises(AnalysisError, match="no column 'splits': did you mean split"):
+        duplicates.duplicates_across(found, cache, "splits")

@@ -103,7 +103,7 @@ def test_what_a_first_pass_computes_once_does_not_matter() -> None:
     def end(net: Small, x: Tensor) -> Tensor:
         if not hasattr(net, "kept"):
             net.kept = torch.ones(1).exp().log()
-        return (x * net.kept).mean((2, 3))
+        return torch.mul(x, torch.as_tensor(net.kept)).mean((2, 3))
 
     backbone = backbone_of(end)
     del backbone.network.body.kept  # filled when the network was assembled

@@ -22,6 +22,9 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_full(tmp_path_factory.mktemp("cache") / "c.h5", items, make_spec(8, layers=(4,)))
 
 
+DUPLICATES = "group,key,label,similarity,how"
+
+
 def lines(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
@@ -31,7 +34,9 @@ def lines(text: str) -> list[dict[str, str]]:
     [
         (["search", "{}", "class0/000.png", "class1/001.png", "-k", "4"], "query,rank,key,label,cosine", 8),
         # Two of the made-up rows are equal.
-        (["duplicates", "{}", "--no-images", "--threshold", "1"], "group,key,label,similarity,how", 2),
+        (["duplicates", "{}", "--no-images", "--threshold", "1"], DUPLICATES, 2),
+        (["duplicates", "{}", "--no-images", "--threshold", "1", "--across", "label"], DUPLICATES, 2),
+        (["outliers", "{}"], "key,label,why,z,distance,nearest,contrast,sharpness,width,height", 60),
         (["map", "{}", "--method", "pca"], "key,label,x,y", 60),
         (["select", "{}", "--all", "-k", "5", "--method", "k-centre"], "rank,key,label,score", 5),
     ],
@@ -67,6 +72,7 @@ def test_what_is_wrong_is_one_line(path: Path, tmp_path: Path) -> None:
         ["select", str(path)],
         ["compare-caches", str(path), "--layer", "extra0"],
         ["duplicates", str(tmp_path / "none.h5")],
+        ["outliers", str(tmp_path / "none.h5")],
     ):
         done = run_command(*arguments)
         assert done.exit_code == 1

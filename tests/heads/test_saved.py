@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
 from pipeline.errors import HeadError
+from pipeline.evaluation.pooling import Pooling
 from pipeline.heads import LoadedHead, load_head, save_head
 from pipeline.heads.model import HeadModel
+from pipeline.heads.saved import _pooling
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -238,3 +240,21 @@ def test_a_joblib_file_is_opened_only_on_trust(tmp_path: Path) -> None:
     (tmp_path / "head.joblib").write_bytes(pickle.dumps(Bomb()))
     with pytest.raises(HeadError, match="--trust"):
         load_head(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pooling",
+    [
+        3,
+        {"per": "p", "how": "mean"},
+        {"per": "p", "how": "median", "temperature": 1.0},
+        {"per": 1, "how": "mean", "temperature": 1.0},
+        {"per": "p", "how": "max", "temperature": 0},
+        {"per": "p", "how": "max", "temperature": True},
+    ],
+)
+def test_a_pooling_that_is_none_is_refused(pooling: Any) -> None:
+    assert _pooling({"pooling": {"per": "p", "how": "max", "temperature": 2}}) == Pooling("p", "max", 2.0)
+    assert _pooling({}) is None
+    with pytest.raises(HeadError, match=r"pooling|temperature"):
+        _pooling({"pooling": pooling})

@@ -8,6 +8,7 @@ import pytest
 
 from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.labels import LabelCheck
+from pipeline.analysis.outliers import find_outliers
 from pipeline.analysis.projection import map_cache
 from pipeline.analysis.search import search
 from pipeline.report import galleries
@@ -52,6 +53,7 @@ WRITERS: dict[str, Callable[[Path, Any], int]] = {
         path, cache, search(cache, ["0.png", cache.keys[7]], k=6)
     ),
     "duplicates": lambda path, cache: galleries.write_duplicates_page(path, cache, find_duplicates(cache)),
+    "outliers": lambda path, cache: galleries.write_outliers_page(path, cache, find_outliers(cache, threshold=1.0)),
     "labels": lambda path, cache: galleries.write_labels_page(path, cache, doubtful(cache)),
     "map": lambda path, cache: galleries.write_map_page(path, cache, map_cache(cache, "pca")),
 }
@@ -79,7 +81,7 @@ def test_a_page_needs_nothing_else_and_escapes_names(name: str, written: dict[st
 
 
 def test_a_page_says_how_many_images_it_cannot_show(written: dict[str, Path]) -> None:
-    for name, asked in (("labels", 70), ("map", 120)):  # two of all images cannot be read, and both labels are doubtful
+    for name, asked in (("labels", 94), ("map", 120)):  # two of all images cannot be read, and both labels are doubtful
         page = written[name].read_text(encoding="utf-8")
         found = re.search(r"(\d+) of the (\d+) images on this page cannot be read where the cache expects them", page)
         assert found is not None
@@ -92,6 +94,16 @@ def test_a_page_is_bounded(cache: Any, tmp_path: Path, monkeypatch: pytest.Monke
     page = (tmp_path / "labels.html").read_text()
     assert page.count("<figure") == 9
     assert "the 9 most doubtful" in page
+
+
+def test_labels_that_look_wrong_stand_apart(cache: Any, tmp_path: Path) -> None:
+    found = doubtful(cache)
+    found.table.loc[80:100, "suggested"] = found.table.loc[80:100, "given"]
+    galleries.write_labels_page(tmp_path / "labels.html", cache, found)
+    page = (tmp_path / "labels.html").read_text()
+    wrong, otherwise, agreeing = (part.count("<figure") for part in page.split('<section class="group"')[1:])
+    assert (wrong, otherwise, agreeing) == (70, 24, 21)
+    assert page.index("Labels that look wrong (70)") < page.index("The suggestion is the label")
 
 
 @pytest.mark.browser
@@ -118,12 +130,14 @@ def check_gallery(page: Any, name: str) -> None:
     page.fill("#filter", "")
     assert page.evaluate(shown) == before
     if name == "labels":
-        given = "[...document.querySelectorAll('figure')].map(f => f.dataset.given)"
+        given = "[...document.querySelector('section.group').querySelectorAll('figure')].map(f => f.dataset.given)"
         page.select_option("#order", "given")
         values = page.evaluate(given)
         assert values == page.evaluate("v => [...v].sort((a, b) => a.localeCompare(b))", values)
         page.select_option("#order", "rank")
-        ranks = page.evaluate("[...document.querySelectorAll('figure')].map(f => +f.dataset.rank)")
+        ranks = page.evaluate(
+            "[...document.querySelector('section.group').querySelectorAll('figure')].map(f => +f.dataset.rank)"
+        )
         assert ranks == sorted(ranks)
 
 

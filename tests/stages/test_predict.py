@@ -226,3 +226,27 @@ def test_novelty_is_a_column_where_there_are_enough_rows(tmp_path: Path) -> None
     empty = held_back.to_pandas()["predicted"] == ""
     assert (empty == (table["novelty"] > 50)).all()
     assert 0 < empty.sum() < 40
+
+
+def test_images_of_a_group_get_one_answer(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+    paths = sorted(image_folder.glob("*/*.png"))
+    (tmp_path / "cut.png").write_bytes(paths[0].read_bytes()[:600])
+    patients = [["p0", "p1", "", "p2"][i % 4] for i in range(len(paths))]
+    table = pd.DataFrame({"path": [*map(str, paths), str(tmp_path / "cut.png")], "patient": [*patients, "p3"]})
+    table.to_csv(tmp_path / "images.csv", index=False)
+    summary = predict(run_dir, str(tmp_path / "images.csv"), tmp_path / "out.csv", per="patient")
+    assert summary.groups == tmp_path / "out-per-group.csv"
+    assert any("the run was fitted without --per" in line for line in summary.headlines())
+    rows, groups = summary.to_pandas(), summary.groups_to_pandas()
+    assert groups["group"].tolist() == ["p0", "p1", "", "p2", *[""] * (patients.count("") - 1), "p3"]
+    assert groups.loc[groups["group"] == "p3", ["rows", "failed", "predicted", "error"]].to_numpy().tolist() == [
+        ["1", "1", "", "every image failed"]
+    ]
+    its = rows[[patient == "p1" for patient in [*patients, "p3"]]][["p_ant", "p_bee", "p_cat"]].astype(float)
+    odds = np.exp(np.log(its.to_numpy()).mean(axis=0))
+    found = groups.loc[groups["group"] == "p1", ["p_ant", "p_bee", "p_cat"]].to_numpy(dtype=float)[0]
+    assert np.allclose(found, odds / odds.sum(), rtol=1e-3)
+    with pytest.raises(PipelineError, match=r"--per patent: expected a column of .*did you mean patient"):
+        predict(run_dir, str(tmp_path / "images.csv"), None, per="patent")
+    with pytest.raises(PipelineError, match="there are none: name the images by a table"):
+        predict(run_dir, str(image_folder), None, per="patient")
