@@ -143,21 +143,23 @@ class _Answers(BaseHTTPRequestHandler):
         repo, commit = found
         files = repo.commits[commit]
         if rest[:1] == ["tree"]:
-            listed: Any = [{"type": "file", "path": file, "size": len(data), "oid": ""} for file, data in files.items()]
+            listed: Any = [_listed(file, data) for file, data in files.items()]
         else:
             siblings = [{"rfilename": file} for file in files]
             listed = {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
         self._send(200, json.dumps(listed).encode(), {"Content-Type": "application/json"})
 
     def _send_large(self, data: bytes) -> None:
-        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        first, _, last = self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")
+        start, total = int(first), len(data)
+        data = data[: int(last) + 1] if last else data
         head = {"Accept-Ranges": "bytes"}
-        if start:
-            head["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        if start or last:
+            head["Content-Range"] = f"bytes {start}-{len(data) - 1}/{total}"
         most = self.hub.breaks_after
         if not self.hub.keeps_breaking:
             self.hub.breaks_after = None
-        self._send(206 if start else 200, data[start:], head, breaks_after=most)
+        self._send(206 if start or last else 200, data[start:], head, breaks_after=most)
 
     def _send(
         self, status: int, data: bytes, headers: Mapping[str, str] | None = None, breaks_after: int | None = None
@@ -173,6 +175,14 @@ class _Answers(BaseHTTPRequestHandler):
         if breaks_after is not None and breaks_after < len(data):
             self.wfile.flush()
             self.close_connection = True
+
+
+def _listed(file: str, data: bytes) -> dict[str, Any]:
+    about: dict[str, Any] = {"type": "file", "path": file, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+    if file.endswith(LARGE):
+        sha = hashlib.sha256(data).hexdigest()
+        about["lfs"] = {"oid": sha, "size": len(data), "pointerSize": 130}
+    return about
 
 
 @contextlib.contextmanager

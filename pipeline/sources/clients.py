@@ -176,7 +176,8 @@ async def _http(fs: Any, wanted: Wanted) -> Answer:
 
 
 def _hugging_face(fs: Any, wanted: Wanted, timeout: float) -> Answer:
-    from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status  # takes half a second
+    from huggingface_hub import get_session  # takes half a second
+    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
     headers = {**build_hf_headers(token=fs.token), "Accept-Encoding": "identity", **wanted.range}
     answer: Any = get_session().get(fs.url(wanted.path), headers=headers, timeout=timeout)

@@ -158,7 +158,7 @@ def pnm(pixels: NDArray[np.uint8]) -> bytes:
 
 @functools.lru_cache(8)
 def _dataset(store: Store, file: File, name: str) -> tuple[h5py.Dataset, threading.Lock, RangeFile | None]:
-    raw = None if isinstance(store, LocalStore) else store.open(file)
+    raw: Any = None if isinstance(store, LocalStore) else store.open(file)
     opened = _open(store, file) if raw is None else _h5py_file(raw)
     return opened[name], threading.Lock(), raw if isinstance(raw, RangeFile) else None
 

@@ -26,7 +26,12 @@ _Answer = TypeVar("_Answer")
 
 OPEN_FILES = 128
 """Files kept open for reading by range; further shards are opened again at each use."""
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "http": "http", "https": "http"}
+EXTRAS = {
+    **dict.fromkeys(("s3", "s3a"), "s3"),
+    **dict.fromkeys(("gs", "gcs"), "gcs"),
+    **dict.fromkeys(("az", "abfs", "abfss"), "azure"),
+    **dict.fromkeys(("http", "https"), "http"),
+}
 """Protocol → the extra of this project that installs what it needs."""
 IN_PROCESS = ("memory",)
 """Protocols whose files only the writing process can read."""

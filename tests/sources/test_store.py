@@ -15,6 +15,7 @@ from pipeline.core.items import Changed
 from pipeline.sources import range_file
 from pipeline.sources import store as store_module
 from pipeline.sources.store import LocalStore, RemoteStore
+from tests.hub_server import Repo, hub_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -97,15 +98,42 @@ def test_an_answer_of_another_version_is_refused_without_another_request(
     url, files = tagged
     store = RemoteStore(url)
     file = store.look(store.path_of(url))
-    monkeypatch.setattr(RemoteStore, "_check", lambda *args: pytest.fail("asked again"))
+
+    def asked_again(*args: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(RemoteStore, "_check", asked_again)
     assert (store.read(file, 2, 3), store.read_all(file), store.head(file, 4)) == (b"234", b"0123456789", b"0123")
     with store.open(file) as opened:
         assert (opened.seek(-3, 2), opened.read(), opened.read()) == (7, b"789", b"")
     for n in range(200):  # of the same length, within a second
         files["/a.tar"] = b"%010d" % n
-        for read in (lambda: store.read(file, 2, 3), lambda: store.read_all(file), lambda: store.open(file).read(1)):
+        with pytest.raises(Changed):
+            store.read(file, 2, 3)
+        with pytest.raises(Changed):
+            store.read_all(file)
+        with pytest.raises(Changed):
+            store.open(file).read(1)
+
+
+def test_a_file_of_a_hub_that_another_commit_replaces_is_found_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    names = ("small.txt", "large.bin")  # sent at once; a redirect to another host
+    with hub_server(monkeypatch, tmp_path) as hub:
+        repo = hub.repos["org/net"] = Repo()
+        repo.commit(dict.fromkeys(names, b"0123456789"))
+        store = RemoteStore("hf://org/net/small.txt")
+        files = [store.look(f"org/net/{name}") for name in names]
+        assert all(file.version for file in files)
+        assert [store.read_all(file) for file in files] == [b"0123456789"] * 2
+        assert store.read(files[1], 2, 3) == b"234"
+        repo.commit(dict.fromkeys(names, b"9876543210"))
+        for file in files:
             with pytest.raises(Changed):
-                read()
+                store.read_all(file)
+        with pytest.raises(Changed):
+            store.read(files[1], 2, 3)
 
 
 def test_two_versions_within_a_second_have_two_stamps() -> None:
