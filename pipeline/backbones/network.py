@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbones.depth import inner_layers
 from pipeline.backbones.layers import POOLINGS, Layer
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, near_names
@@ -132,6 +133,10 @@ class EmbeddingNetwork(nn.Module):
                 raise BackboneError(f"{body.name} has no layer {node!r}: {near_names(node, [n for n in modules if n])}")
             # A partial of a method, not a closure: a deep copy of the network then stores into its own dictionary.
             modules[node].register_forward_hook(functools.partial(self._take, node))
+
+    def inner_layers(self) -> tuple[str, ...]:
+        """Return the names of nodes at several depths; see `pipeline.backbones.depth.inner_layers`."""
+        return inner_layers(self.body)
 
     def with_layers(self, layers: tuple[Layer, ...]) -> EmbeddingNetwork:
         """Return a network that shares the body, with some of the outputs."""

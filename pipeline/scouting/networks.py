@@ -148,9 +148,7 @@ def resolve_layers(
     """
     built = load_backbone(network.backbone, network.weights, trust_remote_code=trust_remote_code).network
     if tuple(asked) == (AUTO,):
-        from pipeline.backbones.depth import inner_layers  # imports torch
-
-        wanted = inner_layers(built.body)
+        wanted = built.inner_layers()
     else:
         nodes = {name for name, _ in built.body.named_modules()}
         wanted = tuple(layer for layer in asked if layer.partition(":")[0] in nodes)
