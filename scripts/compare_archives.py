@@ -9,6 +9,7 @@ the table of `docs/reliability.md`, and what differs.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
@@ -420,6 +421,9 @@ def unpack(program: str, path: Path, folder: Path) -> Images:
     subprocess.run(command, check=False, capture_output=True, env=UTF_8, stdin=subprocess.DEVNULL)
     found: Images = {}
     for place, folders, files in os.walk(os.fsencode(folder)):
+        for name in (*folders, *files):
+            with contextlib.suppress(OSError):  # a link that leads nowhere
+                os.chmod(os.path.join(place, name), 0o700)  # noqa: PTH101, PTH118  # bytes; members may forbid reading
         folders[:] = [name for name in folders if not name.startswith(b".") and name != b"__MACOSX"]
         for name in files:
             file = os.path.join(place, name)  # noqa: PTH118  # bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 # Tests beside each other use a processor each. The libraries read this when they are loaded, so it stands above them.
@@ -18,7 +19,6 @@ from tests.browser import started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from tests.training.probe import Probe
 
@@ -26,7 +26,13 @@ if TYPE_CHECKING:
 collect_ignore_glob = ["*/sitecustomize.py"]  # for other processes; two of one name cannot be collected
 
 # Examples take as long as a busy machine needs; how long says nothing about the product.
-hypothesis.settings.register_profile("busy", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "busy",
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    # A checkout that cannot be written keeps no examples.
+    **({} if os.access(Path(__file__).parent.parent, os.W_OK) else {"database": None}),
+)
 hypothesis.settings.load_profile("busy")
 
 

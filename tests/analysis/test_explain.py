@@ -94,6 +94,7 @@ def test_a_head_that_is_not_linear_has_neighbours_and_says_why_it_has_no_maps(fi
     assert "the knn head is not linear" in page
 
 
+@pytest.mark.slow
 def test_what_is_gone_is_said_in_one_line_each(fitted: Path, image_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(image_folder, tmp_path / "images")
     settings = ExtractSettings(backbone="timm/test_efficientnet", weights="random", run=RUN)

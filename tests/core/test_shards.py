@@ -155,6 +155,7 @@ def test_missing_and_doubled_shards_are_named(caches: Path, tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_shards_of_other_lists_and_counts_are_refused_until_all_are_brought_up_to_date(
     archive: Path, caches: Path, tmp_path: Path
 ) -> None:

@@ -76,6 +76,7 @@ def test_a_crashing_image_is_tried_twice_and_no_more(tmp_path: Path) -> None:
     assert tries["crash"] == 2
 
 
+@pytest.mark.slow
 def test_an_image_that_crashes_when_read_ahead_is_the_one_that_is_blamed(tmp_path: Path) -> None:
     """On slow storage eight images are being read at once when one of them ends the process."""
     log = tmp_path / "log"
@@ -203,6 +204,7 @@ def test_a_stop_does_not_wait_for_a_hanging_image(tmp_path: Path) -> None:
     assert pool.replaced == 0  # an image that is waited for ends its worker, after 600 s
 
 
+@pytest.mark.slow
 def test_orphans_of_a_killed_run_end_by_themselves(tmp_path: Path) -> None:
     """The process that should end a hanging worker is killed: the kernel's alarm does it."""
     import subprocess

@@ -67,6 +67,7 @@ def test_embeddings_equal_the_slow_reference_row_by_row(source: Source, backbone
     assert ((found @ unit.T).argmax(1) == np.arange(len(source))).all()
 
 
+@pytest.mark.slow
 def test_rows_do_not_depend_on_order_workers_or_batch(source: Source, backbone: Backbone) -> None:
     straight = _rows(source, backbone, range(24))
     for settings in ({"workers": 1}, {"workers": 3}):
@@ -98,6 +99,7 @@ def test_automatic_precision_takes_the_fastest_that_agrees(source: Source, backb
     assert all(found["cosine"][precision] < 0.999 for precision in tried[:-1])
 
 
+@pytest.mark.slow
 def test_an_engine_that_gives_other_numbers_is_found_out(
     source: Source, backbone: Backbone, monkeypatch: pytest.MonkeyPatch
 ) -> None:

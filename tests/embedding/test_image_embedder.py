@@ -82,6 +82,7 @@ def test_what_the_cache_holds_is_looked_up(
     assert embedder.transform([]).shape == (0, 1280)
 
 
+@pytest.mark.slow
 def test_what_is_computed_is_what_extract_computes(cache: Path, paths: list[Path], rows: NDArray[Any]) -> None:
     images = [Image.open(path) for path in paths]
     arrays = [np.asarray(image) for image in images]

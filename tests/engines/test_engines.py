@@ -120,6 +120,7 @@ def test_a_network_that_openvino_cannot_convert_runs_on_torch(
         open_engine(backbone, engine="openvino")
 
 
+@pytest.mark.slow
 def test_converted_networks_are_kept(backbone: Backbone, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     open_engine(backbone, engine="openvino").close()
@@ -143,6 +144,7 @@ def test_what_is_not_here_is_refused(options: dict[str, str], message: str, back
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_closed_engine_gives_its_memory_back() -> None:
     """Of a network of 20 MB, ten engines that were kept would hold 200 MB and more."""
     backbone, held = load_backbone("timm/resnet10t", "random"), list[int]()

@@ -111,6 +111,7 @@ def test_impossible_settings_are_refused_in_one_line(head: str, params: dict[str
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.slow
 def test_the_mlp_learns_from_few_rows() -> None:
     X, y = load_digits(return_X_y=True)
     rng = np.random.default_rng(0)

@@ -39,6 +39,7 @@ def labelled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_head_is_fitted_on_the_table_and_measured_on_the_audit(labelled: Path, tmp_path: Path) -> None:
     table = str(labelled / "labels.csv")
     result = fit_head(labelled / "data/digits.h5", tmp_path / "run", FitSettings(labels=table, **QUICK))

@@ -81,7 +81,14 @@ def right(places: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> P
     return path
 
 
-@pytest.mark.parametrize("kind", [*LOCAL[1:], *(f"{scheme} {kind}" for scheme in ("s3", "memory") for kind in REMOTE)])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *LOCAL[1:],
+        *(f"memory {kind}" for kind in REMOTE),
+        *(pytest.param(f"s3 {kind}", marks=pytest.mark.slow) for kind in REMOTE),
+    ],
+)
 def test_caches_are_equal_row_by_row(kind: str, places: dict[str, str], right: Path, tmp_path: Path) -> None:
     with trivial_network():
         summary = extract(places[kind], tmp_path / "c.h5", SETTINGS)

@@ -140,6 +140,7 @@ def test_a_stopped_prediction_has_no_table(probe: Probe) -> None:
         result.to_pandas()
 
 
+@pytest.mark.slow
 def test_a_fine_tuning_prints_and_becomes_a_table(probe: Probe, tmp_path: Path) -> None:
     result = pipeline.finetune(
         probe.cache_path, probe.run, tmp_path / "tuned", epochs=1, schedule="head-only", workers=1, device="cpu"

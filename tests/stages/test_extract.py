@@ -213,6 +213,7 @@ def test_a_stop_before_the_check_is_through_begins_nothing(image_folder: Path, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_several_layers_in_one_pass(cache_file: Path, image_folder: Path, tmp_path: Path) -> None:
     settings = ExtractSettings(run=SETTINGS.run, layers=("blocks.2:max", "blocks.4"))
     extract(str(image_folder), tmp_path / "l.h5", settings)

@@ -131,6 +131,7 @@ def test_a_stop_leaves_a_checkpoint_and_the_same_command_goes_on(
     assert whole.metrics["test"] == tuned[1].metrics["test"]
 
 
+@pytest.mark.slow
 def test_a_stop_while_measuring_writes_no_run(probe: Probe, tmp_path: Path) -> None:
     stop, settings = threading.Event(), replace(SETTINGS, train=replace(TRAIN, epochs=1))
 

@@ -78,7 +78,7 @@ def test_training_learns_and_keeps_the_best_epoch(whole: Training) -> None:
     assert trained[-1]["train_loss"] < trained[0]["train_loss"]
 
 
-@pytest.mark.parametrize("after", [1, 4])
+@pytest.mark.parametrize("after", [pytest.param(1, marks=pytest.mark.slow), 4])
 def test_a_stopped_run_goes_on_bit_for_bit(probe: Probe, whole: Training, tmp_path: Path, after: int) -> None:
     stop = threading.Event()
     seen: list[int] = []
