@@ -97,8 +97,8 @@ def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     if "uncalibrated" in results:
         curves["before"] = results["uncalibrated"][split]
     bins = {name: calibration.reliability_bins(p.max(axis=1), p.argmax(axis=1) == y) for name, p in curves.items()}
-    hint = f"How often a prediction of that confidence is right. {_calibration(results)}"
-    second += reliability_plots(content, plots.reliability_figure(bins), hint, len(y))
+    what = "How often a prediction of that confidence is right."
+    second += reliability_plots(content, plots.reliability_figure(bins), what, len(y), _calibration(results))
     second += content.curves(results, rows.task)
     content.layout += [first] if len(first) < 3 else [first[:1], first[1:]]
     content.pair(content.layers(results))

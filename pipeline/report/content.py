@@ -179,13 +179,20 @@ def picture(cache: Cache, number: int, label: str, predicted: str, remark: str) 
     }
 
 
-def reliability_plots(content: Content, figure: Any, hint: str, rows: int) -> list[dict[str, Any]]:
-    """Keep the figure of bins of equal counts; none with too few rows, for which the page has a sentence."""
+def reliability_plots(
+    content: Content, figure: Any, what: str, rows: int, calibration: str = ""
+) -> list[dict[str, Any]]:
+    """Keep the figure of bins of equal counts; with too few rows the page has a sentence in its place."""
     if not figure["series"][0]["x"]:
         least = 2 * LEAST_ROWS_OF_BIN
-        content.remarks.append(f"No reliability curve: it needs {least} measured rows, and there are {rows}.")
+        none = f"No reliability curve: it needs {least} measured rows, and there are {rows}."
+        content.remarks.append(f"{none} {calibration}".rstrip())
         return []
-    return [content.plot("reliability", figure, "Reliability", f"Bins of equal counts with intervals. {hint}")]
+    return [
+        content.plot(
+            "reliability", figure, "Reliability", f"Bins of equal counts with intervals. {what} {calibration}".rstrip()
+        )
+    ]
 
 
 _OUTCOMES = {"converged", "gap_estimate", "gradient_norm"}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import sqlite3
 from concurrent.futures import ThreadPoolExecutor
@@ -58,9 +59,8 @@ def test_a_damaged_file_is_made_again(cache_path: Path, tmp_path: Path) -> None:
     pictures = Thumbnails(open_cache(cache_path), tmp_path / "t.sqlite")
     assert pictures.small(0)
     pictures.close()
-    with sqlite3.connect(tmp_path / "t.sqlite") as file:
+    with contextlib.closing(sqlite3.connect(tmp_path / "t.sqlite")) as file:
         assert file.execute("SELECT count(*) FROM thumbnail").fetchone() == (1,)
-    file.close()
 
 
 def test_without_a_place_to_write_pictures_are_made_all_the_same(cache_path: Path, tmp_path: Path) -> None:
