@@ -27,6 +27,7 @@ def drawn(seed: int, n_classes: int, balanced: bool) -> tuple[Any, Any]:
     return X.astype(np.float32), y
 
 
+@pytest.mark.filterwarnings("ignore:The number of unique classes:UserWarning")  # scikit-learn's log_loss, of `labels`
 @settings(max_examples=10, deadline=None, phases=[Phase.explicit, Phase.generate])
 @given(
     seed=st.integers(0, 10_000),
