@@ -16,7 +16,6 @@ import numpy as np
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BUCKET = "images"
 Images = dict[str, bytes]
 """Bytes by name, such as ``cat/001.png``."""
 
@@ -152,6 +151,7 @@ def copy_to(root: str, folder: Path) -> dict[str, str]:
 def s3_server() -> Iterator[str]:
     """Run moto's S3 server in this process, with a bucket, and point everybody at it; yields the bucket's URL."""
     import boto3
+    from fsspec import get_filesystem_class
     from moto.server import ThreadedMotoServer
 
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request otherwise
@@ -166,9 +166,11 @@ def s3_server() -> Iterator[str]:
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
+    get_filesystem_class("s3").clear_instance_cache()  # a kept client knows an earlier server
+    bucket = f"images-{port}"  # as with real ones, what is known of one is true of no other
     try:
-        boto3.client("s3").create_bucket(Bucket=BUCKET)
-        yield f"s3://{BUCKET}"
+        boto3.client("s3").create_bucket(Bucket=bucket)
+        yield f"s3://{bucket}"
     finally:
         server.stop()
         for name, value in before.items():
