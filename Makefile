@@ -18,12 +18,15 @@ PIP       := $(BIN)/pip --quiet --disable-pip-version-check install --constraint
 
 # A test file runs in one process, so that its fixtures are made once; the files are shared out.
 PARALLEL  := -n auto --dist loadfile
-# What `make check` leaves out: tests that load a network, start an engine or many processes, or run a whole stage.
-HEAVY     := analysis/test_projection.py analysis/test_search.py backbones cache/test_verify.py cli/test_cli.py \
-             core/test_shards.py core/test_slurm.py decoding/test_gpu.py decoding/test_pool.py embedding engines faults \
-             sources/test_same_images.py stages/test_calls.py stages/test_extract.py \
-             stages/test_extract_faults.py stages/test_finetune.py stages/test_fit_head.py stages/test_predict.py \
-             test_docs.py training
+# What `make check` leaves out: tests that load a network, start an engine or many processes, run a whole stage, or fit
+# for seconds.
+HEAVY     := analysis/test_explain.py analysis/test_projection.py analysis/test_search.py backbones cache/test_verify.py \
+             cli/test_cli.py core/test_outputs.py core/test_shards.py core/test_slurm.py decoding/test_gpu.py \
+             decoding/test_pool.py embedding engines faults fitting/test_pooling.py heads/test_classic.py \
+             heads/test_linear.py heads/test_logistic.py heads/test_small.py heads/test_tuned.py labelling scouting \
+             sources/test_opening.py sources/test_retries.py sources/test_same_images.py stages/test_calls.py \
+             stages/test_doctor.py stages/test_extract.py stages/test_extract_faults.py stages/test_finetune.py \
+             stages/test_fit_head.py stages/test_predict.py stages/test_scout.py test_docs.py test_startup.py training
 # What computes embeddings, and so depends on the processor.
 ENGINES   := tests/engines tests/embedding tests/backbones tests/training tests/decoding/test_gpu.py \
              tests/stages/test_extract.py tests/stages/test_predict.py
