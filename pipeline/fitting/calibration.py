@@ -14,11 +14,9 @@ from pipeline.evaluation import conformal
 from pipeline.evaluation.choice import hits
 from pipeline.evaluation.selective import area_under_risk, risk_coverage
 from pipeline.evaluation.shares import effective_rows, share_interval
-from pipeline.fitting.layers import held_out_scores
 from pipeline.fitting.rows import read_rows
 from pipeline.heads.calibration import Calibration, ConformalScores, TrainingRows, hash_of_keys
 from pipeline.heads.novelty import MOST_HELD_OUT, fit_novelty
-from pipeline.heads.registry import STREAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -29,7 +27,6 @@ if TYPE_CHECKING:
     from pipeline.fitting.layers import LayerChoice
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
-    from pipeline.heads.model import HeadModel
     from pipeline.heads.novelty import Novelty
 
     Floats = NDArray[np.float64]
@@ -39,13 +36,15 @@ MOST_SCORES = 200_000
 """Calibration rows that are kept: with more, the coverage is known to 0.001."""
 _NOVELTY_VALUES = 1 << 25
 _STEP_ROWS = 4096
+_USUAL = 0.9
+"""The coverage for which a fit says that calibration rows are few."""
 
 
 def calibrate(
     cache: Cache,
     rows: Rows,
     choice: LayerChoice,
-    model: HeadModel,
+    held_out: Floats | None,
     predictions: Mapping[str, Floats],
     settings: FitSettings,
 ) -> Calibration:
@@ -57,8 +56,8 @@ def calibrate(
         What the head was fitted on.
     choice : LayerChoice
         The head and its features.
-    model : HeadModel
-        The head with its temperature.
+    held_out : ndarray of shape (M, K) or None
+        Predictions of the training rows; see `pipeline.fitting.layers.held_out_predictions`.
     predictions : mapping of str to ndarray of shape (N, K)
         Of the splits held out.
     settings : FitSettings
@@ -66,17 +65,8 @@ def calibrate(
     train = rows.index[rows.of("train")]
     labels, keys = rows.y[rows.of("train")], hash_of_keys(cache.keys_of(train))
     training = TrainingRows(str(Path(cache.path).absolute()), cache.fingerprint, keys, train, labels)
-    held_out = _held_out_predictions(rows, choice, model, settings)
     novelty = _novelty(rows, choice, held_out, settings)
     return Calibration(training, novelty, _conformal(rows, held_out, predictions, settings))
-
-
-def _held_out_predictions(rows: Rows, choice: LayerChoice, model: HeadModel, settings: FitSettings) -> Floats | None:
-    """Return predictions of all training rows from fits that did not see them, NaN where there is none."""
-    scores = choice.fitted.oof_scores
-    if scores is None and choice.fitted.refit is not None and settings.head not in STREAMED:
-        scores = held_out_scores(choice.embeddings, rows, settings, choice.fitted)
-    return None if scores is None else model.link_scores(scores)
 
 
 def _novelty(rows: Rows, choice: LayerChoice, held_out: Floats | None, settings: FitSettings) -> Novelty | None:
@@ -161,8 +151,7 @@ def trust_figures(
         ]
         figures["calibration_rows"] = found.conformal.independent
         figures["calibration_source"] = found.conformal.source
-        few = [conformal.few_rows(c, found.conformal.independent, found.conformal.counted) for c in (0.9,)]
-        for text in filter(None, few):
+        if text := conformal.few_rows(_USUAL, found.conformal.independent, found.conformal.counted):
             note(f"label sets and intervals: {text}")
     if rows.task == "classification":
         figures["selective"] = _selective(rows, choice, found, predictions, at)

@@ -20,6 +20,7 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.measure import fitted_temperature
 from pipeline.fitting.rows import read_rows
 from pipeline.heads.blocks import Blocks, block_scale
+from pipeline.heads.registry import STREAMED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
     from pipeline.heads.fit import FittedHead
+    from pipeline.heads.model import HeadModel
 
     Floats = NDArray[np.float64]
 
@@ -203,6 +205,22 @@ def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: 
         if model is not None:
             scores[out] = model.scores(X[out])
     return scores
+
+
+def held_out_predictions(choice: LayerChoice, rows: Rows, model: HeadModel, settings: FitSettings) -> Floats | None:
+    """Return predictions (N, K) of training rows by heads that have not seen them, NaN where there is none.
+
+    They cost a cross-validation where the fit itself has made none.
+
+    Returns
+    -------
+    ndarray or None
+        None of a head that cannot be fitted again, or that takes too long for it.
+    """
+    scores = choice.fitted.oof_scores
+    if scores is None and choice.fitted.refit is not None and settings.head not in STREAMED:
+        scores = held_out_scores(choice.embeddings, rows, settings, choice.fitted)
+    return None if scores is None else model.link_scores(scores)
 
 
 def _choose(tried: list[_Candidate], rows: Rows) -> tuple[int, list[int]]:

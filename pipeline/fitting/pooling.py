@@ -158,7 +158,7 @@ class _Candidate:
 
 
 def choose_pooling(
-    rows: Rows, fitted: FittedHead, model: HeadModel, embeddings: Any, settings: FitSettings, fit: Fit
+    rows: Rows, model: HeadModel, of_rows: Floats | None, embeddings: Any, settings: FitSettings, fit: Fit
 ) -> PooledHead:
     """Choose how groups are pooled by the loss of training groups that each fold held out.
 
@@ -168,10 +168,10 @@ def choose_pooling(
     ----------
     rows : Rows
         With ``per``.
-    fitted : FittedHead
-        The head on rows.
     model : HeadModel
-        The same, with its temperature.
+        The head on rows, with its temperature.
+    of_rows : ndarray of shape (N, K) or None
+        Predictions of the training rows; see `pipeline.fitting.layers.held_out_predictions`.
     embeddings : array (rows of the cache, D)
         What it was fitted on.
     settings : FitSettings
@@ -193,7 +193,6 @@ def choose_pooling(
                 "take --pooling mean or max, or another head"
             )
         asked = POOLINGS[:-1]
-    of_rows = _held_out_predictions(rows, fitted, model, embeddings, settings)
     candidates = []
     for how in asked:
         pooling = Pooling(rows.per_name, how)
@@ -205,17 +204,6 @@ def choose_pooling(
     if not candidates:
         return PooledHead(Pooling(rows.per_name, asked[0]), table=[])
     return _chosen(candidates, groups)
-
-
-def _held_out_predictions(
-    rows: Rows, fitted: FittedHead, model: HeadModel, embeddings: Any, settings: FitSettings
-) -> Floats | None:
-    """Return predictions (N, K) of training rows by heads that have not seen them; None where there are none."""
-    if fitted.oof_scores is not None:
-        return model.link_scores(fitted.oof_scores)
-    if settings.head in STREAMED or fitted.refit is None:
-        return None
-    return model.link_scores(held_out_scores(embeddings, rows, settings, fitted))
 
 
 def _pooled(groups: Groups, pooling: Pooling, of_rows: Floats, *, calibrate: bool) -> _Candidate:

@@ -193,9 +193,8 @@ def entropies(predictions: Floats) -> Floats:
     >>> entropies(np.array([[1.0, 0.0], [0.5, 0.5]])).round(4).tolist()
     [0.0, 0.6931]
     """
-    from scipy.special import entr
-
-    return np.asarray(entr(predictions).sum(axis=1))
+    logarithms = np.log(predictions, out=np.zeros_like(predictions), where=predictions > 0)
+    return np.asarray(0.0 - (predictions * logarithms).sum(axis=1))
 
 
 def _shares(of: Floats, values: Floats) -> Floats:

@@ -25,7 +25,13 @@ from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.calibration import calibrate, trust_figures
 from pipeline.fitting.curves import few_shot_curve, learning_curve
-from pipeline.fitting.layers import LayerChoice, fit_best_layers, layer_of_duplicates, layers_to_fit
+from pipeline.fitting.layers import (
+    LayerChoice,
+    fit_best_layers,
+    held_out_predictions,
+    layer_of_duplicates,
+    layers_to_fit,
+)
 from pipeline.fitting.leaks import leak_of_split
 from pipeline.fitting.measure import fitted_temperature, measure_splits
 from pipeline.fitting.pooling import choose_pooling, group_headline, measure_groups, write_groups
@@ -355,9 +361,10 @@ def _fit(job: _Job) -> FitResult:
     options = _fit_options(job, rows)
     choice = _fit_training_rows(job, rows, options)
     model, results = _measure(job, rows, choice)
-    pooled = None if rows.per is None else _answer_for_groups(job, rows, choice, model, options, results)
+    held_out = _held_out(job, rows, choice, model)
+    pooled = None if rows.per is None else _answer_for_groups(job, rows, choice, model, held_out, options, results)
     _add_curves(job, rows, choice, results)
-    _calibrate(job, rows, choice, model, results)
+    _calibrate(job, rows, choice, held_out, results)
     run = _write_run(job, rows, choice, model, pooled, results)
     _write_page(job, rows, results, run)
     return FitResult(job.folder, rows.task, results["metrics"], job.notes, job.seconds)
@@ -442,8 +449,22 @@ def _measure(job: _Job, rows: Rows, choice: LayerChoice) -> tuple[HeadModel, dic
     return model, results
 
 
+def _held_out(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel) -> NDArray[np.float64] | None:
+    """Return predictions of training rows by heads that have not seen them, where something needs them."""
+    if rows.task == "multilabel" and rows.per is None:
+        return None
+    with job.timed("hold out"):
+        return held_out_predictions(choice, rows, model, job.settings)
+
+
 def _answer_for_groups(
-    job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, options: FitOptions, results: dict[str, Any]
+    job: _Job,
+    rows: Rows,
+    choice: LayerChoice,
+    model: HeadModel,
+    held_out: NDArray[np.float64] | None,
+    options: FitOptions,
+    results: dict[str, Any],
 ) -> PooledHead:
     """Choose how groups are answered for, and add what that gives on the rows held out."""
     settings = job.settings
@@ -452,7 +473,7 @@ def _answer_for_groups(
         return _fitter(settings)(X, y, groups, replace(options, folds=folds, progress=None))
 
     with job.timed("groups"):
-        pooled = choose_pooling(rows, choice.fitted, model, choice.embeddings, settings, fit)
+        pooled = choose_pooling(rows, model, held_out, choice.embeddings, settings, fit)
         figures, results["groups"] = measure_groups(
             rows,
             pooled,
@@ -471,10 +492,12 @@ def _answer_for_groups(
     return pooled
 
 
-def _calibrate(job: _Job, rows: Rows, choice: LayerChoice, model: HeadModel, results: dict[str, Any]) -> None:
+def _calibrate(
+    job: _Job, rows: Rows, choice: LayerChoice, held_out: NDArray[np.float64] | None, results: dict[str, Any]
+) -> None:
     """Write what later predictions need to doubt and bound their labels, and measure what it reaches."""
     with job.timed("calibrate"):
-        found = calibrate(job.cache, rows, choice, model, results["predictions"], job.settings)
+        found = calibrate(job.cache, rows, choice, held_out, results["predictions"], job.settings)
         save_calibration(job.folder / CALIBRATION_FILE, found)
         figures = trust_figures(rows, choice, found, results["predictions"][results["held_out"]], job.note)
     results["trust"] = results["metrics"]["trust"] = figures
