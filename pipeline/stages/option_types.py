@@ -29,6 +29,8 @@ class CountOrAuto(click.IntRange):
 class Number(click.FloatRange):
     """A number in a range; neither infinite nor NaN, which passes every comparison with the ends of a range."""
 
+    name = "number"
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Return the number."""
         number = float(super().convert(value, param, ctx))
