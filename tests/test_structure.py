@@ -43,7 +43,8 @@ WALLS: dict[str, tuple[str, ...]] = {
         *("report", "scouting", "fitting", "embedding", "sources", "backbones", "cache", "stages.extract"),
     ),
     "stages.doctor": ("engines", "backbones", "sources", "cache"),
-    "stages.predict": ("report", "analysis", "embedding", "heads", "cache", "sources", "backbones", "evaluation"),
+    "stages.explanation": ("report", "analysis", "embedding", "heads", "cache", "sources"),
+    "stages.predict": ("stages.explanation", "embedding", "heads", "cache", "sources", "backbones", "evaluation"),
     "stages.fit_head": ("report", "fitting", "heads", "embedding", "sources", "cache", "evaluation"),
     "stages.finetune": (
         *("report", "training", "fitting", "heads", "backbones", "embedding", "sources", "cache", "evaluation"),

@@ -154,17 +154,13 @@ class Explanations:
     training: Cache | None
 
 
-def check_explained(folder: str | os.PathLike[str] | None, images: int) -> None:
+def check_explained(folder: str | os.PathLike[str], images: int) -> None:
     """Refuse a folder that holds something else, and more images than can be explained, before the work begins.
-
-    Without a folder nothing is to be explained.
 
     Raises
     ------
     AnalysisError
     """
-    if folder is None:
-        return
     path = check_folder(folder, AnalysisError)
     if images > MOST_IMAGES:
         raise AnalysisError(

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
-from pipeline.analysis.explain import Predicted, check_explained, new_folder
-from pipeline.analysis.explain import explain as explain_predictions
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.cache import is_cache, open_cache
 from pipeline.core.callbacks import Progress, Say, ignore
@@ -32,7 +30,6 @@ from pipeline.heads import load_head
 from pipeline.heads.calibration import load_calibration
 from pipeline.heads.grouped import GroupAnswers, Grouping
 from pipeline.heads.trust import Trust, TrustOptions
-from pipeline.report.explanation import write_explanation_page
 from pipeline.sources import open_source
 from pipeline.sources.reopen import reopen_source
 
@@ -47,6 +44,7 @@ if TYPE_CHECKING:
     from pipeline.heads import LoadedHead
     from pipeline.heads.calibration import Calibration
     from pipeline.sources import Source
+    from pipeline.stages.explanation import ExplanationFolder
 
     _Batch = tuple[list[str], NDArray[np.float32], list[str]]
     """Keys, features (n, D), and why each image has none."""
@@ -185,32 +183,31 @@ def predict(
     head, calibration = load_head(run_dir, trust=trust), load_calibration(run_dir)
     further = Trust(head, calibration, doubt or TrustOptions())
     groups = _groups_of(head, run_dir, per, path)
-    table = _Table(path, head, further, None if explain is None else Predicted(), groups, stop, progress)
+    table = _Table(path, head, further, _explaining(explain), groups, stop, progress)
 
     def embedder() -> Embedder:
         own = weights or weights_of_run(run_dir)
         return Embedder.of_spec(head.spec, head.layers, settings, weights=own, alone=True)
 
-    summary, found = _predict(table, images, embedder, explain, say, started)
-    return _explained(summary, table, calibration, explain, found)
+    summary, found = _predict(table, images, embedder, say, started)
+    return _explained(summary, table, calibration, found)
 
 
 def _predict(
     table: _Table,
     images: str | Source,
     embedder: Callable[[], Embedder],
-    explain: str | os.PathLike[str] | None,
     say: Say,
     started: float,
 ) -> tuple[PredictSummary, _Images]:
     """Write the table; return how that went, and what an explanation reads."""
     if isinstance(images, str) and is_cache(images):
         cache = open_cache(images)
-        check_explained(explain, len(cache))
+        _check_explained(table, len(cache))
         table.groups.open(cache.columns, str(cache.path))
         return _predict_rows(table, cache, started), _Images(_images_of(cache), embedder, cache)
     source = open_source(images) if isinstance(images, str) else images
-    check_explained(explain, len(source))
+    _check_explained(table, len(source))
     table.groups.open(source.items.columns, source.location)
     opened = embedder()
     return _predict_images(table, source, opened, say, started), _Images(source, lambda: opened, None)
@@ -254,31 +251,29 @@ class _Images:
     cache: Cache | None
 
 
+def _explaining(folder: str | os.PathLike[str] | None) -> ExplanationFolder | None:
+    if folder is None:
+        return None
+    from pipeline.stages.explanation import ExplanationFolder  # few predictions are explained
+
+    return ExplanationFolder(folder)
+
+
+def _check_explained(table: _Table, images: int) -> None:
+    if table.explaining is not None:
+        table.explaining.check(images)
+
+
 def _explained(
-    summary: PredictSummary,
-    table: _Table,
-    calibration: Calibration | None,
-    folder: str | os.PathLike[str] | None,
-    images: _Images,
+    summary: PredictSummary, table: _Table, calibration: Calibration | None, images: _Images
 ) -> PredictSummary:
     """Explain the predictions where that was asked for."""
-    if folder is None or summary.stopped:
+    if table.explaining is None or summary.stopped:
         return summary
-    assert table.predicted is not None
-    with new_folder(folder) as part:
-        found = explain_predictions(
-            part,
-            table.head,
-            calibration,
-            table.predicted,
-            images.source,
-            images.embedder,
-            own=images.cache,
-            stop=table.stop,
-        )
-        write_explanation_page(part, found)
-    done = f"{folder}: {len(found.items)} predictions explained"
-    return replace(summary, remarks=(*summary.remarks, done, *found.notes))
+    remarks = table.explaining.write(
+        table.head, calibration, images.source, images.embedder, own=images.cache, stop=table.stop
+    )
+    return replace(summary, remarks=(*summary.remarks, *remarks))
 
 
 def _images_of(cache: Cache) -> Source | None:
@@ -346,7 +341,7 @@ class _Table:
     head : LoadedHead
     trust : Trust
         The further columns.
-    predicted : Predicted or None
+    explaining : ExplanationFolder or None
         Collects what is to be explained.
     groups : _Groups
         The answers for groups.
@@ -357,7 +352,7 @@ class _Table:
     path: Path | None
     head: LoadedHead
     trust: Trust
-    predicted: Predicted | None
+    explaining: ExplanationFolder | None
     groups: _Groups
     stop: threading.Event
     progress: Progress
@@ -444,8 +439,8 @@ def _write_lines(file: TextIO, table: _Table, batches: Iterator[_Batch], total: 
         predictions = head.model.predict_proba(features)
         further, doubted = trust.columns(features, predictions)
         trust.count(doubted[[not reason for reason in reasons]])
-        if table.predicted is not None:
-            table.predicted.add(keys, features, reasons, predictions)
+        if table.explaining is not None:
+            table.explaining.predicted.add(keys, features, reasons, predictions)
         if table.groups.answers is not None:
             table.groups.answers.add(keys, features, reasons, predictions)
         for i, (key, reason) in enumerate(zip(keys, reasons, strict=True)):
