@@ -96,12 +96,17 @@ def numbered(names: NDArray[np.str_]) -> tuple[NDArray[np.str_], Ints, Ints]:
     return found[order], place[inverse.ravel()], first[order].astype(np.int64)
 
 
-def group_means(values: NDArray[Any], group: Ints, count: int) -> Floats:
-    """Return the mean (G, D) of the rows (N, D) of each group."""
+def group_sums(values: NDArray[Any], group: Ints, count: int) -> Floats:
+    """Return the sum (G, D) of the rows (N, D) of each group."""
     from scipy.sparse import csr_array
 
     member = csr_array((np.ones(len(group)), (group, np.arange(len(group)))), shape=(count, len(group)))
-    return np.asarray((member @ values) / np.bincount(group, minlength=count)[:, None])
+    return np.asarray(member @ values)
+
+
+def group_means(values: NDArray[Any], group: Ints, count: int) -> Floats:
+    """Return the mean (G, D) of the rows (N, D) of each group."""
+    return np.asarray(group_sums(values, group, count) / np.bincount(group, minlength=count)[:, None])
 
 
 def group_maxima(values: Floats, group: Ints, count: int) -> Floats:

@@ -201,6 +201,18 @@ def groups_of_column(column: ArrayLike) -> NDArray[np.str_]:
     return filled
 
 
+def given_group(name: object) -> str:
+    """Return the name of a group as the column gives it: empty of a row that is a group of its own.
+
+    Examples
+    --------
+    >>> [given_group(name) for name in groups_of_column(["b", ""])]
+    ['b', '']
+    """
+    text = str(name)
+    return "" if text.startswith(ALONE) else text
+
+
 def shown_group(name: object) -> str:
     """Return the name of a group as tables show it: without a zero byte, at which some readers stop.
 

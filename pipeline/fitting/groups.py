@@ -83,7 +83,7 @@ def _column(cache: Cache, name: str, option: str, index: NDArray[np.int64]) -> N
 def _note_missing(per: Names | None, settings: FitSettings, note: Callable[[str], None]) -> None:
     if per is None:
         return
-    alone = sum(name.startswith(splits.ALONE) for name in per.tolist())
+    alone = sum(not splits.given_group(name) for name in per.tolist())
     if alone:
         note(f"--per {settings.per}: {alone} of {len(per)} rows have no value, and each is a group of its own")
 
@@ -98,7 +98,8 @@ def _divided(inner: Names, outer: Names) -> Names:
 
 
 def _shown(name: str) -> str:
-    return "no value" if name.startswith(splits.ALONE) else repr(str(name))
+    given = splits.given_group(name)
+    return repr(given) if given else "no value"
 
 
 def check_groups(per: Names, name: str, target: Target, y: NDArray[Any], split: Names | None) -> None:

@@ -16,8 +16,8 @@ from pipeline.core.names import SHOWN
 from pipeline.errors import HeadError
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.choice import cheapest
-from pipeline.evaluation.pooling import EMBEDDINGS, POOLINGS, Pooling, group_means, numbered
-from pipeline.evaluation.splits import ALONE
+from pipeline.evaluation.pooling import EMBEDDINGS, POOLINGS, Pooling, group_means, group_sums, numbered
+from pipeline.evaluation.splits import given_group
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.compare import paired_intervals
 from pipeline.fitting.layers import held_out_scores
@@ -100,11 +100,9 @@ class Groups:
         total = np.zeros((len(self), embeddings.shape[1]))
         for start in range(0, len(self.at), _BLOCK_ROWS):
             part = slice(start, start + _BLOCK_ROWS)
-            code = self.code[part]
-            here, local = np.unique(code, return_inverse=True)
-            count = np.bincount(local.ravel())
+            here, code = np.unique(self.code[part], return_inverse=True)
             X = read_rows(embeddings, self.rows.index[self.at[part]])
-            total[here] += group_means(X, local.ravel(), len(here)) * count[:, None]
+            total[here] += group_sums(X, code.ravel(), len(here))
         return (total / self.sizes()[:, None]).astype(np.float32)
 
     def as_rows(self) -> Rows:
@@ -331,4 +329,4 @@ def write_groups(path: Path, predictions: dict[str, Floats], rows: Rows, cache: 
                 groups.names.tolist(), keys, groups.sizes(), groups.y, of_split, strict=True
             ):
                 cells = [task.label(y, rows.class_names), *task.cells(predicted, rows.class_names)]
-                writer.writerow(["" if name.startswith(ALONE) else name, key, size, split, *cells])
+                writer.writerow([given_group(name), key, size, split, *cells])

@@ -14,7 +14,7 @@ from pipeline.core.columns import as_names
 from pipeline.core.csv_rows import csv_writer
 from pipeline.errors import HeadError, near_names
 from pipeline.evaluation.pooling import EMBEDDINGS, MAX, Pooling, numbered
-from pipeline.evaluation.splits import ALONE, groups_of_column
+from pipeline.evaluation.splits import given_group, groups_of_column
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.saved import load_group_head
 
@@ -136,8 +136,9 @@ class GroupAnswers:
         lines = csv_writer(file)
         lines.writerow(["group", "key", "rows", "failed", *task.header(head.class_names), "error"])
         for i, predicted in enumerate(self.predictions()):
-            name = "" if self._names[i].startswith(ALONE) else str(self._names[i])
             cells = task.cells(predicted, head.class_names)
             error = "" if self._failed[i] < self._images[i] else "every image failed"
             cells = [""] * len(cells) if error else cells
-            lines.writerow([name, self._keys[i], self._images[i], self._failed[i], *cells, error])
+            lines.writerow(
+                [given_group(self._names[i]), self._keys[i], self._images[i], self._failed[i], *cells, error]
+            )

@@ -26,6 +26,7 @@ from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import BinaryIO
 
     import pandas as pd
     import pyarrow as pa
@@ -254,7 +255,9 @@ def _open(store: Store, file: File, patience: Patience | None = None) -> pq.Parq
     # A buffered stream reads a column page by page; without it a row group is read at once.
     if isinstance(store, LocalStore):
         store.check(file)
-    place = file.path if isinstance(store, LocalStore) else store.open(file, patience)
+        place: str | BinaryIO = file.path
+    else:
+        place = store.open(file, patience)
     return pq.ParquetFile(place, buffer_size=1 << 20, pre_buffer=False)
 
 
