@@ -34,7 +34,7 @@ def add_trust(content: Content, figures: Mapping[str, Any], split: str) -> None:
                     "risk",
                     risk_figure(figures["selective"]),
                     "Error of the rows kept",
-                    f"Share of wrong predictions on the {split} rows where the least confident, or the newest, get no "
+                    f"Share of wrong predictions on the {split} rows where the least confident, or most novel, get no "
                     "label: predict --abstain-confidence and --abstain-novelty.",
                 )
             ]
