@@ -14,14 +14,14 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     import pytest
 
-LARGE = (".safetensors", ".bin")
+LARGE = (".safetensors", ".bin", ".tar", ".zip", ".parquet", ".h5")
 
 
 @dataclass
@@ -143,7 +143,13 @@ class _Answers(BaseHTTPRequestHandler):
         repo, commit = found
         files = repo.commits[commit]
         if rest[:1] == ["tree"]:
-            listed: Any = [_listed(file, data) for file, data in files.items()]
+            query = parse_qs(urlsplit(self.path).query)
+            below = "".join(f"{part}/" for part in rest[2:])
+            deep = query.get("recursive", ["False"])[0].lower() == "true"
+            listed: Any = _tree(files, below, deep=deep)
+            if below and not listed:
+                self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+                return
         else:
             siblings = [{"rfilename": file} for file in files]
             listed = {"id": name, "modelId": name, "sha": commit, "siblings": siblings, "tags": [], "private": False}
@@ -175,6 +181,19 @@ class _Answers(BaseHTTPRequestHandler):
         if breaks_after is not None and breaks_after < len(data):
             self.wfile.flush()
             self.close_connection = True
+
+
+def _tree(files: Mapping[str, bytes], below: str, *, deep: bool) -> list[dict[str, Any]]:
+    """Return the files and folders of a folder, with all that is below it or not."""
+    found, folders = [], set[str]()
+    for file, data in files.items():
+        if not file.startswith(below):
+            continue
+        inside = file[len(below) :].split("/")
+        folders.update(below + "/".join(inside[:n]) for n in range(1, len(inside) if deep else min(len(inside), 2)))
+        if deep or len(inside) == 1:
+            found.append(_listed(file, data))
+    return [{"type": "directory", "path": path, "size": 0, "oid": ""} for path in sorted(folders)] + found
 
 
 def _listed(file: str, data: bytes) -> dict[str, Any]:

@@ -7,17 +7,20 @@ one it got, so that a file that was replaced is noticed by the read itself. fssp
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.sources.retries import may_pass
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Mapping
+    from collections.abc import Callable, Coroutine, Iterator, Mapping
 
 REPLACED = 412
 """HTTP's status for a read of a version that is no more."""
-_TOTAL = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +59,22 @@ class Answer:
         Of the file that they are from; empty where the store does not say.
     total : int
         Bytes of the whole file; -1 where the store does not say.
+    start : int
+        Where in the file the data begin; -1 where the store does not say.
     """
 
     data: bytes
     version: str = ""
     total: int = -1
+    start: int = -1
 
 
 class WithoutRangesError(Exception):
     """A server that sends whole files only."""
+
+
+class FailedListingError(Exception):
+    """A folder that could not be listed; no `OSError`, which fsspec takes for an empty folder."""
 
 
 def version_of(info: Mapping[str, Any]) -> str:
@@ -83,6 +93,63 @@ def number_of(version: str) -> int:
     if not version:
         return 0
     return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def info_of(fs: Any, protocol: str, path: str) -> Mapping[str, Any]:
+    """Return what a store says of a file; raises whatever the client raises.
+
+    Over HTTP, fsspec takes the headers of a download where a question for the headers alone failed, and those tell less
+    of what is wrong with it.
+    """
+    if protocol in ("http", "https"):
+        from fsspec.asyn import sync
+        from fsspec.implementations.http import _file_info
+
+        async def ask() -> dict[str, Any]:
+            session = await fs.set_session()
+            found: dict[str, Any] = await _file_info(fs.encode_url(path), session, size_policy="head", **fs.kwargs)
+            return found
+
+        try:
+            return {"name": path, "size": None, "type": "file", **sync(fs.loop, ask)}
+        except Exception as error:
+            if may_pass(error):
+                raise
+            # A server that does not answer such questions, or has no such file.
+    found: Mapping[str, Any] = fs.info(path)
+    return found
+
+
+def raise_failed_listings(fs: Any) -> Any:
+    """Have a file system raise `FailedListingError` where it could not list a folder; return it.
+
+    fsspec leaves such a folder out of what it finds, with all files below it.
+    """
+    name = "_ls" if getattr(fs, "async_impl", False) else "ls"
+    listing = getattr(fs, name)
+    if name in vars(fs):  # fsspec keeps its file systems: done before
+        return fs
+
+    async def later(path: str, *args: Any, **options: Any) -> Any:
+        with _failed_listings():
+            return await listing(path, *args, **options)
+
+    def now(path: str, *args: Any, **options: Any) -> Any:
+        with _failed_listings():
+            return listing(path, *args, **options)
+
+    setattr(fs, name, later if name == "_ls" else now)
+    return fs
+
+
+@contextlib.contextmanager
+def _failed_listings() -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise FailedListingError(str(error) or type(error).__name__) from error
 
 
 def fetch(fs: Any, protocol: str, wanted: Wanted, timeout: float) -> Answer:
@@ -130,22 +197,22 @@ async def _s3(fs: Any, wanted: Wanted) -> Answer:
         data = await body.read()
     finally:
         body.close()
-    return Answer(data, _bare(answer.get("ETag", "")), _total(answer.get("ContentRange"), answer["ContentLength"]))
+    return _answer(data, answer.get("ETag"), answer.get("ContentRange"), answer.get("ContentLength"))
 
 
 async def _google(fs: Any, wanted: Wanted) -> Answer:
     condition = {"ifGenerationMatch": wanted.version} if wanted.version else {}
     headers, data = await fs._call("GET", fs.url(wanted.path), headers=wanted.range, **condition)
-    return Answer(
-        data, headers.get("x-goog-generation", ""), _total(headers.get("Content-Range"), headers.get("Content-Length"))
-    )
+    version = headers.get("x-goog-generation")
+    return _answer(data, version, headers.get("Content-Range"), headers.get("Content-Length"))
 
 
 async def _azure(fs: Any, wanted: Wanted) -> Answer:
     from azure.core import MatchConditions  # an extra
 
     container, name, named = fs.split_path(wanted.path)
-    asked: dict[str, Any] = {"version_id": named} if named else {}
+    # The client would wait 15 s before it repeats a request; `Patience` repeats it sooner.
+    asked: dict[str, Any] = {"retry_total": 0, **({"version_id": named} if named else {})}
     if wanted.version:
         asked |= {"etag": f'"{wanted.version}"', "match_condition": MatchConditions.IfNotModified}
     if wanted.size >= 0:
@@ -154,7 +221,7 @@ async def _azure(fs: Any, wanted: Wanted) -> Answer:
         stream = await client.download_blob(**asked)
         data = await stream.readall()
     found = stream.properties
-    return Answer(data, _bare(found.etag or ""), _total(found.content_range, found.size))
+    return _answer(data, found.etag, found.content_range, found.size)
 
 
 async def _http(fs: Any, wanted: Wanted) -> Answer:
@@ -167,12 +234,13 @@ async def _http(fs: Any, wanted: Wanted) -> Answer:
             raise FileNotFoundError(wanted.path)
         answer.raise_for_status()
         found = version_of(answer.headers)
-        total = _total(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
+        span, length = answer.headers.get("Content-Range"), answer.headers.get("Content-Length")
+        total = _answer(b"", found, span, length).total
         if wanted.range and answer.status != 206 and (wanted.offset, wanted.size) != (0, total):
             raise WithoutRangesError("the server sends whole files only: fetch the archive first")
         # Of another version the bytes are of no use.
         replaced = wanted.version and found and found != wanted.version
-        return Answer(b"" if replaced else await answer.read(), found, total)
+        return _answer(b"" if replaced else await answer.read(), found, span, length)
 
 
 def _hugging_face(fs: Any, wanted: Wanted, timeout: float) -> Answer:
@@ -185,8 +253,7 @@ def _hugging_face(fs: Any, wanted: Wanted, timeout: float) -> Answer:
     # The first answer names the version; it leads to the bytes of exactly this one.
     first = (answer.history or [answer])[0].headers
     found = first.get("X-Linked-Etag") or first.get("ETag") or ""
-    total = _total(answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
-    return Answer(answer.content, _bare(found), total)
+    return _answer(answer.content, found, answer.headers.get("Content-Range"), answer.headers.get("Content-Length"))
 
 
 def _any(fs: Any, wanted: Wanted, timeout: float) -> Answer:
@@ -201,12 +268,11 @@ def _bare(tag: str) -> str:
     return tag.removeprefix("W/").strip('"')
 
 
-def _total(content_range: str | None, length: Any) -> int:
-    """Return how long the whole file is, by the range that was sent, or else by the length of the answer."""
-    part = _TOTAL.match(content_range or "")
-    if part is not None:
-        return int(part[2])
-    return -1 if length is None else int(length)
+def _answer(data: bytes, version: str | None, content_range: str | None, length: Any) -> Answer:
+    """Return an answer; of the whole file's length by the range that was sent, or else by the length of the answer."""
+    span = _RANGE.match(content_range or "")
+    start, total = (int(span[1]), int(span[2])) if span else (-1, -1 if length is None else int(length))
+    return Answer(data, _bare(version or ""), total, start)
 
 
 _READS: dict[str, Callable[[Any, Wanted], Coroutine[Any, Any, Answer]]] = {

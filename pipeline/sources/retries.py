@@ -65,6 +65,10 @@ _PASSING_CLASSES = (
     "ServiceRequestError",  # azure
     "ServiceResponseError",
     "FSTimeoutError",
+    "FlexibleChecksumError",  # botocore: other bytes than were sent
+    "ChecksumError",  # gcsfs
+    "ResponseParserError",  # botocore: an answer that is cut off
+    "JSONDecodeError",  # the same of other stores
 )
 """Names, so that no client has to be imported to ask."""
 _PASSING_CODES = (
@@ -81,6 +85,7 @@ _EXPIRED_CODES = (
     "RequestExpired",
     "TokenRefreshRequired",
     "AuthenticationFailed",
+    "400",  # S3 to a question that is answered without a body, which would hold the word
 )
 
 _Result = TypeVar("_Result")

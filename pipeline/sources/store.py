@@ -14,7 +14,16 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar, cast
 from pipeline.core.items import Changed
 from pipeline.errors import SourceError, first_line
 from pipeline.sources.base import MAX_FILE_BYTES, FileReader
-from pipeline.sources.clients import REPLACED, Wanted, WithoutRangesError, fetch, number_of, version_of
+from pipeline.sources.clients import (
+    REPLACED,
+    Wanted,
+    WithoutRangesError,
+    fetch,
+    info_of,
+    number_of,
+    raise_failed_listings,
+    version_of,
+)
 from pipeline.sources.range_file import RangeFile
 from pipeline.sources.retries import Patience, attempt_timeout, has_expired, has_status, may_pass
 from pipeline.sources.urls import is_url, public
@@ -199,7 +208,7 @@ class RemoteStore(Store):
 
     def look(self, path: str) -> File:
         """Return size and stamp."""
-        return _file(path, self._ask(path, lambda fs: fs.info(path)))
+        return _file(path, self._ask(path, lambda fs: info_of(fs, self.protocol, path)))
 
     def is_folder(self, path: str) -> bool:
         """Return whether the path has any files below it."""
@@ -244,7 +253,14 @@ class RemoteStore(Store):
 
     def read_all(self, file: File) -> bytes:
         """Return the file's bytes, by one request."""
-        data = self._fetch(file, 0, -1)
+        if file.size < 0:  # listed by a page of links: an answer that is cut off could not be told from a whole one
+            found = self._now(file)
+            try:
+                data = self._fetch(found, 0, -1)
+            except Changed:
+                raise OSError(errno.EAGAIN, "two answers tell two sizes or versions") from None
+        else:
+            data = self._fetch(file, 0, -1)
         if len(data) > MAX_FILE_BYTES:
             raise OSError(errno.EFBIG, f"file of {len(data)} bytes, above {MAX_FILE_BYTES}")
         return data
@@ -262,7 +278,7 @@ class RemoteStore(Store):
         wanted = Wanted(file.path, file.version, offset, size)
         limit = attempt_timeout.get()
         try:
-            answer = self._once(file.path, lambda fs: fetch(fs, self.protocol, wanted, limit))
+            answer = self._once(file.path, lambda fs: fetch(fs, self.protocol, wanted, limit), listed=True)
         except Changed:
             raise
         except OSError as error:
@@ -274,6 +290,8 @@ class RemoteStore(Store):
         if -1 not in (file.size, answer.total) and file.size != answer.total:
             self._check(file)  # unchanged: the answer is wrong
             raise OSError(errno.EAGAIN, f"expected a file of {file.size} bytes, found {answer.total}")
+        if answer.start not in (-1, offset):
+            raise OSError(errno.EAGAIN, f"expected bytes from {offset}, found them from {answer.start}")
         expected = file.size if size < 0 else size
         if expected not in (-1, len(answer.data)):
             self._check(file)  # unchanged: the connection ended early
@@ -287,9 +305,13 @@ class RemoteStore(Store):
         if file.size < 0 and file.stamp < 0:  # nothing is known of it
             return
         self.refresh()
-        now = self._once(file.path, lambda fs: _file(file.path, fs.info(file.path)))
+        now = self._now(file)
         if (now.size, now.stamp) != (file.size, file.stamp):
             raise Changed
+
+    def _now(self, file: File) -> File:
+        path = file.path
+        return self._once(path, lambda fs: _file(path, info_of(fs, self.protocol, path)), listed=True)
 
     def address(self, path: str) -> str:
         """Return the URL without credentials."""
@@ -299,7 +321,8 @@ class RemoteStore(Store):
         """Ask the store with patience: what is listed once is worth more waiting than a single image."""
         return Patience().call(lambda: self._once(path, question))
 
-    def _once(self, path: str, question: Callable[[Any], _Answer]) -> _Answer:
+    def _once(self, path: str, question: Callable[[Any], _Answer], *, listed: bool = False) -> _Answer:
+        """Ask once, or twice where credentials have expired; of a listed file, new ones that fail too may pass."""
         with _as_os_error(path):
             try:
                 return question(self._fs)
@@ -309,7 +332,12 @@ class RemoteStore(Store):
             # New credentials are asked for by a new client.
             type(self._fs).clear_instance_cache()
             _filesystem.cache_clear()
-            return question(self._fs)
+            try:
+                return question(self._fs)
+            except Exception as error:
+                if listed and has_expired(error):  # they were right when it was listed
+                    raise OSError(errno.EAGAIN, public(first_line(error))) from None
+                raise
 
 
 def open_store(location: str) -> tuple[Store, str]:
@@ -336,7 +364,7 @@ def _filesystem(url: str) -> Any:
 
     protocol = url.partition("://")[0]
     try:
-        return fsspec.core.url_to_fs(url)[0]
+        return raise_failed_listings(fsspec.core.url_to_fs(url)[0])
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         hint = f"pip install 'embedding-pipeline[{extra}]'" if extra else "install the package that it names"

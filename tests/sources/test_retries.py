@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import pickle
 import threading
 import time
@@ -40,6 +41,10 @@ class ClientPayloadError(Exception):
     """Named as aiohttp's."""
 
 
+class FlexibleChecksumError(Exception):
+    """Named as botocore's."""
+
+
 def wrapped(cause: BaseException) -> OSError:
     error = OSError(errno.EIO, "wrapped by a file system")
     error.__cause__ = cause
@@ -60,6 +65,8 @@ def wrapped(cause: BaseException) -> OSError:
         ClientPayloadError(),
         wrapped(Answer(status=503)),
         wrapped(ClientPayloadError()),
+        wrapped(FlexibleChecksumError()),
+        json.JSONDecodeError("Unterminated string", "{", 1),
     ],
 )
 def test_what_may_pass(error: BaseException) -> None:

@@ -14,14 +14,14 @@ import pytest
 from pipeline.core.items import Changed
 from pipeline.sources import range_file
 from pipeline.sources import store as store_module
-from pipeline.sources.store import LocalStore, RemoteStore
+from pipeline.sources.clients import Answer, raise_failed_listings
+from pipeline.sources.retries import may_pass
+from pipeline.sources.store import File, LocalStore, RemoteStore
 from tests.hub_server import Repo, hub_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-    from pipeline.sources.store import File
 
 PATH = "/changing/a.tar"
 
@@ -164,3 +164,70 @@ def test_a_file_is_open_while_it_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     file = LocalStore().look(str(tmp_path / "a"))
     monkeypatch.setattr(store_module, "_handle", lambda file: store_module._Handle(file.path))  # as if always evicted
     assert LocalStore().read(file, 2, 3) == b"234"
+
+
+class HalfListed(fsspec.AbstractFileSystem):
+    """Two folders, one of which cannot be listed now."""
+
+    cachable = False
+
+    def ls(self, path: str, detail: bool = True, **options: Any) -> list[dict[str, Any]]:
+        if path.endswith("b"):
+            raise TimeoutError("no answer")
+        below = {"top": [("top/a", "directory"), ("top/b", "directory")], "top/a": [("top/a/1.png", "file")]}
+        return [{"name": name, "type": kind, "size": 1} for name, kind in below[path]]
+
+
+def test_a_folder_that_could_not_be_listed_is_not_an_empty_one() -> None:
+    assert HalfListed().find("top") == ["top/a/1.png"]  # what fsspec makes of it
+    fs = raise_failed_listings(raise_failed_listings(HalfListed()))
+    with pytest.raises(Exception, match="no answer") as caught:
+        fs.find("top")
+    assert may_pass(caught.value)
+
+
+def test_bytes_from_another_place_are_refused(
+    tagged: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = tagged
+    store = RemoteStore(url)
+    file = store.look(store.path_of(url))
+    monkeypatch.setattr(store_module, "fetch", lambda *asked: Answer(b"345", file.version, 10, 3))
+    with pytest.raises(OSError, match="expected bytes from 2, found them from 3") as caught:
+        store.read(file, 2, 3)
+    assert may_pass(caught.value)
+
+
+def test_a_file_of_unknown_size_that_is_cut_off_is_refused(
+    tagged: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _ = tagged
+    store = RemoteStore(url)
+    file = File(store.path_of(url))  # as a page of links tells it
+    assert store.read_all(file) == b"0123456789"
+    monkeypatch.setattr(store_module, "fetch", lambda *asked: Answer(b"01234", "", 5))
+    with pytest.raises(OSError, match=r"two answers|expected a file") as caught:
+        store.read_all(file)
+    assert may_pass(caught.value)
+    assert not isinstance(caught.value, Changed)
+
+
+def test_credentials_that_expire_twice_are_out_of_reach_and_wrong_ones_are_refused_at_once(
+    tagged: tuple[str, dict[str, bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class ExpiredError(Exception):
+        status = 401
+
+    def expired(*asked: object) -> Answer:
+        raise ExpiredError("expired")
+
+    url, _ = tagged
+    store = RemoteStore(url)
+    file = store.look(store.path_of(url))
+    monkeypatch.setattr(store_module, "fetch", expired)
+    with pytest.raises(OSError, match="expired") as caught:
+        store.read(file, 2, 3)
+    assert may_pass(caught.value)
+    with pytest.raises(OSError, match="expired") as caught:  # of a listing: they may never have been right
+        store._once(file.path, expired)
+    assert not may_pass(caught.value)
