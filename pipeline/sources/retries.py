@@ -224,4 +224,5 @@ def _code(error: BaseException) -> str:
     answer: Any = getattr(error, "response", None)
     if isinstance(answer, dict):
         return str(answer.get("Error", {}).get("Code", ""))
-    return str(getattr(error, "error_code", "") or "")
+    word = getattr(error, "error_code", "") or ""
+    return str(getattr(word, "value", word))  # Azure's are enumerations

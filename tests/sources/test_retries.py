@@ -8,6 +8,7 @@ import json
 import pickle
 import threading
 import time
+from enum import Enum
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
@@ -95,6 +96,9 @@ def test_expired_credentials_are_told_from_missing_rights() -> None:
     expired = Answer(response={"ResponseMetadata": {"HTTPStatusCode": 400}, "Error": {"Code": "ExpiredToken"}})
     assert has_expired(expired)
     assert has_expired(wrapped(Answer(status=401)))
+    code = Enum("Code", {"AUTHENTICATION_FAILED": "AuthenticationFailed"}, type=str)  # as Azure's
+    assert has_expired(Answer(status_code=403, error_code=code["AUTHENTICATION_FAILED"]))
+    assert not has_expired(Answer(status_code=403, error_code="AuthorizationFailure"))
     assert not has_expired(Answer(status=403))
 
 
