@@ -1,4 +1,4 @@
-"""Compare heads on several views of every image with heads on one: accuracy, time of the extraction, bytes of the cache.
+"""Compare heads on several views of every image with heads on one: accuracy, time of the extraction, bytes.
 
     python scripts/bench_views.py sample FASHION IMAGES [--train 3000] [--test 2000]   # of make_images.py fashion-mnist
     python scripts/bench_views.py crops PHOTOGRAPHS IMAGES                             # a set of photographs, see below

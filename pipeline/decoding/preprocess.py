@@ -170,8 +170,7 @@ class Preprocess:
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        more = {"rounding": self.rounding, "fit": self.fit, "fill": self.fill, "square": self.square, "size": self.size}
-        more["views"] = self.views
+        more: dict[str, Any] = {name: getattr(self, name) for name in (*_AS_THEY_ARE, "fill")}
         plain = {each.name: each.default for each in fields(self)}
         changed = {name: value for name, value in more.items() if value != plain[name]}
         return spec | {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}

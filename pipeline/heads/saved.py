@@ -387,7 +387,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     try:
         facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         estimator = joblib.load(folder / ESTIMATOR_FILE)
-        names = tuple(facts["class_names"])
+        names, layers = tuple(facts["class_names"]), _layers(facts)
         model = EstimatorModel(
             "estimator",
             {},
@@ -395,6 +395,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             len(names),
             float(facts["temperature"]),
             notes={"estimator": estimator, "method": facts["chosen"].get("scores") or _method_of_old(estimator)},
+            views=_views(facts, layers),
         )
         cache = facts["cache"]
         return LoadedHead(
@@ -405,7 +406,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             cache["fingerprint"],
             facts["head"],
             facts["task"],
-            _layers(facts),
+            layers,
             _pooling(facts),
         )
     except (OSError, KeyError, ValueError, TypeError, EOFError, ImportError, AttributeError) as error:

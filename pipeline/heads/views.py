@@ -32,7 +32,8 @@ def on_views(fit: Fitter, views: int) -> Fitter:
 
     def fit_on_views(X: Any, y: NDArray[Any], groups: NDArray[Any] | None, options: FitOptions) -> FittedHead:
         images = np.arange(len(y)) if groups is None else groups
-        return _of_views(fit(rows_of_views(X, views), *(_each(a, views) for a in (y, images)), options), views)
+        fitted = fit(rows_of_views(X, views), _each(y, views), _each(images, views), options)
+        return _of_views(fitted, views)
 
     return fit_on_views
 

@@ -20,6 +20,7 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.views import views_of_spec
 from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
@@ -425,6 +426,8 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
             f"chosen by {options.folds} folds among {len(choice.table)} layers and concatenations: "
             f"{SEPARATOR.join(choice.layers)}"
         )
+    if (views := choice.fitted.model.views) > 1:
+        job.note(f"fitted on {views} views of every image ({views_of_spec(job.cache.spec)}), whose scores are averaged")
     for text in choice.fitted.warnings:
         job.note(text)
     return choice
@@ -550,6 +553,8 @@ def _write_run(
         write_fit(job.folder, saved, estimator, results, rows, job.cache)
         facts = HeadFacts(head, choice.layers, choice.fitted.chosen, model.temperature)
         run = run_facts(job.cache, rows, settings, facts, job.notes)
+        if model.views > 1:
+            run["views"] = model.views
         if pooled is not None:
             write_groups(job.folder / GROUPS_FILE, results["groups"], rows, job.cache)
             run["pooling"] = asdict(pooled.pooling)

@@ -83,6 +83,14 @@ def test_other_heads_take_views_too(head: str, folder: Path, tmp_path: Path) -> 
     assert len(predicted(tmp_path / "p.csv")) == 60
 
 
+def test_an_estimator_that_is_not_converted_takes_views_too(folder: Path, tmp_path: Path) -> None:
+    run = tmp_path / "forest"
+    estimator = "sklearn.ensemble:RandomForestClassifier"
+    pipeline.fit_head(folder / "c.h5", run, estimator=estimator, set={"n_estimators": 5}, report=False, verbose=False)
+    pipeline.predict(run, folder / "c.h5", tmp_path / "p.csv", trust=True, verbose=False)
+    assert len(predicted(tmp_path / "p.csv")) == 60
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [({"layers": ["all"]}, "--layers takes one view"), ({"head": "linear"}, "--head linear takes one view")],
