@@ -46,6 +46,12 @@ class FlexibleChecksumError(Exception):
     """Named as botocore's."""
 
 
+class Code(str, Enum):  # noqa: UP042
+    """As Azure's, whose text is not its value."""
+
+    AUTHENTICATION_FAILED = "AuthenticationFailed"
+
+
 def wrapped(cause: BaseException) -> OSError:
     error = OSError(errno.EIO, "wrapped by a file system")
     error.__cause__ = cause
@@ -96,8 +102,7 @@ def test_expired_credentials_are_told_from_missing_rights() -> None:
     expired = Answer(response={"ResponseMetadata": {"HTTPStatusCode": 400}, "Error": {"Code": "ExpiredToken"}})
     assert has_expired(expired)
     assert has_expired(wrapped(Answer(status=401)))
-    code = Enum("Code", {"AUTHENTICATION_FAILED": "AuthenticationFailed"}, type=str)  # as Azure's
-    assert has_expired(Answer(status_code=403, error_code=code["AUTHENTICATION_FAILED"]))
+    assert has_expired(Answer(status_code=403, error_code=Code.AUTHENTICATION_FAILED))
     assert not has_expired(Answer(status_code=403, error_code="AuthorizationFailure"))
     assert not has_expired(Answer(status=403))
 

@@ -166,7 +166,7 @@ def test_a_file_is_open_while_it_is_read(tmp_path: Path, monkeypatch: pytest.Mon
     assert LocalStore().read(file, 2, 3) == b"234"
 
 
-class HalfListed(fsspec.AbstractFileSystem):
+class HalfListed(fsspec.AbstractFileSystem):  # type: ignore[misc]
     """Two folders, one of which cannot be listed now."""
 
     cachable = False
