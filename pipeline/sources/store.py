@@ -223,7 +223,14 @@ class RemoteStore(Store):
 
     def find(self, folder: str) -> list[File]:
         """Return all files below a folder, sorted."""
-        found: dict[str, Mapping[str, Any]] = self._ask(folder, lambda fs: fs.find(folder, detail=True))
+
+        def question(fs: Any) -> Mapping[str, Mapping[str, Any]]:
+            found = fs.find(folder, detail=True)
+            if isinstance(found, dict):
+                return found
+            raise OSError(errno.EAGAIN, "a folder was taken for a file")  # by adlfs, after answers that were disturbed
+
+        found = self._ask(folder, question)
         return [_file(path, found[path]) for path in sorted(found)]
 
     def refresh(self) -> None:

@@ -231,3 +231,12 @@ def test_credentials_that_expire_twice_are_out_of_reach_and_wrong_ones_are_refus
     with pytest.raises(OSError, match="expired") as caught:  # of a listing: they may never have been right
         store._once(file.path, expired)
     assert not may_pass(caught.value)
+
+
+def test_a_folder_that_is_taken_for_a_file_is_listed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fs = fsspec.filesystem("memory")
+    fs.pipe_file("/taken/a.png", b"0123")
+    answers = [["/taken"], fs.find("/taken", detail=True)]
+    monkeypatch.setattr(fs, "find", lambda *args, **options: answers.pop(0))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert [file.path for file in RemoteStore("memory://taken").find("/taken")] == ["/taken/a.png"]
