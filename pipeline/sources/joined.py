@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from pipeline.sources.store import LocalStore
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from dataclasses import Field
 
     from pipeline.sources.store import File, Store
 
 
 class ArchiveReader(Protocol):
     """What is needed of a reader of members: a frozen dataclass whose ``store`` it reads all its bytes from."""
-
-    __dataclass_fields__: dict[str, Field[Any]]
 
     @property
     def store(self) -> Store:
@@ -80,7 +77,7 @@ def read_together(reader: ArchiveReader, locators: Sequence[Any]) -> list[bytes 
     file = reader.files[spans[0][0]]
     start, end = min(span[1] for span in spans), max(span[2] for span in spans)
     data = reader.store.read(file, start, end - start)
-    near: Any = replace(reader, store=Fetched(reader.store, file, start, data))
+    near: Any = replace(cast("Any", reader), store=Fetched(reader.store, file, start, data))
     return [_attempt(near, locator) for locator in locators]
 
 
