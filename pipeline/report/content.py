@@ -145,6 +145,11 @@ def text_cell(text: Any, sort: Any = None) -> dict[str, Any]:
     return {"text": text, "sort": text if sort is None else sort, "left": True}
 
 
+def link_cell(text: str, to: str) -> dict[str, Any]:
+    """Return a cell of words that leads to a part of the page."""
+    return text_cell(text) | {"link": f"#{to}"}
+
+
 def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
     """Return a cell of a number; one that is not defined sorts first."""
     if np.isnan(value):

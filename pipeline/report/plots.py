@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Figure = dict[str, Any]
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#9aa3af"
-MOST_CLASSES = 60
-"""A larger confusion matrix shows the classes with the most errors: more cannot be read, and bloats the page."""
+MOST_LABELS = 60
+"""Labels in a figure of one line each: more cannot be read."""
 
 _MOST_DOTS = 5000
 _LONGEST_LINE = 48
@@ -83,13 +83,18 @@ def sweep_figure(sweep: Sequence[dict[str, Any]], chosen: float, parameter: str 
     }
 
 
-def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> Figure:
-    """Draw counts by label (down) and prediction (across); colour is the share of the label's rows."""
-    shown = np.arange(len(class_names))
-    if len(shown) > MOST_CLASSES:
-        off = confusion - np.diag(np.diag(confusion))
-        worst = np.argsort(off.sum(axis=0) + off.sum(axis=1), kind="stable")[::-1][:MOST_CLASSES]
-        shown = np.sort(worst)
+def confusion_figure(confusion: NDArray[Any], class_names: Sequence[str], shown: Sequence[int]) -> Figure:
+    """Draw counts by label (down) and prediction (across); colour is the share of the label's rows.
+
+    Parameters
+    ----------
+    confusion : ndarray of shape (K, K)
+        Counts.
+    class_names : sequence of str
+        K names.
+    shown : sequence of int
+        The classes that are drawn, in their order.
+    """
     return {
         "matrix": confusion[np.ix_(shown, shown)].tolist(),
         "totals": confusion[shown].sum(axis=1).tolist(),
@@ -189,7 +194,7 @@ def residual_figure(predicted: NDArray[np.float64], residual: NDArray[np.float64
 def precision_figure(table: Sequence[dict[str, Any]]) -> Figure:
     """Draw the average precision of every label with its interval, the best at the top."""
     known = [entry for entry in table if np.isfinite(entry["average_precision"]["value"])]
-    known = sorted(known, key=lambda entry: float(entry["average_precision"]["value"]))[:MOST_CLASSES]
+    known = sorted(known, key=lambda entry: float(entry["average_precision"]["value"]))[:MOST_LABELS]
     place = list(range(len(known)))
     points = {
         "y": place,
