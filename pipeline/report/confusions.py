@@ -78,8 +78,9 @@ def _groups(content: Content, confusion: NDArray[Any], names: Sequence[str], hin
         {
             "id": "class-groups",
             "title": "Groups of classes",
-            "hint": "Classes that are taken for each other, together; a group is named after its largest class, with the "
-            "number of the others. Rows within are those predicted as some class of the group. Click a heading to sort.",
+            "hint": "Classes that are taken for each other, together; a group is named after its largest class, with "
+            "the number of the others. Rows within are those predicted as a class of the group. Click a heading to "
+            "sort.",
             "columns": [("group", True), ("rows", False), ("recall", False), ("within", False), ("classes", True)],
             "rows": [
                 [

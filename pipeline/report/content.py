@@ -45,6 +45,8 @@ class Content:
         id, title, hint and pictures.
     remarks : list of str
         What the page says besides the notes of the run.
+    advice : list of dict
+        ``about`` and ``text`` of what would help.
     """
 
     lead: str
@@ -54,6 +56,7 @@ class Content:
     tables: list[dict[str, Any]] = field(default_factory=list)
     galleries: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    advice: list[dict[str, Any]] = field(default_factory=list)
 
     def plot(self, name: str, figure: Any, title: str, hint: str, height: int = 340) -> dict[str, Any]:
         """Keep a figure; return its place for ``layout``."""

@@ -59,6 +59,7 @@ def write_report(
     if "trust" in results:
         add_trust(content, results["trust"], split)
     add_groups(content, results, rows.task)
+    content.advice = results.get("what_would_help", [])
     what = f"{run['target']}: " if run["settings"].get("target") else ""
     write_page(
         path,
