@@ -195,13 +195,17 @@ def write_map_page(path: str | os.PathLike[str], cache: Cache, found: Projection
         "sprite": sprite,
         "pictured": _packed(pictured, "<i4"),
         "columns": columns,
+        "tile": _TILE,
     }
     method = {"pca": "its first two principal components", "umap": "UMAP", "tsne": "t-SNE"}[found.method]
-    lead = f"{len(found.table)} images of {Path(cache.path).name}, laid out by {method}."
+    lead = f"{len(found.table)} images of {Path(cache.path).name}, laid out by {method}{_agreement(found)}."
     if found.method != "pca":
         lead += " Neighbours mean something; distances between groups, and their sizes, do not."
     asked = min(len(found.rows), MOST_ON_A_MAP)
     unread = asked - len(pictured)
+    if len(pictured):
+        of = f" {len(pictured)} of them, drawn at random," if asked < len(found.rows) else " points"
+        lead += f" Zoom in, and{of} become images."
     lead = f"{lead} {unread_note(unread, asked)}".rstrip()
     page = (
         templates()
@@ -210,6 +214,20 @@ def write_map_page(path: str | os.PathLike[str], cache: Cache, found: Projection
     )
     _write_page(path, page)
     return unread
+
+
+def _agreement(found: Projection) -> str:
+    """Say how often neighbours on the map have one label, where there are several labels."""
+    from scipy.spatial import cKDTree  # only where a map is written
+
+    labels = found.table["label"].to_numpy(dtype=str)
+    labelled = np.flatnonzero(labels != "")
+    if len(np.unique(labels[labelled])) < 2:
+        return ""
+    places = found.table[["x", "y"]].to_numpy(dtype=np.float64)[labelled]
+    nearest = cKDTree(places).query(places, k=2)[1][:, 1]
+    share = float((labels[labelled][nearest] == labels[labelled]).mean())
+    return f"; the nearest labelled neighbour of a point has its label in {share:.0%}"
 
 
 class _Pictures:
