@@ -161,7 +161,7 @@ function matrix(holder, figure) {
   hover(svg, (x, y) => {
     const j = Math.floor((x - left) / w), i = Math.floor((y - top) / h);
     if (i < 0 || j < 0 || i >= k || j >= k) return "";
-    return `label ${full[i]}\npredicted ${full[j]}\n${matrix[i][j]} rows, ${(100 * matrix[i][j] / Math.max(totals[i], 1)).toFixed(1)}%`;
+    return `label ${full[i]}\npredicted ${full[j]}\n${matrix[i][j]} row${matrix[i][j] === 1 ? "" : "s"}, ${(100 * matrix[i][j] / Math.max(totals[i], 1)).toFixed(1)}%`;
   });
 }
 function draw() {

@@ -88,6 +88,21 @@ def test_a_page_says_how_many_images_it_cannot_show(written: dict[str, Path]) ->
         assert (int(found[1]), int(found[2])) == (2 if name == "map" else page.count("no image</div>"), asked)
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("search", r"2 queries to .* found 12 images; the nearest of each has a cosine of [\d.]+ to [\d.]+\."),
+        ("duplicates", r"2 images show the same picture as another, in 1 group: 0 exact pairs, 1 near one by"),
+        ("outliers", r"\d+ of 120 images stand out \(\d+ "),
+        ("labels", r"70 of 120 labels look wrong; heads .* agree with its label in 90\.0%\."),
+        ("map", r"120 images of .*, laid out by its first two principal components; the nearest .* in \d+%\."),
+    ],
+)
+def test_a_page_begins_with_what_was_found(name: str, begins: str, written: dict[str, Path]) -> None:
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', written[name].read_text(encoding="utf-8"), re.DOTALL)
+    assert re.match(begins, lead), lead
+
+
 def test_a_map_says_what_it_shows(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = map_cache(cache, "pca")
     galleries.write_map_page(tmp_path / "all.html", cache, found)

@@ -91,6 +91,12 @@ def test_the_other_pages_escape_names_too(other_reports: dict[str, Path], name: 
     assert "&lt;/script&gt;" in page
 
 
+def test_the_page_of_several_targets_begins_with_what_was_measured(other_reports: dict[str, Path]) -> None:
+    page = other_reports["several"].read_text(encoding="utf-8")
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', page, re.DOTALL)
+    assert re.match(r"label, test: accuracy \d\.\d{4} .*; .*, test: R² .* rows\.$", lead)
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize(
