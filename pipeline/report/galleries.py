@@ -70,8 +70,10 @@ def write_search_page(path: str | os.PathLike[str], cache: Cache, found: Search)
     lead = f"{counted(len(groups), 'query', 'queries')} to {Path(cache.path).name}"
     if len(found.table):
         nearest = found.table.groupby("query", sort=False)["cosine"].max()
-        ends = f"{nearest.min():.4f}" if len(nearest) == 1 else f"{nearest.min():.4f} to {nearest.max():.4f}"
-        lead += f" found {counted(len(found.table), 'image')}; the nearest of each has a cosine of {ends}"
+        ends = f" has a cosine of {nearest.min():.4f}"
+        if len(nearest) > 1:
+            ends = f" of each has a cosine of {nearest.min():.4f} to {nearest.max():.4f}"
+        lead += f" found {counted(len(found.table), 'image')}; the nearest{ends}"
     lead += ". Nearest first, by the cosine of the embeddings."
     return _write_gallery(path, f"Search in {Path(cache.path).name}", lead, groups, page, whole_groups=True)
 
@@ -99,6 +101,8 @@ def write_duplicates_page(path: str | os.PathLike[str], cache: Cache, found: Dup
         f"{len(table)} images show the same picture as another, in {counted(len(groups) + left_out, 'group')}{where}: "
         f"{counted(found.exact, 'exact pair')}, {counted(found.near, 'near one')} by {judged}."
     )
+    if not len(table):
+        lead = f"No two images show the same picture{where}, by their bytes and the {judged}."
     if found.leak is not None:
         lead = f"{found.leak[0].upper()}{found.leak[1:]}. {lead}"
     notes = [f"In the table only: {counted(left_out, 'further group')}."] if left_out else []

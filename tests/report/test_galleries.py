@@ -103,6 +103,17 @@ def test_a_page_begins_with_what_was_found(name: str, begins: str, written: dict
     assert re.match(begins, lead), lead
 
 
+def test_no_duplicates_and_one_query_are_said_plainly(tmp_path: Path) -> None:
+    made: Any = archive(12, images=True)
+    galleries.write_duplicates_page(tmp_path / "none.html", made, find_duplicates(made, use_pixels=False))
+    galleries.write_search_page(tmp_path / "one.html", made, search(made, [made.keys[0]], k=3))
+    page = (tmp_path / "none.html").read_text(encoding="utf-8")
+    assert "No two images show the same picture, by their bytes and the cosine of embeddings." in page
+    page = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "1 query to " in page
+    assert "found 3 images; the nearest has a cosine of 0." in page
+
+
 def test_a_map_says_what_it_shows(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = map_cache(cache, "pca")
     galleries.write_map_page(tmp_path / "all.html", cache, found)

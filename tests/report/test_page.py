@@ -159,6 +159,22 @@ def test_the_page_renders_sorts_and_hovers(browser: Any, report: Path, width: in
 
 
 @pytest.mark.browser
+def test_a_printed_page_shows_whole_tables_with_their_heads(browser: Any, report: Path) -> None:
+    with opened(browser, report, 1200) as page:
+        page.wait_for_selector("#plot-confusion .hm")
+        page.emulate_media(media="print")
+        boxes = "[...document.querySelectorAll('.scroll')].map(b => [getComputedStyle(b).maxHeight, b.style.maxHeight])"
+        assert page.evaluate(boxes)
+        assert {height for pair in page.evaluate(boxes) for height in pair if height} == {"none"}
+        # A button would be blank where a page repeats the head of a table.
+        assert page.evaluate("getComputedStyle(document.querySelector('th button')).display") == "contents"
+        figures = "[...document.querySelectorAll('section:has(> .plot)')].map(s => getComputedStyle(s).breakInside)"
+        assert set(page.evaluate(figures)) == {"avoid"}
+        assert page.pdf().startswith(b"%PDF")
+        page.emulate_media(media="screen")
+
+
+@pytest.mark.browser
 def test_the_check_of_accessibility_finds_what_is_wrong(browser: Any) -> None:
     page = browser.new_page()
     page.set_content("<html lang=en><title>t</title><main><h1>h</h1><img src=''><p style='color:#ddd'>pale</p></main>")
