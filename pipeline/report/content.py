@@ -95,12 +95,16 @@ class Content:
         places = []
         score, name = TASKS[task].score, TASKS[task].score_name
         if results.get("learning_curve"):
+            doubling = results.get("doubling")
+            expected = None if doubling is None else {"rows": doubling.rows, score: doubling.score.as_dict()}
+            more = "" if doubling is None else " Orange: what is expected of twice the rows."
+            curve = results["learning_curve"]
             places.append(
                 self.plot(
                     "learning",
-                    plots.learning_figure(results["learning_curve"], "rows", "training rows", score, name),
+                    plots.learning_figure(curve, "rows", "training rows", score, name, expected=expected),
                     "Learning curve",
-                    f"Held-out {name} with fewer training rows, at the same settings: would more images help?",
+                    f"Held-out {name} with fewer training rows, at the same settings: would more images help?{more}",
                 )
             )
         if results.get("few_shots"):

@@ -131,7 +131,15 @@ def reliability_figure(
     }
 
 
-def learning_figure(curve: Sequence[dict[str, Any]], along: str, title: str, score: str, name: str) -> Figure:
+def learning_figure(
+    curve: Sequence[dict[str, Any]],
+    along: str,
+    title: str,
+    score: str,
+    name: str,
+    *,
+    expected: dict[str, Any] | None = None,
+) -> Figure:
     """Draw a held-out score with its interval against the number of training rows or images.
 
     Parameters
@@ -142,6 +150,8 @@ def learning_figure(curve: Sequence[dict[str, Any]], along: str, title: str, sco
         What the horizontal axis shows, and its title.
     score, name : str
         What the vertical axis shows, and its title.
+    expected : dict, optional
+        An entry for a point that is extrapolated.
     """
     x = [entry[along] for entry in curve]
     points = {"x": x, "tip": "{x} " + title + "\n" + name + " {y}"} | {
@@ -151,7 +161,14 @@ def learning_figure(curve: Sequence[dict[str, Any]], along: str, title: str, sco
     axis: dict[str, Any] = {"title": title, "log": True}
     # A handful of points name themselves; powers of ten would hardly touch them.
     axis |= {"ticks": x, "names": [str(v) for v in x]} if along == "shots" else {}
-    return {"x": axis, "y": {"title": name}, "series": [points]}
+    series = [points]
+    if expected is not None:
+        point = {
+            to: _numbers([expected[score][what]]) for to, what in (("y", "value"), ("low", "low"), ("high", "high"))
+        }
+        point |= {"x": [expected[along]], "line": "none", "colour": _ORANGE, "name": "expected", "tip": points["tip"]}
+        series = [points | {"name": "measured"}, point]
+    return {"x": axis, "y": {"title": name}, "series": series}
 
 
 def alpha_figure(sweep: Sequence[dict[str, Any]], chosen: float) -> Figure:

@@ -20,6 +20,16 @@ def test_a_matrix_of_some_classes_keeps_the_rows_predicted_as_others() -> None:
     assert (figure["full"], figure["names"][1]) == (["c" * 30, "a"], "a")
 
 
+def test_an_expected_point_stands_beside_the_learning_curve() -> None:
+    curve = [{"rows": n, "accuracy": {"value": n / 100, "low": 0.1, "high": 0.9}} for n in (20, 60)]
+    (alone,) = plots.learning_figure(curve, "rows", "rows", "accuracy", "accuracy")["series"]
+    assert (alone["x"], alone["y"]) == ([20, 60], [0.2, 0.6])
+    ahead = {"rows": 120, "accuracy": {"value": 0.8, "low": 0.7, "high": 0.85}}
+    measured, expected = plots.learning_figure(curve, "rows", "rows", "accuracy", "accuracy", expected=ahead)["series"]
+    assert measured["y"] == alone["y"]
+    assert (expected["x"], expected["low"], expected["high"]) == ([120], [0.7], [0.85])
+
+
 def test_dots_are_bounded() -> None:
     values = np.arange(20_000.0)
     series = plots.predicted_figure(values, values + 1, "n")["series"][0]
