@@ -54,10 +54,14 @@ def worst_pairs(confusion: NDArray[np.integer], most: int) -> list[Pair]:
     >>> worst_pairs(np.array([[5, 2, 0], [3, 4, 0], [0, 0, 9]]), 9)
     [Pair(label=1, predicted=0, rows=3, back=2), Pair(label=0, predicted=1, rows=2, back=3)]
     """
-    wrong = confusion - np.diag(np.diag(confusion))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:most]
-    places = (np.unravel_index(at, wrong.shape) for at in order.tolist() if wrong.flat[at] > 0)
-    return [Pair(int(i), int(j), int(wrong[i, j]), int(wrong[j, i])) for i, j in places]
+    label, predicted = np.nonzero(confusion)  # few cells of a large matrix
+    off = label != predicted
+    label, predicted = label[off], predicted[off]
+    order = np.argsort(-confusion[label, predicted], kind="stable")[:most]
+    return [
+        Pair(i, j, int(confusion[i, j]), int(confusion[j, i]))
+        for i, j in zip(label[order].tolist(), predicted[order].tolist(), strict=True)
+    ]
 
 
 def confusion_order(confusion: NDArray[np.integer]) -> Ints:

@@ -121,7 +121,7 @@ def add_pairs(content: Content, cache: Cache, rows: Rows, results: dict[str, Any
     if not pairs:
         return
     shown = [_pair_gallery(cache, rows, results, pair, n) for n, pair in enumerate(pairs[:_PAIRS_SHOWN])]
-    every = int(np.count_nonzero(confusion - np.diag(np.diag(confusion))))
+    every = int(np.count_nonzero(confusion) - np.count_nonzero(np.diag(confusion)))
     more = f" The {len(pairs)} of {every} pairs with the most rows." if every > len(pairs) else ""
     content.tables.append(
         {
@@ -172,8 +172,8 @@ def _pair_gallery(cache: Cache, rows: Rows, results: dict[str, Any], pair: Pair,
 
 def _most_errors(confusion: NDArray[Any], most: int) -> NDArray[np.int64]:
     """Return the classes with the most rows that are wrong, as label or as prediction, in their own order."""
-    wrong = confusion - np.diag(np.diag(confusion))
-    return np.sort(np.argsort(-(wrong.sum(axis=0) + wrong.sum(axis=1)), kind="stable")[:most])
+    wrong = confusion.sum(axis=0) + confusion.sum(axis=1) - 2 * np.diag(confusion)
+    return np.sort(np.argsort(-wrong, kind="stable")[:most])
 
 
 def _share(part: Any, whole: Any) -> float:
