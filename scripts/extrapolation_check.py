@@ -5,13 +5,14 @@
 
 Logistic heads are fitted on 100 to 4 000 rows and on twice as many. The curve of the first is measured on held-out
 rows, a quarter as many as train, drawn 25 times; the truth, on thousands of fresh rows. ``digits`` are scikit-learn's.
-Prints a Markdown table: how often the 95 % intervals of ``pipeline.evaluation.extrapolation`` hold the truth, and how
-far the predictions are from it.
+Prints a Markdown table, also after Ctrl-C: how often the 95 % intervals of ``pipeline.evaluation.extrapolation`` hold
+the truth, and how far the predictions are from it.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import warnings
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -62,18 +63,19 @@ def main() -> None:
     arguments = parser.parse_args()
     X, y = digits() if arguments.data == "digits" else embeddings(arguments.data)
     warnings.simplefilter("ignore")
-    found: dict[tuple[str, str], list[Case]] = defaultdict(list)
-    for seed in arguments.seeds:
-        for kind in arguments.kinds:
-            for case in cases(X, y, kind, seed, arguments.most):
-                found[kind, f"{case.rows}"].append(case)
-                found[kind, "all"].append(case)
+    found: dict[tuple[str, int], list[Case]] = defaultdict(list)
+    with contextlib.suppress(KeyboardInterrupt):
+        for seed in arguments.seeds:
+            for kind in arguments.kinds:
+                for case in cases(X, y, kind, seed, arguments.most):
+                    found[kind, case.rows].append(case)
+                    found[kind, 0].append(case)
     print(
         "| data | rows | cases | accuracy in its interval | gain in its interval | error of accuracy | error of gain "
         "| true gain | gain promised |\n|---|---|---|---|---|---|---|---|---|"
     )
-    for (kind, rows), of_kind in found.items():
-        print(line(kind, rows, of_kind))
+    for (kind, rows), of_kind in sorted(found.items()):
+        print(line(kind, f"{rows or 'all'}", of_kind), flush=True)
 
 
 def digits() -> tuple[NDArray[np.float32], Ints]:
