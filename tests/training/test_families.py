@@ -60,7 +60,7 @@ def save(family: str, folder: Path) -> str:
         import timm
         from timm.models._hub import save_for_hf
 
-        save_for_hf(timm.create_model("test_vit", num_classes=3), folder, safe_serialization=True)
+        save_for_hf(timm.create_model("test_vit", num_classes=3), str(folder), safe_serialization=True)
         return f"local-dir:{folder}"
     tiny.save(folder, family.partition(" ")[2])
     return f"transformers:{folder}"
