@@ -28,7 +28,12 @@ _ROWS_TO_TUNE, _ERROR_TO_TUNE = 100, 0.02
 
 
 def what_would_help(
-    rows: Rows, results: Mapping[str, Any], layers: Iterable[str], *, linear: bool
+    rows: Rows,
+    results: Mapping[str, Any],
+    layers: Iterable[str],
+    *,
+    linear: bool,
+    views: tuple[int, int] = (1, 1),
 ) -> list[dict[str, Any]]:
     """Return what was found about each way to a better head.
 
@@ -42,14 +47,16 @@ def what_would_help(
     layers : iterable of str
         Those of the cache.
     linear : bool
-        Whether the head is linear, so that a network can be tuned from it.
+        Whether the head is linear, on one layer and view, so that a network can be tuned from it.
+    views : tuple of int
+        Views of every image that the head was fitted on, and that the cache holds.
 
     Returns
     -------
     list of dict
         ``about``, ``text`` (sentences) and ``figures``.
     """
-    found = [_labels(rows, results), _layers(results, list(layers)), _network(rows, results)]
+    found = [_labels(rows, results), _layers(results, list(layers)), _views(*views), _network(rows, results)]
     if rows.task == "classification":
         found.append(_tuning(rows, results, linear=linear))
         if "oof_predictions" in results:
@@ -117,6 +124,19 @@ def _measured(candidate: Mapping[str, Any]) -> str:
     return f"accuracy {_with_ends(candidate['accuracy'])} and {loss}" if "accuracy" in candidate else loss
 
 
+def _views(fitted: int, held: int) -> dict[str, Any]:
+    if fitted > 1:
+        text = f"The head takes {fitted} views of every image; fit-head --no-views, and compare, show what they bring."
+    elif held > 1:
+        text = f"Not taken: the cache holds {held} views of every image, which fit-head takes without --no-views."
+    else:
+        text = (
+            "Not measured: the cache holds one view of every image; extract --views flip adds its mirror image, in "
+            "twice the time of the network."
+        )
+    return _advice("more views", text, fitted=fitted, held=held)
+
+
 def _network(rows: Rows, results: Mapping[str, Any]) -> dict[str, Any]:
     task = TASKS[rows.task]
     score = results["metrics"][results["held_out"]][task.score]
@@ -140,7 +160,11 @@ def _tuning(rows: Rows, results: Mapping[str, Any], *, linear: bool) -> dict[str
             f"fewer than {_ROWS_TO_TUNE} a class" if each < _ROWS_TO_TUNE else f"less than {_ERROR_TO_TUNE:.0%} wrong"
         )
         return _advice(about, f"Little room: {facts}; {what} leave it little to learn from.", **figures)
-    how = "pipeline finetune CACHE RUN" if linear else "pipeline finetune, from a run with --head logistic,"
+    how = (
+        "pipeline finetune CACHE RUN"
+        if linear
+        else "pipeline finetune, from a run with --head logistic on one layer and view,"
+    )
     return _advice(about, f"There is room: {facts}. {how} trains the network and measures the gain.", **figures)
 
 

@@ -20,7 +20,7 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
-from pipeline.core.views import views_of_spec
+from pipeline.core.views import parts_of, views_of, views_of_spec
 from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
@@ -538,8 +538,15 @@ def _add_curves(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, A
 
 def _advise(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, Any]) -> None:
     """Say what would help, from what was measured."""
-    linear = choice.fitted.model.kind == "linear" and len(choice.layers) == 1
-    found = what_would_help(rows, results, dict.fromkeys((PENULTIMATE, *job.cache.layers)), linear=linear)
+    model = choice.fitted.model
+    layers = [name for name in dict.fromkeys((PENULTIMATE, *job.cache.layers)) if not parts_of(name)[1]]
+    found = what_would_help(
+        rows,
+        results,
+        layers,
+        linear=model.kind == "linear" and len(choice.layers) == 1,
+        views=(model.views, len(views_of(views_of_spec(job.cache.spec)))),
+    )
     results["what_would_help"] = results["metrics"]["what_would_help"] = found
 
 

@@ -44,7 +44,7 @@ def test_without_a_doubling_the_last_step_is_told_and_without_a_curve_the_reason
     curve = [{"rows": n, "r2": {"value": n / 200, "low": 0.1, "high": 0.9}} for n in (20, 60, 160)]
     numbers = {"metrics": metrics, "held_out": "test", "learning_curve": curve, "doubling": None}
     entries = advised(rows_of(160, classes=1, task="regression"), numbers)
-    assert set(entries) == {"more labels", "another layer", "another network"}
+    assert set(entries) == {"more labels", "another layer", "more views", "another network"}
     assert entries["more labels"]["text"].startswith("From 60 to 160 training rows the R² went from 0.3000 to 0.8000 (")
     assert "leaves 0.2000 to gain, by its interval at most 0.3000" in entries["another network"]["text"]
     assert advised(rows_of(9), results(learning_curve=[]))["more labels"]["text"].startswith("Not known: there is no")
@@ -73,6 +73,14 @@ def test_compared_layers_are_named_with_what_the_folds_measured() -> None:
 )
 def test_layers_that_were_not_compared_have_the_reason(layers: tuple[str, ...], says: str) -> None:
     assert says in advised(rows_of(50), results(), layers)["another layer"]["text"]
+
+
+@pytest.mark.parametrize(
+    ("views", "says"),
+    [((3, 3), "takes 3 views of every image; fit-head --no-views"), ((1, 2), "holds 2 views"), ((1, 1), "one view")],
+)
+def test_views_that_were_not_compared_have_the_reason(views: tuple[int, int], says: str) -> None:
+    assert says in advised(rows_of(50), results(), views=views)["more views"]["text"]
 
 
 @pytest.mark.parametrize(
