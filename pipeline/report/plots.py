@@ -154,21 +154,24 @@ def learning_figure(
         An entry for a point that is extrapolated.
     """
     x = [entry[along] for entry in curve]
-    points = {"x": x, "tip": "{x} " + title + "\n" + name + " {y}"} | {
-        place: _numbers([entry[score][what] for entry in curve])
-        for place, what in (("y", "value"), ("low", "low"), ("high", "high"))
-    }
+    points = _scores(curve, along, score) | {"tip": "{x} " + title + "\n" + name + " {y}"}
     axis: dict[str, Any] = {"title": title, "log": True}
     # A handful of points name themselves; powers of ten would hardly touch them.
     axis |= {"ticks": x, "names": [str(v) for v in x]} if along == "shots" else {}
     series = [points]
     if expected is not None:
-        point = {
-            to: _numbers([expected[score][what]]) for to, what in (("y", "value"), ("low", "low"), ("high", "high"))
-        }
-        point |= {"x": [expected[along]], "line": "none", "colour": _ORANGE, "name": "expected", "tip": points["tip"]}
-        series = [points | {"name": "measured"}, point]
+        ahead = {"line": "none", "colour": _ORANGE, "name": "expected", "tip": points["tip"]}
+        series = [points | {"name": "measured"}, _scores([expected], along, score) | ahead]
     return {"x": axis, "y": {"title": name}, "series": series}
+
+
+def _scores(entries: Sequence[dict[str, Any]], along: str, score: str) -> Figure:
+    """Return points of a score with its interval."""
+    values = {
+        place: _numbers([entry[score][what] for entry in entries])
+        for place, what in (("y", "value"), ("low", "low"), ("high", "high"))
+    }
+    return {"x": [entry[along] for entry in entries], **values}
 
 
 def alpha_figure(sweep: Sequence[dict[str, Any]], chosen: float) -> Figure:
