@@ -12,7 +12,17 @@ from typing import Any
 import click
 
 from pipeline.core.spec import PENULTIMATE
-from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Names, Number, RateOrAuto
+from pipeline.stages.option_types import (
+    SEED,
+    Assignment,
+    Cosine,
+    CountOrAuto,
+    Counts,
+    Names,
+    Number,
+    RateOrAuto,
+    ShareOrWord,
+)
 
 Options = tuple[Callable[[Any], Any], ...]
 """Decorators that add an option each to a command."""
@@ -531,16 +541,19 @@ FINETUNE: Options = (
         help="Decay of a moving average of the weights; the average is kept. 0: no average.",
     ),
     click.option(
-        "--train-statistics",
-        is_flag=True,
-        help="Update the running statistics of batch normalisation.  [default: keep them]",
-    ),
-    click.option(
         "--patience",
         default=3,
         show_default=True,
         type=click.IntRange(0),
         help="End after this many epochs without a better validation loss. 0: never end early.",
+    ),
+    click.option(
+        "--mix",
+        default="auto",
+        show_default=True,
+        type=ShareOrWord(),
+        help="How much of the tuned network to take; the rest comes from its start. auto: by the validation rows; "
+        "none: all of it.",
     ),
     click.option(
         "--start",

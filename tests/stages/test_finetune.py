@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.backbones import load_backbone
 from pipeline.cache import open_cache
+from pipeline.embedding.from_spec import backbone_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.fitting.compare import compare_runs
@@ -24,6 +27,7 @@ from pipeline.stages.extract import ExtractSettings, extract
 from pipeline.stages.finetune import FinetuneResult, FinetuneSettings, finetune
 from pipeline.stages.fit_head import FitSettings, fit_head
 from pipeline.stages.predict import predict
+from pipeline.training.mix import choose_share
 from pipeline.training.settings import TrainSettings
 from tests.browser import opened
 
@@ -57,6 +61,7 @@ def test_the_run_folder_holds_a_backbone_with_its_head(tuned: tuple[Path, Finetu
     assert metrics["test"]["accuracy"]["value"] == result.metrics["test"]["accuracy"]["value"]
     assert [entry["epoch"] for entry in metrics["training"]["history"]] == [0, 1, 2]
     assert metrics["against_probe"]["advice"] == result.advice
+    assert metrics["mix"]["share"] == choose_share(metrics["mix"]["tried"])
     assert "held out of training for it" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -183,6 +188,24 @@ def test_what_cannot_be_written_or_measured_is_refused_before_training(probe: Pr
     (tmp_path / "other" / "predictions.csv").write_text("".join(text[:-1]))
     with pytest.raises(HeadError, match="1 differ"):
         finetune(probe.cache_path, tmp_path / "other", tmp_path / "run2", SETTINGS)
+
+
+@pytest.mark.slow
+def test_a_mix_lies_between_the_start_and_the_tuned_network(probe: Probe, tmp_path: Path) -> None:
+    once = replace(SETTINGS, train=replace(TRAIN, epochs=1))
+    whole = finetune(probe.cache_path, probe.run, tmp_path / "whole", replace(once, mix="none", report=False))
+    half = finetune(probe.cache_path, probe.run, tmp_path / "half", replace(once, mix=0.5))
+    assert (whole.metrics["mix"], whole.tuned) == ({"share": 1.0, "tried": []}, None)
+    begun = backbone_of_spec(probe.cache.spec).network.body.state_dict()
+    ends, mixed = (load_backbone(None, str(tmp_path / run)).network.body.state_dict() for run in ("whole", "half"))
+    for name, tensor in ends.items():
+        np.testing.assert_allclose(mixed[name], torch.lerp(begun[name].double(), tensor.double(), 0.5), atol=1e-6)
+    assert half.tuned is not None
+    assert half.tuned.figure.value == whole.metrics["against_probe"]["accuracy"]["value"]
+    assert half.metrics["mix"]["tuned"]["difference"] == half.tuned.difference.as_dict()
+    assert "before it was mixed" in half.headlines()[1]
+    page = (tmp_path / "half" / "report.html").read_text(encoding="utf-8")
+    assert "mix: 0.5 of the tuned network" in page
 
 
 @pytest.mark.slow
