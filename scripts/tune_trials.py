@@ -1,12 +1,12 @@
 """Try variants of fine-tuning on Fashion-MNIST: accuracy on test images and on shifted ones, for a table of trials.
 
-    python scripts/tune_trials.py FASHION OUT [--variants base random …] [--train 1000] [--test 1000] [--seed 0]
-        [--epochs 2] [--mixes 0.5 …] [--size 112]
+    python scripts/tune_trials.py FASHION OUT [--variants base random …] [--train 1000] [--test 1000] [--seeds 0 …]
+        [--epochs 3] [--mixes 0.5 …] [--size 112] [--whole] [--against VARIANT]
 
 FASHION is what ``make_images.py fashion-mnist`` wrote. Images, shift and probe are those of ``bench_finetune.py``. All
 variants train on the same prepared images, which stay in memory, by the trainer of the package. Networks are measured
 in the trainer's precision. A result that is already in OUT is kept: the same command goes on. Differences from the
-probe have paired 95 % intervals over test images.
+probe have paired 95 % intervals over test images. The table at the end has means over seeds.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import threading
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,6 @@ from pipeline.training.start import fit_without_validation
 from pipeline.training.trainer import Trainer, TrainingData
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Iterator, Mapping, Sequence
 
     from numpy.typing import NDArray
@@ -218,12 +218,12 @@ def distance(start: Mapping[str, Tensor], tuned: Mapping[str, Tensor]) -> float:
     return float(np.sqrt(moved / sum(float(start[name].double().square().sum()) for name in names)))
 
 
-def run_variant(trials: Trials, name: str, epochs: int, mixes: Sequence[float]) -> None:
-    stem = name.replace(" ", "-").replace(",", "")
+def run_variant(trials: Trials, name: str, epochs: int, mixes: Sequence[float], *, honest: bool) -> None:
+    stem = stem_of(name)
     file = trials.folder / f"trial-{stem}.json"
     if file.exists():
         return
-    variant, started = VARIANTS[name], time.perf_counter()
+    variant, started = dataclasses.replace(VARIANTS[name], honest=honest), time.perf_counter()
     same = {"epochs": epochs, "seed": trials.seed, "patience": 0, "device": "cpu"}
     settings = TrainSettings(**{**BASE, **same, **variant.train})
     network, _ = trials.start(variant)
@@ -243,7 +243,7 @@ def run_variant(trials: Trials, name: str, epochs: int, mixes: Sequence[float]) 
                 for key, parameter in network.named_parameters():
                     parameter.lerp_(start[key], variant.pull)
 
-    hooks = Callbacks(threading_event(), print, pull)
+    hooks = Callbacks(threading.Event(), print, pull)
     accelerator = make_accelerator(settings)
     trainer = Trainer(network, data, settings, folder, accelerator, callbacks=hooks)
     if variant.statistics:
@@ -276,10 +276,8 @@ def run_variant(trials: Trials, name: str, epochs: int, mixes: Sequence[float]) 
     print(row(result), flush=True)
 
 
-def threading_event() -> threading.Event:
-    import threading
-
-    return threading.Event()
+def stem_of(name: str) -> str:
+    return name.replace(" ", "-").replace(",", "")
 
 
 def row(result: Mapping[str, Any]) -> str:
@@ -299,24 +297,49 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS))
     parser.add_argument("--train", type=int, default=1000)
     parser.add_argument("--test", type=int, default=1000)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--whole", action="store_true", help="start from the probe, which has seen validation rows")
     parser.add_argument("--mixes", type=float, nargs="*", default=[])
+    parser.add_argument("--against", default="probe", help="probe, or the variant to subtract in the last table")
     arguments = parser.parse_args()
     out: Path = arguments.out
-    write_images(arguments.fashion, out, arguments.train, arguments.test, arguments.seed + 1)
-    folder = out / f"seed-{arguments.seed}"
+    write_images(arguments.fashion, out, arguments.train, arguments.test, max(arguments.seeds) + 1)
     same = ("--backbone", "efficientnet_lite0", "--size", str(arguments.size), "--precision", "float32")
     if not (out / "shifted.h5").exists():
         pipeline("extract", out / "shifted", "-o", out / "shifted.h5", *same)
-    if not (folder / "probe").exists():
-        pipeline("extract", folder / "images", "-o", folder / "cache.h5", *same)
-        pipeline("fit-head", folder / "cache.h5", "-o", folder / "probe", "--seed", str(arguments.seed))
-    trials = Trials(folder, out, arguments.seed)
-    print("probe", *(float(hits.mean()) for hits in trials.probe()), flush=True)
+    for seed in arguments.seeds:
+        folder = out / f"seed-{seed}"
+        if not (folder / "probe").exists():
+            pipeline("extract", folder / "images", "-o", folder / "cache.h5", *same)
+            pipeline("fit-head", folder / "cache.h5", "-o", folder / "probe", "--seed", str(seed))
+        trials = Trials(folder, out, seed)
+        for name in arguments.variants:
+            run_variant(trials, name, arguments.epochs, arguments.mixes, honest=not arguments.whole)
+    folders = [out / f"seed-{seed}" for seed in arguments.seeds]
     for name in arguments.variants:
-        run_variant(trials, name, arguments.epochs, arguments.mixes)
+        for which in ("1", "chosen", *(f"{share:g}" for share in arguments.mixes)):
+            print(over_seeds(folders, name, which, arguments.against))
+
+
+def over_seeds(folders: Sequence[Path], name: str, which: str, against: str) -> str:
+    """Return a line of the table: accuracy, and its difference from the probe, or from another variant at α = 1."""
+    other = "probe-hits.npz" if against == "probe" else f"hits-{stem_of(against)}-1.npz"
+    cells = [name, f"α {which}"]
+    for images in ("test", "shifted"):
+        found, probe = [], []
+        for folder in folders:
+            stem = stem_of(name)
+            share = which
+            if which == "chosen":
+                share = f"{json.loads((folder / f'trial-{stem}.json').read_text())['chosen']:g}"
+            with np.load(folder / f"hits-{stem}-{share}.npz") as hits, np.load(folder / other) as before:
+                found.append(hits[images])
+                probe.append(before[images])
+        accuracy, difference = np.mean(found, axis=0), np.mean(found, axis=0) - np.mean(probe, axis=0)
+        cells += [f"{accuracy.mean():.4f}", "{:+.4f} ({:+.4f} to {:+.4f})".format(*interval(difference))]
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

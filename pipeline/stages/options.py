@@ -469,14 +469,14 @@ FINETUNE: Options = (
     ),
     click.option(
         "--lr",
-        default="3e-4",
+        default="1e-3",
         show_default=True,
         type=RateOrAuto(),
         help="Learning rate of the head. auto: by a range test.",
     ),
     click.option(
         "--layer-decay",
-        default=0.8,
+        default=0.9,
         show_default=True,
         type=Number(0, 1, min_open=True),
         help="Learning rate of a block, as a share of that of the block above it. 1: all blocks learn at one rate.",

@@ -51,8 +51,8 @@ class TrainSettings:
 
     schedule: Literal["lp-ft", "gradual", "head-only"] = "lp-ft"
     epochs: int = 5
-    lr: float | Literal["auto"] = 3e-4
-    layer_decay: float = 0.8
+    lr: float | Literal["auto"] = 1e-3
+    layer_decay: float = 0.9
     weight_decay: float = 0.05
     optimizer: Literal["adamw", "sgd"] = "adamw"
     warmup: float = 0.1

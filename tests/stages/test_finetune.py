@@ -260,9 +260,10 @@ def test_onnx_gives_the_same_probabilities(tuned: tuple[Path, FinetuneResult], t
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_page_shows_the_training(browser: Any, tuned: tuple[Path, FinetuneResult], width: int) -> None:
     with opened(browser, tuned[0] / "report.html", width) as page:
-        for plot in ("training", "depth"):
+        for plot in ("training", "depth", "mix"):
             page.wait_for_selector(f"#plot-{plot} .point")
         assert "Against the probe" in page.content()
+        assert "Probe, tuned network and mix" in page.content()
 
 
 def test_a_folder_of_a_user_is_not_taken_for_that_of_the_checkpoint(probe: Probe, tmp_path: Path) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch import nn
 
+from pipeline.training.accelerator import make_accelerator
 from pipeline.training.mix import SHARES, choose_share, interpolated, judge_shares, mix_networks
+from pipeline.training.settings import TrainSettings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -55,7 +56,7 @@ def mix(start: nn.Module, tuned: nn.Module, share: float | str, stop: threading.
         start.state_dict(),
         tuned.state_dict(),
         data,
-        Accelerator(cpu=True),
+        make_accelerator(TrainSettings(precision="float32", device="cpu")),
         stop or threading.Event(),
         share=share,
         most=1,
