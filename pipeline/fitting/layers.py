@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.views import layer_of_view, of_first_view, parts_of, views_of, views_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.choice import cheapest, hits
@@ -19,7 +20,7 @@ from pipeline.evaluation.splits import fold_numbers
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.measure import fitted_temperature
 from pipeline.fitting.rows import read_rows
-from pipeline.heads.blocks import Blocks, block_scale
+from pipeline.heads.blocks import Blocks, SideBySide, block_scale
 from pipeline.heads.registry import STREAMED
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class _Candidate:
         return float(np.nanmean(self.losses))
 
 
-def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, NDArray[Any]]:
+def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, Any]:
     """Return the layers that a fit takes or chooses from, each (rows of the cache, D), ``penultimate`` last.
 
     Raises
@@ -91,10 +92,13 @@ def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, NDArray[Any]
     HeadError
         ``settings.layers`` names only one.
     """
+    names = views_to_fit(cache, settings)
     if not settings.layers:
-        return {settings.layer: cache.layer(settings.layer)}
+        if len(names) == 1:
+            return {settings.layer: cache.layer(settings.layer)}
+        return {settings.layer: SideBySide([cache.layer(name) for name in names])}
     every = settings.layers == (ALL,)
-    names = list(dict.fromkeys([*cache.layers, PENULTIMATE] if every else settings.layers))
+    names = list(dict.fromkeys([*of_first_view(cache.layers), PENULTIMATE] if every else settings.layers))
     if len(names) < 2:
         found = f"the cache has only {names[0]!r}" if every else f"got only {names[0]!r}"
         raise HeadError(f"--layers: expected at least 2 layers, {found}: extract with --layer NODE, or use --layer")
@@ -102,9 +106,26 @@ def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, NDArray[Any]
     return {name: cache.layer(name) for name in names}
 
 
+def views_to_fit(cache: Cache, settings: FitSettings) -> list[str]:
+    """Return the layers of all views that a head is fitted on; one where the cache has, or the user wants, no others.
+
+    Raises
+    ------
+    HeadError
+        The head or a setting takes one view of an image only.
+    """
+    views = views_of(views_of_spec(cache.spec))
+    if len(views) == 1 or not settings.views or parts_of(settings.layer)[1]:
+        return [settings.layer]
+    for what, given in (("--layers", settings.layers), (f"--head {settings.head}", settings.head in STREAMED)):
+        if given:
+            raise HeadError(f"{what} takes one view of an image, and the cache holds {len(views)}: add --no-views")
+    return [layer_of_view(settings.layer, view) for view in views]
+
+
 def layer_of_duplicates(cache: Cache, settings: FitSettings) -> NDArray[Any]:
     """Return the layer in which a fit looks for near duplicates: the last of those it chooses from."""
-    return list(layers_to_fit(cache, settings).values())[-1]
+    return cache.layer(list(layers_to_fit(cache, settings))[-1])
 
 
 def fit_best_layers(

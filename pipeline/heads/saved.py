@@ -179,6 +179,8 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
     }
     if len(head.layers) > 1:
         facts["layers"] = list(head.layers)
+    if head.model.views > 1:
+        facts["views"] = head.model.views
     if head.pooling is not None:
         facts["pooling"] = asdict(head.pooling)
     names = arrays_of(head.model.kind, head.model.link)
@@ -285,10 +287,10 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         )
     if facts["task"] == "regression" and len(names) != 1:
         raise HeadError(f"expected one column of numbers, found {len(names)}")
-    model = HeadModel(kind, arrays, link, len(names), float(temperature))
-    if not arrays[ARRAYS[kind][0]].ndim or model.width < 1:
+    model = HeadModel(kind, arrays, link, len(names), float(temperature), views=_views(facts, layers))
+    if not arrays[ARRAYS[kind][0]].ndim or model.width_of_view < 1:
         raise HeadError("an array of no width")
-    for name, shape in expected_shapes(kind, model.width, len(names), arrays).items():
+    for name, shape in expected_shapes(kind, model.width_of_view, len(names), arrays).items():
         if arrays[name].shape != shape:
             raise HeadError(f"expected {name} of shape {shape}, found {arrays[name].shape}")
         if not np.isfinite(arrays[name]).all():
@@ -307,6 +309,14 @@ def _layers(facts: dict[str, Any]) -> tuple[str, ...]:
     if len(set(layers)) < len(layers) or SEPARATOR.join(layers) != facts["layer"]:
         raise HeadError(f"expected the layers of {facts['layer']!r}, each once, found {layers!r}")
     return tuple(layers)
+
+
+def _views(facts: dict[str, Any], layers: tuple[str, ...]) -> int:
+    """Return how many views of an image a head averages: as many as it has layers, or one."""
+    views = facts.get("views", 1)
+    if views not in (1, len(layers)) or isinstance(views, bool):
+        raise HeadError(f"expected as many views as layers, found {views!r} and {len(layers)}")
+    return int(views)
 
 
 def _pooling(facts: dict[str, Any]) -> Pooling | None:
@@ -377,7 +387,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     try:
         facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         estimator = joblib.load(folder / ESTIMATOR_FILE)
-        names = tuple(facts["class_names"])
+        names, layers = tuple(facts["class_names"]), _layers(facts)
         model = EstimatorModel(
             "estimator",
             {},
@@ -385,6 +395,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             len(names),
             float(facts["temperature"]),
             notes={"estimator": estimator, "method": facts["chosen"].get("scores") or _method_of_old(estimator)},
+            views=_views(facts, layers),
         )
         cache = facts["cache"]
         return LoadedHead(
@@ -395,7 +406,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             cache["fingerprint"],
             facts["head"],
             facts["task"],
-            _layers(facts),
+            layers,
             _pooling(facts),
         )
     except (OSError, KeyError, ValueError, TypeError, EOFError, ImportError, AttributeError) as error:
