@@ -209,6 +209,16 @@ def test_a_mix_lies_between_the_start_and_the_tuned_network(probe: Probe, tmp_pa
 
 
 @pytest.mark.slow
+def test_no_share_is_chosen_by_rows_that_the_head_has_seen(probe: Probe, tmp_path: Path) -> None:
+    fit_head(probe.cache_path, tmp_path / "lda", FitSettings(head="lda", learning_curve=False, report=False, folds=2))
+    said: list[str] = []
+    once = replace(SETTINGS, train=replace(TRAIN, epochs=1), report=False)
+    result = finetune(probe.cache_path, tmp_path / "lda", tmp_path / "run2", once, say=said.append)
+    assert result.metrics["mix"] == {"share": 1.0, "tried": []}
+    assert any(line.startswith("--mix auto is none here") for line in said)
+
+
+@pytest.mark.slow
 def test_a_random_start_is_there_to_compare(probe: Probe, tmp_path: Path) -> None:
     settings = replace(SETTINGS, start="random", train=replace(TRAIN, epochs=1), report=False)
     result = finetune(probe.cache_path, probe.run, tmp_path / "run2", settings)
