@@ -25,6 +25,7 @@ def fit_head(cache: str, output: str, **options: Any) -> None:
     announce(f"fit-head: reading {cache}")
     result = fit(cache, output, callbacks=Callbacks(say=say), **options)
     say("\n".join(result.headlines()))
+    say("\n".join(["what would help:", *(f"  {line}" for line in result.advice())]))
     say(f"{output} written in {sum(result.seconds.values()):.1f} s")
 
 
