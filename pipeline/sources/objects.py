@@ -24,7 +24,8 @@ FAILURES = 3
 PLAIN_SETTINGS = {"endpoint_url", "region_name", "aws_access_key_id", "aws_secret_access_key", "aws_session_token"}
 EXPRESS = "--x-s3"
 """Ends the names of directory buckets, whose requests are signed otherwise."""
-_TIMED_OUT = ("timed out", "timeout")
+_TIMED_OUT = ("kind: Timeout", "source: TimedOut", "operation timed out")
+"""In the text of errors; the word alone is in all of them, as the name of a setting, and may be in a key."""
 _KEPT = "_pipeline_objects"
 _opening = threading.Lock()
 
@@ -64,7 +65,7 @@ class Objects:
         except PreconditionError:
             raise Changed from None
         except (BaseError, ValueError) as error:
-            if any(word in str(error).lower() for word in _TIMED_OUT):
+            if any(word in str(error) for word in _TIMED_OUT):
                 raise TimeoutError("the store did not answer in time") from None
             return None
         self._failures = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 obstore = pytest.importorskip("obstore")
+pytest.importorskip("obstore.store")
 ODD_KEYS = ["plain", "a b", "a%20b", "a+b", "é/ü", "a#b?c=d", "a//b", "x/../y", "~(')!*"]
 
 
@@ -155,3 +158,25 @@ def test_it_is_given_up_where_only_fsspec_reads() -> None:
 def test_a_store_that_hangs_is_not_asked_again_by_another_client() -> None:
     with pytest.raises(TimeoutError):
         Objects(Failing(obstore.exceptions.GenericError("operation timed out"))).read("key", "", 0, 5)
+
+
+def test_a_store_that_refuses_is_asked_again_by_the_client_which_may_have_new_credentials() -> None:
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(400)
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        store = obstore.store.S3Store(
+            "bucket",
+            endpoint=f"http://127.0.0.1:{server.server_port}",
+            region="us-east-1",
+            access_key_id="nobody",
+            secret_access_key="nothing",
+            **objects._how(20.0),
+        )
+        assert Objects(store).read("timeout.jpg", "", 0, 5) is None
+        server.shutdown()
