@@ -5,7 +5,7 @@ Axes: N training rows, D features, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from pipeline.evaluation.choice import cheapest, hits
 from pipeline.evaluation.shares import effective_rows, share_interval
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.columns import ColumnBlocks
 from pipeline.fitting.measure import fitted_temperature
 from pipeline.fitting.rows import read_rows
 from pipeline.heads.blocks import Blocks, block_scale
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
+    from pipeline.heads.columns import ColumnEncoder
     from pipeline.heads.fit import FittedHead
     from pipeline.heads.model import HeadModel
 
@@ -54,12 +56,18 @@ class LayerChoice:
     table : list of dict
         Every candidate: ``layers``, ``width``, ``loss``, for classes ``accuracy`` with its interval, ``tied`` (cannot
         be distinguished from the best) and ``chosen``.
+    columns : ColumnEncoder or None
+        Of the columns beside the embeddings.
+    inputs : dict
+        What the inputs reach alone and add; see `pipeline.fitting.inputs`. Empty of embeddings alone.
     """
 
     layers: tuple[str, ...]
     embeddings: Any
     fitted: FittedHead
     table: list[dict[str, Any]]
+    columns: ColumnEncoder | None = None
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> Floats | None:
@@ -183,6 +191,8 @@ def _measured(
 def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead) -> Floats:
     """Return scores of training rows by the head fitted again on the other folds, at the settings it has chosen.
 
+    Columns beside embeddings are encoded anew for each fold, as the other folds say.
+
     Raises
     ------
     HeadError
@@ -194,17 +204,29 @@ def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: 
             "another head, one --layer, and --pooling mean"
         )
     train = rows.of("train")
-    X, y = read_rows(embeddings, rows.index[train]), rows.y[train]
+    y = rows.y[train]
+    X = None if isinstance(embeddings, ColumnBlocks) else read_rows(embeddings, rows.index[train])
     groups = None if rows.groups is None else rows.groups[train]
     folds = min(settings.folds, len(y) if groups is None else len(np.unique(groups)))
     fold = fold_numbers(y, folds, seed=settings.seed, groups=groups, stratify=rows.task == "classification")
     scores = np.full((len(y), fitted.model.outputs), np.nan)
     for number in range(folds):
         out = fold == number
-        model = fitted.refit(X[~out], y[~out]) if out.any() else None
+        if not out.any():
+            continue
+        seen, held = (X[~out], X[out]) if X is not None else _encoded_anew(embeddings, rows.index[train], out)
+        model = fitted.refit(seen, y[~out])
         if model is not None:
-            scores[out] = model.scores(X[out])
+            scores[out] = model.scores(held)
     return scores
+
+
+def _encoded_anew(
+    embeddings: ColumnBlocks, index: NDArray[np.int64], out: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the features of rows that a fold trains on, and of those that it holds out."""
+    again: Any = embeddings.refitted(index[~out])
+    return read_rows(again, index[~out]), read_rows(again, index[out])
 
 
 def held_out_predictions(choice: LayerChoice, rows: Rows, model: HeadModel, settings: FitSettings) -> Floats | None:

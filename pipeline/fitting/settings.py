@@ -28,6 +28,8 @@ class FitSettings:
         concatenations.
     labels : str or None
         A table of labels (and splits, groups and more) by key, instead of the cache's own.
+    features : tuple of str
+        Columns of the cache that join the embeddings, each ``NAME``, ``NAME:number`` or ``NAME:category``.
     target : str or None
         A column of the cache to learn; None for its labels.
     task : "auto", "classification", "regression" or "multilabel"
@@ -85,6 +87,7 @@ class FitSettings:
     layer: str = PENULTIMATE
     layers: tuple[str, ...] = ()
     labels: str | None = None
+    features: tuple[str, ...] = ()
     target: str | None = None
     task: Literal["auto"] | TaskName = "auto"
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"

@@ -67,7 +67,7 @@ class Blocks:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, arrays: Sequence[NDArray[Any]], scales: Sequence[float]) -> None:
+    def __init__(self, arrays: Sequence[Any], scales: Sequence[float]) -> None:
         self._arrays, self._scales = tuple(arrays), tuple(scales)
         self.shape = (len(arrays[0]), sum(array.shape[1] for array in arrays))
 
@@ -77,6 +77,11 @@ class Blocks:
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
         parts = [array[rows] / np.float32(scale) for array, scale in zip(self._arrays, self._scales, strict=True)]
         return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    @property
+    def parts(self) -> tuple[tuple[Any, ...], tuple[float, ...]]:
+        """The arrays and their scales."""
+        return self._arrays, self._scales
 
     @property
     def scale(self) -> Floats:

@@ -404,6 +404,7 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         Cs=options["C"] or options["sweep"],
         class_weight="balanced" if options["balanced"] else None,
         layers=options["layers"] or (),
+        features=options["features"] or (),
         shots=options["shots"] or (),
         params=dict(options["set"]),
         **{name: options[name] for name in (*same, *texts, "seed", "device", "report")},

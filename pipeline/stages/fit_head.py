@@ -24,7 +24,9 @@ from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.calibration import calibrate, trust_figures
+from pipeline.fitting.columns import read_columns
 from pipeline.fitting.curves import few_shot_curve, learning_curve
+from pipeline.fitting.inputs import fit_with_columns, inputs_line
 from pipeline.fitting.layers import (
     LayerChoice,
     fit_best_layers,
@@ -33,7 +35,7 @@ from pipeline.fitting.layers import (
     layers_to_fit,
 )
 from pipeline.fitting.leaks import leak_of_split
-from pipeline.fitting.measure import fitted_temperature, measure_splits
+from pipeline.fitting.measure import fitted_temperature, measure_splits, scores_of_rows
 from pipeline.fitting.pooling import choose_pooling, group_headline, measure_groups, write_groups
 from pipeline.fitting.prompts import prompts_of, read_prompts
 from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
@@ -76,8 +78,6 @@ if TYPE_CHECKING:
 
 __all__ = ["FitResult", "FitResults", "FitSettings", "fit_head", "fit_heads", "new_run_folder"]
 
-_SCORED_ROWS = 32_768
-
 
 @dataclass(frozen=True, repr=False)
 class FitResult(Result):
@@ -104,7 +104,7 @@ class FitResult(Result):
     seconds: dict[str, float]
 
     def headlines(self) -> list[str]:
-        """Return one line a measured split, with its main figures, and one of its groups where they get answers."""
+        """Return one line a measured split, with its main figures, one of its groups, and one of what columns add."""
         lines = []
         for split in (split for split in ("test", "val") if split in self.metrics):
             figures = self.metrics[split]
@@ -112,6 +112,8 @@ class FitResult(Result):
             if "per_group" in figures:
                 per = self.metrics["pooling"]["per"]
                 lines.append(f"{split}, {group_headline(self.task, per, figures['per_group'])}")
+        if "inputs" in self.metrics:
+            lines.append(f"{self.metrics['inputs']['split']}, {inputs_line(self.metrics['inputs'])}")
         return lines
 
     @property
@@ -401,6 +403,7 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
     """Fit the head, on the layers that the folds choose where there are several."""
     settings, train = job.settings, rows.of("train")
     groups = None if rows.groups is None else rows.groups[train]
+    columns = read_columns(job.cache, rows, settings, job.note)
 
     def fit(embeddings: Any) -> FittedHead:
         with job.timed("read"):
@@ -418,6 +421,8 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
             f"chosen by {options.folds} folds among {len(choice.table)} layers and concatenations: "
             f"{SEPARATOR.join(choice.layers)}"
         )
+    if columns is not None:
+        choice = fit_with_columns(choice, columns, rows, settings, fit, job.note)
     for text in choice.fitted.warnings:
         job.note(text)
     return choice
@@ -442,10 +447,12 @@ def _measure(job: _Job, rows: Rows, choice: LayerChoice) -> tuple[HeadModel, dic
         temperature = fitted_temperature(rows.task, fitted, rows.y[rows.of("train")]) if settings.calibrate else 1.0
         model = replace(fitted.model, temperature=temperature)
         splits = [split for split in ("test", "val") if len(rows.of(split))]
-        scores = {split: _scores(model, choice.embeddings, rows.index[rows.of(split)]) for split in splits}
+        scores = {split: scores_of_rows(model, choice.embeddings, rows.index[rows.of(split)]) for split in splits}
         results = measure_splits(rows, scores, model, seed=settings.seed, replicates=settings.replicates, fitted=fitted)
     if choice.table:
         results["layers"] = results["metrics"]["layers"] = choice.table
+    if choice.inputs:
+        results["metrics"]["inputs"] = choice.inputs
     return model, results
 
 
@@ -536,6 +543,7 @@ def _write_run(
                 task=rows.task,
                 layers=choice.layers,
                 pooling=None if pooled is None else pooled.pooling,
+                columns=choice.columns,
             )
             if pooled is not None and pooled.model is not None:
                 on_means = pooled.model if choice.scale is None else on_raw_features(pooled.model, choice.scale)
@@ -543,6 +551,8 @@ def _write_run(
         write_fit(job.folder, saved, estimator, results, rows, job.cache)
         facts = HeadFacts(head, choice.layers, choice.fitted.chosen, model.temperature)
         run = run_facts(job.cache, rows, settings, facts, job.notes)
+        if choice.columns is not None:
+            run["columns"] = choice.columns.to_json()
         if pooled is not None:
             write_groups(job.folder / GROUPS_FILE, results["groups"], rows, job.cache)
             run["pooling"] = asdict(pooled.pooling)
@@ -577,6 +587,8 @@ def _check_names(settings: FitSettings) -> None:
         raise HeadError("--prompts are read by the tower of one layer: name it with --layer, not --layers")
     if settings.layers and settings.head in STREAMED:
         raise HeadError(f"--layers compares scores by folds, which the {settings.head} head has not: use one --layer")
+    if settings.features and settings.prompts is not None:
+        raise HeadError("--prompts are weights of embeddings alone, so they take no --features: leave one out")
     _check_prompts(settings)
     _check_numbers(settings)
     if settings.per is None and settings.pooling != "auto":
@@ -668,9 +680,3 @@ def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], N
         params=settings.params,
         progress=progress,
     )
-
-
-def _scores(model: HeadModel, embeddings: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the scores of rows of the cache, which may be more than fit into memory."""
-    blocks = [index[start : start + _SCORED_ROWS] for start in range(0, len(index), _SCORED_ROWS)]
-    return np.concatenate([model.scores(read_rows(embeddings, block)) for block in blocks])

@@ -301,6 +301,13 @@ FIT_HEAD: Options = (
         help="Take labels from TABLE instead of the cache: CSV or Parquet with 'key', and 'label', 'split', 'group', …",
     ),
     click.option(
+        "--features",
+        type=Names(),
+        metavar="COLUMN,COLUMN...",
+        help="Columns of the cache, or of --labels, that join the embeddings: numbers are standardised, other values "
+        "are categories; COLUMN:category or COLUMN:number says otherwise. Reports what they add and reach alone.",
+    ),
+    click.option(
         "--target",
         metavar="COLUMN",
         multiple=True,

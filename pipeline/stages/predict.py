@@ -27,7 +27,9 @@ from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError, SourceError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads import load_head
+from pipeline.heads.blocks import joined_layers
 from pipeline.heads.calibration import load_calibration
+from pipeline.heads.columns import FurtherColumns
 from pipeline.heads.grouped import GroupAnswers, Grouping
 from pipeline.heads.trust import Trust, TrustOptions
 from pipeline.sources import open_source
@@ -183,7 +185,7 @@ def predict(
     head, calibration = load_head(run_dir, trust=trust), load_calibration(run_dir)
     further = Trust(head, calibration, doubt or TrustOptions())
     groups = _groups_of(head, run_dir, per, path)
-    table = _Table(path, head, further, _explaining(explain), groups, stop, progress)
+    table = _Table(path, head, further, _explaining(explain, head), groups, stop, progress)
 
     def embedder() -> Embedder:
         own = weights or weights_of_run(run_dir)
@@ -204,11 +206,11 @@ def _predict(
     if isinstance(images, str) and is_cache(images):
         cache = open_cache(images)
         _check_explained(table, len(cache))
-        table.groups.open(cache.columns, str(cache.path))
+        table.open(cache.columns, str(cache.path))
         return _predict_rows(table, cache, started), _Images(_images_of(cache), embedder, cache)
     source = open_source(images) if isinstance(images, str) else images
     _check_explained(table, len(source))
-    table.groups.open(source.items.columns, source.location)
+    table.open(source.items.columns, source.location)
     opened = embedder()
     return _predict_images(table, source, opened, say, started), _Images(source, lambda: opened, None)
 
@@ -217,7 +219,7 @@ def _predict_images(table: _Table, source: Source, embedder: Embedder, say: Say,
     """Predict images through the network."""
     engine = embedder.open_for(source, stop=table.stop, say=say)
     batches = (
-        ([source[row].key for row in batch.rows.tolist()], embeddings, reasons)
+        ([source[row].key for row in batch.rows.tolist()], table.beside(embeddings, batch.rows), reasons)
         for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source)), stop=table.stop)
     )
     try:
@@ -226,7 +228,7 @@ def _predict_images(table: _Table, source: Source, embedder: Embedder, say: Say,
         embedder.close()
     where, seconds = f"{engine.name}, {engine.device}, {engine.precision}", time.perf_counter() - started
     left_out, groups = LeftOut.of(source.skipped), table.groups
-    remarks = (*table.trust.lines(), *groups.lines())
+    remarks = (*table.trust.lines(), *table.columns.lines(), *groups.lines())
     return PredictSummary(
         *(len(source), failed, stopped, seconds, where, table.head.task, text, left_out, remarks), groups.table
     )
@@ -251,9 +253,10 @@ class _Images:
     cache: Cache | None
 
 
-def _explaining(folder: str | os.PathLike[str] | None) -> ExplanationFolder | None:
+def _explaining(folder: str | os.PathLike[str] | None, head: LoadedHead) -> ExplanationFolder | None:
     if folder is None:
         return None
+    head.check_embeddings_alone("--explain")
     from pipeline.stages.explanation import ExplanationFolder  # few predictions are explained
 
     return ExplanationFolder(folder)
@@ -331,7 +334,7 @@ def _groups_of(head: LoadedHead, run_dir: str | os.PathLike[str], per: str | Non
     return _Groups(beside, Grouping.of(head, run_dir, per))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Table:
     """The table to write, and what takes part in it.
 
@@ -347,6 +350,8 @@ class _Table:
         The answers for groups.
     stop, progress
         As in `predict`.
+    columns : FurtherColumns
+        What stands beside the embeddings, once the images are known.
     """
 
     path: Path | None
@@ -356,6 +361,16 @@ class _Table:
     groups: _Groups
     stop: threading.Event
     progress: Progress
+    columns: FurtherColumns = field(default_factory=lambda: FurtherColumns(None, {}, ""))
+
+    def open(self, columns: Mapping[str, NDArray[Any]], where: str) -> None:
+        """Look for what the table needs among the columns of the images."""
+        self.columns = FurtherColumns(self.head.columns, columns, where)
+        self.groups.open(columns, where)
+
+    def beside(self, embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features of some of the images from their embeddings."""
+        return self.columns.beside(embeddings, rows)
 
 
 def _predict_rows(table: _Table, cache: Cache, started: float) -> PredictSummary:
@@ -369,28 +384,30 @@ def _predict_rows(table: _Table, cache: Cache, started: float) -> PredictSummary
     head = table.head
     found, wanted = (spec_of_layers(spec, head.layers) for spec in (cache.spec, head.spec))
     check_same_numbers(found, wanted, where=str(cache.path), hint="extract with the network of the head")
-    failed, stopped, text = _write_table(table, _rows_of(cache, head, table.stop), len(cache))
+    failed, stopped, text = _write_table(table, _rows_of(cache, table), len(cache))
     seconds, where = time.perf_counter() - started, f"the rows of {cache.path}"
-    groups, remarks = table.groups, (*table.trust.lines(), *table.groups.lines())
+    groups = table.groups
+    remarks = (*table.trust.lines(), *table.columns.lines(), *groups.lines())
     return PredictSummary(
         *(len(cache), failed, stopped, seconds, where, head.task, text), remarks=remarks, groups=groups.table
     )
 
 
-def _rows_of(cache: Cache, head: LoadedHead, stop: threading.Event) -> Iterator[_Batch]:
-    """Yield the rows of a cache, with their embeddings or the reason why they have none; none after a stop."""
+def _rows_of(cache: Cache, table: _Table) -> Iterator[_Batch]:
+    """Yield the rows of a cache, with their features or the reason why they have none; none after a stop."""
+    layers = table.head.layers
     why, status = cache.reasons(), np.asarray(cache.status)
     names = {int(kind): kind.name.lower().replace("_", " ") for kind in Status}
     for start in range(0, len(cache), _BLOCK_ROWS):
-        if stop.is_set():
+        if table.stop.is_set():
             return
         rows = np.arange(start, min(start + _BLOCK_ROWS, len(cache)))
-        embeddings = head.features({name: cache.layer(name)[rows].astype(np.float32) for name in head.layers})
+        embeddings = joined_layers(layers, {name: cache.layer(name)[rows].astype(np.float32) for name in layers})
         reasons = [
             "" if status[row] == Status.DONE else why.get(row, names.get(int(status[row]), "failed"))
             for row in rows.tolist()
         ]
-        yield cache.keys_of(rows).tolist(), embeddings, reasons_of(embeddings, reasons)
+        yield cache.keys_of(rows).tolist(), table.beside(embeddings, rows), reasons_of(embeddings, reasons)
 
 
 @contextlib.contextmanager

@@ -1,0 +1,179 @@
+"""What each input of a head reaches alone, and what it adds: the same head on parts of the features, same rows.
+
+Axes: N rows held out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.errors import HeadError
+from pipeline.evaluation.bootstrap import Interval
+from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.columns import beside_embeddings
+from pipeline.fitting.compare import paired_intervals
+from pipeline.fitting.layers import held_out_scores
+from pipeline.fitting.measure import scores_of_rows
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from pipeline.fitting.layers import LayerChoice
+    from pipeline.fitting.rows import Rows
+    from pipeline.fitting.settings import FitSettings
+    from pipeline.heads.columns import EncodedColumns
+    from pipeline.heads.fit import FittedHead
+
+    Floats = NDArray[np.float64]
+    Fit = Callable[[Any], FittedHead]
+
+EMBEDDINGS, COLUMNS = "embeddings", "columns"
+LEAK = 0.9
+"""Share of the cost of a constant guess that columns alone must save to be called a possible leak."""
+
+
+@dataclass(frozen=True)
+class _Input:
+    """A part of the features, and the cost of each row held out (N,) by a head on it alone."""
+
+    name: str
+    costs: Floats
+
+
+def fit_with_columns(
+    choice: LayerChoice,
+    columns: EncodedColumns,
+    rows: Rows,
+    settings: FitSettings,
+    fit: Fit,
+    note: Callable[[str], None],
+) -> LayerChoice:
+    """Fit the head again with columns beside the embeddings, and on the columns alone; compare all on held-out rows.
+
+    Scores of training rows come from encoders that have not seen them, as the heads have not.
+
+    Parameters
+    ----------
+    choice : LayerChoice
+        The head on embeddings alone.
+    columns : EncodedColumns
+        From `pipeline.fitting.columns.read_columns`.
+    rows, settings
+        The rows used, and the settings of the fit.
+    fit : callable
+        From an array (rows of the cache, D) to the head fitted on the training rows.
+    note : callable
+        Called with a line where columns alone reach nearly everything.
+
+    Returns
+    -------
+    LayerChoice
+        With ``columns`` and ``inputs``.
+    """
+    both = beside_embeddings(choice.embeddings, columns, rows.index[rows.of("train")])
+    fitted = fit(both)
+    if fitted.oof_scores is not None and fitted.refit is not None:
+        fitted = replace(fitted, oof_scores=held_out_scores(both, rows, settings, fitted))
+    alone = [_Input(EMBEDDINGS, _costs(rows, choice.fitted, choice.embeddings))]
+    try:
+        alone.append(_Input(COLUMNS, _costs(rows, fit(columns), columns)))
+    except HeadError as error:
+        note(f"--features: no head on the columns alone ({error})")
+    found = _compared(_costs(rows, fitted, both), alone, rows, settings)
+    found["columns"] = list(columns.encoder.names)
+    if len(alone) > 1 and _saved(alone[1].costs, rows) >= LEAK:
+        note(_leak(columns, rows, fit, found))
+    return replace(choice, embeddings=both, fitted=fitted, columns=columns.encoder, inputs=found)
+
+
+def _costs(rows: Rows, fitted: FittedHead, features: Any) -> Floats:
+    """Return what a head costs on each of the rows that measure."""
+    at = rows.of(rows.held_out)
+    predictions = fitted.model.link_scores(scores_of_rows(fitted.model, features, rows.index[at]))
+    return TASKS[rows.task].costs(rows.y[at], predictions)
+
+
+def _guess(rows: Rows) -> Floats:
+    """Return what the best constant answer of the training rows costs on each of the rows that measure."""
+    train, y = rows.y[rows.of("train")], rows.y[rows.of(rows.held_out)]
+    if rows.task == "regression":
+        return np.asarray(np.abs(y - np.median(train)), dtype=np.float64)
+    if rows.task == "multilabel":
+        return np.asarray((y != (train.mean(axis=0) >= 0.5)).any(axis=1), dtype=np.float64)
+    return np.asarray(y != np.bincount(train).argmax(), dtype=np.float64)
+
+
+def _saved(costs: Floats, rows: Rows) -> float:
+    """Return which share of the cost of a constant guess is saved."""
+    guess = float(_guess(rows).mean())
+    return 1.0 - float(costs.mean()) / guess if guess > 0 else 0.0
+
+
+def _compared(every: Floats, alone: list[_Input], rows: Rows, settings: FitSettings) -> dict[str, Any]:
+    """Return the figure of all inputs together and of each alone, and the differences on the same resamples."""
+    task, at = TASKS[rows.task], rows.of(rows.held_out)
+    groups = None if rows.groups is None else rows.groups[at].tolist()
+    costs = [every, *(each.costs for each in alone)]
+    found = paired_intervals(task, costs, groups, seed=settings.seed, replicates=settings.replicates)
+    guess = float(_guess(rows).mean())
+    return {
+        "measure": task.measure_name,
+        "split": rows.held_out,
+        "rows": len(at),
+        "guess": guess if task.measure_is_cost else 1.0 - guess,
+        "all": found["figure 0"].as_dict(),
+        "alone": [
+            {
+                "inputs": each.name,
+                "figure": found[f"figure {i}"].as_dict(),
+                "others_add": _negative(found[f"difference {i}"]).as_dict(),
+            }
+            for i, each in enumerate(alone, start=1)
+        ],
+    }
+
+
+def _negative(difference: Interval) -> Interval:
+    return Interval(-difference.value, -difference.high, -difference.low)
+
+
+def _leak(columns: EncodedColumns, rows: Rows, fit: Fit, found: dict[str, Any]) -> str:
+    """Return the warning that columns alone reach nearly everything, with the columns that do so by themselves."""
+    names = columns.encoder.names
+    if len(names) > 1:
+        each = {name: columns.only([name]) for name in names}
+        names = (
+            tuple(name for name, column in each.items() if _saved(_costs(rows, fit(column), column), rows) >= LEAK)
+            or names
+        )
+    found["suspects"] = list(names)
+    figure = found["alone"][1]["figure"]
+    return (
+        f"--features: the columns alone reach {found['measure']} {figure['value']:.4g} ({figure['low']:.4g} to "
+        f"{figure['high']:.4g}), and a constant guess {found['guess']:.4g}: {', '.join(names)} may hold the label, "
+        "or be known only once it is: leave out what is not known of new images"
+    )
+
+
+def inputs_line(found: dict[str, Any]) -> str:
+    """Return what the columns add and reach, in one line."""
+    names = ", ".join(found["columns"])
+    embeddings, *others = found["alone"]
+    text = (
+        f"with the columns {names}: {found['measure']} {_shown(found['all'])}, a change of "
+        f"{_signed(embeddings['others_add'])} from embeddings alone ({embeddings['figure']['value']:.4f})"
+    )
+    return text + "".join(f"; columns alone {_shown(each['figure'])}" for each in others)
+
+
+def _shown(figure: dict[str, float]) -> str:
+    return f"{figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})"
+
+
+def _signed(figure: dict[str, float]) -> str:
+    return f"{figure['value']:+.4f} ({figure['low']:+.4f} to {figure['high']:+.4f})"
