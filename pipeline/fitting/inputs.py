@@ -6,6 +6,7 @@ Axes: N rows held out.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.columns import beside_embeddings
 from pipeline.fitting.compare import paired_intervals
+from pipeline.fitting.joined_caches import side_by_side
 from pipeline.fitting.layers import held_out_scores
 from pipeline.fitting.measure import scores_of_rows
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.fitting.joined_caches import FurtherNetwork
     from pipeline.fitting.layers import LayerChoice
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
@@ -38,6 +41,25 @@ LEAK = 0.9
 
 
 @dataclass(frozen=True)
+class Further:
+    """What a head takes besides the embeddings of one network.
+
+    Attributes
+    ----------
+    path : str
+        The first cache.
+    networks : tuple of FurtherNetwork
+        From `pipeline.fitting.joined_caches.join_caches`.
+    columns : EncodedColumns or None
+        From `pipeline.fitting.columns.read_columns`.
+    """
+
+    path: str
+    networks: tuple[FurtherNetwork, ...] = ()
+    columns: EncodedColumns | None = None
+
+
+@dataclass(frozen=True)
 class _Input:
     """A part of the features, and the cost of each row held out (N,) by a head on it alone."""
 
@@ -45,24 +67,18 @@ class _Input:
     costs: Floats
 
 
-def fit_with_columns(
-    choice: LayerChoice,
-    columns: EncodedColumns,
-    rows: Rows,
-    settings: FitSettings,
-    fit: Fit,
-    note: Callable[[str], None],
+def fit_with_further(
+    choice: LayerChoice, further: Further, rows: Rows, settings: FitSettings, fit: Fit, note: Callable[[str], None]
 ) -> LayerChoice:
-    """Fit the head again with columns beside the embeddings, and on the columns alone; compare all on held-out rows.
+    """Fit the head again with further networks and columns beside the embeddings, and on each input alone.
 
-    Scores of training rows come from encoders that have not seen them, as the heads have not.
+    All are compared on the rows held out.
 
     Parameters
     ----------
     choice : LayerChoice
-        The head on embeddings alone.
-    columns : EncodedColumns
-        From `pipeline.fitting.columns.read_columns`.
+        The head on the embeddings of the first network.
+    further : Further
     rows, settings
         The rows used, and the settings of the fit.
     fit : callable
@@ -73,22 +89,61 @@ def fit_with_columns(
     Returns
     -------
     LayerChoice
-        With ``columns`` and ``inputs``.
+        With ``columns``, ``more`` and ``inputs``; the former one where there is nothing further.
+    """
+    alone: list[_Input] = []
+    if further.networks:
+        choice = _with_networks(choice, further, rows, fit, alone)
+    if further.columns is None:
+        return replace(choice, inputs=_compared(choice, alone, rows, settings)) if alone else choice
+    return _with_columns(choice, further.columns, rows, settings, fit, note, alone)
+
+
+def _with_networks(choice: LayerChoice, further: Further, rows: Rows, fit: Fit, alone: list[_Input]) -> LayerChoice:
+    """Fit the head on all networks side by side, and on each alone."""
+    embeddings = side_by_side(choice.embeddings, further.networks, rows.index[rows.of("train")])
+    first, *names = _short_names([further.path, *(network.path for network in further.networks)])
+    alone.append(_Input(first, _costs(rows, choice.fitted, choice.embeddings)))
+    for name, network in zip(names, further.networks, strict=True):
+        alone.append(_Input(name, _costs(rows, fit(network.embeddings), network.embeddings)))
+    more = tuple(network.facts for network in further.networks)
+    return replace(choice, embeddings=embeddings, fitted=fit(embeddings), more=more)
+
+
+def _short_names(paths: list[str]) -> list[str]:
+    names = [Path(path).name for path in paths]
+    return names if len(set(names)) == len(names) else paths
+
+
+def _with_columns(
+    choice: LayerChoice,
+    columns: EncodedColumns,
+    rows: Rows,
+    settings: FitSettings,
+    fit: Fit,
+    note: Callable[[str], None],
+    alone: list[_Input],
+) -> LayerChoice:
+    """Fit the head with columns beside its embeddings, and on the columns alone.
+
+    Scores of training rows come from encoders that have not seen them, as the heads have not.
     """
     both = beside_embeddings(choice.embeddings, columns, rows.index[rows.of("train")])
     fitted = fit(both)
     if fitted.oof_scores is not None and fitted.refit is not None:
         fitted = replace(fitted, oof_scores=held_out_scores(both, rows, settings, fitted))
-    alone = [_Input(EMBEDDINGS, _costs(rows, choice.fitted, choice.embeddings))]
+    alone.append(_Input(EMBEDDINGS, _costs(rows, choice.fitted, choice.embeddings)))
     try:
-        alone.append(_Input(COLUMNS, _costs(rows, fit(columns), columns)))
+        of_columns = _Input(COLUMNS, _costs(rows, fit(columns), columns))
     except HeadError as error:
         note(f"--features: no head on the columns alone ({error})")
-    found = _compared(_costs(rows, fitted, both), alone, rows, settings)
-    found["columns"] = list(columns.encoder.names)
-    if len(alone) > 1 and _saved(alone[1].costs, rows) >= LEAK:
+    else:
+        alone.append(of_columns)
+    choice = replace(choice, embeddings=both, fitted=fitted, columns=columns.encoder)
+    found = _compared(choice, alone, rows, settings)
+    if alone[-1].name == COLUMNS and _saved(alone[-1].costs, rows) >= LEAK:
         note(_leak(columns, rows, fit, found))
-    return replace(choice, embeddings=both, fitted=fitted, columns=columns.encoder, inputs=found)
+    return replace(choice, inputs=found)
 
 
 def _costs(rows: Rows, fitted: FittedHead, features: Any) -> Floats:
@@ -114,11 +169,11 @@ def _saved(costs: Floats, rows: Rows) -> float:
     return 1.0 - float(costs.mean()) / guess if guess > 0 else 0.0
 
 
-def _compared(every: Floats, alone: list[_Input], rows: Rows, settings: FitSettings) -> dict[str, Any]:
+def _compared(choice: LayerChoice, alone: list[_Input], rows: Rows, settings: FitSettings) -> dict[str, Any]:
     """Return the figure of all inputs together and of each alone, and the differences on the same resamples."""
     task, at = TASKS[rows.task], rows.of(rows.held_out)
     groups = None if rows.groups is None else rows.groups[at].tolist()
-    costs = [every, *(each.costs for each in alone)]
+    costs = [_costs(rows, choice.fitted, choice.embeddings), *(each.costs for each in alone)]
     found = paired_intervals(task, costs, groups, seed=settings.seed, replicates=settings.replicates)
     guess = float(_guess(rows).mean())
     return {
@@ -126,6 +181,7 @@ def _compared(every: Floats, alone: list[_Input], rows: Rows, settings: FitSetti
         "split": rows.held_out,
         "rows": len(at),
         "guess": guess if task.measure_is_cost else 1.0 - guess,
+        "columns": [] if choice.columns is None else list(choice.columns.names),
         "all": found["figure 0"].as_dict(),
         "alone": [
             {
@@ -152,7 +208,7 @@ def _leak(columns: EncodedColumns, rows: Rows, fit: Fit, found: dict[str, Any]) 
             or names
         )
     found["suspects"] = list(names)
-    figure = found["alone"][1]["figure"]
+    figure = found["alone"][-1]["figure"]
     return (
         f"--features: the columns alone reach {found['measure']} {figure['value']:.4g} ({figure['low']:.4g} to "
         f"{figure['high']:.4g}), and a constant guess {found['guess']:.4g}: {', '.join(names)} may hold the label, "
@@ -161,14 +217,14 @@ def _leak(columns: EncodedColumns, rows: Rows, fit: Fit, found: dict[str, Any]) 
 
 
 def inputs_line(found: dict[str, Any]) -> str:
-    """Return what the columns add and reach, in one line."""
-    names = ", ".join(found["columns"])
-    embeddings, *others = found["alone"]
-    text = (
-        f"with the columns {names}: {found['measure']} {_shown(found['all'])}, a change of "
-        f"{_signed(embeddings['others_add'])} from embeddings alone ({embeddings['figure']['value']:.4f})"
-    )
-    return text + "".join(f"; columns alone {_shown(each['figure'])}" for each in others)
+    """Return what each input reaches alone and what the others add to it, in one line."""
+    columns = f", columns {', '.join(found['columns'])}" if found["columns"] else ""
+    parts = [f"all inputs{columns}: {found['measure']} {_shown(found['all'])}"]
+    parts += [
+        f"{each['inputs']} alone {_shown(each['figure'])}, the others change it by {_signed(each['others_add'])}"
+        for each in found["alone"]
+    ]
+    return "; ".join(parts)
 
 
 def _shown(figure: dict[str, float]) -> str:

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from pipeline.heads.columns import ColumnEncoder
     from pipeline.heads.fit import FittedHead
     from pipeline.heads.model import HeadModel
+    from pipeline.heads.saved import FurtherEmbeddings
 
     Floats = NDArray[np.float64]
 
@@ -58,8 +59,10 @@ class LayerChoice:
         be distinguished from the best) and ``chosen``.
     columns : ColumnEncoder or None
         Of the columns beside the embeddings.
+    more : tuple of FurtherEmbeddings
+        Other networks whose embeddings stand beside those of the layers.
     inputs : dict
-        What the inputs reach alone and add; see `pipeline.fitting.inputs`. Empty of embeddings alone.
+        What the inputs reach alone and add; see `pipeline.fitting.inputs`. Empty of one network alone.
     """
 
     layers: tuple[str, ...]
@@ -67,6 +70,7 @@ class LayerChoice:
     fitted: FittedHead
     table: list[dict[str, Any]]
     columns: ColumnEncoder | None = None
+    more: tuple[FurtherEmbeddings, ...] = ()
     inputs: dict[str, Any] = field(default_factory=dict)
 
     @property

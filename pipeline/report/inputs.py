@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pipeline.fitting.inputs import COLUMNS
 from pipeline.report.content import number_cell, text_cell
 
 if TYPE_CHECKING:
@@ -23,10 +24,15 @@ def add_inputs(content: Content, results: dict[str, Any]) -> None:
     found = results["metrics"].get("inputs")
     if not found:
         return
-    measure = found["measure"]
+    measure, columns = found["measure"], found["columns"]
+    of_columns = " Columns that reach nearly everything alone may hold the label." if columns else ""
     every = [text_cell("all together"), *_interval(found["all"]), text_cell("–"), text_cell("")]
     rows = [
-        [text_cell(each["inputs"]), *_interval(each["figure"]), *_interval(each["others_add"], signed=True)]
+        [
+            text_cell(_name(each["inputs"], columns)),
+            *_interval(each["figure"]),
+            *_interval(each["others_add"], signed=True),
+        ]
         for each in found["alone"]
     ]
     guess = [text_cell("constant guess"), number_cell(found["guess"]), *[text_cell(text) for text in ("", "–", "")]]
@@ -34,9 +40,8 @@ def add_inputs(content: Content, results: dict[str, Any]) -> None:
         {
             "id": "inputs",
             "title": "What the inputs add",
-            "hint": f"Columns: {', '.join(found['columns'])}. The same head on each input alone, on the same "
-            f"{found['rows']} {found['split']} rows; differences are paired. Columns that reach nearly everything "
-            "alone may hold the label.",
+            "hint": f"The same head on each input alone, on the same {found['rows']} {found['split']} rows; "
+            f"differences are paired.{of_columns}",
             "columns": [
                 ("inputs", True),
                 *((measure, False), ("interval", False)),
@@ -45,6 +50,10 @@ def add_inputs(content: Content, results: dict[str, Any]) -> None:
             "rows": [every, *rows, guess],
         }
     )
+
+
+def _name(inputs: str, columns: list[str]) -> str:
+    return f"{inputs}: {', '.join(columns)}" if inputs == COLUMNS else inputs
 
 
 def _interval(figure: dict[str, float], *, signed: bool = False) -> list[dict[str, Any]]:

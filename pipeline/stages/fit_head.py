@@ -6,6 +6,7 @@ Axes: N rows used, D features, K classes.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import open_cache
+from pipeline.cache.same_images import open_networks
 from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
@@ -26,7 +28,8 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.calibration import calibrate, trust_figures
 from pipeline.fitting.columns import read_columns
 from pipeline.fitting.curves import few_shot_curve, learning_curve
-from pipeline.fitting.inputs import fit_with_columns, inputs_line
+from pipeline.fitting.inputs import Further, fit_with_further, inputs_line
+from pipeline.fitting.joined_caches import FurtherNetwork, join_caches
 from pipeline.fitting.layers import (
     LayerChoice,
     fit_best_layers,
@@ -57,7 +60,7 @@ from pipeline.heads.calibration import CALIBRATION_FILE, save_calibration
 from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
-from pipeline.heads.saved import GROUP_HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHead, save_head
+from pipeline.heads.saved import GROUP_HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHead, more_facts, save_head
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
 from pipeline.heads.texts import ClassTexts
@@ -65,7 +68,6 @@ from pipeline.report import write_report, write_summary
 from pipeline.sources.label_table import labelled_items
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
@@ -196,7 +198,7 @@ class FitResults(Result):
 
 
 def fit_head(
-    cache_path: str | os.PathLike[str],
+    cache_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     run_dir: str | os.PathLike[str],
     settings: FitSettings | None = None,
     *,
@@ -207,8 +209,8 @@ def fit_head(
 
     Parameters
     ----------
-    cache_path : str or Path
-        The cache.
+    cache_path : str or Path, or sequence of them
+        The cache; several of the same images by several networks are joined, several of one network are one cache.
     run_dir : str or Path
         The run folder: new, empty, or a former run, which is replaced in one step.
     settings : FitSettings, optional
@@ -233,13 +235,13 @@ def fit_head(
     settings = settings or FitSettings()
     _check_names(settings)
     with new_run_folder(run_dir) as folder:
-        cache = _opened(cache_path, settings, say)
-        result = _fit(_Job(folder, cache, layers_to_fit(cache, settings), settings, say, progress))
+        cache, more = _opened(cache_path, settings, say)
+        result = _fit(_Job(folder, cache, layers_to_fit(cache, settings), more, settings, say, progress))
     return replace(result, run_dir=Path(run_dir))
 
 
 def fit_heads(
-    cache_path: str | os.PathLike[str],
+    cache_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     run_dir: str | os.PathLike[str],
     targets: Sequence[str],
     settings: FitSettings | None = None,
@@ -252,8 +254,8 @@ def fit_heads(
 
     Parameters
     ----------
-    cache_path : str or Path
-        The cache.
+    cache_path : str or Path, or sequence of them
+        The cache; several of the same images by several networks are joined, several of one network are one cache.
     run_dir : str or Path
         The folder for all: new, empty, or a former run, which is replaced in one step.
     targets : sequence of str
@@ -278,13 +280,13 @@ def fit_heads(
     names = _folder_names(targets)
     results = []
     with new_run_folder(run_dir) as folder:
-        cache = _opened(cache_path, settings, say)
+        cache, more = _opened(cache_path, settings, say)
         layers = layers_to_fit(cache, settings)
         if settings.head not in STREAMED:
             layers = {layer: np.array(embeddings) for layer, embeddings in layers.items()}
         for target, name in zip(targets, names, strict=True):
             (folder / name).mkdir()
-            job = _Job(folder / name, cache, layers, replace(settings, target=target), _prefixed(target, say))
+            job = _Job(folder / name, cache, layers, more, replace(settings, target=target), _prefixed(target, say))
             results.append(replace(_fit(job), run_dir=Path(run_dir) / name))
         entries = [
             {"target": target, "folder": name, "task": result.task, "headlines": result.headlines()}
@@ -294,12 +296,18 @@ def fit_heads(
     return results
 
 
-def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Callable[[str], None] | None) -> Cache:
-    """Open the cache, with the labels of the table that was named."""
-    cache = open_cache(cache_path)
+def _opened(
+    cache_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    settings: FitSettings,
+    say: Callable[[str], None] | None,
+) -> tuple[Cache, tuple[FurtherNetwork, ...]]:
+    """Open the cache, with the labels of the table that was named, and those of further networks."""
+    one = isinstance(cache_path, (str, os.PathLike))
+    caches = [open_cache(cache_path)] if one else open_networks(cache_path)
+    more, cache = join_caches(caches, settings), caches[0]
     if settings.labels is not None:
         cache.items = labelled_items(cache.items, settings.labels, say or ignore)
-    return cache
+    return cache, more
 
 
 def _write_several(folder: Path, run: dict[str, Any], results: list[FitResult], settings: FitSettings) -> None:
@@ -325,6 +333,8 @@ class _Job:
     cache : Cache
     layers : dict of str to ndarray
         The layers to fit on or to choose from, each (rows of the cache, D).
+    more : tuple of FurtherNetwork
+        Other networks whose embeddings of the same rows join them.
     settings : FitSettings
         With task and head chosen, once the target is known.
     say, progress : callable or None
@@ -337,6 +347,7 @@ class _Job:
     folder: Path
     cache: Cache
     layers: dict[str, NDArray[Any]]
+    more: tuple[FurtherNetwork, ...]
     settings: FitSettings
     say: Callable[[str], None] | None = None
     progress: Callable[[int, int], None] | None = None
@@ -403,7 +414,7 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
     """Fit the head, on the layers that the folds choose where there are several."""
     settings, train = job.settings, rows.of("train")
     groups = None if rows.groups is None else rows.groups[train]
-    columns = read_columns(job.cache, rows, settings, job.note)
+    further = Further(str(job.cache.path), job.more, read_columns(job.cache, rows, settings, job.note))
 
     def fit(embeddings: Any) -> FittedHead:
         with job.timed("read"):
@@ -421,8 +432,7 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
             f"chosen by {options.folds} folds among {len(choice.table)} layers and concatenations: "
             f"{SEPARATOR.join(choice.layers)}"
         )
-    if columns is not None:
-        choice = fit_with_columns(choice, columns, rows, settings, fit, job.note)
+    choice = fit_with_further(choice, further, rows, settings, fit, job.note)
     for text in choice.fitted.warnings:
         job.note(text)
     return choice
@@ -544,6 +554,7 @@ def _write_run(
                 layers=choice.layers,
                 pooling=None if pooled is None else pooled.pooling,
                 columns=choice.columns,
+                more=choice.more,
             )
             if pooled is not None and pooled.model is not None:
                 on_means = pooled.model if choice.scale is None else on_raw_features(pooled.model, choice.scale)
@@ -553,6 +564,10 @@ def _write_run(
         run = run_facts(job.cache, rows, settings, facts, job.notes)
         if choice.columns is not None:
             run["columns"] = choice.columns.to_json()
+        if choice.more:
+            run["more"] = [
+                facts | {"path": network.path} for facts, network in zip(more_facts(choice.more), job.more, strict=True)
+            ]
         if pooled is not None:
             write_groups(job.folder / GROUPS_FILE, results["groups"], rows, job.cache)
             run["pooling"] = asdict(pooled.pooling)

@@ -406,7 +406,10 @@ FIT_HEAD: Options = (
 
 PREDICT: Options = (
     click.option(
-        "--weights", metavar="FILE", help="The backbone's weights, when the cache was made with those of a file."
+        "--weights",
+        metavar="FILE",
+        help="The backbone's weights, when the cache was made with those of a file. Of several networks: separated by "
+        "commas, in the order of the fit.",
     ),
     click.option(
         "--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own."

@@ -54,7 +54,7 @@ def test_an_informative_column_adds_and_the_run_says_how_much(fit: Any, tmp_path
     assert embeddings["others_add"]["low"] > 0
     assert found["all"]["value"] - embeddings["figure"]["value"] == pytest.approx(embeddings["others_add"]["value"])
     assert found["all"]["value"] == result.metrics["test"]["accuracy"]["value"]
-    assert "with the columns useful: accuracy" in result.headlines()[-1]
+    assert "all inputs, columns useful: accuracy" in result.headlines()[-1]
     assert "What the inputs add" in (tmp_path / "run/report.html").read_text()
     assert not any("may hold the label" in note for note in result.notes)
 
