@@ -1,12 +1,14 @@
 """Measure `fit-head --features` with planted columns: what they add, whether noise does harm, whether a leak shows.
 
     python scripts/bench_columns.py CACHE.h5 [--train 150] [--fresh 300] [--seeds 3] [--out FILE.json]
+    python scripts/bench_columns.py CACHE.h5 --second OTHER.h5
 
 Of each class, ``--train`` rows are fitted on and ``--fresh`` others measured, drawn anew for each seed. The columns are
 drawn from the label k of K: ``useful`` says the pair of classes k // 2 in 70% of the rows and any pair in the others;
 ``noise`` is normal and ``sites`` one of 20 names, both at random; ``gaps`` is k + N(0, 1.5), missing in 40%; ``leak``
 is a code of the class, wrong in 2%. The table has the accuracy of the head with the columns, the change from embeddings
 alone with its paired interval, the accuracy of the columns alone, and the change of the log loss.
+``--second`` measures two networks in one head instead, each alone and both, on the same rows.
 """
 
 from __future__ import annotations
@@ -61,6 +63,12 @@ def measured(cache: str, table: Path, columns: tuple[str, ...], run: Path, head:
     return fit_head(cache, run, settings).metrics
 
 
+def networks(caches: list[str], table: Path, run: Path, head: str) -> str:
+    """Return what two networks reach together and alone."""
+    settings = FitSettings(head=head, labels=str(table), learning_curve=False, report=False, device="cpu")
+    return fit_head(caches, run, settings).headlines()[-1]
+
+
 def main() -> None:
     """Print a line for each set of columns and seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -68,6 +76,7 @@ def main() -> None:
     for name, usual in (("train", 150), ("fresh", 300), ("seeds", 3)):
         parser.add_argument(f"--{name}", type=int, default=usual)
     parser.add_argument("--head", default="logistic")
+    parser.add_argument("--second")
     parser.add_argument("--out")
     given = parser.parse_args()
     cache, lines = open_cache(given.cache), []
@@ -75,6 +84,9 @@ def main() -> None:
         for seed in range(given.seeds):
             table = Path(folder) / "table.csv"
             planted(cache, given.train, given.fresh, seed).to_csv(table, index=False)
+            if given.second:
+                print(seed, networks([given.cache, given.second], table, Path(folder) / "run", given.head), flush=True)
+                continue
             alone = measured(given.cache, table, (), Path(folder) / "run", given.head)["test"]
             for columns in SETS:
                 metrics = measured(given.cache, table, columns, Path(folder) / "run", given.head)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
     from tests.training.probe import Probe
 
+
+# A shell ignores signals for what it starts in the background, and children inherit that; tests send these signals.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 collect_ignore_glob = ["*/sitecustomize.py"]  # for other processes; two of one name cannot be collected
 

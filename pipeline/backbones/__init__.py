@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -93,6 +93,7 @@ def load_backbone(
     weights: str | None = None,
     layers: tuple[str, ...] = (),
     size: int = 0,
+    views: str = "",
     *,
     trust_remote_code: bool = False,
 ) -> Backbone:
@@ -110,6 +111,9 @@ def load_backbone(
         Outputs besides ``penultimate``, ``NODE`` or ``NODE:POOLING``.
     size : int
         Height and width of the network's input, in place of the weights' own; 0 for these.
+    views : str
+        Further views of every image, a key of `pipeline.core.views.VIEWS`; each gives every layer once more. Empty for
+        none.
     trust_remote_code : bool
         Run Python files that a repository of transformers brings with its network.
 
@@ -121,11 +125,12 @@ def load_backbone(
     """
     if name:
         _check_installed(name)
-    asked = _question(name, weights, layers, size)
+    asked = _question(name, weights, layers, size, views)
     spec = known.recall(asked) if asked else None
 
     def build() -> Backbone:
-        backbone = assemble(_body(name, weights, size, trust_remote_code), layers)
+        body = _body(name, weights, size, trust_remote_code)
+        backbone = assemble(replace(body, preprocess=replace(body.preprocess, views=views)), layers)
         if asked:
             known.remember(asked, backbone.to_spec())
         return backbone
@@ -192,7 +197,7 @@ def request_of_spec(spec: Mapping[str, Any], weights: str | None) -> tuple[str, 
     return source, weights
 
 
-def _question(name: str | None, weights: str | None, layers: tuple[str, ...], size: int) -> str | None:
+def _question(name: str | None, weights: str | None, layers: tuple[str, ...], size: int, views: str) -> str | None:
     """Return what identifies this request for a backbone, or None where nothing is remembered."""
     file = finetuned.backbone_file(weights)
     asked = source = name or ("" if file else DEFAULT_BACKBONE)
@@ -202,7 +207,7 @@ def _question(name: str | None, weights: str | None, layers: tuple[str, ...], si
     family = _family(source)
     if family.identity is None:
         return None
-    stands_for = [family.identity(_rest(source)), *([size] if size else [])]
+    stands_for = [family.identity(_rest(source)), *([size] if size else []), *([views] if views else [])]
     return known.question(asked, str(file) if file else weights, layers, stands_for)
 
 

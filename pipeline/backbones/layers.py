@@ -44,7 +44,7 @@ class Layer:
     Attributes
     ----------
     name : str
-        ``"penultimate"``, or ``"NODE:POOLING"``.
+        ``"penultimate"``, or ``"NODE:POOLING"``; of a further view of the images, with ``"@VIEW"`` after it.
     node : str
         Module path inside the network; empty for the penultimate output.
     pooling : str

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from pipeline.backbones.depth import inner_layers
 from pipeline.backbones.layers import POOLINGS, Layer
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.views import layer_of_view, parts_of, views_of
 from pipeline.errors import BackboneError, near_names
 
 if TYPE_CHECKING:
@@ -123,6 +124,8 @@ class EmbeddingNetwork(nn.Module):
         self.compute_dtype = torch.float32
         self.maps = body.maps
         self.prefix_tokens = body.prefix_tokens
+        self.views = views_of(body.preprocess.views)
+        self.height = body.preprocess.crop[0]
         self._taken: dict[str, Any] = {}
         mean, std = (torch.tensor(v, dtype=torch.float32) for v in (body.preprocess.mean, body.preprocess.std))
         self.register_buffer("mean", mean.view(3, 1, 1), persistent=False)
@@ -153,6 +156,7 @@ class EmbeddingNetwork(nn.Module):
         Parameters
         ----------
         images : (B, H, W, 3) uint8
+            As `Preprocess.apply` makes them: H is the sum of the views that are cut from an image.
 
         Returns
         -------
@@ -160,6 +164,10 @@ class EmbeddingNetwork(nn.Module):
             One per layer.
         """
         self._taken.clear()  # left over by a pass that ran out of memory
+        names = {parts_of(layer.name)[1] for layer in self.layers}
+        views = [view.name for view in self.views if view.name in names]
+        if len(self.views) > 1:
+            images = self._side_by_side(images, names)
         # ToTensor's and Normalize's own arithmetic; the permuted NHWC bytes are channels_last already.
         x = images.permute(0, 3, 1, 2).to(torch.float32) / 255.0
         x = ((x - self.mean) / self.std).to(self.compute_dtype)
@@ -169,9 +177,23 @@ class EmbeddingNetwork(nn.Module):
             if layer.node and layer.node not in self._taken:
                 raise BackboneError(f"layer {layer.node!r} is never run by this network: choose another")
             taken = self._taken[layer.node] if layer.node else penultimate
-            outputs.append(self._pool(taken, layer).to(torch.float32))
+            pooled = self._pool(taken, layer).to(torch.float32)
+            outputs.append(pooled.chunk(len(views))[views.index(parts_of(layer.name)[1])] if len(views) > 1 else pooled)
         self._taken.clear()
         return tuple(outputs)
+
+    def _side_by_side(self, images: Tensor, wanted: set[str]) -> Tensor:
+        """Return the views that are wanted (V · B, H, W, 3), one after the other, of prepared images."""
+        parts, start = [], 0
+        for view in self.views:
+            if view.mirrored:
+                part = images[:, : self.height].flip(2)
+            else:
+                part = images[:, start : start + self.height]
+                start += self.height
+            if view.name in wanted:
+                parts.append(part)
+        return torch.cat(parts)
 
     def _pool(self, x: Any, layer: Layer) -> Tensor:
         if not isinstance(x, Tensor):
@@ -254,6 +276,11 @@ def build_network(body: Body, layer_names: tuple[str, ...] = ()) -> EmbeddingNet
         layer = _parse_layer(name)
         if layer.name != PENULTIMATE and layer.name not in {known.name for known in asked}:
             asked.append(layer)
+    asked = [
+        replace(layer, name=layer_of_view(layer.name, view))
+        for view in views_of(body.preprocess.views)
+        for layer in asked
+    ]
     network = EmbeddingNetwork(body, tuple(asked)).eval()
     with torch.inference_mode():
         outputs = network(torch.zeros(2, *body.preprocess.shape, dtype=torch.uint8))

@@ -140,7 +140,7 @@ class Parts:
         ends = [part.seconds_left for part in self.parts if part.seconds_left]
         return "; ".join(
             [
-                f"total: {len(self.parts)} parts: {', '.join([*states, *missing])}",
+                f"total: {len(self.parts)} part{'' if len(self.parts) == 1 else 's'}: {', '.join([*states, *missing])}",
                 f"{done} images done, {self.failed} failed, {to_do} to do",
                 *([f"{rate:.0f} images/s"] if rate else []),
                 *([f"{duration(max(ends))} left for the parts that run"] if ends else []),

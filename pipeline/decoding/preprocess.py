@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.items import Status
+from pipeline.core.views import View, views_of
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.resample import BLACK, RESAMPLER, Geometry, size_of
 from pipeline.errors import BackboneError
@@ -35,6 +36,10 @@ FITS = ("squash", "cover", "contain")
 ROUNDINGS = ("even", "down")
 MOST_SQUARE = 1 << 28
 """Pixels of an image that was padded to a square; more would fill the memory."""
+LEAST_MARGIN = 8 / 7
+"""Of the resized image to the crop, for crops at its corners: as 256 to 224."""
+_AS_THEY_ARE = ("rounding", "fit", "square", "size", "views")
+"""Fields with a default that a spec holds as they are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,8 @@ class Preprocess:
         Pad the image to a square before it is resized.
     size : int
         The input size that was asked for in place of the weights' own; 0 for their own.
+    views : str
+        Which further views of an image are embedded, a key of `pipeline.core.views.VIEWS`; empty for none.
     """
 
     resize: tuple[int, ...]
@@ -75,11 +82,12 @@ class Preprocess:
     fill: tuple[int, int, int] = BLACK
     square: bool = False
     size: int = 0
+    views: str = ""
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Shape (H, W, 3) of a prepared image."""
-        return (*self.crop, 3)
+        """Shape of a prepared image: (H, W, 3), or (V · H, W, 3) where V views are cut from it, one below the other."""
+        return len(self.cuts) * self.crop[0], self.crop[1], 3
 
     @property
     def resize_short(self) -> int:
@@ -118,14 +126,34 @@ class Preprocess:
 
         Returns
         -------
-        (H, W, 3) uint8
+        uint8 of `shape`
             The input of the engine.
         """
         if self.square:
             image = _squared(image, self.fill)
-        size = self.resized(*size_of(image))
-        resampling = RESAMPLING[self.interpolation]
-        return RESAMPLER.apply(image, Geometry(size, self.corner(*size), self.crop, resampling, self.fill))
+        parts = [RESAMPLER.apply(image, self._geometry(image, view)) for view in self.cuts]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    @property
+    def view_count(self) -> int:
+        """How many views of an image are embedded."""
+        return len(views_of(self.views))
+
+    @property
+    def cuts(self) -> tuple[View, ...]:
+        """The views that are cut from the image; the network makes mirrored ones itself, of the same pixels."""
+        return tuple(view for view in views_of(self.views) if not view.mirrored)
+
+    def _geometry(self, image: Image.Image | NDArray[np.uint8], view: View) -> Geometry:
+        """Return how a view is cut."""
+        least = math.ceil(LEAST_MARGIN * max(self.crop)) if any(view.corner) else 1
+        made = replace(self, resize=tuple(max(round(edge * view.scale), least) for edge in self.resize))
+        size = made.resized(*size_of(image))
+        corner = tuple(
+            _end(at, length, crop, centred)
+            for at, length, crop, centred in zip(view.corner, size, self.crop[::-1], made.corner(*size), strict=True)
+        )
+        return Geometry(size, (corner[0], corner[1]), self.crop, RESAMPLING[self.interpolation], self.fill)
 
     def at_size(self, size: int) -> Preprocess:
         """Return the same for an input of ``size`` × ``size``: the resize grows with the crop."""
@@ -142,7 +170,7 @@ class Preprocess:
             "mean": list(self.mean),
             "std": list(self.std),
         }
-        more = {"rounding": self.rounding, "fit": self.fit, "fill": self.fill, "square": self.square, "size": self.size}
+        more: dict[str, Any] = {name: getattr(self, name) for name in (*_AS_THEY_ARE, "fill")}
         plain = {each.name: each.default for each in fields(self)}
         changed = {name: value for name, value in more.items() if value != plain[name]}
         return spec | {name: list(value) if isinstance(value, tuple) else value for name, value in changed.items()}
@@ -163,7 +191,7 @@ class Preprocess:
         >>> made.resize, made.crop, made.mean
         ((256,), (224, 224), (0.5, 0.5, 0.5))
         """
-        names = {each.name for each in fields(cls)} - {"size"}
+        names = {each.name for each in fields(cls)} - {"size", "views"}
         needed = ("resize", "crop", "interpolation", "mean", "std")
         if not isinstance(described, dict) or described.keys() - names or set(needed) - described.keys():
             found = ", ".join(map(str, described)) if isinstance(described, dict) else type(described).__name__
@@ -207,7 +235,7 @@ class Preprocess:
     def from_spec(cls, spec: dict[str, Any]) -> Preprocess:
         """Return what `to_spec` described."""
         mean, std = (tuple(map(float, spec[name])) for name in ("mean", "std"))
-        more: dict[str, Any] = {name: spec[name] for name in ("rounding", "fit", "square", "size") if name in spec}
+        more: dict[str, Any] = {name: spec[name] for name in _AS_THEY_ARE if name in spec}
         if "fill" in spec:
             more["fill"] = tuple(spec["fill"])
         return cls(
@@ -218,6 +246,13 @@ class Preprocess:
             std=(std[0], std[1], std[2]),
             **more,
         )
+
+
+def _end(at: int, length: int, crop: int, centred: int) -> int:
+    """Return where a crop begins: at the beginning (-1) or the end (1) of what there is, or else centred."""
+    if at == 0 or length <= crop:
+        return centred
+    return 0 if at < 0 else length - crop
 
 
 def _offset(length: int, crop: int) -> int:

@@ -124,6 +124,11 @@ def choose_decode(
     """
     if decode.jpeg_decoder != GPU:
         return decode, {}
+    if len(backbone.preprocess.cuts) > 1:
+        raise EngineError(
+            f"--decode gpu cuts one view of an image, and --views {backbone.preprocess.views} has "
+            f"{len(backbone.preprocess.cuts)}: leave one of them out"
+        )
     cosine, compared = _cosine_of_gpu_decoding(source, backbone, decode, settings, rows, stop)
     if not compared:
         return decode, {"gpu_decode": {"images": 0}}

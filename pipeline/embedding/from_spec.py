@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones import load_backbone, request_of_spec
 from pipeline.core.spec import PENULTIMATE, check_same_numbers
+from pipeline.core.views import of_first_view, views_of_spec
 from pipeline.decoding.image import PILLOW, DecodePolicy
 from pipeline.errors import FingerprintError
 
@@ -46,9 +47,9 @@ def backbone_of_spec(
         The result does not match the spec; the message names the fields.
     """
     name, weights = request_of_spec(spec, weights)
-    layers = tuple(layer["name"] for layer in spec["layers"] if layer["name"] != PENULTIMATE)
-    size = int(spec["preprocess"].get("size", 0))
-    backbone = load_backbone(name, weights, layers, size, trust_remote_code=trust_remote_code)
+    layers = tuple(name for name in of_first_view(layer["name"] for layer in spec["layers"]) if name != PENULTIMATE)
+    size, views = int(spec["preprocess"].get("size", 0)), views_of_spec(spec)
+    backbone = load_backbone(name, weights, layers, size, views, trust_remote_code=trust_remote_code)
     wanted = {name: spec[name] for name in backbone.to_spec()}
     check_same_numbers(
         wanted,

@@ -59,7 +59,11 @@ def open_engine(
             # Not at the top: OpenVINO may not be installed.
             from pipeline.engines.openvino import DEFAULT_BATCH, OpenVinoEngine
 
-            return OpenVinoEngine(backbone, precision=precision, batch_size=batch_size or DEFAULT_BATCH)
+            return OpenVinoEngine(
+                backbone,
+                precision=precision,
+                batch_size=batch_size or max(DEFAULT_BATCH // backbone.preprocess.view_count, 1),
+            )
         except ImportError:
             problem = EngineError("OpenVINO is not installed: pip install openvino, or use --engine torch")
         except EngineError as error:
@@ -77,7 +81,9 @@ def _open_torch(backbone: Backbone, device: str, precision: str, batch_size: int
     from pipeline.engines.torch import TorchEngine, default_batch
 
     devices = pick_devices(device)
-    images = batch_size or min(default_batch(each, backbone.preprocess.shape) for each in devices)
+    height, width = backbone.preprocess.crop
+    of_views = (backbone.preprocess.view_count * height, width, 3)
+    images = batch_size or min(default_batch(each, of_views) for each in devices)
     replicas = [TorchEngine(backbone, device=each, precision=precision, batch_size=images) for each in devices]
     return replicas[0] if len(replicas) == 1 else MultiEngine(replicas)
 

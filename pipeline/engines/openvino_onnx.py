@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 def read_onnx(graph: OnnxGraph, backbone: Backbone) -> ov.Model:
     """Return a model from images (B, H, W, 3) uint8 to the layers of a backbone, (B, D) each."""
+    if backbone.preprocess.views:
+        raise ValueError("ONNX files are converted with one view of an image alone")
     model = ov.Core().read_model(graph.file)
     height, width = backbone.preprocess.crop
     own_input = model.inputs[0]

@@ -16,6 +16,7 @@ from pipeline.evaluation.selective import area_under_risk, risk_coverage
 from pipeline.evaluation.shares import effective_rows, share_interval
 from pipeline.fitting.rows import read_rows
 from pipeline.heads.calibration import Calibration, ConformalScores, TrainingRows, hash_of_keys
+from pipeline.heads.model import mean_view
 from pipeline.heads.novelty import MOST_HELD_OUT, fit_novelty
 
 if TYPE_CHECKING:
@@ -84,8 +85,8 @@ def _novelty(rows: Rows, choice: LayerChoice, held_out: Floats | None, settings:
 
 
 def _raw(choice: LayerChoice, index: Ints) -> NDArray[np.float32]:
-    """Return rows as the cache holds them, layers side by side."""
-    X = read_rows(choice.embeddings, index)
+    """Return rows as the cache holds them, layers side by side, and the mean of several views."""
+    X = mean_view(read_rows(choice.embeddings, index), choice.fitted.model.views)
     return X if choice.scale is None else (X * choice.scale).astype(np.float32)
 
 

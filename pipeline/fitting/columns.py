@@ -56,15 +56,23 @@ class ColumnBlocks(Blocks):
         Fitted on the rows ``train``.
     train : ndarray of int
         Rows of the cache that the encoder and the scale of the columns come from.
+    weight : float
+        What the scaled columns are multiplied by: a smaller one penalises their weights more.
     """
 
-    def __init__(self, arrays: Any, scales: Any, columns: EncodedColumns, train: NDArray[np.int64]) -> None:
-        super().__init__([*arrays, columns], [*scales, block_scale(columns[train])])
-        self.columns = columns
+    def __init__(
+        self, arrays: Any, scales: Any, columns: EncodedColumns, train: NDArray[np.int64], weight: float = 1.0
+    ) -> None:
+        super().__init__([*arrays, columns], [*scales, block_scale(columns[train]) / weight])
+        self.columns, self.weight, self._train = columns, weight, train
 
     def refitted(self, rows: NDArray[np.int64]) -> ColumnBlocks:
         """Return the same with columns as these rows alone encode them."""
-        return ColumnBlocks(self._arrays[:-1], self._scales[:-1], self.columns.refitted(rows), rows)
+        return ColumnBlocks(self._arrays[:-1], self._scales[:-1], self.columns.refitted(rows), rows, self.weight)
+
+    def weighted(self, weight: float) -> ColumnBlocks:
+        """Return the same with another weight of the columns."""
+        return ColumnBlocks(self._arrays[:-1], self._scales[:-1], self.columns, self._train, weight)
 
 
 def beside_embeddings(embeddings: Any, columns: EncodedColumns, train: NDArray[np.int64]) -> ColumnBlocks:

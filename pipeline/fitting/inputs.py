@@ -17,7 +17,7 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.columns import beside_embeddings
 from pipeline.fitting.compare import paired_intervals
 from pipeline.fitting.joined_caches import side_by_side
-from pipeline.fitting.layers import held_out_scores
+from pipeline.fitting.layers import choose_candidate, held_out_scores, measured_candidate
 from pipeline.fitting.measure import scores_of_rows
 
 if TYPE_CHECKING:
@@ -25,8 +25,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from pipeline.fitting.columns import ColumnBlocks
     from pipeline.fitting.joined_caches import FurtherNetwork
-    from pipeline.fitting.layers import LayerChoice
+    from pipeline.fitting.layers import Candidate, LayerChoice
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
     from pipeline.heads.columns import EncodedColumns
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     Fit = Callable[[Any], FittedHead]
 
 EMBEDDINGS, COLUMNS = "embeddings", "columns"
+WEIGHTS = (1.0, 0.25, 0.0625)
+"""What columns may count against the embeddings: the folds choose, so that columns of noise do little harm."""
 LEAK = 0.9
 """Share of the cost of a constant guess that columns alone must save to be called a possible leak."""
 
@@ -128,10 +131,9 @@ def _with_columns(
 
     Scores of training rows come from encoders that have not seen them, as the heads have not.
     """
-    both = beside_embeddings(choice.embeddings, columns, rows.index[rows.of("train")])
-    fitted = fit(both)
-    if fitted.oof_scores is not None and fitted.refit is not None:
-        fitted = replace(fitted, oof_scores=held_out_scores(both, rows, settings, fitted))
+    both, fitted = _weighted(
+        beside_embeddings(choice.embeddings, columns, rows.index[rows.of("train")]), rows, settings, fit
+    )
     alone.append(_Input(EMBEDDINGS, _costs(rows, choice.fitted, choice.embeddings)))
     try:
         of_columns = _Input(COLUMNS, _costs(rows, fit(columns), columns))
@@ -140,10 +142,30 @@ def _with_columns(
     else:
         alone.append(of_columns)
     choice = replace(choice, embeddings=both, fitted=fitted, columns=columns.encoder)
-    found = _compared(choice, alone, rows, settings)
+    found = _compared(choice, alone, rows, settings) | {"weight": both.weight}
     if alone[-1].name == COLUMNS and _saved(alone[-1].costs, rows) >= LEAK:
         note(_leak(columns, rows, fit, found))
     return replace(choice, inputs=found)
+
+
+def _weighted(both: ColumnBlocks, rows: Rows, settings: FitSettings, fit: Fit) -> tuple[ColumnBlocks, FittedHead]:
+    """Return the features with the weight of the columns that the folds choose, and the head on them.
+
+    Of weights that cannot be distinguished from the best, the smallest is taken.
+    """
+    tried: list[tuple[ColumnBlocks, FittedHead]] = []
+    measured: list[Candidate] = []
+    for weight in WEIGHTS:
+        features = both.weighted(weight)
+        fitted = fit(features)
+        if fitted.refit is None:  # nothing can be held out
+            return features, fitted
+        scores = held_out_scores(features, rows, settings, fitted)
+        measured.append(measured_candidate((), features, rows, settings, replace(fitted, oof_scores=scores)))
+        if fitted.oof_scores is not None:
+            fitted = replace(fitted, oof_scores=scores)
+        tried.append((features, fitted))
+    return tried[choose_candidate(measured, rows, WEIGHTS)[0]]
 
 
 def _costs(rows: Rows, fitted: FittedHead, features: Any) -> Floats:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cache.same_images import AlignedRows, common_status, rows_of_same_images
+from pipeline.core.views import parts_of, views_of, views_of_spec
 from pipeline.errors import HeadError
 from pipeline.fitting.rows import read_rows
 from pipeline.heads.blocks import Blocks, block_scale
@@ -64,6 +65,12 @@ def join_caches(caches: Sequence[Cache], settings: FitSettings) -> tuple[Further
         raise HeadError("--layers chooses among the layers of one cache, got several caches: use --layer")
     if settings.prompts is not None:
         raise HeadError("--prompts are read by the tower of one network, got several caches: leave one out")
+    for cache in caches:
+        count = len(views_of(views_of_spec(cache.spec)))
+        if count > 1 and settings.views and not parts_of(settings.layer)[1]:
+            raise HeadError(
+                f"several networks take one view of an image, and {cache.path} holds {count}: add --no-views"
+            )
     orders = [rows_of_same_images(first, other) for other in others]
     first.status = common_status(first, list(zip(others, orders, strict=True)))
     return tuple(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.views import layer_of_view, of_first_view, parts_of, views_of, views_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.bootstrap import Interval
 from pipeline.evaluation.choice import cheapest, hits
@@ -20,11 +21,11 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.columns import ColumnBlocks
 from pipeline.fitting.measure import fitted_temperature
 from pipeline.fitting.rows import read_rows
-from pipeline.heads.blocks import Blocks, block_scale
+from pipeline.heads.blocks import Blocks, SideBySide, block_scale
 from pipeline.heads.registry import STREAMED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -80,7 +81,7 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
     """Layers, what the rows that the folds held out lost on them, and whether they were right."""
 
     layers: tuple[str, ...]
@@ -90,10 +91,11 @@ class _Candidate:
 
     @property
     def loss(self) -> float:
+        """The mean loss."""
         return float(np.nanmean(self.losses))
 
 
-def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, NDArray[Any]]:
+def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, Any]:
     """Return the layers that a fit takes or chooses from, each (rows of the cache, D), ``penultimate`` last.
 
     Raises
@@ -103,10 +105,13 @@ def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, NDArray[Any]
     HeadError
         ``settings.layers`` names only one.
     """
+    names = views_to_fit(cache, settings)
     if not settings.layers:
-        return {settings.layer: cache.layer(settings.layer)}
+        if len(names) == 1:
+            return {settings.layer: cache.layer(settings.layer)}
+        return {settings.layer: SideBySide([cache.layer(name) for name in names])}
     every = settings.layers == (ALL,)
-    names = list(dict.fromkeys([*cache.layers, PENULTIMATE] if every else settings.layers))
+    names = list(dict.fromkeys([*of_first_view(cache.layers), PENULTIMATE] if every else settings.layers))
     if len(names) < 2:
         found = f"the cache has only {names[0]!r}" if every else f"got only {names[0]!r}"
         raise HeadError(f"--layers: expected at least 2 layers, {found}: extract with --layer NODE, or use --layer")
@@ -114,9 +119,30 @@ def layers_to_fit(cache: Cache, settings: FitSettings) -> dict[str, NDArray[Any]
     return {name: cache.layer(name) for name in names}
 
 
+def views_to_fit(cache: Cache, settings: FitSettings) -> list[str]:
+    """Return the layers of all views that a head is fitted on; one where the cache has, or the user wants, no others.
+
+    Raises
+    ------
+    HeadError
+        The head or a setting takes one view of an image only.
+    """
+    views = views_of(views_of_spec(cache.spec))
+    if len(views) == 1 or not settings.views or parts_of(settings.layer)[1]:
+        return [settings.layer]
+    for what, given in (
+        ("--layers", settings.layers),
+        ("--features", settings.features),
+        (f"--head {settings.head}", settings.head in STREAMED),
+    ):
+        if given:
+            raise HeadError(f"{what} takes one view of an image, and the cache holds {len(views)}: add --no-views")
+    return [layer_of_view(settings.layer, view) for view in views]
+
+
 def layer_of_duplicates(cache: Cache, settings: FitSettings) -> NDArray[Any]:
     """Return the layer in which a fit looks for near duplicates: the last of those it chooses from."""
-    return list(layers_to_fit(cache, settings).values())[-1]
+    return cache.layer(list(layers_to_fit(cache, settings))[-1])
 
 
 def fit_best_layers(
@@ -150,14 +176,14 @@ def fit_best_layers(
             return layers[names[0]]
         return Blocks([layers[name] for name in names], [scale[name] for name in names])
 
-    tried: list[_Candidate] = []
-    kept: tuple[_Candidate, FittedHead] | None = None
+    tried: list[Candidate] = []
+    kept: tuple[Candidate, FittedHead] | None = None
 
     def try_layers(names: tuple[str, ...]) -> None:
         nonlocal kept
         embeddings = side_by_side(names)
         fitted = fit(embeddings)
-        tried.append(_measured(names, embeddings, rows, settings, fitted))
+        tried.append(measured_candidate(names, embeddings, rows, settings, fitted))
         if kept is None or tried[-1].loss < kept[0].loss:  # one head is kept: some hold all their rows
             kept = tried[-1], fitted
 
@@ -167,16 +193,23 @@ def fit_best_layers(
     for count in range(2, len(ranked) + 1):
         best = set(ranked[:count])
         try_layers(tuple(name for name in layers if name in best))
-    chosen, ties = _choose(tried, rows)
+    chosen, ties = choose_candidate(tried, rows)
     assert kept is not None
     embeddings = side_by_side(tried[chosen].layers)
     fitted = kept[1] if kept[0] is tried[chosen] else fit(embeddings)
     return LayerChoice(tried[chosen].layers, embeddings, fitted, _table(tried, chosen, ties, rows))
 
 
-def _measured(
+def measured_candidate(
     names: tuple[str, ...], embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead
-) -> _Candidate:
+) -> Candidate:
+    """Return what the training rows held out of the folds lost on these features.
+
+    Raises
+    ------
+    HeadError
+        As for `held_out_scores`.
+    """
     task, train = TASKS[rows.task], rows.of("train")
     y = rows.y[train]
     if fitted.oof_scores is None:
@@ -189,7 +222,7 @@ def _measured(
     losses[known] = task.losses(y[known], predictions)
     if rows.task == "classification":
         right[known] = hits(predictions, y[known])
-    return _Candidate(names, embeddings.shape[1], losses, right if rows.task == "classification" else None)
+    return Candidate(names, embeddings.shape[1], losses, right if rows.task == "classification" else None)
 
 
 def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead) -> Floats:
@@ -249,18 +282,35 @@ def held_out_predictions(choice: LayerChoice, rows: Rows, model: HeadModel, sett
     return None if scores is None else model.link_scores(scores)
 
 
-def _choose(tried: list[_Candidate], rows: Rows) -> tuple[int, list[int]]:
-    """Return the candidate to take, and those that cannot be distinguished from the best."""
+def choose_candidate(
+    tried: Sequence[Candidate], rows: Rows, costs: Sequence[float] | None = None
+) -> tuple[int, list[int]]:
+    """Return the candidate to take, and those that cannot be distinguished from the best.
+
+    Parameters
+    ----------
+    tried : sequence of Candidate
+    rows : Rows
+        The rows used.
+    costs : sequence of float, optional
+        Of candidates that cannot be distinguished from the best, the cheapest is taken: by default the narrowest.
+
+    Raises
+    ------
+    HeadError
+        No row was held out by all.
+    """
     known = np.isfinite([candidate.losses for candidate in tried]).all(axis=0)
     if not known.any():
         raise HeadError("no training row was held out by a fold, so layers cannot be compared: use one --layer")
     groups = None
     if rows.groups is not None:
         groups = np.unique(rows.groups[rows.of("train")][known], return_inverse=True)[1].ravel()
-    return cheapest([each.losses[known] for each in tried], [each.width for each in tried], groups)
+    costs = [each.width for each in tried] if costs is None else costs
+    return cheapest([each.losses[known] for each in tried], costs, groups)
 
 
-def _table(tried: list[_Candidate], chosen: int, ties: list[int], rows: Rows) -> list[dict[str, Any]]:
+def _table(tried: list[Candidate], chosen: int, ties: list[int], rows: Rows) -> list[dict[str, Any]]:
     groups = None if rows.groups is None else rows.groups[rows.of("train")]
     table = []
     for number, candidate in enumerate(tried):

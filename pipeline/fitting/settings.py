@@ -26,6 +26,8 @@ class FitSettings:
     layers : tuple of str
         Two or more layers, or ``("all",)``, instead of ``layer``: the folds choose among them and their
         concatenations.
+    views : bool
+        Whether to fit on all views of every image that the cache holds, and not on the first alone.
     labels : str or None
         A table of labels (and splits, groups and more) by key, instead of the cache's own.
     features : tuple of str
@@ -86,6 +88,7 @@ class FitSettings:
     estimator: str | None = None
     layer: str = PENULTIMATE
     layers: tuple[str, ...] = ()
+    views: bool = True
     labels: str | None = None
     features: tuple[str, ...] = ()
     target: str | None = None

@@ -47,15 +47,13 @@ def block_scale(X: NDArray[np.floating]) -> float:
     return variance**0.5 if variance > 0 else 1.0
 
 
-class Blocks:
-    """Arrays side by side, each divided by its scale; rows are read when they are asked for.
+class SideBySide:
+    """Arrays side by side; rows are read when they are asked for.
 
     Parameters
     ----------
     arrays : sequence of array of shape (rows, D of the array)
         Such as maps of a file.
-    scales : sequence of float
-        One for each array.
 
     Attributes
     ----------
@@ -67,12 +65,30 @@ class Blocks:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, arrays: Sequence[Any], scales: Sequence[float]) -> None:
-        self._arrays, self._scales = tuple(arrays), tuple(scales)
+    def __init__(self, arrays: Sequence[Any]) -> None:
+        self._arrays = tuple(arrays)
         self.shape = (len(arrays[0]), sum(array.shape[1] for array in arrays))
 
     def __len__(self) -> int:
         return self.shape[0]
+
+    def __getitem__(self, rows: Any) -> NDArray[np.float32]:
+        return np.concatenate([array[rows] for array in self._arrays], axis=1, dtype=np.float32)
+
+
+class Blocks(SideBySide):
+    """Arrays side by side, each divided by its scale.
+
+    Parameters
+    ----------
+    arrays : sequence of array of shape (rows, D of the array)
+    scales : sequence of float
+        One for each array.
+    """
+
+    def __init__(self, arrays: Sequence[Any], scales: Sequence[float]) -> None:
+        super().__init__(arrays)
+        self._scales = tuple(scales)
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
         parts = [array[rows] / np.float32(scale) for array, scale in zip(self._arrays, self._scales, strict=True)]

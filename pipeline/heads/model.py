@@ -121,6 +121,21 @@ def expected_shapes(kind: str, width: int, outputs: int, arrays: Mapping[str, Ar
     return {name: shape for name, shape in shapes.items() if name in arrays}
 
 
+def rows_of_views(X: Array, views: int) -> Array:
+    """Return the views of images (N · V, D), those of an image one after the other, from (N, V · D)."""
+    return X.reshape(len(X) * views, -1)
+
+
+def mean_of_views(rows: Array, views: int) -> NDArray[Any]:
+    """Return the mean (N, …) over the views of every image, from a row for each view (N · V, …)."""
+    return np.asarray(rows.reshape(-1, views, *rows.shape[1:]).mean(axis=1))
+
+
+def mean_view(X: Array, views: int) -> Array:
+    """Return the mean (N, D) of the views of every image, from (N, V · D)."""
+    return X if views == 1 else mean_of_views(rows_of_views(X, views), views)
+
+
 @dataclass(frozen=True)
 class HeadModel:
     """Arrays and how they turn features into predictions.
@@ -138,6 +153,8 @@ class HeadModel:
         K or T.
     temperature : float
         Scores are divided by it before the softmax or sigmoid.
+    views : int
+        V: how many views of an image a row of features holds, side by side; the scores are the mean over them.
     """
 
     kind: str
@@ -146,14 +163,25 @@ class HeadModel:
     outputs: int
     temperature: float = 1.0
     notes: dict[str, Any] = field(default_factory=dict)
+    views: int = 1
 
     @property
     def width(self) -> int:
+        """Return how many features a row has, of all views together."""
+        return self.views * self.width_of_view
+
+    @property
+    def width_of_view(self) -> int:
         """Return D."""
         return int(self.arrays[ARRAYS[self.kind][0]].shape[-1])
 
     def scores(self, X: Array) -> NDArray[np.float64]:
         """Return scores (N, K) before link and temperature."""
+        if self.views == 1:
+            return self._scores(X)
+        return mean_of_views(self._scores(rows_of_views(X, self.views)), self.views)
+
+    def _scores(self, X: Array) -> NDArray[np.float64]:
         a = self.arrays
         if self.kind == "linear":
             return linear_scores(X, a["coef"], a["intercept"])

@@ -266,6 +266,8 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
         facts["columns"] = head.columns.to_json()
     if head.more:
         facts["more"] = more_facts(head.more)
+    if head.model.views > 1:
+        facts["views"] = head.model.views
     if head.pooling is not None:
         facts["pooling"] = asdict(head.pooling)
     names = arrays_of(head.model.kind, head.model.link)
@@ -381,10 +383,10 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         )
     if facts["task"] == "regression" and len(names) != 1:
         raise HeadError(f"expected one column of numbers, found {len(names)}")
-    model = HeadModel(kind, arrays, link, len(names), float(temperature))
-    if not arrays[ARRAYS[kind][0]].ndim or model.width < 1:
+    model = HeadModel(kind, arrays, link, len(names), float(temperature), views=_views(facts, layers))
+    if not arrays[ARRAYS[kind][0]].ndim or model.width_of_view < 1:
         raise HeadError("an array of no width")
-    for name, shape in expected_shapes(kind, model.width, len(names), arrays).items():
+    for name, shape in expected_shapes(kind, model.width_of_view, len(names), arrays).items():
         if arrays[name].shape != shape:
             raise HeadError(f"expected {name} of shape {shape}, found {arrays[name].shape}")
         if not np.isfinite(arrays[name]).all():
@@ -392,7 +394,9 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     if kind == "knn":
         _check_neighbours(arrays, len(names))
     texts = (facts["fingerprint"], facts["head"], facts["task"])
-    columns = _columns(facts)
+    columns, more = _columns(facts), _more(facts)
+    if model.views > 1 and (columns is not None or more):
+        raise HeadError("a head on several views of an image takes neither columns nor further networks")
     if columns is not None and columns.width >= model.width:
         raise HeadError(f"expected fewer than {model.width} encoded columns, found {columns.width}")
     return LoadedHead(
@@ -432,6 +436,14 @@ def _more(facts: dict[str, Any]) -> tuple[FurtherEmbeddings, ...]:
         if not fits or not isinstance(entry.get("spec"), dict) or not isinstance(entry.get("fingerprint"), str):
             raise HeadError("expected layers, spec and fingerprint of each further network")
     return tuple(FurtherEmbeddings(tuple(of["layers"]), of["spec"], of["fingerprint"]) for of in found)
+
+
+def _views(facts: dict[str, Any], layers: tuple[str, ...]) -> int:
+    """Return how many views of an image a head averages: as many as it has layers, or one."""
+    views = facts.get("views", 1)
+    if views not in (1, len(layers)) or isinstance(views, bool):
+        raise HeadError(f"expected as many views as layers, found {views!r} and {len(layers)}")
+    return int(views)
 
 
 def _pooling(facts: dict[str, Any]) -> Pooling | None:
@@ -502,7 +514,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
     try:
         facts = json.loads((folder / RUN_FILE).read_text(encoding="utf-8"))
         estimator = joblib.load(folder / ESTIMATOR_FILE)
-        names = tuple(facts["class_names"])
+        names, layers = tuple(facts["class_names"]), _layers(facts)
         model = EstimatorModel(
             "estimator",
             {},
@@ -510,6 +522,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             len(names),
             float(facts["temperature"]),
             notes={"estimator": estimator, "method": facts["chosen"].get("scores") or _method_of_old(estimator)},
+            views=_views(facts, layers),
         )
         cache = facts["cache"]
         return LoadedHead(
@@ -520,7 +533,7 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             cache["fingerprint"],
             facts["head"],
             facts["task"],
-            _layers(facts),
+            layers,
             _pooling(facts),
             _columns(facts),
             _more(facts),

@@ -44,12 +44,11 @@ class EstimatorModel(HeadModel):
     """
 
     @property
-    def width(self) -> int:
+    def width_of_view(self) -> int:
         """Return D."""
         return int(self.notes["estimator"].n_features_in_)
 
-    def scores(self, X: NDArray[Any]) -> Scores:
-        """Return scores (N, K) before link and temperature."""
+    def _scores(self, X: NDArray[Any]) -> Scores:
         estimator = self.notes["estimator"]
         with explained(estimator):
             return scores_of(estimator, X, self.link, self.outputs, self.notes["method"])

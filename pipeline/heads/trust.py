@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.core.text import SET_SEPARATOR
 from pipeline.errors import HeadError
 from pipeline.evaluation import conformal, multilabel
+from pipeline.heads.model import mean_view
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -94,8 +95,9 @@ class Trust:
     def columns(self, X: NDArray[Any], predictions: Floats) -> tuple[list[list[str]], NDArray[np.bool_]]:
         """Return the cells of each row under ``header``, and where no label is to be given (n,)."""
         columns: list[list[str]] = []
-        novelty = None if self._novelty is None else self._novelty.percentiles(X, predictions)
-        if novelty is not None:
+        novelty = None
+        if self._novelty is not None:
+            novelty = self._novelty.percentiles(mean_view(X, self._head.model.views), predictions)
             columns.append([f"{value:.6g}" for value in novelty])
         if self._thresholds is not None:
             columns += self._sets(predictions)

@@ -367,6 +367,7 @@ def _extract_settings(options: Mapping[str, Any], shard: Shard | None) -> extrac
     return extraction.ExtractSettings(
         layers=options["layer"],
         size=options["size"] or 0,
+        views=options["views"] or "",
         decode=DecodePolicy(
             max_pixels=options["max_pixels"], jpeg_decoder=GPU if options["decode"] == "gpu" else PILLOW
         ),
@@ -397,6 +398,7 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         "pooling",
         "group_duplicates",
         "test_share",
+        "views",
     )
     texts = ("prompts", "start", "weights", "trust_remote_code")
     return FitSettings(

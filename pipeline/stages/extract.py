@@ -77,6 +77,8 @@ class ExtractSettings:
         Outputs besides ``penultimate``.
     size : int
         Of the network's input; 0 for that of the weights.
+    views : str
+        Further views of every image, a key of `pipeline.core.views.VIEWS`; empty for none.
     dtype : str
         Of the stored embeddings, ``float32`` or ``float16``.
     decode : DecodePolicy
@@ -104,6 +106,7 @@ class ExtractSettings:
     weights: str | None = None
     layers: tuple[str, ...] = ()
     size: int = 0
+    views: str = ""
     dtype: str = "float32"
     decode: DecodePolicy = field(default_factory=DecodePolicy)
     run: RunSettings = field(default_factory=RunSettings)
@@ -313,6 +316,7 @@ def _load(settings: ExtractSettings) -> Backbone:
         settings.weights,
         settings.layers,
         settings.size,
+        settings.views,
         trust_remote_code=settings.run.trust_remote_code,
     )
 

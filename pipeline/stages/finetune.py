@@ -27,6 +27,7 @@ from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import PART, followed
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.views import views_of_spec
 from pipeline.embedding.from_spec import backbone_of_spec, decode_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError
@@ -245,6 +246,11 @@ def _open_start(
         raise PipelineError(
             f"expected a head on one layer, found one on {head.layer} in {probe}: fit one with --layer, such as "
             f"--layer {PENULTIMATE}"
+        )
+    if views := views_of_spec(cache.spec):
+        raise PipelineError(
+            f"training takes one view of an image, and {cache_path} was made with --views {views}: extract without it "
+            "into another cache, and fit a head on that"
         )
     if output.resolve() == probe.resolve():
         raise PipelineError(

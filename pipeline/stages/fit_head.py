@@ -22,6 +22,7 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.views import views_of_spec
 from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
@@ -36,6 +37,7 @@ from pipeline.fitting.layers import (
     held_out_predictions,
     layer_of_duplicates,
     layers_to_fit,
+    views_to_fit,
 )
 from pipeline.fitting.leaks import leak_of_split
 from pipeline.fitting.measure import fitted_temperature, measure_splits, scores_of_rows
@@ -64,6 +66,7 @@ from pipeline.heads.saved import GROUP_HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHea
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
 from pipeline.heads.texts import ClassTexts
+from pipeline.heads.views import on_views
 from pipeline.report import write_report, write_summary
 from pipeline.sources.label_table import labelled_items
 
@@ -283,7 +286,7 @@ def fit_heads(
         cache, more = _opened(cache_path, settings, say)
         layers = layers_to_fit(cache, settings)
         if settings.head not in STREAMED:
-            layers = {layer: np.array(embeddings) for layer, embeddings in layers.items()}
+            layers = {layer: np.array(embeddings[:]) for layer, embeddings in layers.items()}
         for target, name in zip(targets, names, strict=True):
             (folder / name).mkdir()
             job = _Job(folder / name, cache, layers, more, replace(settings, target=target), _prefixed(target, say))
@@ -360,6 +363,11 @@ class _Job:
         if self.say is not None:
             self.say(text)
 
+    @property
+    def fitter(self) -> Fitter:
+        """What fits the head, on the views of every image that take part."""
+        return on_views(_fitter(self.settings), len(views_to_fit(self.cache, self.settings)))
+
     @contextlib.contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Measure a step."""
@@ -421,17 +429,19 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
             is_streamed = settings.head in STREAMED
             X = StreamedRows(embeddings, rows.index[train]) if is_streamed else read_rows(embeddings, rows.index[train])
         with job.timed("fit"):
-            return _fitter(settings)(X, rows.y[train], groups, options)
+            return job.fitter(X, rows.y[train], groups, options)
 
     if len(job.layers) == 1:
-        ((name, embeddings),) = job.layers.items()
-        choice = LayerChoice((name,), embeddings, fit(embeddings), [])
+        (embeddings,) = job.layers.values()
+        choice = LayerChoice(tuple(views_to_fit(job.cache, settings)), embeddings, fit(embeddings), [])
     else:
         choice = fit_best_layers(job.layers, rows, settings, fit)
         job.note(
             f"chosen by {options.folds} folds among {len(choice.table)} layers and concatenations: "
             f"{SEPARATOR.join(choice.layers)}"
         )
+    if (views := choice.fitted.model.views) > 1:
+        job.note(f"fitted on {views} views of every image ({views_of_spec(job.cache.spec)}), whose scores are averaged")
     choice = fit_with_further(choice, further, rows, settings, fit, job.note)
     for text in choice.fitted.warnings:
         job.note(text)
@@ -487,7 +497,7 @@ def _answer_for_groups(
     settings = job.settings
 
     def fit(X: NDArray[np.float32], y: NDArray[Any], groups: NDArray[Any] | None, folds: int) -> FittedHead:
-        return _fitter(settings)(X, y, groups, replace(options, folds=folds, progress=None))
+        return job.fitter(X, y, groups, replace(options, folds=folds, progress=None))
 
     with job.timed("groups"):
         pooled = choose_pooling(rows, model, held_out, choice.embeddings, settings, fit)
@@ -568,6 +578,8 @@ def _write_run(
             run["more"] = [
                 facts | {"path": network.path} for facts, network in zip(more_facts(choice.more), job.more, strict=True)
             ]
+        if model.views > 1:
+            run["views"] = model.views
         if pooled is not None:
             write_groups(job.folder / GROUPS_FILE, results["groups"], rows, job.cache)
             run["pooling"] = asdict(pooled.pooling)

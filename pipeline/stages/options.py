@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.views import VIEWS
 from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Names, Number, RateOrAuto
 
 Options = tuple[Callable[[Any], Any], ...]
@@ -115,6 +116,12 @@ EXTRACT: Options = (
         metavar="PIXELS",
         help="Height and width of the network's input, where the network allows another. Changes the embeddings.  "
         "[default: that of the weights]",
+    ),
+    click.option(
+        "--views",
+        type=click.Choice(list(VIEWS)),
+        help="Embed further views of every image, as further layers: flip, its mirror image; 5crop, its four corners; "
+        "multiscale, its centre enlarged 1.25 and 1.6 times. Heads are fitted on all views.  [default: none]",
     ),
     click.option(
         "--dtype",
@@ -294,6 +301,13 @@ FIT_HEAD: Options = (
         metavar="L,L...|all",
         help="Layers of the cache to choose from, instead of --layer: the folds compare each, and the best ones "
         "together.",
+    ),
+    click.option(
+        "--no-views",
+        "views",
+        is_flag=True,
+        callback=_negated,
+        help="Leave out further views that the cache holds of every image.",
     ),
     click.option(
         "--labels",

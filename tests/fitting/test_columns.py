@@ -110,6 +110,17 @@ def test_both_blocks_vary_by_one_in_all() -> None:
     assert np.allclose(X[:, :4] * both.scale[:4], of.embeddings[train], rtol=1e-5)
 
 
+def test_a_weight_multiplies_the_columns_alone_also_after_a_refit() -> None:
+    of = cache(site=SITES)
+    both = beside_embeddings(of.embeddings, read(of, "site"), np.arange(N))
+    rows = np.arange(0, N, 2)
+    for whole, light in ((both, both.weighted(0.25)), (both.refitted(rows), both.weighted(0.25).refitted(rows))):
+        X, Y = whole[rows], light[rows]
+        assert np.array_equal(X[:, :4], Y[:, :4])
+        assert np.allclose(X[:, 4:] * 0.25, Y[:, 4:])
+        assert np.allclose(X * whole.scale, Y * light.scale, rtol=1e-5)
+
+
 def test_layers_keep_their_scales_beside_columns() -> None:
     of = cache(site=SITES)
     layers = Blocks([of.embeddings, of.embeddings], [2.0, 4.0])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pipeline.errors import HeadError
+from pipeline.fitting.inputs import WEIGHTS
 from pipeline.heads import load_head
 from pipeline.stages.fit_head import FitResult, FitSettings, fit_head
 from tests.heads.standin import StandIn, blobs
@@ -57,6 +58,15 @@ def test_an_informative_column_adds_and_the_run_says_how_much(fit: Any, tmp_path
     assert "all inputs, columns useful: accuracy" in result.headlines()[-1]
     assert "What the inputs add" in (tmp_path / "run/report.html").read_text()
     assert not any("may hold the label" in note for note in result.notes)
+
+
+def test_columns_of_noise_get_a_small_weight_and_do_little_harm(fit: Any) -> None:
+    cache = planted()
+    cache.columns["site"] = np.random.default_rng(5).permutation(np.resize([f"s{i}" for i in range(25)], len(cache)))
+    noise, useful = (fit(cache, features=(name,)).metrics["inputs"] for name in ("site", "useful"))
+    assert noise["weight"] == min(WEIGHTS)
+    assert useful["weight"] > min(WEIGHTS)
+    assert abs(noise["alone"][0]["others_add"]["value"]) <= 0.05
 
 
 def test_the_figure_of_embeddings_alone_is_that_of_a_run_without_columns(fit: Any) -> None:
@@ -137,10 +147,19 @@ def test_held_out_training_rows_are_encoded_without_them(fit: Any, monkeypatch: 
 
     monkeypatch.setattr(columns.ColumnBlocks, "refitted", watched)
     fit(planted(), features=("useful",))
-    assert len(fitted_on) == 3
-    assert not set.intersection(*fitted_on)  # each row is left out by one of the folds
+    assert len(fitted_on) == 3 * len(WEIGHTS)
+    assert not set.intersection(*fitted_on[:3])  # each row is left out by one of the folds
 
 
 def test_prompts_take_no_columns(fit: Any) -> None:
     with pytest.raises(HeadError, match="--prompts are weights of embeddings alone"):
         fit(planted(), features=("useful",), prompts="p.csv", start="zero-shot")
+
+
+def test_several_views_take_no_columns(fit: Any) -> None:
+    cache = planted()
+    cache.spec = cache.spec | {"preprocess": {"views": "flip"}}
+    cache.layers["penultimate@flip"] = cache.embeddings + 1
+    with pytest.raises(HeadError, match="--features takes one view of an image, and the cache holds 2: add --no-views"):
+        fit(cache, features=("useful",))
+    assert fit(cache, features=("useful",), views=False).metrics["inputs"]["all"]["value"] > 0.5

@@ -71,9 +71,9 @@ def test_the_defaults_are_those_of_the_command(name: str) -> None:
 
 OTHER_VALUES: dict[str, dict[str, Any]] = {
     "extract": {
-        "backbone": "b", "weights": "w", "layer": "blocks.3", "size": 96, "dtype": "float16", "max_pixels": 5,
-        "decode": "gpu", "labels": "t.csv", "allow_missing": True, "check_content": True, "retry_failed": True,
-        "retries": 2, "read_timeout": 7.5,
+        "backbone": "b", "weights": "w", "layer": "blocks.3", "size": 96, "views": "flip", "dtype": "float16",
+        "max_pixels": 5, "decode": "gpu", "labels": "t.csv", "allow_missing": True, "check_content": True,
+        "retry_failed": True, "retries": 2, "read_timeout": 7.5,
         "max_failures": "5%", "allow_removed": "5%", "shard": "2/3", "precision": "float32", "engine": "torch",
         "device": "cpu", "batch_size": 3, "workers": 2, "time_limit": 1.5,
         "trust_remote_code": True,
@@ -89,7 +89,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
         "target": "t", "task": "regression", "sweep": "full", "C": [0.5], "folds": 3, "scoring": "log_loss",
         "scaling": "standard", "balanced": True, "group_duplicates": 0.9, "shots": 4, "test_share": 0.5, "seed": 1,
         "device": "cpu", "report": False, "prompts": "p.csv", "start": "zero-shot", "weights": "w",
-        "trust_remote_code": True, "groups": "g", "per": "p", "pooling": "max",
+        "trust_remote_code": True, "groups": "g", "per": "p", "pooling": "max", "views": False,
     },
     "predict": {
         "weights": "w", "trust": True, "per": "p", "explain": "why", "abstain_novelty": 99.0,
