@@ -28,6 +28,7 @@ def fit_head(caches: tuple[str, ...], output: str, **options: Any) -> None:
     announce(f"fit-head: reading {', '.join(caches)}")
     result = fit(caches[0] if len(caches) == 1 else caches, output, callbacks=Callbacks(say=say), **options)
     say("\n".join(result.headlines()))
+    say("\n".join(["what would help:", *(f"  {line}" for line in result.advice())]))
     say(f"{output} written in {sum(result.seconds.values()):.1f} s")
 
 

@@ -75,6 +75,17 @@ def free_name(name: str, taken: Container[str]) -> str:
     return name
 
 
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return a number with its noun: the singular for one, else the plural, by default with an s.
+
+    Examples
+    --------
+    >>> counted(1, "row"), counted(0, "row"), counted(2, "query", "queries")
+    ('1 row', '0 rows', '2 queries')
+    """
+    return f"{number} {one if number == 1 else several or one + 's'}"
+
+
 def shortened(name: str, longest: int = _LONGEST_NAME) -> str:
     """Cut a name of more than ``longest`` characters in its middle.
 

@@ -151,6 +151,7 @@ def trust_figures(
             _reached(found.conformal, coverage, rows, predictions, y, groups) for coverage in conformal.USUAL_COVERAGES
         ]
         figures["calibration_rows"] = found.conformal.independent
+        figures["calibration_counted"] = found.conformal.counted
         figures["calibration_source"] = found.conformal.source
         if text := conformal.few_rows(_USUAL, found.conformal.independent, found.conformal.counted):
             note(f"label sets and intervals: {text}")

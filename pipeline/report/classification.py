@@ -8,6 +8,7 @@ import numpy as np
 
 from pipeline.evaluation import calibration, classification
 from pipeline.report import plots
+from pipeline.report.confusions import add_pairs, confusion_plots
 from pipeline.report.content import (
     MOST_IMAGES,
     Content,
@@ -57,6 +58,8 @@ def classes_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict
         cards=cards(_CARDS, results["metrics"][split]),
     )
     _add_figures(content, rows, results)
+    content.galleries = _galleries(cache, rows, results, split)
+    add_pairs(content, cache, rows, results)
     table = classification.per_class_table(results["confusion"], rows.class_names)
     content.tables.append(
         {
@@ -70,27 +73,15 @@ def classes_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict
             "rows": [_class_row(entry) for entry in table],
         }
     )  # fmt: skip
-    content.galleries = _galleries(cache, rows, results, split)
     return content
 
 
 def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     split = results["held_out"]
-    first: list[dict[str, Any]] = []
     second: list[dict[str, Any]] = []
-    k = len(rows.class_names)
-    more = f" The {plots.MOST_CLASSES} classes with the most errors." if k > plots.MOST_CLASSES else ""
-    first.append(
-        content.plot(
-            "confusion",
-            plots.confusion_figure(results["confusion"], rows.class_names),
-            "Confusion matrix",
-            f"Labels down, predictions across, on the {split} rows.{more}",
-            int(np.clip(220 + 24 * k, 420, 900)),
-        )
-    )
+    matrices = confusion_plots(content, rows, results)
     if varied(results) is not None:
-        (second if k > 20 else first).append(sweep_plot(content, results))
+        (second if len(rows.class_names) > 20 else matrices).append(sweep_plot(content, results))
     probabilities = results["predictions"][split]
     y = rows.y[rows.of(split)]
     curves = {"calibrated" if "uncalibrated" in results else "as fitted": probabilities}
@@ -100,7 +91,7 @@ def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     what = "How often a prediction of that confidence is right."
     second += reliability_plots(content, plots.reliability_figure(bins), what, len(y), _calibration(results))
     second += content.curves(results, rows.task)
-    content.layout += [first] if len(first) < 3 else [first[:1], first[1:]]
+    content.layout += [[place] for place in matrices] if len(rows.class_names) > 20 else [matrices]
     content.pair(content.layers(results))
     content.pair(second)
 

@@ -45,6 +45,8 @@ class Content:
         id, title, hint and pictures.
     remarks : list of str
         What the page says besides the notes of the run.
+    advice : list of dict
+        ``about`` and ``text`` of what would help.
     """
 
     lead: str
@@ -54,6 +56,7 @@ class Content:
     tables: list[dict[str, Any]] = field(default_factory=list)
     galleries: list[dict[str, Any]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    advice: list[dict[str, Any]] = field(default_factory=list)
 
     def plot(self, name: str, figure: Any, title: str, hint: str, height: int = 340) -> dict[str, Any]:
         """Keep a figure; return its place for ``layout``."""
@@ -92,12 +95,16 @@ class Content:
         places = []
         score, name = TASKS[task].score, TASKS[task].score_name
         if results.get("learning_curve"):
+            doubling = results.get("doubling")
+            expected = None if doubling is None else {"rows": doubling.rows, score: doubling.score.as_dict()}
+            more = "" if doubling is None else " Orange: what is expected of twice the rows."
+            curve = results["learning_curve"]
             places.append(
                 self.plot(
                     "learning",
-                    plots.learning_figure(results["learning_curve"], "rows", "training rows", score, name),
+                    plots.learning_figure(curve, "rows", "training rows", score, name, expected=expected),
                     "Learning curve",
-                    f"Held-out {name} with fewer training rows, at the same settings: would more images help?",
+                    f"Held-out {name} with fewer training rows, at the same settings: would more images help?{more}",
                 )
             )
         if results.get("few_shots"):
@@ -143,6 +150,11 @@ def _figure(value: float) -> str:
 def text_cell(text: Any, sort: Any = None) -> dict[str, Any]:
     """Return a cell of words."""
     return {"text": text, "sort": text if sort is None else sort, "left": True}
+
+
+def link_cell(text: str, to: str) -> dict[str, Any]:
+    """Return a cell of words that leads to a part of the page."""
+    return text_cell(text) | {"link": f"#{to}"}
 
 
 def number_cell(value: float, text: str | None = None) -> dict[str, Any]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.core.text import valid_text
+from pipeline.core.text import counted, valid_text
 from pipeline.report.rendering import templates, thumbnail
 from pipeline.sources.reopen import image_bytes
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 MOST_EXPLAINED = 200
 """Predictions on a page: seven pictures each."""
 _SIDE = 112
+_NAMED = 3
+"""Predictions that the first sentence names."""
 
 
 def write_explanation_page(folder: Path, found: Explanations) -> None:
@@ -29,7 +32,7 @@ def write_explanation_page(folder: Path, found: Explanations) -> None:
     """
     shown = found.items[:MOST_EXPLAINED]
     with_maps = any(item.picture for item in found.items)
-    lead = f"{len(found.items)} predictions from {found.layer}."
+    lead = f"{counted(len(found.items), 'prediction')} from {found.layer}{_most_often(found)}."
     if with_maps:
         lead += (
             " Orange areas speak for the predicted class, blue ones against it; the mean of the map is the score, and "
@@ -52,6 +55,14 @@ def write_explanation_page(folder: Path, found: Explanations) -> None:
         )
     )
     (folder / "report.html").write_text(page, encoding="utf-8", errors="backslashreplace", newline="\n")
+
+
+def _most_often(found: Explanations) -> str:
+    """Say what was predicted most often, where one thing was predicted more than once."""
+    counts = Counter(item.predicted for item in found.items).most_common(_NAMED)
+    if not counts or counts[0][1] < 2:
+        return ""
+    return ", most often " + ", ".join(f"{name} ({count})" for name, count in counts)
 
 
 def _group(folder: Path, item: Explanation, training: Cache | None) -> dict[str, Any]:

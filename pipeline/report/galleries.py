@@ -15,7 +15,7 @@ import numpy as np
 
 from pipeline.analysis.outliers import REASONS
 from pipeline.core.files import replacing
-from pipeline.core.text import valid_text
+from pipeline.core.text import counted, valid_text
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.image import DecodePolicy, decode_image
 from pipeline.errors import AnalysisError
@@ -67,8 +67,15 @@ def write_search_page(path: str | os.PathLike[str], cache: Cache, found: Search)
                 page.item(by_key[line.key], line.key, [*facts, ("cosine", f"{line.cosine:.4f}")], line.label)
             )
         groups.append({"title": valid_text([query])[0], "pictures": pictures})
-    layer = f"{len(groups)} queries to {Path(cache.path).name}, by the cosine of their embeddings, nearest first."
-    return _write_gallery(path, f"Search in {Path(cache.path).name}", layer, groups, page, whole_groups=True)
+    lead = f"{counted(len(groups), 'query', 'queries')} to {Path(cache.path).name}"
+    if len(found.table):
+        nearest = found.table.groupby("query", sort=False)["cosine"].max()
+        ends = f" has a cosine of {nearest.min():.4f}"
+        if len(nearest) > 1:
+            ends = f" of each has a cosine of {nearest.min():.4f} to {nearest.max():.4f}"
+        lead += f" found {counted(len(found.table), 'image')}; the nearest{ends}"
+    lead += ". Nearest first, by the cosine of the embeddings."
+    return _write_gallery(path, f"Search in {Path(cache.path).name}", lead, groups, page, whole_groups=True)
 
 
 def write_duplicates_page(path: str | os.PathLike[str], cache: Cache, found: Duplicates) -> int:
@@ -91,12 +98,14 @@ def write_duplicates_page(path: str | os.PathLike[str], cache: Cache, found: Dup
     judged = "correlation of pixels" if found.by_pixels else "cosine of embeddings"
     where = "" if found.across is None else f", each with images that differ in {found.across}"
     lead = (
-        f"{len(table)} images show the same picture as another, in {len(groups) + left_out} groups{where}: "
-        f"{found.exact} exact pairs, {found.near} near ones by {judged}."
+        f"{len(table)} images show the same picture as another, in {counted(len(groups) + left_out, 'group')}{where}: "
+        f"{counted(found.exact, 'exact pair')}, {counted(found.near, 'near one')} by {judged}."
     )
+    if not len(table):
+        lead = f"No two images show the same picture{where}, by their bytes and the {judged}."
     if found.leak is not None:
         lead = f"{found.leak[0].upper()}{found.leak[1:]}. {lead}"
-    notes = [f"{left_out} further groups are in the table only."] if left_out else []
+    notes = [f"In the table only: {counted(left_out, 'further group')}."] if left_out else []
     return _write_gallery(path, f"Duplicates in {Path(cache.path).name}", lead, groups, page, notes, whole_groups=True)
 
 
@@ -123,7 +132,7 @@ def write_outliers_page(path: str | os.PathLike[str], cache: Cache, found: Outli
             groups.append({"title": f"{reason[0].upper()}{reason[1:]} ({len(having)})", "pictures": pictures})
     lead = f"{found.summary()}. z counts robust standard deviations from the median image."
     notes = [] if found.by_pixels else ["Images were not read: judged by embeddings alone."]
-    notes += [f"{left_out} further ones are in the table only."] if left_out else []
+    notes += [f"In the table only: {counted(left_out, 'further one')}."] if left_out else []
     return _write_gallery(path, f"Outliers in {Path(cache.path).name}", lead, groups, page, notes)
 
 
@@ -162,9 +171,9 @@ def write_labels_page(path: str | os.PathLike[str], cache: Cache, found: LabelCh
         if pictures
     ]
     lead = (
-        f"{issues} of {len(found.table)} labels look wrong; heads that have not seen a row agree with its label in "
-        f"{found.accuracy:.1%}. Quality is their probability of the given label. Hard images gather here too: "
-        "look before you relabel."
+        f"{issues} of {len(found.table)} labels {'looks' if issues == 1 else 'look'} wrong; heads that have not seen a "
+        f"row agree with its label in {found.accuracy:.1%}. Quality is their probability of the given label. Hard "
+        "images gather here too: look before you relabel."
     )
     notes = [f"Shown: the {len(wrong)} most doubtful; the table has them all."] if len(wrong) < issues else []
     orders = [("rank", "most doubtful first"), ("given", "by given label"), ("suggested", "by suggested label")]
@@ -195,13 +204,17 @@ def write_map_page(path: str | os.PathLike[str], cache: Cache, found: Projection
         "sprite": sprite,
         "pictured": _packed(pictured, "<i4"),
         "columns": columns,
+        "tile": _TILE,
     }
     method = {"pca": "its first two principal components", "umap": "UMAP", "tsne": "t-SNE"}[found.method]
-    lead = f"{len(found.table)} images of {Path(cache.path).name}, laid out by {method}."
+    lead = f"{len(found.table)} images of {Path(cache.path).name}, laid out by {method}{_agreement(found)}."
     if found.method != "pca":
         lead += " Neighbours mean something; distances between groups, and their sizes, do not."
     asked = min(len(found.rows), MOST_ON_A_MAP)
     unread = asked - len(pictured)
+    if len(pictured):
+        of = f" {len(pictured)} of them, drawn at random," if asked < len(found.rows) else " points"
+        lead += f" Zoom in, and{of} become images."
     lead = f"{lead} {unread_note(unread, asked)}".rstrip()
     page = (
         templates()
@@ -210,6 +223,20 @@ def write_map_page(path: str | os.PathLike[str], cache: Cache, found: Projection
     )
     _write_page(path, page)
     return unread
+
+
+def _agreement(found: Projection) -> str:
+    """Say how often neighbours on the map have one label, where there are several labels."""
+    from scipy.spatial import cKDTree  # only where a map is written
+
+    labels = found.table["label"].to_numpy(dtype=str)
+    labelled = np.flatnonzero(labels != "")
+    if len(np.unique(labels[labelled])) < 2:
+        return ""
+    places = found.table[["x", "y"]].to_numpy(dtype=np.float64)[labelled]
+    nearest = cKDTree(places).query(places, k=2)[1][:, 1]
+    share = float((labels[labelled][nearest] == labels[labelled]).mean())
+    return f"; the nearest labelled neighbour of a point has its label in {share:.0%}"
 
 
 class _Pictures:

@@ -90,7 +90,7 @@ def labels_content(cache: Cache, rows: Rows, results: dict[str, Any], run: dict[
 
 def _add_figures(content: Content, rows: Rows, results: dict[str, Any]) -> None:
     split = results["held_out"]
-    count = min(len(rows.class_names), plots.MOST_CLASSES)
+    count = min(len(rows.class_names), plots.MOST_LABELS)
     table = results["metrics"][split]["labels"]
     more = f" The {count} worst of them." if len(table) > count else ""
     places = [

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.text import counted
 from pipeline.report.classification import classes_content
 from pipeline.report.groups import add_groups
 from pipeline.report.inputs import add_inputs
@@ -24,6 +25,9 @@ if TYPE_CHECKING:
     from pipeline.cache import Cache
     from pipeline.fitting.rows import Rows
     from pipeline.report.content import Content
+
+_NAMED_TARGETS = 3
+"""Targets that the first sentence of their page names."""
 
 _CONTENT = {"classification": classes_content, "multilabel": labels_content, "regression": numbers_content}
 
@@ -61,6 +65,7 @@ def write_report(
         add_trust(content, results["trust"], split)
     add_groups(content, results, rows.task)
     add_inputs(content, results)
+    content.advice = results.get("what_would_help", [])
     what = f"{run['target']}: " if run["settings"].get("target") else ""
     write_page(
         path,
@@ -133,8 +138,14 @@ def write_summary(path: str | os.PathLike[str], *, run: dict[str, Any], results:
     ]
     name = Path(run["cache"]["path"]).name
     page = templates().get_template("summary.html.j2")
-    lead = "A run for each target, all from the same embeddings."
-    _write(path, page.render(title=f"{len(runs)} targets on {name}", lead=lead, runs=runs))
+    _write(path, page.render(title=f"{counted(len(runs), 'target')} on {name}", lead=_lead_of_runs(run), runs=runs))
+
+
+def _lead_of_runs(run: dict[str, Any]) -> str:
+    """Say what was measured of each target, of the first few where there are many."""
+    lines = [f"{entry['target']}, {entry['headlines'][0]}" for entry in run["runs"][:_NAMED_TARGETS]]
+    more = len(run["runs"]) - len(lines)
+    return f"{'; '.join(lines)}{f'; and {more} more below' if more > 0 else ''}."
 
 
 def _write(path: str | os.PathLike[str], page: str) -> None:

@@ -141,6 +141,8 @@ function matrix(holder, figure) {
   const {matrix, totals, names, full} = figure, k = names.length, width = holder.clientWidth, height = holder.clientHeight;
   const svg = make(holder, "svg", {width, height, viewBox: `0 0 ${width} ${height}`}), longest = Math.max(...names.map(n => n.length));
   const room = Math.min(width * 0.3, 14 + 6.4 * longest), left = room + 20, top = 4, bottom = Math.min(height * 0.3, 14 + 4.8 * longest) + 24;
+  // A name that does not fit keeps its beginning; the pointer shows all of it.
+  const most = Math.floor((room - 8) / 6.4), cut = name => name.length > most ? name.slice(0, Math.max(most - 1, 1)) + "…" : name;
   const w = (width - left - 6) / k, h = (height - top - bottom) / k;
   make(svg, "rect", {x: left, y: top, width: w * k, height: h * k, fill: shade(0), class: "hm"});
   const every = Math.max(1, Math.ceil(13 / h)), fits = w > 24 && h > 12;
@@ -151,15 +153,15 @@ function matrix(holder, figure) {
     if (fits) make(svg, "text", {x: x + w / 2, y: y + h / 2 + 4, "text-anchor": "middle", fill: share > 0.5 ? "#fff" : "#1c2430"}, count);
   }));
   names.forEach((name, i) => {
-    if (i % every === 0) make(svg, "text", {x: left - 6, y: top + (i + 0.5) * h + 4, "text-anchor": "end", class: "tick"}, name);
-    if (i % Math.max(1, Math.ceil(18 / w)) === 0) make(svg, "text", {transform: `translate(${left + (i + 0.5) * w + 4} ${top + h * k + 10}) rotate(-45)`, "text-anchor": "end", class: "tick"}, name);
+    if (i % every === 0) make(svg, "text", {x: left - 6, y: top + (i + 0.5) * h + 4, "text-anchor": "end", class: "tick"}, cut(name));
+    if (i % Math.max(1, Math.ceil(18 / w)) === 0) make(svg, "text", {transform: `translate(${left + (i + 0.5) * w + 4} ${top + h * k + 10}) rotate(-45)`, "text-anchor": "end", class: "tick"}, cut(name));
   });
   make(svg, "text", {x: left + w * k / 2, y: height - 4, "text-anchor": "middle"}, "predicted");
   make(svg, "text", {transform: `translate(12 ${top + h * k / 2}) rotate(-90)`, "text-anchor": "middle"}, "label");
   hover(svg, (x, y) => {
     const j = Math.floor((x - left) / w), i = Math.floor((y - top) / h);
     if (i < 0 || j < 0 || i >= k || j >= k) return "";
-    return `label ${full[i]}\npredicted ${full[j]}\n${matrix[i][j]} rows, ${(100 * matrix[i][j] / Math.max(totals[i], 1)).toFixed(1)}%`;
+    return `label ${full[i]}\npredicted ${full[j]}\n${matrix[i][j]} row${matrix[i][j] === 1 ? "" : "s"}, ${(100 * matrix[i][j] / Math.max(totals[i], 1)).toFixed(1)}%`;
   });
 }
 function draw() {

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
     Figure = dict[str, Any]
 
 _BLUE, _ORANGE, _GREY = "#1f5fa8", "#d9730d", "#9aa3af"
-MOST_CLASSES = 60
-"""A larger confusion matrix shows the classes with the most errors: more cannot be read, and bloats the page."""
+MOST_LABELS = 60
+"""Labels in a figure of one line each: more cannot be read."""
 
 _MOST_DOTS = 5000
 _LONGEST_LINE = 48
@@ -83,13 +83,18 @@ def sweep_figure(sweep: Sequence[dict[str, Any]], chosen: float, parameter: str 
     }
 
 
-def confusion_figure(confusion: NDArray[Any], class_names: tuple[str, ...]) -> Figure:
-    """Draw counts by label (down) and prediction (across); colour is the share of the label's rows."""
-    shown = np.arange(len(class_names))
-    if len(shown) > MOST_CLASSES:
-        off = confusion - np.diag(np.diag(confusion))
-        worst = np.argsort(off.sum(axis=0) + off.sum(axis=1), kind="stable")[::-1][:MOST_CLASSES]
-        shown = np.sort(worst)
+def confusion_figure(confusion: NDArray[Any], class_names: Sequence[str], shown: Sequence[int]) -> Figure:
+    """Draw counts by label (down) and prediction (across); colour is the share of the label's rows.
+
+    Parameters
+    ----------
+    confusion : ndarray of shape (K, K)
+        Counts.
+    class_names : sequence of str
+        K names.
+    shown : sequence of int
+        The classes that are drawn, in their order.
+    """
     return {
         "matrix": confusion[np.ix_(shown, shown)].tolist(),
         "totals": confusion[shown].sum(axis=1).tolist(),
@@ -126,7 +131,15 @@ def reliability_figure(
     }
 
 
-def learning_figure(curve: Sequence[dict[str, Any]], along: str, title: str, score: str, name: str) -> Figure:
+def learning_figure(
+    curve: Sequence[dict[str, Any]],
+    along: str,
+    title: str,
+    score: str,
+    name: str,
+    *,
+    expected: dict[str, Any] | None = None,
+) -> Figure:
     """Draw a held-out score with its interval against the number of training rows or images.
 
     Parameters
@@ -137,16 +150,28 @@ def learning_figure(curve: Sequence[dict[str, Any]], along: str, title: str, sco
         What the horizontal axis shows, and its title.
     score, name : str
         What the vertical axis shows, and its title.
+    expected : dict, optional
+        An entry for a point that is extrapolated.
     """
     x = [entry[along] for entry in curve]
-    points = {"x": x, "tip": "{x} " + title + "\n" + name + " {y}"} | {
-        place: _numbers([entry[score][what] for entry in curve])
-        for place, what in (("y", "value"), ("low", "low"), ("high", "high"))
-    }
+    points = _scores(curve, along, score) | {"tip": "{x} " + title + "\n" + name + " {y}"}
     axis: dict[str, Any] = {"title": title, "log": True}
     # A handful of points name themselves; powers of ten would hardly touch them.
     axis |= {"ticks": x, "names": [str(v) for v in x]} if along == "shots" else {}
-    return {"x": axis, "y": {"title": name}, "series": [points]}
+    series = [points]
+    if expected is not None:
+        ahead = {"line": "none", "colour": _ORANGE, "name": "expected", "tip": points["tip"]}
+        series = [points | {"name": "measured"}, _scores([expected], along, score) | ahead]
+    return {"x": axis, "y": {"title": name}, "series": series}
+
+
+def _scores(entries: Sequence[dict[str, Any]], along: str, score: str) -> Figure:
+    """Return points of a score with its interval."""
+    values = {
+        place: _numbers([entry[score][what] for entry in entries])
+        for place, what in (("y", "value"), ("low", "low"), ("high", "high"))
+    }
+    return {"x": [entry[along] for entry in entries], **values}
 
 
 def alpha_figure(sweep: Sequence[dict[str, Any]], chosen: float) -> Figure:
@@ -189,7 +214,7 @@ def residual_figure(predicted: NDArray[np.float64], residual: NDArray[np.float64
 def precision_figure(table: Sequence[dict[str, Any]]) -> Figure:
     """Draw the average precision of every label with its interval, the best at the top."""
     known = [entry for entry in table if np.isfinite(entry["average_precision"]["value"])]
-    known = sorted(known, key=lambda entry: float(entry["average_precision"]["value"]))[:MOST_CLASSES]
+    known = sorted(known, key=lambda entry: float(entry["average_precision"]["value"]))[:MOST_LABELS]
     place = list(range(len(known)))
     points = {
         "y": place,

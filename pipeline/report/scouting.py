@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.text import counted
 from pipeline.report import plots
 from pipeline.report.content import Content, number_cell, text_cell
 from pipeline.report.page import write_page
@@ -48,7 +49,7 @@ def write_scout_page(path: Path, lines: Sequence[Line], *, notes: Sequence[str],
     networks = len({line.network for line in lines})
     name = _names(lines)
     content = Content(
-        lead=f"{len(lines)} candidates from {networks} network{'s' if networks > 1 else ''}, compared on "
+        lead=f"{counted(len(lines), 'candidate')} from {counted(networks, 'network')}, compared on "
         f"{best.rows} of {facts['images in all']} images in {facts['classes']} classes. {_verdict(lines, chosen)}",
         cards=_cards(chosen),
     )

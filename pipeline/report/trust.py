@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.text import counted
 from pipeline.report.content import number_cell
 
 if TYPE_CHECKING:
@@ -66,12 +67,13 @@ def _coverage_table(figures: Mapping[str, Any], split: str) -> dict[str, Any]:
     own = ("half width",) if numbers else ("mean size", "empty", "one class")
     names = ("half_width",) if numbers else ("size", "empty", "single")
     what = "Intervals" if numbers else "Label sets"
-    count, source = figures["calibration_rows"], _SOURCES[figures["calibration_source"]]
+    source = _SOURCES[figures["calibration_source"]]
+    calibrated = counted(figures["calibration_rows"], figures["calibration_counted"].removesuffix("s"))
     return {
         "id": "coverage",
         "title": f"{what} of predict --coverage",
         "hint": f"How often the truth lies within, on the {split} rows, with the interval of that share. Calibrated on "
-        f"{count} rows or groups: {source}.",
+        f"{calibrated}: {source}.",
         "columns": [(name, False) for name in ("asked", "reached", "from", "to", *own)],
         "rows": [
             [

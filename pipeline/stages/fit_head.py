@@ -22,10 +22,11 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
-from pipeline.core.views import views_of_spec
+from pipeline.core.views import parts_of, views_of, views_of_spec
 from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.advice import what_would_help
 from pipeline.fitting.calibration import calibrate, trust_figures
 from pipeline.fitting.columns import read_columns
 from pipeline.fitting.curves import few_shot_curve, learning_curve
@@ -126,6 +127,10 @@ class FitResult(Result):
         """The page of the run; None where it was not written."""
         return page_of(self.run_dir, REPORT_FILE)
 
+    def advice(self) -> list[str]:
+        """Return what would help, a line each: more labels, other layers, another network, tuning, better labels."""
+        return [f"{found['about']}: {found['text']}" for found in self.metrics["what_would_help"]]
+
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows held out: split, label, what was predicted, and probabilities."""
         return read_predictions(self.run_dir / PREDICTIONS_FILE, numeric=self.task == "regression")
@@ -185,6 +190,10 @@ class FitResults(Result):
     def headlines(self) -> list[str]:
         """Return one line a target and measured split, with its main figures."""
         return [f"{result.run_dir.name}: {line}" for result in self.by_target.values() for line in result.headlines()]
+
+    def advice(self) -> list[str]:
+        """Return what would help each target, a line each."""
+        return [f"{result.run_dir.name}: {line}" for result in self.by_target.values() for line in result.advice()]
 
     def _figures(self) -> dict[str, dict[str, Any]]:
         return {
@@ -386,6 +395,7 @@ def _fit(job: _Job) -> FitResult:
     pooled = None if rows.per is None else _answer_for_groups(job, rows, choice, model, held_out, options, results)
     _add_curves(job, rows, choice, results)
     _calibrate(job, rows, choice, held_out, results)
+    _advise(job, rows, choice, results)
     run = _write_run(job, rows, choice, model, pooled, results)
     _write_page(job, rows, results, run)
     return FitResult(job.folder, rows.task, results["metrics"], job.notes, job.seconds)
@@ -534,12 +544,28 @@ def _add_curves(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, A
     settings, fitted, embeddings = job.settings, choice.fitted, choice.embeddings
     if settings.learning_curve:
         with job.timed("learning curve"):
-            results["learning_curve"] = learning_curve(rows, embeddings, fitted, settings)
-            results["metrics"]["learning_curve"] = results["learning_curve"]
+            curve = learning_curve(rows, embeddings, fitted, settings)
+        results["learning_curve"] = results["metrics"]["learning_curve"] = curve.points
+        results["doubling"] = curve.doubling
     if settings.shots:
         with job.timed("few shots"):
             results["few_shots"] = few_shot_curve(rows, embeddings, fitted, settings, job.note)
             results["metrics"]["few_shots"] = results["few_shots"]
+
+
+def _advise(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, Any]) -> None:
+    """Say what would help, from what was measured."""
+    model = choice.fitted.model
+    layers = [name for name in dict.fromkeys((PENULTIMATE, *job.cache.layers)) if not parts_of(name)[1]]
+    alone = len(choice.layers) == 1 and choice.columns is None and not choice.more
+    found = what_would_help(
+        rows,
+        results,
+        layers,
+        linear=model.kind == "linear" and alone,
+        views=(model.views, len(views_of(views_of_spec(job.cache.spec)))),
+    )
+    results["what_would_help"] = results["metrics"]["what_would_help"] = found
 
 
 def _write_run(

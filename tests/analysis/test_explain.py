@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 from typing import TYPE_CHECKING, Any
 
@@ -92,6 +93,7 @@ def test_a_head_that_is_not_linear_has_neighbours_and_says_why_it_has_no_maps(fi
     assert all(len(entry["neighbours"]) == 5 and entry["picture"] is None for entry in index["images"])
     page = (tmp_path / "why" / "report.html").read_text()
     assert "the knn head is not linear" in page
+    assert re.search(r'<p class="lead">24 predictions from layer penultimate of [^,]*, most often \w+ \(\d+\)', page)
 
 
 @pytest.mark.slow

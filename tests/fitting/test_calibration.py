@@ -64,6 +64,7 @@ def test_the_report_measures_sets_on_the_rows_held_out(fit: Any) -> None:
     trust = json.loads((result.run_dir / "metrics.json").read_text())["trust"]
     assert found.conformal is not None
     assert trust["calibration_rows"] == len(found.conformal.scores) == 960
+    assert trust["calibration_counted"] == "rows"
     for entry in trust["conformal"]:
         assert entry["reached"]["low"] <= entry["reached"]["value"] <= entry["reached"]["high"]
         assert entry["reached"]["value"] == pytest.approx(entry["asked"], abs=0.06)

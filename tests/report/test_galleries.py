@@ -88,6 +88,52 @@ def test_a_page_says_how_many_images_it_cannot_show(written: dict[str, Path]) ->
         assert (int(found[1]), int(found[2])) == (2 if name == "map" else page.count("no image</div>"), asked)
 
 
+@pytest.mark.parametrize(
+    ("name", "begins"),
+    [
+        ("search", r"2 queries to .* found 12 images; the nearest of each has a cosine of [\d.]+ to [\d.]+\."),
+        ("duplicates", r"2 images show the same picture as another, in 1 group: 0 exact pairs, 1 near one by"),
+        ("outliers", r"\d+ of 120 images stand out \(\d+ "),
+        ("labels", r"70 of 120 labels look wrong; heads .* agree with its label in 90\.0%\."),
+        ("map", r"120 images of .*, laid out by its first two principal components; the nearest .* in \d+%\."),
+    ],
+)
+def test_a_page_begins_with_what_was_found(name: str, begins: str, written: dict[str, Path]) -> None:
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', written[name].read_text(encoding="utf-8"), re.DOTALL)
+    assert re.match(begins, lead), lead
+
+
+def test_no_duplicates_and_one_query_are_said_plainly(tmp_path: Path) -> None:
+    made: Any = archive(12, images=True)
+    galleries.write_duplicates_page(tmp_path / "none.html", made, find_duplicates(made, use_pixels=False))
+    galleries.write_search_page(tmp_path / "one.html", made, search(made, [made.keys[0]], k=3))
+    page = (tmp_path / "none.html").read_text(encoding="utf-8")
+    assert "No two images show the same picture, by their bytes and the cosine of embeddings." in page
+    page = (tmp_path / "one.html").read_text(encoding="utf-8")
+    assert "1 query to " in page
+    assert "found 3 images; the nearest has a cosine of 0." in page
+
+
+def test_a_map_says_what_it_shows(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = map_cache(cache, "pca")
+    galleries.write_map_page(tmp_path / "all.html", cache, found)
+    page = (tmp_path / "all.html").read_text()
+    share = re.search(r"the nearest labelled neighbour of a point has its label in (\d+)%\.", page)
+    assert share is not None
+    assert int(share[1]) > 50
+    assert "Zoom in, and points become images." in page
+    monkeypatch.setattr(galleries, "MOST_ON_A_MAP", 30)
+    galleries.write_map_page(tmp_path / "some.html", cache, found)
+    shown = re.search(
+        r"Zoom in, and (\d+) of them, drawn at random, become images", (tmp_path / "some.html").read_text()
+    )
+    assert shown is not None
+    assert 28 <= int(shown[1]) <= 30
+    found.table["label"] = ""
+    galleries.write_map_page(tmp_path / "none.html", cache, found)
+    assert "neighbour of a point" not in (tmp_path / "none.html").read_text()
+
+
 def test_a_page_is_bounded(cache: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(galleries, "MOST_PICTURES", 9)
     galleries.write_labels_page(tmp_path / "labels.html", cache, doubtful(cache))
@@ -163,3 +209,25 @@ def check_map(page: Any) -> None:
     page.mouse.move(place[0], place[1], steps=4)
     wait_until(page, "document.getElementById('key').textContent !== ''")
     assert page.evaluate("getComputedStyle(picture).backgroundImage").startswith('url("data:image/jpeg')
+    check_zoom(page)
+
+
+def check_zoom(page: Any) -> None:
+    """Images take the place of their points when one zooms in, and give it back."""
+    said = "document.getElementById('seen').textContent"
+    assert page.evaluate(said) == "zoom in to see images"
+    page.locator("#closer").click()
+    wait_until(page, f"/^[0-9]+ shown as images$/.test({said})")
+    some = int(page.evaluate(said).split()[0])
+    assert 1 < some <= 118
+    # A tile covers pixels that a point of six does not reach: the middle of its left half.
+    covered = """() => {
+        const visible = [...pictured].map(p => [screenX(p), screenY(p)]).filter(
+            ([x, y]) => x > 60 && y > 60 && x < plot.clientWidth - 60 && y < plot.clientHeight - 60);
+        const context = dots.getContext('2d');
+        const opacity = (x, y) => context.getImageData(x * devicePixelRatio, y * devicePixelRatio, 1, 1).data[3];
+        return visible.filter(([x, y]) => opacity(x - 12, y - 12) === 255).length;
+    }"""
+    assert page.evaluate(covered) > 0
+    page.locator("#farther").click()
+    wait_until(page, f"{said} === 'zoom in to see images'")

@@ -91,6 +91,12 @@ def test_the_other_pages_escape_names_too(other_reports: dict[str, Path], name: 
     assert "&lt;/script&gt;" in page
 
 
+def test_the_page_of_several_targets_begins_with_what_was_measured(other_reports: dict[str, Path]) -> None:
+    page = other_reports["several"].read_text(encoding="utf-8")
+    (lead,) = re.findall(r'<p class="lead">(.*?)</p>', page, re.DOTALL)
+    assert re.match(r"label, test: accuracy \d\.\d{4} .*; .*, test: R² .* rows\.$", lead)
+
+
 @pytest.mark.browser
 @pytest.mark.parametrize("width", [1200, 390])
 @pytest.mark.parametrize(
@@ -150,6 +156,22 @@ def test_the_page_renders_sorts_and_hovers(browser: Any, report: Path, width: in
         assert page.locator("#tip").text_content().startswith("label ant\npredicted ant\n")
         broken = "[...document.images].filter(i => !i.complete || !i.naturalWidth).length"
         assert page.evaluate(broken) == 0
+
+
+@pytest.mark.browser
+def test_a_printed_page_shows_whole_tables_with_their_heads(browser: Any, report: Path) -> None:
+    with opened(browser, report, 1200) as page:
+        page.wait_for_selector("#plot-confusion .hm")
+        page.emulate_media(media="print")
+        boxes = "[...document.querySelectorAll('.scroll')].map(b => [getComputedStyle(b).maxHeight, b.style.maxHeight])"
+        assert page.evaluate(boxes)
+        assert {height for pair in page.evaluate(boxes) for height in pair if height} == {"none"}
+        # A button would be blank where a page repeats the head of a table.
+        assert page.evaluate("getComputedStyle(document.querySelector('th button')).display") == "contents"
+        figures = "[...document.querySelectorAll('section:has(> .plot)')].map(s => getComputedStyle(s).breakInside)"
+        assert set(page.evaluate(figures)) == {"avoid"}
+        assert page.pdf().startswith(b"%PDF")
+        page.emulate_media(media="screen")
 
 
 @pytest.mark.browser

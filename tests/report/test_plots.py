@@ -13,15 +13,21 @@ def test_a_gap_in_a_curve_is_none_and_the_figure_is_plain_json() -> None:
     assert json.loads(json.dumps(figure, allow_nan=False)) == figure
 
 
-def test_a_large_matrix_shows_the_classes_with_most_errors() -> None:
-    confusion = np.diag(np.full(plots.MOST_CLASSES + 5, 9))
-    confusion[0, 64], confusion[64, 3] = 4, 2
-    figure = plots.confusion_figure(confusion, tuple(f"class {i}" for i in range(len(confusion))))
-    assert len(figure["names"]) == len(figure["matrix"]) == plots.MOST_CLASSES
-    assert {"class 0", "class 3", "class 64"} <= set(figure["full"])
-    row, column = figure["full"].index("class 0"), figure["full"].index("class 64")
-    # Rows of the label include those predicted as a class that is not shown.
-    assert (figure["matrix"][row][column], figure["totals"][row]) == (4, 13)
+def test_a_matrix_of_some_classes_keeps_the_rows_predicted_as_others() -> None:
+    confusion = np.array([[9, 0, 4], [1, 9, 0], [0, 2, 9]])
+    figure = plots.confusion_figure(confusion, ("a", "b", "c" * 30), [2, 0])
+    assert (figure["matrix"], figure["totals"]) == ([[9, 0], [4, 9]], [11, 13])
+    assert (figure["full"], figure["names"][1]) == (["c" * 30, "a"], "a")
+
+
+def test_an_expected_point_stands_beside_the_learning_curve() -> None:
+    curve = [{"rows": n, "accuracy": {"value": n / 100, "low": 0.1, "high": 0.9}} for n in (20, 60)]
+    (alone,) = plots.learning_figure(curve, "rows", "rows", "accuracy", "accuracy")["series"]
+    assert (alone["x"], alone["y"]) == ([20, 60], [0.2, 0.6])
+    ahead = {"rows": 120, "accuracy": {"value": 0.8, "low": 0.7, "high": 0.85}}
+    measured, expected = plots.learning_figure(curve, "rows", "rows", "accuracy", "accuracy", expected=ahead)["series"]
+    assert measured["y"] == alone["y"]
+    assert (expected["x"], expected["low"], expected["high"]) == ([120], [0.7], [0.85])
 
 
 def test_dots_are_bounded() -> None:

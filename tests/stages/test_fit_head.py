@@ -56,6 +56,11 @@ def test_the_run_folder_is_whole_and_agrees_with_itself(fit: Any, tmp_path: Path
     assert [float(lines[0][f"p_{n}"]) for n in head.class_names] == pytest.approx(probabilities, rel=1e-4)
     assert head.class_names == ("ant", "bee", "cat")
     assert head.fingerprint == cache.fingerprint
+    abouts = ["more labels", "another layer", "more views", "another network", "tuning the network", "better labels"]
+    assert [found["about"] for found in metrics["what_would_help"]] == abouts
+    assert metrics["what_would_help"][0]["figures"]["rows"] == 2 * metrics["learning_curve"][-1]["rows"] == 384
+    assert result.advice()[0] == f"more labels: {metrics['what_would_help'][0]['text']}"
+    assert "<dt>More labels</dt><dd>" in (tmp_path / "run/report.html").read_text()
     run = json.loads((tmp_path / "run/run.json").read_text())
     assert run["cache"]["spec"] == cache.spec
     assert result.metrics["chosen"]["C"] in QUICK["Cs"]
