@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -23,6 +23,19 @@ if TYPE_CHECKING:
 Reader = Callable[[Any], bytes]
 """Takes a locator (what `pipeline.sources.Source.locator` returned), returns the bytes for the decoder; raises
 `OSError`."""
+
+
+class JoiningReader(Protocol):
+    """A `Reader` that can also read neighbours in one file by one request."""
+
+    def __call__(self, locator: Any) -> bytes:
+        """Return the bytes."""
+
+    def span(self, locator: Any) -> tuple[int, int, int] | None:
+        """Return which bytes a read takes: (number of the file, start, end); None where it is to be read alone."""
+
+    def read_together(self, locators: Sequence[Any]) -> Sequence[bytes | Exception]:
+        """Return the bytes of each, or its own error; all have a span in the same file."""
 
 
 class OutOfReach(OSError):

@@ -7,6 +7,7 @@ replaced. The worker status, a line of shared memory per worker, gives the image
 from __future__ import annotations
 
 import itertools
+import math
 import mmap
 import os
 import queue
@@ -23,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.core.items import HASH_BYTES, Status
 from pipeline.core.system import child_environment, child_signals_held
+from pipeline.decoding.read_ahead import InFlight
 from pipeline.decoding.worker import (
     IDLE,
     NO_ROW,
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from pipeline.decoding.preprocess import Preprocess
 
 TASKS_PER_WORKER = 2
+"""While reads are fast; see `pipeline.decoding.read_ahead.InFlight`."""
+RING_BYTES, RING_IMAGES = 256 << 20, 1024
+"""What slow reads may make of the ring."""
 CRASHES_TO_BLAME = 2
 """Deaths of a worker after which its image fails: one death may come from outside."""
 KILLS_TO_BLAME = 3
@@ -130,7 +135,8 @@ class DecodePool:
     workers : int
         Processes.
     slots : int
-        Batches in the ring: what bounds memory and read-ahead.
+        Batches in the ring: what bounds memory and read-ahead. While reads are slow there are more, up to
+        `RING_IMAGES` images of `RING_BYTES`.
     limits : Limits
         Per image.
 
@@ -153,6 +159,9 @@ class DecodePool:
         slots: int = 4,
         limits: Limits = Limits(),
     ) -> None:
+        self._slots, self._open = slots, slots
+        self._ahead = InFlight(workers * TASKS_PER_WORKER * TASK_IMAGES, RING_IMAGES)
+        slots = max(slots, min(RING_IMAGES, RING_BYTES // math.prod(preprocess.shape)) // batch_size)
         self._shape = (slots, batch_size, *preprocess.shape)
         self._setup = (reader, policy, preprocess, self._shape, workers)
         self._limits = limits
@@ -162,8 +171,9 @@ class DecodePool:
         for number in range(workers):
             self._clear_line(number)
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()
-        for slot in range(slots):
+        for slot in range(self._open):
             self._free.put(slot)
+        self._spare = list(range(self._open, slots))
         self._wake_in, self._wake_out = os.pipe()
         os.set_blocking(self._wake_out, False)
         self._ready: queue.SimpleQueue[Batch | BaseException | None] = queue.SimpleQueue()
@@ -246,10 +256,12 @@ class DecodePool:
         pending: deque[Task] = deque()
         crashes: dict[int, int] = {}
         emitted, total = 0, -(-len(rows) // size)
+        self._ahead.restart()
         while emitted < total and not self._stopped:
+            self._resize_ring()
             self._plan(rows, locator, starts, numbers, filling, pending)
             for worker in self._workers.values():
-                while pending and len(worker.tasks) < TASKS_PER_WORKER:
+                while pending and len(worker.tasks) * TASK_IMAGES * len(self._workers) < self._ahead.images:
                     self._send(worker, pending.popleft())
             by_connection: dict[Any, _Worker] = {worker.connection: worker for worker in self._workers.values()}
             for ready in wait([*by_connection, self._wake_in], timeout=CHECK_EVERY_S):
@@ -268,10 +280,22 @@ class DecodePool:
                     self.notes[outcomes] = None
                 else:
                     filling[worker.tasks.popleft().slot].outcomes.update((o.position, o) for o in outcomes)
+                    self._ahead.done([outcome.fetch_s for outcome in outcomes])
                     self._deaths_without_progress = 0
             self._end_hung_workers(filling, pending)
             emitted += self._emit(filling, emitted)
         self._ready.put(None)
+
+    def _resize_ring(self) -> None:
+        """Use as many slots as hold the images that are to be in flight; those that are not used take no memory."""
+        more = -(-(self._ahead.images - self._ahead.least) // self._shape[1])
+        wanted = min(self._slots + more, self._shape[0])
+        while self._open < wanted:
+            self._free.put(self._spare.pop())
+            self._open += 1
+        while self._open > wanted and not self._free.empty():
+            self._spare.append(self._free.get())
+            self._open -= 1
 
     def _plan(
         self,
@@ -420,7 +444,7 @@ class DecodePool:
                 elif (outcome := in_progress[row]) is not None:
                     filling[task.slot].outcomes[position] = replace(outcome, position=position)
                 else:  # nothing is prefetched beside it: a second death is then due to this image
-                    pending.append(Task(task.slot, (item,)))
+                    pending.append(Task(task.slot, (item,), alone=True))
             if requeue:
                 pending.append(Task(task.slot, tuple(requeue)))
         self.replaced += 1

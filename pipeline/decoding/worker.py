@@ -12,7 +12,8 @@ import mmap
 import os
 import signal
 import time
-from dataclasses import dataclass
+from collections import deque
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,10 @@ if TYPE_CHECKING:
     from pipeline.decoding.preprocess import Preprocess
 
 TASK_IMAGES = 8
+AHEAD_IMAGES = 256
+"""Images that a worker may be reading at a time."""
 NO_ROW, IDLE = -1, 0
-ROW, SINCE, READING = 0, 1, slice(2, 2 + TASK_IMAGES)
+ROW, SINCE, READING = 0, 1, slice(2, 2 + AHEAD_IMAGES)
 """Columns of the worker status: the row in progress, its start in monotonic nanoseconds, the prefetched rows."""
 ORPHAN_AFTER = 2
 """After this many time limits on one image, the worker ends itself: its main process must be gone."""
@@ -74,10 +77,11 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """Images for one worker: (position in the batch, row, locator) each, all of one slot."""
+    """Images for one worker: (position in the batch, row, locator) each, all of one slot; ``alone``: none beside it."""
 
     slot: int
     items: tuple[tuple[int, int, Any], ...]
+    alone: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,8 @@ class Outcome:
         How long its worker waited for its bytes, and worked on them, in seconds.
     encoded : int
         Bytes of a JPEG that its worker left for the GPU to decode; 0 for an image that it decoded itself.
+    fetch_s : float
+        Seconds that its read took, also while its worker did something else.
     """
 
     position: int
@@ -105,6 +111,7 @@ class Outcome:
     read_s: float
     decode_s: float
     encoded: int = 0
+    fetch_s: float = 0.0
 
 
 def worker_status_bytes(workers: int) -> int:
@@ -206,12 +213,23 @@ def main(connection_fd: int, memory_fd: int) -> None:
         os.dup2(nowhere.fileno(), 2)
     connection.send(None)  # ready
     sent: set[str] = set()
+    queued: deque[Task] = deque()
+
+    def receive() -> None:
+        task: Task = connection.recv()
+        queued.append(task)
+        ahead.add(task.items, alone=task.alone)
+
     with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the main process is gone, or done
         while True:
-            task: Task = connection.recv()
+            if not queued:
+                receive()
+            task = queued.popleft()
             outcomes = []
-            ahead.begin(task.items)
+            ahead.begin()
             for position, row, _ in task.items:
+                while ahead.slow and connection.poll():  # further tasks, to read their images ahead
+                    receive()
                 line[SINCE] = IDLE  # first, so that a time never stands beside another row
                 line[ROW] = row
                 line[SINCE] = time.monotonic_ns()
@@ -220,7 +238,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
                 outcome = _work(setup, position, ahead.take, *place)
                 if outcome.status == Status.OUT_OF_MEMORY and ahead.holds:  # prefetched images also used memory
                     outcome = _work(setup, position, ahead.take_again, *place)
-                outcomes.append(outcome)
+                outcomes.append(replace(outcome, fetch_s=ahead.took))
             line[SINCE] = IDLE
             line[ROW] = NO_ROW
             _alarm(0)

@@ -12,6 +12,8 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from pipeline.sources.objects import OBJECT_STORES, is_plain, objects_of
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
 
@@ -107,6 +109,14 @@ def fetch(fs: Any, protocol: str, wanted: Wanted, timeout: float) -> Answer:
     read = _READS.get(protocol)
     if read is None:
         return _any(fs, wanted, timeout)
+    objects = None
+    if protocol in OBJECT_STORES and wanted.size:
+        bucket, key, named = fs.split_path(wanted.path)
+        if not named and is_plain(key):
+            objects = objects_of(fs, protocol, bucket, timeout)
+        found = objects and objects.read(key, wanted.version, wanted.offset, wanted.size)
+        if found:
+            return Answer(*found)
 
     async def limited() -> Answer:
         return await asyncio.wait_for(read(fs, wanted), timeout)  # ends the request; fsspec's time-out leaves it
@@ -114,6 +124,8 @@ def fetch(fs: Any, protocol: str, wanted: Wanted, timeout: float) -> Answer:
     from fsspec.asyn import sync  # keeps fsspec out of local runs
 
     answer: Answer = sync(fs.loop, limited)
+    if objects is not None:
+        objects.served_otherwise()
     return answer
 
 

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.core.items import OutOfReach
+from pipeline.core.items import Changed, OutOfReach
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from pipeline.core.items import Reader
 
@@ -151,6 +151,32 @@ class PatientReader:
     def __call__(self, locator: Any) -> bytes:
         """Return the bytes; raises `OutOfReach` where the store does not deliver them now, else `OSError`."""
         return self.patience.call(lambda: self.reader(locator))
+
+    def span(self, locator: Any) -> tuple[int, int, int] | None:
+        """Return the reader's span; None where it reads nothing together."""
+        find = getattr(self.reader, "span", None)
+        span: tuple[int, int, int] | None = find(locator) if find is not None else None
+        return span
+
+    def read_together(self, locators: Sequence[Any]) -> list[bytes | Exception]:
+        """Return the bytes of each, or its own error."""
+        reader: Any = self.reader
+        try:
+            found = self.patience.call(lambda: reader.read_together(locators))
+        except (Changed, OutOfReach) as error:
+            return [error] * len(locators)
+        except OSError:  # of whichever member: each is read for itself
+            return [self._attempt(locator) for locator in locators]
+        return [
+            self._attempt(locator) if isinstance(one, Exception) and may_pass(one) else one
+            for locator, one in zip(locators, found, strict=True)
+        ]
+
+    def _attempt(self, locator: Any) -> bytes | Exception:
+        try:
+            return self(locator)
+        except Exception as error:  # passed on to the one who takes it
+            return error
 
 
 def may_pass(error: BaseException) -> bool:

@@ -21,10 +21,12 @@ from pipeline.sources.archive import (
     reason_for,
 )
 from pipeline.sources.base import MAX_MEMBER_BYTES
+from pipeline.sources.joined import read_together, span_in
 from pipeline.sources.retries import Patience
 from pipeline.sources.sidecars import MAX_SIDECAR_BYTES, is_sidecar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import BinaryIO
 
     from pipeline.core.items import Reader
@@ -84,6 +86,15 @@ class TarReader:
         if size > MAX_MEMBER_BYTES:
             raise OSError(errno.EFBIG, f"member of {size} bytes, above {MAX_MEMBER_BYTES}")
         return self.store.read(self.files[file], offset, size)
+
+    def span(self, locator: tuple[int, int, int]) -> tuple[int, int, int] | None:
+        """Return the file and the bytes of a member, as `pipeline.core.items.JoiningReader` says."""
+        file, offset, size = locator
+        return span_in(self.store, self.files[file], file, offset, offset + size)
+
+    def read_together(self, locators: Sequence[tuple[int, int, int]]) -> list[bytes | Exception]:
+        """Read neighbours by one request."""
+        return read_together(self, locators)
 
 
 def _walk(raw: BinaryIO, listing: Listing) -> None:

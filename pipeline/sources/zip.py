@@ -22,11 +22,14 @@ from pipeline.sources.archive import (
     reason_packed,
 )
 from pipeline.sources.base import MAX_MEMBER_BYTES
+from pipeline.sources.joined import read_together, span_in
 from pipeline.sources.retries import Patience
 from pipeline.sources.sidecars import MAX_SIDECAR_BYTES, is_sidecar
 from pipeline.sources.store import LocalStore
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pipeline.core.items import Reader
     from pipeline.sources.store import File, Store
 
@@ -99,6 +102,17 @@ class ZipReader:
         if len(data) != size or zlib.crc32(data) != crc:
             raise OSError(errno.EIO, "damaged in the archive: length or checksum differs from the one it states")
         return data
+
+    def span(self, locator: tuple[int, int, int, int, int, int, int]) -> tuple[int, int, int] | None:
+        """Return the file and the bytes that hold a member, as `pipeline.core.items.JoiningReader` says."""
+        number, offset, packed, *_, name_bytes = locator
+        file = self.files[number]
+        end = min(offset + LOCAL_HEADER.size + name_bytes + EXTRA_GUESS + packed, file.size)
+        return span_in(self.store, file, number, offset, end)
+
+    def read_together(self, locators: Sequence[tuple[int, int, int, int, int, int, int]]) -> list[bytes | Exception]:
+        """Read neighbours by one request."""
+        return read_together(self, locators)
 
     def packed(self, file: File, offset: int, size: int, name_bytes: int) -> bytes:
         """Return the first bytes of a member as packed, after a header that states its own length."""

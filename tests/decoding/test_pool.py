@@ -127,14 +127,14 @@ def test_slow_reads_overlap(tmp_path: Path) -> None:
         for batch in pool.batches(np.arange(40), [f"slow {i}" for i in range(40)].__getitem__):
             waits += [outcome.read_s for outcome in batch.outcomes]
             batch.release()
-    assert min(waits[:8]) >= 0.05  # nothing was known of the storage yet
+    assert waits[0] >= 0.05  # nothing was known of the storage yet
     under_way, most = 0, 0
     for line in (tmp_path / "log").read_text().splitlines():
         under_way += 1 if line.startswith("slow") else -1
         most = max(most, under_way)
     assert under_way == 0
     assert most > 1
-    assert min(waits[8:]) < 0.05  # what was read ahead is waited for less than its read takes
+    assert min(waits[1:]) < 0.05  # what was read ahead is waited for less than its read takes
 
 
 @pytest.mark.slow
