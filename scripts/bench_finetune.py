@@ -130,7 +130,8 @@ def run_method(folder: Path, out: Path, name: str, seed: int, options: Sequence[
         "finetune", folder / "cache.h5", folder / "probe", "-o", run, "--seed", str(seed), *METHODS[name], *options
     )
     pipeline("predict", run, out / "shifted", "-o", folder / f"{stem}.csv")
-    training = json.loads((run / "metrics.json").read_text())["training"]
+    metrics = json.loads((run / "metrics.json").read_text())
+    training = metrics["training"]
     rates = [entry["images_per_s"] for entry in training["history"][1:]]
     facts.write_text(
         json.dumps(
@@ -140,6 +141,7 @@ def run_method(folder: Path, out: Path, name: str, seed: int, options: Sequence[
                 "images_s": float(np.median(rates)),
                 "best_epoch": training["best_epoch"],
                 "lr": training["lr"],
+                "mix": metrics["mix"]["share"],
             }
         )
     )

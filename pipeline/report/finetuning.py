@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.report import plots
 from pipeline.report.classification import classes_content
-from pipeline.report.content import MOST_IMAGES, picture
+from pipeline.report.content import MOST_IMAGES, number_cell, picture, text_cell
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,16 @@ def training_content(
             "interval": f"{gain['low']:+.4f} to {gain['high']:+.4f}",
         },
     )
+    content.tables.insert(0, _networks_table(results, against))
+    rest, content.layout = content.layout, []
+    content.pair(_training_plots(content, training, results["metrics"]["mix"]))
+    content.layout += rest
+    content.galleries = _changed(cache, rows, results, probe) + content.galleries
+    return content
+
+
+def _training_plots(content: Content, training: Mapping[str, Any], mix: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Keep the figures of the training and the mix; return their places."""
     places = [
         content.plot(
             "training",
@@ -58,9 +69,19 @@ def training_content(
             "depth",
             plots.depth_figure(training["rates_by_depth"]),
             "Learning rate by depth",
-            "Peak rate of every block, from the image to the head: early layers hardly need to move.",
+            "Peak rate of every block, from the image to the head.",
         ),
     ]
+    if mix["tried"]:
+        places.append(
+            content.plot(
+                "mix",
+                plots.mix_figure(mix["tried"], mix["share"]),
+                "Mix of start and tuned network",
+                "Validation loss and accuracy of networks between the start (0) and the tuned network (1); the dashed "
+                "line is the one taken.",
+            )
+        )
     if training["range_test"]["rates"]:
         places.append(
             content.plot(
@@ -70,11 +91,31 @@ def training_content(
                 "Loss while the rate rises from step to step; the dashed line is the rate taken.",
             )
         )
-    rest, content.layout = content.layout, []
-    content.pair(places)
-    content.layout += rest
-    content.galleries = _changed(cache, rows, results, probe) + content.galleries
-    return content
+    return places
+
+
+def _networks_table(results: dict[str, Any], against: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the table of probe, tuned network and mix on the same held-out rows."""
+    mix = results["metrics"]["mix"]
+    name = "tuned network" if mix["share"] == 1 else f"mix: {mix['share']:g} of the tuned network"
+    entries = [("probe", against["probe_accuracy"], None), (name, against["accuracy"], against["difference"])]
+    if "tuned" in mix:
+        entries.insert(1, ("tuned network", mix["tuned"]["accuracy"], mix["tuned"]["difference"]))
+    return {
+        "id": "networks",
+        "title": "Probe, tuned network and mix",
+        "hint": f"Accuracy on the {results['held_out']} rows; differences with their paired 95 % interval.",
+        "columns": [("network", True), ("accuracy", False), ("minus the probe", False), ("interval", True)],
+        "rows": [
+            [
+                text_cell(network),
+                number_cell(accuracy["value"]),
+                number_cell(math.nan if gain is None else gain["value"]),
+                text_cell("–" if gain is None else f"{gain['low']:+.4f} to {gain['high']:+.4f}"),
+            ]
+            for network, accuracy, gain in entries
+        ],
+    }
 
 
 def _changed(

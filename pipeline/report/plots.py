@@ -319,6 +319,31 @@ def training_figure(history: Sequence[dict[str, float]], best: int) -> Figure:
     }
 
 
+def mix_figure(tried: Sequence[dict[str, float]], chosen: float) -> Figure:
+    """Draw validation loss and accuracy by the share of the tuned network; a dashed line at the one taken."""
+    series = [
+        {
+            "x": [entry["share"] for entry in tried],
+            "y": _numbers([entry[name] for entry in tried]),
+            "axis": axis,
+            "name": title,
+            "colour": colour,
+            "tip": "share {x}\n" + title + " {y}",
+        }
+        for name, title, colour, axis in (
+            ("val_loss", "validation loss", _BLUE, "y"),
+            ("val_accuracy", "validation accuracy", _ORANGE, "y2"),
+        )
+    ]
+    return {
+        "x": {"title": "share of the tuned network"},
+        "y": {"title": "loss"},
+        "y2": {"title": "accuracy", "most": 1},
+        "series": series,
+        "rules": [{"x": chosen}],
+    }
+
+
 def depth_figure(rates: Sequence[tuple[int, float]]) -> Figure:
     """Draw the peak learning rate of every block against its depth."""
     bars = {

@@ -305,7 +305,7 @@ def finetune(
     """
     from pipeline.stages import finetune as training  # imports torch
 
-    own = ("start", "weights", "restart", "report")
+    own = ("start", "weights", "mix", "restart", "report")
     settings = training.FinetuneSettings(
         train=_train_settings(options, (*own, "trust_remote_code")),
         run=RunSettings(

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
@@ -55,15 +56,18 @@ from pipeline.sources.label_table import labelled_items
 from pipeline.training.accelerator import make_accelerator
 from pipeline.training.images import CachedImages
 from pipeline.training.measure import CHECKED_IMAGES, HeldOut, as_backbone, check_start, measure_tuned, training_rows
+from pipeline.training.mix import Mix, interpolated, mix_networks
 from pipeline.training.network import FineTuningNetwork
 from pipeline.training.settings import TrainSettings
+from pipeline.training.start import fit_without_validation
 from pipeline.training.trainer import CHECKPOINT, Trainer, Training, TrainingData
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
     import pandas as pd
     from numpy.typing import NDArray
+    from torch import Tensor
 
     from pipeline.backbones import Backbone
     from pipeline.cache import Cache
@@ -84,6 +88,9 @@ class FinetuneSettings:
         How to embed the held-out rows at the end, and how many decode processes.
     weights : str or None
         Where the backbone's weights are, when they came from a file.
+    mix : float, "auto" or "none"
+        How much of the tuned network the result has, its other part being the start; see `pipeline.training.mix`.
+        ``auto`` asks the validation rows, ``none`` is 1.
     restart : bool
         Start again instead of continuing where a stopped run was.
     report : bool
@@ -96,6 +103,7 @@ class FinetuneSettings:
     start: Literal["fitted", "random"] = "fitted"
     run: RunSettings = field(default_factory=RunSettings)
     weights: str | None = None
+    mix: float | Literal["auto", "none"] = "auto"
     restart: bool = False
     report: bool = True
     replicates: int = 1000
@@ -112,6 +120,8 @@ class FinetuneResult(Result):
         What ``metrics.json`` holds; empty when stopped.
     comparison : Comparison or None
         With the probe, on the same rows.
+    tuned : Comparison or None
+        The same of the tuned network before it was mixed with the start; None where it was not mixed.
     advice : str
         Which of the two to use, and why.
     stopped : bool
@@ -123,6 +133,7 @@ class FinetuneResult(Result):
     comparison: Comparison | None
     advice: str
     stopped: bool
+    tuned: Comparison | None = None
 
     @property
     def report(self) -> Path | None:
@@ -130,9 +141,17 @@ class FinetuneResult(Result):
         return page_of(self.run_dir, REPORT_FILE)
 
     def headlines(self) -> list[str]:
-        """Return whether to use the fine-tuned network or the probe."""
+        """Return whether to use the fine-tuned network or the probe, and what the mix of both is worth."""
         lines = ["stopped: the same command resumes"] if self.stopped else []
-        return [*lines, *([f"{self.run_dir}: {self.advice}"] if self.metrics else [])]
+        if self.metrics:
+            lines.append(f"{self.run_dir}: {self.advice}")
+        if self.tuned is not None:
+            gain = self.tuned.difference
+            lines.append(
+                f"{self.run_dir}: the fine-tuned network before it was mixed: {gain.value:+.4f} accuracy "
+                f"({gain.low:+.4f} to {gain.high:+.4f}) against the probe on the same rows"
+            )
+        return lines
 
     def to_pandas(self) -> pd.DataFrame:
         """Return the rows held out: split, label, what was predicted, and probabilities.
@@ -189,27 +208,24 @@ def finetune(
     start = _open_start(Path(cache_path), Path(probe_dir), followed(output), settings or FinetuneSettings(), callbacks)
     settings, target = start.settings, start.output
     accelerator = make_accelerator(settings.train)
-    network, held_out, training = _train(start, accelerator)
-    if training.stopped or accelerator.process_index:
-        return FinetuneResult(target, {}, None, "", stopped=training.stopped)
-    tuned = as_backbone(network, training.best, start.backbone, target.name)
-    seed, replicates = settings.train.seed, settings.replicates
-    measured = measure_tuned(tuned, network, held_out, settings.run, callbacks, seed=seed, replicates=replicates)
+    trained = _train(start, accelerator)
+    if trained.training.stopped or accelerator.process_index:
+        return FinetuneResult(target, {}, None, "", stopped=trained.training.stopped)
+    measured = _mix_and_measure(trained, start, accelerator)
     if measured is None:
         return FinetuneResult(target, {}, None, "", stopped=True)
-    tuned_head, results = measured
     with new_run_folder(target) as part:
-        (part / LAST_FILE).write_bytes(save({name: tensor.contiguous() for name, tensor in training.last.items()}))
-        save_backbone(part / BACKBONE_FILE, tuned)
-        save_head(part / HEAD_FILE, tuned_head)
-        write_predictions(part / PREDICTIONS_FILE, results["predictions"], start.rows, start.cache)
-        comparison = compare_runs([start.probe, part], split=results["held_out"], seed=seed, replicates=replicates)[1]
-        advice = _advice(comparison)
-        results["metrics"]["training"] = _training_facts(training, settings, time.perf_counter() - started)
-        results["metrics"]["against_probe"] = _comparison_facts(comparison, advice, probe_dir)
-        _write_facts(part, start, tuned_head, results)
+        last = {name: tensor.contiguous() for name, tensor in trained.training.last.items()}
+        (part / LAST_FILE).write_bytes(save(last))
+        before, comparison, tuned = _write_result(part, start, measured)
+        metrics = measured.results["metrics"]
+        metrics["training"] = _training_facts(trained.training, settings, time.perf_counter() - started)
+        advice = _advice(comparison, measured.mix)
+        metrics["against_probe"] = _comparison_facts(before, comparison, advice)
+        metrics["mix"] = _mix_facts(measured.mix, tuned)
+        _write_facts(part, start, measured)
     shutil.rmtree(_work_path(target), ignore_errors=True)
-    return FinetuneResult(target, results["metrics"], comparison, advice, stopped=False)
+    return FinetuneResult(target, metrics, comparison, advice, stopped=False, tuned=tuned)
 
 
 # --- the start -----------------------------------------------------------------------------------------------
@@ -271,7 +287,20 @@ def _open_start(
     return _Start(cache, head, backbone, rows, probe, output, settings, callbacks, notes)
 
 
-def _train(start: _Start, accelerator: Any) -> tuple[FineTuningNetwork, HeldOut, Training]:
+@dataclass(frozen=True, slots=True)
+class _Trained:
+    """A training that ended, and the state that it began with."""
+
+    network: FineTuningNetwork
+    data: TrainingData
+    held_out: HeldOut
+    begun: dict[str, Tensor]
+    training: Training
+    mix: float | str
+    """What to mix by: the setting, or ``none`` where the validation rows cannot choose."""
+
+
+def _train(start: _Start, accelerator: Any) -> _Trained:
     """Train from the probe's head on, or from where a stopped run was; its checkpoint stays."""
     cache, head, rows, settings = start.cache, start.head, start.rows, start.settings
     network = FineTuningNetwork(start.backbone, head.layer, len(head.class_names))
@@ -289,8 +318,8 @@ def _train(start: _Start, accelerator: Any) -> tuple[FineTuningNetwork, HeldOut,
     start.callbacks.say(
         f"the network gives the probe's logits to {deviation:.2g} of their size, on {CHECKED_IMAGES} images at most"
     )
-    if settings.start == "random":
-        network.head.reset_parameters()
+    mix = _prepare_start(start, network, train, val)
+    begun = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     y = np.full(len(cache), -1, dtype=np.int64)
     y[rows.index] = rows.y
     data = TrainingData(images, rows.index[train], rows.index[val], y, start.backbone.preprocess.crop)
@@ -300,11 +329,115 @@ def _train(start: _Start, accelerator: Any) -> tuple[FineTuningNetwork, HeldOut,
             network, data, settings.train, folder, accelerator, begun_from=begun_from, callbacks=start.callbacks
         )
         training = trainer.run()
-    return network, HeldOut(cache, images.source, rows, val, head), training
+    return _Trained(network, data, HeldOut(cache, images.source, rows, val, head), begun, training, mix)
 
 
-def _write_facts(part: Path, start: _Start, tuned_head: LoadedHead, results: dict[str, Any]) -> None:
+def _prepare_start(
+    start: _Start, network: FineTuningNetwork, train: NDArray[np.int64], val: NDArray[np.int64]
+) -> float | str:
+    """Replace the head where it was fitted on the validation rows, or is to be random; return what to mix by."""
+    rows, settings, mix = start.rows, start.settings, start.settings.mix
+    if settings.start == "random":
+        network.head.reset_parameters()
+    elif np.isin(val, rows.of("train")).any():
+        X = start.cache.layers[start.head.layer][rows.index[train]]
+        again = fit_without_validation(start.head, read_run(start.probe), X, rows.y[train])
+        if again is not None:
+            network.start_from(again)
+        elif mix == "auto":
+            start.note(
+                "--mix auto is none here: the validation rows are rows that the head was fitted on, and only a "
+                "logistic head is fitted again without them"
+            )
+            mix = "none"
+    return mix
+
+
+# --- the result ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """The network to write, with its head and its scores.
+
+    Attributes
+    ----------
+    unmixed : dict of str to ndarray, or None
+        Probabilities of the tuned network by split, where the result is a mix.
+    """
+
+    mix: Mix
+    backbone: Backbone
+    head: LoadedHead
+    results: dict[str, Any]
+    unmixed: dict[str, NDArray[np.float64]] | None
+
+
+def _mix_and_measure(trained: _Trained, start: _Start, accelerator: Any) -> _Measured | None:
+    """Mix the tuned network with its start, and measure both on the held-out rows; None when stopped."""
+    stop, training = start.callbacks.stop, trained.training
+    mix = mix_networks(
+        trained.network,
+        trained.begun,
+        training.best,
+        trained.data,
+        accelerator,
+        stop,
+        share=trained.mix,
+        most=training.micro_batch,
+    )
+    if mix is None:
+        return None
+    if mix.tried:
+        start.callbacks.say(f"the validation rows choose {mix.share:g} of the tuned network, the rest from its start")
+    unmixed = None
+    if mix.share < 1:
+        alone = _measure(trained, start, training.best)
+        if alone is None:
+            return None
+        unmixed = alone[2]["predictions"]
+    mixed = _measure(trained, start, interpolated(trained.begun, training.best, mix.share))
+    return None if mixed is None else _Measured(mix, *mixed, unmixed)
+
+
+def _measure(
+    trained: _Trained, start: _Start, state: Mapping[str, Tensor]
+) -> tuple[Backbone, LoadedHead, dict[str, Any]] | None:
+    """Return the network in a state as a backbone, with its head and scores; None when stopped."""
+    settings = start.settings
+    backbone = as_backbone(trained.network, state, start.backbone, start.output.name)
+    measured = measure_tuned(
+        backbone,
+        trained.network,
+        trained.held_out,
+        settings.run,
+        start.callbacks,
+        seed=settings.train.seed,
+        replicates=settings.replicates,
+    )
+    return None if measured is None else (backbone, *measured)
+
+
+def _write_result(part: Path, start: _Start, measured: _Measured) -> tuple[Comparison, Comparison, Comparison | None]:
+    """Write network, head and predictions; compare the probe, the result, and the network before it was mixed."""
+    save_backbone(part / BACKBONE_FILE, measured.backbone)
+    save_head(part / HEAD_FILE, measured.head)
+    write_predictions(part / PREDICTIONS_FILE, measured.results["predictions"], start.rows, start.cache)
+    runs = [start.probe, part]
+    with tempfile.TemporaryDirectory() as folder:
+        if measured.unmixed is not None:
+            write_predictions(Path(folder) / PREDICTIONS_FILE, measured.unmixed, start.rows, start.cache)
+            runs.append(Path(folder))
+        settings = start.settings
+        found = compare_runs(
+            runs, split=measured.results["held_out"], seed=settings.train.seed, replicates=settings.replicates
+        )
+    return found[0], found[1], found[2] if len(found) > 2 else None
+
+
+def _write_facts(part: Path, start: _Start, measured: _Measured) -> None:
     """Write metrics, the run's facts and its page."""
+    tuned_head, results = measured.head, measured.results
     write_json(part / METRICS_FILE, results["metrics"])
     facts = HeadFacts(tuned_head.head, tuned_head.layers, {}, tuned_head.model.temperature)
     packages = ("torchvision", "timm", "accelerate")
@@ -412,18 +545,24 @@ def _work_folder(output: Path, *, restart: bool) -> Iterator[Path]:
         folder.rmdir()
 
 
-# --- what came out -------------------------------------------------------------------------------------------
-
-
-def _advice(comparison: Comparison) -> str:
+def _advice(comparison: Comparison, mix: Mix) -> str:
     """Say which of the two to use; without evidence the probe, which is cheaper and easier to understand."""
     gain = comparison.difference
     figures = f"{gain.value:+.4f} accuracy ({gain.low:+.4f} to {gain.high:+.4f})"
+    what = "fine-tuned network" if mix.share == 1 else f"fine-tuned network (mixed, {mix.share:g} of it)"
     if gain.low > 0:
-        return f"use the fine-tuned network: {figures} against the probe on the same rows"
+        return f"use the {what}: {figures} against the probe on the same rows"
     if gain.high < 0:
-        return f"keep the probe: fine-tuning did worse, {figures} on the same rows"
-    return f"keep the probe: these rows show no difference, {figures}"
+        return f"keep the probe: the {what} did worse, {figures} on the same rows"
+    return f"keep the probe: these rows show no difference of the {what}, {figures}"
+
+
+def _mix_facts(mix: Mix, tuned: Comparison | None) -> dict[str, Any]:
+    """Return what the page says about the mix; ``tuned`` is the network before it, where there was one."""
+    facts: dict[str, Any] = {"share": mix.share, "tried": mix.tried}
+    if tuned is not None:
+        facts["tuned"] = {"accuracy": tuned.figure.as_dict(), "difference": tuned.difference.as_dict()}
+    return facts
 
 
 def _training_facts(training: Training, settings: FinetuneSettings, seconds: float) -> dict[str, Any]:
@@ -439,9 +578,11 @@ def _training_facts(training: Training, settings: FinetuneSettings, seconds: flo
     }
 
 
-def _comparison_facts(comparison: Comparison, advice: str, probe: str | os.PathLike[str]) -> dict[str, Any]:
+def _comparison_facts(probe: Comparison, comparison: Comparison, advice: str) -> dict[str, Any]:
     return {
-        "probe": str(probe),
+        "probe": probe.run,
+        "probe_accuracy": probe.figure.as_dict(),
+        "accuracy": comparison.figure.as_dict(),
         "difference": comparison.difference.as_dict(),
         "only_probe_right": comparison.only_first,
         "only_fine_tuned_right": comparison.only_this,

@@ -57,6 +57,24 @@ class RateOrAuto(click.ParamType):  # type: ignore[type-arg]  # generic from cli
         return rate
 
 
+class ShareOrWord(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
+    """A number from 0 to 1, auto or none."""
+
+    name = "auto|SHARE|none"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float | str:
+        """Return the number, or the word."""
+        if value in ("auto", "none"):
+            return str(value)
+        try:
+            share = float(value)
+        except (TypeError, ValueError):
+            share = -1.0
+        if not 0 <= share <= 1:
+            self.fail(f"expected a number from 0 to 1, auto or none, found {value!r}", param, ctx)
+        return share
+
+
 class Cosine(click.ParamType):  # type: ignore[type-arg]  # generic from click 8.4 on
     """A cosine, or ``default`` for the threshold of near duplicates."""
 

@@ -13,7 +13,17 @@ import click
 
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.views import VIEWS
-from pipeline.stages.option_types import SEED, Assignment, Cosine, CountOrAuto, Counts, Names, Number, RateOrAuto
+from pipeline.stages.option_types import (
+    SEED,
+    Assignment,
+    Cosine,
+    CountOrAuto,
+    Counts,
+    Names,
+    Number,
+    RateOrAuto,
+    ShareOrWord,
+)
 
 Options = tuple[Callable[[Any], Any], ...]
 """Decorators that add an option each to a command."""
@@ -483,14 +493,14 @@ FINETUNE: Options = (
     ),
     click.option(
         "--lr",
-        default="3e-4",
+        default="1e-3",
         show_default=True,
         type=RateOrAuto(),
         help="Learning rate of the head. auto: by a range test.",
     ),
     click.option(
         "--layer-decay",
-        default=0.8,
+        default=0.9,
         show_default=True,
         type=Number(0, 1, min_open=True),
         help="Learning rate of a block, as a share of that of the block above it. 1: all blocks learn at one rate.",
@@ -555,16 +565,19 @@ FINETUNE: Options = (
         help="Decay of a moving average of the weights; the average is kept. 0: no average.",
     ),
     click.option(
-        "--train-statistics",
-        is_flag=True,
-        help="Update the running statistics of batch normalisation.  [default: keep them]",
-    ),
-    click.option(
         "--patience",
         default=3,
         show_default=True,
         type=click.IntRange(0),
         help="End after this many epochs without a better validation loss. 0: never end early.",
+    ),
+    click.option(
+        "--mix",
+        default="auto",
+        show_default=True,
+        type=ShareOrWord(),
+        help="How much of the tuned network to take; the rest comes from its start. auto: by the validation rows; "
+        "none: all of it.",
     ),
     click.option(
         "--start",

@@ -78,8 +78,8 @@ def training_rows(rows: Rows, seed: int, note: Say) -> tuple[NDArray[np.int64], 
     groups = None if rows.groups is None else rows.groups[train]
     split = hold_out(rows.y[train], share=VALIDATION_SHARE, seed=seed, groups=groups)
     note(
-        f"early stopping looks at {int((split == 'test').sum())} of the {len(train)} training rows, which the head "
-        "was fitted on: there is no val split besides the rows that measure"
+        f"early stopping and the mix look at {int((split == 'test').sum())} of the {len(train)} training rows, which "
+        "do not train: there is no val split besides the rows that measure"
     )
     return train[split != "test"], train[split == "test"]
 

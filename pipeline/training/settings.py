@@ -42,8 +42,6 @@ class TrainSettings:
         Of the forward pass; ``auto`` takes bfloat16 where the device computes in it.
     device : str
         ``auto``, ``cpu`` or ``cuda``.
-    train_statistics : bool
-        Whether to update batch normalisation's running statistics.
     patience : int
         Epochs without a better validation loss before the end; 0 never ends early.
     seed : int
@@ -53,8 +51,8 @@ class TrainSettings:
 
     schedule: Literal["lp-ft", "gradual", "head-only"] = "lp-ft"
     epochs: int = 5
-    lr: float | Literal["auto"] = 3e-4
-    layer_decay: float = 0.8
+    lr: float | Literal["auto"] = 1e-3
+    layer_decay: float = 0.9
     weight_decay: float = 0.05
     optimizer: Literal["adamw", "sgd"] = "adamw"
     warmup: float = 0.1
@@ -68,7 +66,6 @@ class TrainSettings:
     ema: float = 0.0
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     device: str = "auto"
-    train_statistics: bool = False
     patience: int = 3
     seed: int = 0
     checkpoint_s: float = 300.0

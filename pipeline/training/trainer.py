@@ -163,8 +163,7 @@ class Trainer:
         if self._steps * settings.batch_size < self._usable(len(data.train)):
             self._steps += 1
         torch.manual_seed(settings.seed + self._rank)
-        if not settings.train_statistics:
-            freeze_statistics(network)
+        freeze_statistics(network)
         network.to(device=accelerator.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._network = network
         self._ema = moving_average(network, settings)

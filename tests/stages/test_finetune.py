@@ -14,8 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.backbones import load_backbone
 from pipeline.cache import open_cache
+from pipeline.embedding.from_spec import backbone_of_spec
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.fitting.compare import compare_runs
@@ -24,6 +27,7 @@ from pipeline.stages.extract import ExtractSettings, extract
 from pipeline.stages.finetune import FinetuneResult, FinetuneSettings, finetune
 from pipeline.stages.fit_head import FitSettings, fit_head
 from pipeline.stages.predict import predict
+from pipeline.training.mix import choose_share
 from pipeline.training.settings import TrainSettings
 from tests.browser import opened
 
@@ -57,6 +61,7 @@ def test_the_run_folder_holds_a_backbone_with_its_head(tuned: tuple[Path, Finetu
     assert metrics["test"]["accuracy"]["value"] == result.metrics["test"]["accuracy"]["value"]
     assert [entry["epoch"] for entry in metrics["training"]["history"]] == [0, 1, 2]
     assert metrics["against_probe"]["advice"] == result.advice
+    assert metrics["mix"]["share"] == choose_share(metrics["mix"]["tried"])
     assert "held out of training for it" in (folder / "report.html").read_text(encoding="utf-8")
 
 
@@ -186,6 +191,34 @@ def test_what_cannot_be_written_or_measured_is_refused_before_training(probe: Pr
 
 
 @pytest.mark.slow
+def test_a_mix_lies_between_the_start_and_the_tuned_network(probe: Probe, tmp_path: Path) -> None:
+    once = replace(SETTINGS, train=replace(TRAIN, epochs=1))
+    whole = finetune(probe.cache_path, probe.run, tmp_path / "whole", replace(once, mix="none", report=False))
+    half = finetune(probe.cache_path, probe.run, tmp_path / "half", replace(once, mix=0.5))
+    assert (whole.metrics["mix"], whole.tuned) == ({"share": 1.0, "tried": []}, None)
+    begun = backbone_of_spec(probe.cache.spec).network.body.state_dict()
+    ends, mixed = (load_backbone(None, str(tmp_path / run)).network.body.state_dict() for run in ("whole", "half"))
+    for name, tensor in ends.items():
+        np.testing.assert_allclose(mixed[name], torch.lerp(begun[name].double(), tensor.double(), 0.5), atol=1e-6)
+    assert half.tuned is not None
+    assert half.tuned.figure.value == whole.metrics["against_probe"]["accuracy"]["value"]
+    assert half.metrics["mix"]["tuned"]["difference"] == half.tuned.difference.as_dict()
+    assert "before it was mixed" in half.headlines()[1]
+    page = (tmp_path / "half" / "report.html").read_text(encoding="utf-8")
+    assert "mix: 0.5 of the tuned network" in page
+
+
+@pytest.mark.slow
+def test_no_share_is_chosen_by_rows_that_the_head_has_seen(probe: Probe, tmp_path: Path) -> None:
+    fit_head(probe.cache_path, tmp_path / "lda", FitSettings(head="lda", learning_curve=False, report=False, folds=2))
+    said: list[str] = []
+    once = replace(SETTINGS, train=replace(TRAIN, epochs=1), report=False)
+    result = finetune(probe.cache_path, tmp_path / "lda", tmp_path / "run2", once, say=said.append)
+    assert result.metrics["mix"] == {"share": 1.0, "tried": []}
+    assert any(line.startswith("--mix auto is none here") for line in said)
+
+
+@pytest.mark.slow
 def test_a_random_start_is_there_to_compare(probe: Probe, tmp_path: Path) -> None:
     settings = replace(SETTINGS, start="random", train=replace(TRAIN, epochs=1), report=False)
     result = finetune(probe.cache_path, probe.run, tmp_path / "run2", settings)
@@ -237,9 +270,10 @@ def test_onnx_gives_the_same_probabilities(tuned: tuple[Path, FinetuneResult], t
 @pytest.mark.parametrize("width", [1200, 390])
 def test_the_page_shows_the_training(browser: Any, tuned: tuple[Path, FinetuneResult], width: int) -> None:
     with opened(browser, tuned[0] / "report.html", width) as page:
-        for plot in ("training", "depth"):
+        for plot in ("training", "depth", "mix"):
             page.wait_for_selector(f"#plot-{plot} .point")
         assert "Against the probe" in page.content()
+        assert "Probe, tuned network and mix" in page.content()
 
 
 def test_a_folder_of_a_user_is_not_taken_for_that_of_the_checkpoint(probe: Probe, tmp_path: Path) -> None:

@@ -100,8 +100,8 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     "finetune": {
         "schedule": "gradual", "epochs": 1, "lr": "auto", "layer_decay": 0.5, "weight_decay": 0.5, "optimizer": "sgd",
         "warmup": 0.5, "batch_size": 3, "micro_batch": 2, "label_smoothing": 0.5, "mixup": 0.5, "augment": "none",
-        "balanced": True, "clip": 2.0, "ema": 0.5, "train_statistics": True, "patience": 1, "start": "random",
-        "seed": 1, "precision": "float32", "device": "cpu", "workers": 2, "weights": "w", "restart": True,
+        "balanced": True, "clip": 2.0, "ema": 0.5, "patience": 1, "start": "random",
+        "mix": 0.5, "seed": 1, "precision": "float32", "device": "cpu", "workers": 2, "weights": "w", "restart": True,
         "report": False, "trust_remote_code": True,
     },
 }  # fmt: skip

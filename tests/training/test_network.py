@@ -53,6 +53,24 @@ def test_other_images_than_the_cached_ones_are_refused(probe: Probe) -> None:
         check_logits(started(probe), images_of(probe, rows), others, load_head(probe.run), exact=True)
 
 
+def test_a_coarse_cache_may_deviate_further_and_is_named(probe: Probe) -> None:
+    rows = [3, 40, 11]
+    images, head, network = images_of(probe, rows), load_head(probe.run), started(probe)
+    rng = np.random.default_rng(0)
+    # The head's own directions are those in which a deviation counts.
+    push = rng.normal(size=(3, 3)) @ head.model.arrays["coef"]
+    exact = np.array(probe.cache.embeddings[rows], dtype=np.float64)
+    logits = head.model.scores(exact.astype(np.float32))
+    size = np.linalg.norm(logits - logits.mean(1, keepdims=True))
+    moved = push @ head.model.arrays["coef"].T
+    push *= 0.15 * size / np.linalg.norm(moved - moved.mean(1, keepdims=True))
+    assert check_logits(network, images, exact + push, head, exact=False) == pytest.approx(0.15, abs=0.05)
+    with pytest.raises(HeadError, match=r"0\.25 of their size.*too coarse.*--precision float32"):
+        check_logits(network, images, exact + 3 * push, head, exact=False)
+    with pytest.raises(HeadError, match=r"0\.005 of their size.*extract again on this machine"):
+        check_logits(network, images, exact + push, head, exact=True)
+
+
 def test_of_two_classes_the_size_counts_too() -> None:
     """With two classes the logits' direction is all but given: a head twice as steep has to be told apart."""
     backbone = load_backbone("timm/test_efficientnet", "random")
