@@ -13,17 +13,20 @@ from pipeline.stages.options import FIT_HEAD, PREDICT, add_options
 
 
 @cli.command("fit-head")
-@click.argument("cache", type=click.Path())
+@click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="CACHE...")
 @click.option(
     "-o", "--output", required=True, metavar="RUN/", help="The run folder to write. An earlier run there is replaced."
 )
 @add_options(FIT_HEAD)
-def fit_head(cache: str, output: str, **options: Any) -> None:
-    """Fit a head on CACHE, measure it on rows it has not seen, and write the run folder with its report."""
+def fit_head(caches: tuple[str, ...], output: str, **options: Any) -> None:
+    """Fit a head on CACHE, measure it on rows it has not seen, and write the run folder with its report.
+
+    Caches of the same images by several networks are joined in one head.
+    """
     from pipeline.stages.calls import fit_head as fit
 
-    announce(f"fit-head: reading {cache}")
-    result = fit(cache, output, callbacks=Callbacks(say=say), **options)
+    announce(f"fit-head: reading {', '.join(caches)}")
+    result = fit(caches[0] if len(caches) == 1 else caches, output, callbacks=Callbacks(say=say), **options)
     say("\n".join(result.headlines()))
     say("\n".join(["what would help:", *(f"  {line}" for line in result.advice())]))
     say(f"{output} written in {sum(result.seconds.values()):.1f} s")
@@ -55,17 +58,21 @@ def compare(runs: tuple[str, ...], split: str) -> None:
 
 @cli.command()
 @click.argument("run_dir", metavar="RUN/")
-@click.argument("images")
+@click.argument("images", nargs=-1, required=True, metavar="IMAGES...")
 @click.option("-o", "--output", required=True, metavar="OUT.csv", help="The table to write.")
 @add_options(PREDICT)
-def predict(run_dir: str, images: str, output: str, **options: Any) -> None:
-    """Apply the head of RUN/ to IMAGES: classes or labels with probabilities, or numbers, as CSV."""
+def predict(run_dir: str, images: tuple[str, ...], output: str, **options: Any) -> None:
+    """Apply the head of RUN/ to IMAGES: classes or labels with probabilities, or numbers, as CSV.
+
+    Several IMAGES are the caches of a head on several networks, in the order of its fit.
+    """
     from pipeline.stages.calls import predict as predict_images
 
-    announce(f"predict: reading {images}, then loading the network of {run_dir}")
+    announce(f"predict: reading {', '.join(images)}, then loading the network of {run_dir}")
+    given = images[0] if len(images) == 1 else images
     with stop_on_signal() as stop:
         with progress_line("predict") as line:
-            summary = predict_images(run_dir, images, output, callbacks=Callbacks(stop, say, line), **options)
+            summary = predict_images(run_dir, given, output, callbacks=Callbacks(stop, say, line), **options)
         say("\n".join(summary.headlines()))
     if summary.failed:
         say(f"{summary.failed} images failed: the column 'error' holds the reasons")

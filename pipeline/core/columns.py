@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 EXACT = 1 << 53
 """Whole numbers up to this size are exact in float64."""
 
+MISSING_WORDS = frozenset(
+    {"", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown", "-", "--", "?", ".", "#n/a"}
+)
+"""What programs and people write into a column of numbers where there is none, in lower case."""
+
 
 def whole_numbers(cells: Sequence[int | None]) -> NDArray[Any]:
     """Return whole numbers, None for missing, in the narrowest type that keeps each: int64, uint64, float64 or text.

@@ -5,7 +5,7 @@ Axes: N training rows, D features, K classes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,21 +18,24 @@ from pipeline.evaluation.choice import cheapest, hits
 from pipeline.evaluation.shares import effective_rows, share_interval
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.columns import ColumnBlocks
 from pipeline.fitting.measure import fitted_temperature
 from pipeline.fitting.rows import read_rows
 from pipeline.heads.blocks import Blocks, SideBySide, block_scale
 from pipeline.heads.registry import STREAMED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
     from pipeline.cache import Cache
     from pipeline.fitting.rows import Rows
     from pipeline.fitting.settings import FitSettings
+    from pipeline.heads.columns import ColumnEncoder
     from pipeline.heads.fit import FittedHead
     from pipeline.heads.model import HeadModel
+    from pipeline.heads.saved import FurtherEmbeddings
 
     Floats = NDArray[np.float64]
 
@@ -55,12 +58,21 @@ class LayerChoice:
     table : list of dict
         Every candidate: ``layers``, ``width``, ``loss``, for classes ``accuracy`` with its interval, ``tied`` (cannot
         be distinguished from the best) and ``chosen``.
+    columns : ColumnEncoder or None
+        Of the columns beside the embeddings.
+    more : tuple of FurtherEmbeddings
+        Other networks whose embeddings stand beside those of the layers.
+    inputs : dict
+        What the inputs reach alone and add; see `pipeline.fitting.inputs`. Empty of one network alone.
     """
 
     layers: tuple[str, ...]
     embeddings: Any
     fitted: FittedHead
     table: list[dict[str, Any]]
+    columns: ColumnEncoder | None = None
+    more: tuple[FurtherEmbeddings, ...] = ()
+    inputs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def scale(self) -> Floats | None:
@@ -69,7 +81,7 @@ class LayerChoice:
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
     """Layers, what the rows that the folds held out lost on them, and whether they were right."""
 
     layers: tuple[str, ...]
@@ -79,6 +91,7 @@ class _Candidate:
 
     @property
     def loss(self) -> float:
+        """The mean loss."""
         return float(np.nanmean(self.losses))
 
 
@@ -117,7 +130,11 @@ def views_to_fit(cache: Cache, settings: FitSettings) -> list[str]:
     views = views_of(views_of_spec(cache.spec))
     if len(views) == 1 or not settings.views or parts_of(settings.layer)[1]:
         return [settings.layer]
-    for what, given in (("--layers", settings.layers), (f"--head {settings.head}", settings.head in STREAMED)):
+    for what, given in (
+        ("--layers", settings.layers),
+        ("--features", settings.features),
+        (f"--head {settings.head}", settings.head in STREAMED),
+    ):
         if given:
             raise HeadError(f"{what} takes one view of an image, and the cache holds {len(views)}: add --no-views")
     return [layer_of_view(settings.layer, view) for view in views]
@@ -159,14 +176,14 @@ def fit_best_layers(
             return layers[names[0]]
         return Blocks([layers[name] for name in names], [scale[name] for name in names])
 
-    tried: list[_Candidate] = []
-    kept: tuple[_Candidate, FittedHead] | None = None
+    tried: list[Candidate] = []
+    kept: tuple[Candidate, FittedHead] | None = None
 
     def try_layers(names: tuple[str, ...]) -> None:
         nonlocal kept
         embeddings = side_by_side(names)
         fitted = fit(embeddings)
-        tried.append(_measured(names, embeddings, rows, settings, fitted))
+        tried.append(measured_candidate(names, embeddings, rows, settings, fitted))
         if kept is None or tried[-1].loss < kept[0].loss:  # one head is kept: some hold all their rows
             kept = tried[-1], fitted
 
@@ -176,16 +193,23 @@ def fit_best_layers(
     for count in range(2, len(ranked) + 1):
         best = set(ranked[:count])
         try_layers(tuple(name for name in layers if name in best))
-    chosen, ties = _choose(tried, rows)
+    chosen, ties = choose_candidate(tried, rows)
     assert kept is not None
     embeddings = side_by_side(tried[chosen].layers)
     fitted = kept[1] if kept[0] is tried[chosen] else fit(embeddings)
     return LayerChoice(tried[chosen].layers, embeddings, fitted, _table(tried, chosen, ties, rows))
 
 
-def _measured(
+def measured_candidate(
     names: tuple[str, ...], embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead
-) -> _Candidate:
+) -> Candidate:
+    """Return what the training rows held out of the folds lost on these features.
+
+    Raises
+    ------
+    HeadError
+        As for `held_out_scores`.
+    """
     task, train = TASKS[rows.task], rows.of("train")
     y = rows.y[train]
     if fitted.oof_scores is None:
@@ -198,11 +222,13 @@ def _measured(
     losses[known] = task.losses(y[known], predictions)
     if rows.task == "classification":
         right[known] = hits(predictions, y[known])
-    return _Candidate(names, embeddings.shape[1], losses, right if rows.task == "classification" else None)
+    return Candidate(names, embeddings.shape[1], losses, right if rows.task == "classification" else None)
 
 
 def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: FittedHead) -> Floats:
     """Return scores of training rows by the head fitted again on the other folds, at the settings it has chosen.
+
+    Columns beside embeddings are encoded anew for each fold, as the other folds say.
 
     Raises
     ------
@@ -215,17 +241,29 @@ def held_out_scores(embeddings: Any, rows: Rows, settings: FitSettings, fitted: 
             "another head, one --layer, and --pooling mean"
         )
     train = rows.of("train")
-    X, y = read_rows(embeddings, rows.index[train]), rows.y[train]
+    y = rows.y[train]
+    X = None if isinstance(embeddings, ColumnBlocks) else read_rows(embeddings, rows.index[train])
     groups = None if rows.groups is None else rows.groups[train]
     folds = min(settings.folds, len(y) if groups is None else len(np.unique(groups)))
     fold = fold_numbers(y, folds, seed=settings.seed, groups=groups, stratify=rows.task == "classification")
     scores = np.full((len(y), fitted.model.outputs), np.nan)
     for number in range(folds):
         out = fold == number
-        model = fitted.refit(X[~out], y[~out]) if out.any() else None
+        if not out.any():
+            continue
+        seen, held = (X[~out], X[out]) if X is not None else _encoded_anew(embeddings, rows.index[train], out)
+        model = fitted.refit(seen, y[~out])
         if model is not None:
-            scores[out] = model.scores(X[out])
+            scores[out] = model.scores(held)
     return scores
+
+
+def _encoded_anew(
+    embeddings: ColumnBlocks, index: NDArray[np.int64], out: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Return the features of rows that a fold trains on, and of those that it holds out."""
+    again: Any = embeddings.refitted(index[~out])
+    return read_rows(again, index[~out]), read_rows(again, index[out])
 
 
 def held_out_predictions(choice: LayerChoice, rows: Rows, model: HeadModel, settings: FitSettings) -> Floats | None:
@@ -244,18 +282,35 @@ def held_out_predictions(choice: LayerChoice, rows: Rows, model: HeadModel, sett
     return None if scores is None else model.link_scores(scores)
 
 
-def _choose(tried: list[_Candidate], rows: Rows) -> tuple[int, list[int]]:
-    """Return the candidate to take, and those that cannot be distinguished from the best."""
+def choose_candidate(
+    tried: Sequence[Candidate], rows: Rows, costs: Sequence[float] | None = None
+) -> tuple[int, list[int]]:
+    """Return the candidate to take, and those that cannot be distinguished from the best.
+
+    Parameters
+    ----------
+    tried : sequence of Candidate
+    rows : Rows
+        The rows used.
+    costs : sequence of float, optional
+        Of candidates that cannot be distinguished from the best, the cheapest is taken: by default the narrowest.
+
+    Raises
+    ------
+    HeadError
+        No row was held out by all.
+    """
     known = np.isfinite([candidate.losses for candidate in tried]).all(axis=0)
     if not known.any():
         raise HeadError("no training row was held out by a fold, so layers cannot be compared: use one --layer")
     groups = None
     if rows.groups is not None:
         groups = np.unique(rows.groups[rows.of("train")][known], return_inverse=True)[1].ravel()
-    return cheapest([each.losses[known] for each in tried], [each.width for each in tried], groups)
+    costs = [each.width for each in tried] if costs is None else costs
+    return cheapest([each.losses[known] for each in tried], costs, groups)
 
 
-def _table(tried: list[_Candidate], chosen: int, ties: list[int], rows: Rows) -> list[dict[str, Any]]:
+def _table(tried: list[Candidate], chosen: int, ties: list[int], rows: Rows) -> list[dict[str, Any]]:
     groups = None if rows.groups is None else rows.groups[rows.of("train")]
     table = []
     for number, candidate in enumerate(tried):

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.evaluation import calibration, classification
 from pipeline.evaluation.choice import hits
 from pipeline.evaluation.tasks import TASKS
+from pipeline.fitting.rows import read_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from pipeline.heads.model import HeadModel
 
     Floats = NDArray[np.float64]
+
+_SCORED_ROWS = 32_768
 
 
 def fitted_temperature(task: str, fitted: FittedHead, y: NDArray[Any]) -> float:
@@ -40,6 +43,20 @@ def fitted_temperature(task: str, fitted: FittedHead, y: NDArray[Any]) -> float:
         return fitted.model.temperature
     held_out = np.isfinite(fitted.oof_scores).all(axis=1)
     return TASKS[task].temperature(fitted.oof_scores[held_out], y[held_out], log_probabilities=fitted.log_probabilities)
+
+
+def scores_of_rows(model: HeadModel, embeddings: Any, index: NDArray[np.int64]) -> Floats:
+    """Return the scores (N, K) of rows of the cache, which may be more than fit into memory.
+
+    Parameters
+    ----------
+    model : HeadModel
+    embeddings : array of shape (rows of the cache, D)
+    index : ndarray of shape (N,)
+        Rows of the cache.
+    """
+    blocks = [index[start : start + _SCORED_ROWS] for start in range(0, len(index), _SCORED_ROWS)]
+    return np.concatenate([model.scores(read_rows(embeddings, block)) for block in blocks])
 
 
 def measure_splits(

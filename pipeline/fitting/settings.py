@@ -30,6 +30,8 @@ class FitSettings:
         Whether to fit on all views of every image that the cache holds, and not on the first alone.
     labels : str or None
         A table of labels (and splits, groups and more) by key, instead of the cache's own.
+    features : tuple of str
+        Columns of the cache that join the embeddings, each ``NAME``, ``NAME:number`` or ``NAME:category``.
     target : str or None
         A column of the cache to learn; None for its labels.
     task : "auto", "classification", "regression" or "multilabel"
@@ -88,6 +90,7 @@ class FitSettings:
     layers: tuple[str, ...] = ()
     views: bool = True
     labels: str | None = None
+    features: tuple[str, ...] = ()
     target: str | None = None
     task: Literal["auto"] | TaskName = "auto"
     Cs: Literal["auto", "full"] | tuple[float, ...] = "auto"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.columns import as_names
+from pipeline.core.columns import MISSING_WORDS, as_names
 from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
 from pipeline.errors import HeadError, near_names
 
@@ -28,8 +28,6 @@ SEPARATORS = (SET_SEPARATOR, OTHER_SET_SEPARATOR)
 """What stands between the labels of a set; the first that occurs in the column is taken."""
 
 _MANY_VALUES = 20
-_MISSING = frozenset({"", "na", "n/a", "nan", "null", "none", "nil", "missing", "unknown", "-", "--", "?", ".", "#n/a"})
-"""What programs and people write into a column of numbers where there is none, in lower case."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ def _empty(
     if values is not None and values.dtype.kind == "f":
         return np.asarray(texts == "")
     empty = np.asarray(texts == "")
-    missing = np.asarray([text.strip().lower() in _MISSING for text in texts.tolist()], dtype=np.bool_)
+    missing = np.asarray([text.strip().lower() in MISSING_WORDS for text in texts.tolist()], dtype=np.bool_)
     others = texts[~missing].tolist()
     if (missing & ~empty).any() and others and all(_is_number(text) for text in others):
         words = texts[missing & ~empty].tolist()
@@ -153,7 +151,7 @@ def _numbers(name: str, values: NDArray[Any] | None, texts: NDArray[np.str_], co
         numbers[-1] = np.nan
         for i, text in enumerate(texts.tolist()):
             try:
-                numbers[i] = np.nan if text.strip().lower() in _MISSING else float(text)
+                numbers[i] = np.nan if text.strip().lower() in MISSING_WORDS else float(text)
             except ValueError:
                 raise HeadError(
                     f"expected numbers in {name!r} for the task regression, found {text!r}: name another column with "

@@ -65,7 +65,7 @@ class SideBySide:
 
     dtype = np.dtype(np.float32)
 
-    def __init__(self, arrays: Sequence[NDArray[Any]]) -> None:
+    def __init__(self, arrays: Sequence[Any]) -> None:
         self._arrays = tuple(arrays)
         self.shape = (len(arrays[0]), sum(array.shape[1] for array in arrays))
 
@@ -86,13 +86,18 @@ class Blocks(SideBySide):
         One for each array.
     """
 
-    def __init__(self, arrays: Sequence[NDArray[Any]], scales: Sequence[float]) -> None:
+    def __init__(self, arrays: Sequence[Any], scales: Sequence[float]) -> None:
         super().__init__(arrays)
         self._scales = tuple(scales)
 
     def __getitem__(self, rows: Any) -> NDArray[np.float32]:
         parts = [array[rows] / np.float32(scale) for array, scale in zip(self._arrays, self._scales, strict=True)]
         return np.concatenate(parts, axis=1, dtype=np.float32)
+
+    @property
+    def parts(self) -> tuple[tuple[Any, ...], tuple[float, ...]]:
+        """The arrays and their scales."""
+        return self._arrays, self._scales
 
     @property
     def scale(self) -> Floats:

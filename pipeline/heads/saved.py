@@ -17,6 +17,7 @@ from pipeline.errors import HeadError
 from pipeline.evaluation.pooling import POOLINGS, Pooling
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.blocks import joined_layers
+from pipeline.heads.columns import ColumnEncoder
 from pipeline.heads.model import ARRAYS, HeadModel, arrays_of, expected_shapes
 from pipeline.heads.neighbours import METRICS, WEIGHTS
 from pipeline.heads.sklearn import METHODS, EstimatorModel
@@ -24,7 +25,7 @@ from pipeline.heads.strict_arrays import read_arrays
 
 if TYPE_CHECKING:
     import os
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -38,8 +39,33 @@ FORMAT_VERSION = 1
 """Of a head on one layer, which every version of this program reads."""
 SEVERAL_LAYERS_VERSION = 2
 """Of a head on several layers: earlier versions of this program, which know one layer, refuse it."""
+COLUMNS_VERSION = 3
+"""Of a head with columns beside the embeddings: earlier versions, which know embeddings alone, refuse it."""
+SEVERAL_NETWORKS_VERSION = 4
+"""Of a head on the embeddings of several networks, with columns or without: earlier versions refuse it."""
+VERSIONS = (FORMAT_VERSION, SEVERAL_LAYERS_VERSION, COLUMNS_VERSION, SEVERAL_NETWORKS_VERSION)
+"""What this program reads."""
 SEPARATOR = " + "
 """What stands between the layers of a head where they are shown as one text."""
+
+
+@dataclass(frozen=True)
+class FurtherEmbeddings:
+    """The embeddings of another network that a head takes beside those of the first.
+
+    Attributes
+    ----------
+    layers : tuple of str
+        The layers, side by side.
+    spec : dict
+        The spec of the cache that held them.
+    fingerprint : str
+        That cache's fingerprint.
+    """
+
+    layers: tuple[str, ...]
+    spec: dict[str, Any]
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,11 @@ class LoadedHead:
         The layers whose embeddings, side by side, are its features; ``(layer,)`` where there is one.
     pooling : Pooling or None
         How it answers for groups of rows; None where that was not chosen.
+    columns : ColumnEncoder or None
+        Columns of values whose encoded form follows the embeddings in its features; None where it takes none.
+    more : tuple of FurtherEmbeddings
+        Other networks whose embeddings of the same images follow those of ``layers``, in this order; empty of a head
+        on one network.
     """
 
     model: HeadModel
@@ -77,6 +108,8 @@ class LoadedHead:
     task: str = "classification"
     layers: tuple[str, ...] = ()
     pooling: Pooling | None = None
+    columns: ColumnEncoder | None = None
+    more: tuple[FurtherEmbeddings, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.layers:
@@ -84,23 +117,69 @@ class LoadedHead:
 
     @property
     def width(self) -> int:
-        """Embedding width D that the head expects."""
+        """Number D of features that the head expects: the width of its embeddings, and of its encoded columns."""
         return self.model.width
 
-    def features(self, layers: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
+    @property
+    def networks(self) -> tuple[FurtherEmbeddings, ...]:
+        """All networks whose embeddings the head takes, the first included."""
+        return (FurtherEmbeddings(self.layers, self.spec, self.fingerprint), *self.more)
+
+    def features(
+        self,
+        layers: Mapping[str, NDArray[Any]],
+        columns: Mapping[str, NDArray[Any]] | None = None,
+        more: Sequence[Mapping[str, NDArray[Any]]] = (),
+    ) -> NDArray[Any]:
         """Return the features (n, D) that the head takes.
 
         Parameters
         ----------
         layers : mapping of str to ndarray
             Embeddings by layer, such as ``cache.layers``.
+        columns : mapping of str to ndarray, optional
+            Columns of values by name, such as ``cache.columns``, of a head that takes some.
+        more : sequence of mapping, optional
+            Embeddings of the same images by the other networks of the head, in the order of its ``more``.
 
         Raises
         ------
         HeadError
-            A layer of the head is not among them.
+            A layer, a column or a network of the head is not among them.
         """
-        return joined_layers(self.layers, layers)
+        if len(more) != len(self.more):
+            raise HeadError(
+                f"expected the embeddings of {len(self.more)} networks besides the first, found {len(more)}: give the "
+                "layers of each as more=[…], in the order of the fit"
+            )
+        parts = [joined_layers(self.layers, layers)]
+        parts += [joined_layers(network.layers, its) for network, its in zip(self.more, more, strict=True)]
+        if self.columns is not None:
+            parts.append(self.columns.encode(self.columns.read(columns or {}, "the features")))
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+    def check_embeddings_alone(self, what: str) -> None:
+        """Refuse a head that takes more than the embeddings of one cache.
+
+        Parameters
+        ----------
+        what : str
+            What takes no other head, for the message.
+
+        Raises
+        ------
+        HeadError
+            The head takes columns, or several networks.
+        """
+        if self.more:
+            raise HeadError(
+                f"{what}: expected a head on one network, found one on {len(self.networks)}: fit one on a single cache"
+            )
+        if self.columns is not None:
+            raise HeadError(
+                f"{what}: expected a head on embeddings alone, found one with the columns "
+                f"{', '.join(self.columns.names)}: fit one without --features"
+            )
 
     def predict_proba(self, X: NDArray[Any]) -> NDArray[np.float64]:
         """Return probabilities.
@@ -145,6 +224,10 @@ class LoadedHead:
     def _check(self, X: NDArray[Any]) -> NDArray[Any]:
         if X.ndim != 2 or X.shape[1] != self.width:
             what = f"layer {self.layer!r}" if len(self.layers) == 1 else f"layers {self.layer}, side by side,"
+            if self.more:
+                what += f" and the embeddings of {len(self.more)} other networks (see LoadedHead.features)"
+            if self.columns is not None:
+                what += f" and the columns {', '.join(self.columns.names)} (see LoadedHead.features)"
             raise HeadError(
                 f"expected embeddings of shape (n, {self.width}), found {X.shape}: use the backbone and the {what} "
                 "that the head was fitted on"
@@ -166,7 +249,7 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
 
     facts = {
         "format": FORMAT,
-        "format_version": FORMAT_VERSION if len(head.layers) == 1 else SEVERAL_LAYERS_VERSION,
+        "format_version": _version_of(head),
         "kind": head.model.kind,
         "link": head.model.link,
         "temperature": head.model.temperature,
@@ -179,6 +262,10 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
     }
     if len(head.layers) > 1:
         facts["layers"] = list(head.layers)
+    if head.columns is not None:
+        facts["columns"] = head.columns.to_json()
+    if head.more:
+        facts["more"] = more_facts(head.more)
     if head.model.views > 1:
         facts["views"] = head.model.views
     if head.pooling is not None:
@@ -187,6 +274,15 @@ def save_head(path: str | os.PathLike[str], head: LoadedHead) -> None:
     arrays = {name: np.ascontiguousarray(head.model.arrays[name]) for name in names}
     text = json.dumps(facts, sort_keys=True, ensure_ascii=True)
     Path(path).write_bytes(save(arrays, metadata={"head": text}))
+
+
+def _version_of(head: LoadedHead) -> int:
+    """Return the version of the file: the oldest that says what the head takes."""
+    if head.more:
+        return SEVERAL_NETWORKS_VERSION
+    if head.columns is not None:
+        return COLUMNS_VERSION
+    return FORMAT_VERSION if len(head.layers) == 1 else SEVERAL_LAYERS_VERSION
 
 
 def load_head(path: str | os.PathLike[str], *, trust: bool = False) -> LoadedHead:
@@ -250,10 +346,10 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     """Check everything against everything else."""
     if facts.get("format") != FORMAT:
         raise HeadError("a safetensors file, but no head: give a run folder of pipeline fit-head")
-    if facts.get("format_version") not in (FORMAT_VERSION, SEVERAL_LAYERS_VERSION):
+    if facts.get("format_version") not in VERSIONS:
         raise HeadError(
-            f"expected format version {FORMAT_VERSION} or {SEVERAL_LAYERS_VERSION}, found "
-            f"{facts.get('format_version')!r}: use the version of this program that wrote it, or a newer one"
+            f"expected format version {' or '.join(map(str, VERSIONS))}, found {facts.get('format_version')!r}: use "
+            "the version of this program that wrote it, or a newer one"
         )
     kind, link, names, temperature = facts["kind"], facts["link"], facts["class_names"], facts["temperature"]
     if kind not in ARRAYS:
@@ -298,7 +394,14 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
     if kind == "knn":
         _check_neighbours(arrays, len(names))
     texts = (facts["fingerprint"], facts["head"], facts["task"])
-    return LoadedHead(replace(model), tuple(names), facts["layer"], spec, *texts, layers, _pooling(facts))
+    columns, more = _columns(facts), _more(facts)
+    if model.views > 1 and (columns is not None or more):
+        raise HeadError("a head on several views of an image takes neither columns nor further networks")
+    if columns is not None and columns.width >= model.width:
+        raise HeadError(f"expected fewer than {model.width} encoded columns, found {columns.width}")
+    return LoadedHead(
+        replace(model), tuple(names), facts["layer"], spec, *texts, layers, _pooling(facts), columns, _more(facts)
+    )
 
 
 def _layers(facts: dict[str, Any]) -> tuple[str, ...]:
@@ -309,6 +412,30 @@ def _layers(facts: dict[str, Any]) -> tuple[str, ...]:
     if len(set(layers)) < len(layers) or SEPARATOR.join(layers) != facts["layer"]:
         raise HeadError(f"expected the layers of {facts['layer']!r}, each once, found {layers!r}")
     return tuple(layers)
+
+
+def _columns(facts: dict[str, Any]) -> ColumnEncoder | None:
+    """Return the encoder of the columns that a head takes."""
+    found = facts.get("columns")
+    return None if found is None else ColumnEncoder.from_json(found)
+
+
+def more_facts(more: tuple[FurtherEmbeddings, ...]) -> list[dict[str, Any]]:
+    """Return what the file of a head, and a run, hold of further networks."""
+    return [{"layers": list(of.layers), "spec": of.spec, "fingerprint": of.fingerprint} for of in more]
+
+
+def _more(facts: dict[str, Any]) -> tuple[FurtherEmbeddings, ...]:
+    """Return the further networks of a head."""
+    found = facts.get("more", [])
+    if not isinstance(found, list) or not all(isinstance(entry, dict) for entry in found):
+        raise HeadError(f"expected further networks as a list of objects, found {found!r}")
+    for entry in found:
+        layers = entry.get("layers")
+        fits = isinstance(layers, list) and layers and all(isinstance(name, str) for name in layers)
+        if not fits or not isinstance(entry.get("spec"), dict) or not isinstance(entry.get("fingerprint"), str):
+            raise HeadError("expected layers, spec and fingerprint of each further network")
+    return tuple(FurtherEmbeddings(tuple(of["layers"]), of["spec"], of["fingerprint"]) for of in found)
 
 
 def _views(facts: dict[str, Any], layers: tuple[str, ...]) -> int:
@@ -408,6 +535,8 @@ def _load_estimator(folder: Path, *, trust: bool) -> LoadedHead:
             facts["task"],
             layers,
             _pooling(facts),
+            _columns(facts),
+            _more(facts),
         )
     except (OSError, KeyError, ValueError, TypeError, EOFError, ImportError, AttributeError) as error:
         raise HeadError(f"cannot load {folder / ESTIMATOR_FILE} ({error!r}): fit the head again") from None

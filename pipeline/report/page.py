@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.core.text import counted
 from pipeline.report.classification import classes_content
 from pipeline.report.groups import add_groups
+from pipeline.report.inputs import add_inputs
 from pipeline.report.multilabel import labels_content
 from pipeline.report.regression import numbers_content
 from pipeline.report.rendering import script_json, templates, unread_note
@@ -63,6 +64,7 @@ def write_report(
     if "trust" in results:
         add_trust(content, results["trust"], split)
     add_groups(content, results, rows.task)
+    add_inputs(content, results)
     content.advice = results.get("what_would_help", [])
     what = f"{run['target']}: " if run["settings"].get("target") else ""
     write_page(

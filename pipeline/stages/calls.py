@@ -32,7 +32,7 @@ from pipeline.stages.options import EXTRACT, FINETUNE, FIT_HEAD, PREDICT, SCOUT
 from pipeline.training.settings import TrainSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
 
     from pipeline.embedding.executor import Executor
     from pipeline.sources import Source
@@ -153,7 +153,7 @@ def scout(
 
 @takes_options(FIT_HEAD)
 def fit_head(
-    cache: str | os.PathLike[str],
+    cache: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     run: str | os.PathLike[str],
     *,
     verbose: bool = True,
@@ -164,8 +164,8 @@ def fit_head(
 
     Parameters
     ----------
-    cache : path
-        The cache.
+    cache : path, or sequence of paths
+        The cache. Several of the same images by several networks are joined in one head.
     run : path
         The run folder: new, empty, or a former run, which is replaced in one step.
     verbose : bool
@@ -206,7 +206,7 @@ def fit_head(
 @takes_options(PREDICT)
 def predict(
     run: str | os.PathLike[str],
-    images: str | os.PathLike[str] | Source,
+    images: str | os.PathLike[str] | Source | Sequence[str | os.PathLike[str]],
     output: str | os.PathLike[str] | None = None,
     *,
     verbose: bool = True,
@@ -219,8 +219,8 @@ def predict(
     ----------
     run : path
         A run folder, or its ``head.safetensors``.
-    images : str, path or Source
-        What the command takes as IMAGES.
+    images : str, path, Source, or sequence of paths
+        What the command takes as IMAGES; for a head on several networks also their caches.
     output : path, optional
         A CSV file for the predictions. Without it, they are in the result alone.
     verbose : bool
@@ -248,7 +248,7 @@ def predict(
     with _watched("predict", "stopped: nothing was written", verbose=verbose, callbacks=callbacks) as hooks:
         return prediction.predict(
             run,
-            _source(images),
+            _images(images),
             output,
             settings,
             weights=options["weights"],
@@ -406,6 +406,7 @@ def _fit_settings(options: Mapping[str, Any]) -> FitSettings:
         Cs=options["C"] or options["sweep"],
         class_weight="balanced" if options["balanced"] else None,
         layers=options["layers"] or (),
+        features=options["features"] or (),
         shots=options["shots"] or (),
         params=dict(options["set"]),
         **{name: options[name] for name in (*same, *texts, "seed", "device", "report")},
@@ -420,6 +421,12 @@ def _trust_options(options: Mapping[str, Any]) -> TrustOptions:
 def _train_settings(options: Mapping[str, Any], others: tuple[str, ...]) -> TrainSettings:
     train = {name: value for name, value in options.items() if name not in (*others, "workers", "micro_batch")}
     return TrainSettings(micro_batch=options["micro_batch"] or 0, **train)
+
+
+def _images(images: str | os.PathLike[str] | Source | Sequence[str | os.PathLike[str]]) -> str | Source | list[str]:
+    if isinstance(images, (list, tuple)):
+        return [os.fspath(path) for path in images]
+    return _source(images)  # type: ignore[arg-type]  # a sequence of another kind is refused there
 
 
 def _source(images: str | os.PathLike[str] | Source) -> str | Source:

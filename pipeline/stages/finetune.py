@@ -256,6 +256,7 @@ def _open_start(
 ) -> _Start:
     """Open cache, head and backbone, and check all that can be checked before hours of training."""
     cache, head = open_cache(cache_path), load_head(probe)
+    head.check_embeddings_alone("finetune")
     head.check_fingerprint(cache.fingerprint)
     if len(head.layers) > 1:
         raise PipelineError(

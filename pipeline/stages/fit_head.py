@@ -6,6 +6,7 @@ Axes: N rows used, D features, K classes.
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import time
 from collections import Counter
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.cache import open_cache
+from pipeline.cache.same_images import open_networks
 from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
@@ -26,7 +28,10 @@ from pipeline.errors import HeadError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.advice import what_would_help
 from pipeline.fitting.calibration import calibrate, trust_figures
+from pipeline.fitting.columns import read_columns
 from pipeline.fitting.curves import few_shot_curve, learning_curve
+from pipeline.fitting.inputs import Further, fit_with_further, inputs_line
+from pipeline.fitting.joined_caches import FurtherNetwork, join_caches
 from pipeline.fitting.layers import (
     LayerChoice,
     fit_best_layers,
@@ -36,7 +41,7 @@ from pipeline.fitting.layers import (
     views_to_fit,
 )
 from pipeline.fitting.leaks import leak_of_split
-from pipeline.fitting.measure import fitted_temperature, measure_splits
+from pipeline.fitting.measure import fitted_temperature, measure_splits, scores_of_rows
 from pipeline.fitting.pooling import choose_pooling, group_headline, measure_groups, write_groups
 from pipeline.fitting.prompts import prompts_of, read_prompts
 from pipeline.fitting.rows import Rows, possible_folds, read_rows, select_rows
@@ -58,7 +63,7 @@ from pipeline.heads.calibration import CALIBRATION_FILE, save_calibration
 from pipeline.heads.fit import FitOptions, FittedHead
 from pipeline.heads.model import ARRAYS
 from pipeline.heads.registry import HEADS_OF, STREAMED, find_head
-from pipeline.heads.saved import GROUP_HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHead, save_head
+from pipeline.heads.saved import GROUP_HEAD_FILE, RUN_FILE, SEPARATOR, LoadedHead, more_facts, save_head
 from pipeline.heads.sklearn import estimator_by_name
 from pipeline.heads.streamed_rows import StreamedRows
 from pipeline.heads.texts import ClassTexts
@@ -67,7 +72,6 @@ from pipeline.report import write_report, write_summary
 from pipeline.sources.label_table import labelled_items
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Callable, Iterator, Sequence
 
     import pandas as pd
@@ -79,8 +83,6 @@ if TYPE_CHECKING:
     from pipeline.heads.model import HeadModel
 
 __all__ = ["FitResult", "FitResults", "FitSettings", "fit_head", "fit_heads", "new_run_folder"]
-
-_SCORED_ROWS = 32_768
 
 
 @dataclass(frozen=True, repr=False)
@@ -108,7 +110,7 @@ class FitResult(Result):
     seconds: dict[str, float]
 
     def headlines(self) -> list[str]:
-        """Return one line a measured split, with its main figures, and one of its groups where they get answers."""
+        """Return one line a measured split, with its main figures, one of its groups, and one of what columns add."""
         lines = []
         for split in (split for split in ("test", "val") if split in self.metrics):
             figures = self.metrics[split]
@@ -116,6 +118,8 @@ class FitResult(Result):
             if "per_group" in figures:
                 per = self.metrics["pooling"]["per"]
                 lines.append(f"{split}, {group_headline(self.task, per, figures['per_group'])}")
+        if "inputs" in self.metrics:
+            lines.append(f"{self.metrics['inputs']['split']}, {inputs_line(self.metrics['inputs'])}")
         return lines
 
     @property
@@ -206,7 +210,7 @@ class FitResults(Result):
 
 
 def fit_head(
-    cache_path: str | os.PathLike[str],
+    cache_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     run_dir: str | os.PathLike[str],
     settings: FitSettings | None = None,
     *,
@@ -217,8 +221,8 @@ def fit_head(
 
     Parameters
     ----------
-    cache_path : str or Path
-        The cache.
+    cache_path : str or Path, or sequence of them
+        The cache; several of the same images by several networks are joined, several of one network are one cache.
     run_dir : str or Path
         The run folder: new, empty, or a former run, which is replaced in one step.
     settings : FitSettings, optional
@@ -243,13 +247,13 @@ def fit_head(
     settings = settings or FitSettings()
     _check_names(settings)
     with new_run_folder(run_dir) as folder:
-        cache = _opened(cache_path, settings, say)
-        result = _fit(_Job(folder, cache, layers_to_fit(cache, settings), settings, say, progress))
+        cache, more = _opened(cache_path, settings, say)
+        result = _fit(_Job(folder, cache, layers_to_fit(cache, settings), more, settings, say, progress))
     return replace(result, run_dir=Path(run_dir))
 
 
 def fit_heads(
-    cache_path: str | os.PathLike[str],
+    cache_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     run_dir: str | os.PathLike[str],
     targets: Sequence[str],
     settings: FitSettings | None = None,
@@ -262,8 +266,8 @@ def fit_heads(
 
     Parameters
     ----------
-    cache_path : str or Path
-        The cache.
+    cache_path : str or Path, or sequence of them
+        The cache; several of the same images by several networks are joined, several of one network are one cache.
     run_dir : str or Path
         The folder for all: new, empty, or a former run, which is replaced in one step.
     targets : sequence of str
@@ -288,13 +292,13 @@ def fit_heads(
     names = _folder_names(targets)
     results = []
     with new_run_folder(run_dir) as folder:
-        cache = _opened(cache_path, settings, say)
+        cache, more = _opened(cache_path, settings, say)
         layers = layers_to_fit(cache, settings)
         if settings.head not in STREAMED:
             layers = {layer: np.array(embeddings[:]) for layer, embeddings in layers.items()}
         for target, name in zip(targets, names, strict=True):
             (folder / name).mkdir()
-            job = _Job(folder / name, cache, layers, replace(settings, target=target), _prefixed(target, say))
+            job = _Job(folder / name, cache, layers, more, replace(settings, target=target), _prefixed(target, say))
             results.append(replace(_fit(job), run_dir=Path(run_dir) / name))
         entries = [
             {"target": target, "folder": name, "task": result.task, "headlines": result.headlines()}
@@ -304,12 +308,18 @@ def fit_heads(
     return results
 
 
-def _opened(cache_path: str | os.PathLike[str], settings: FitSettings, say: Callable[[str], None] | None) -> Cache:
-    """Open the cache, with the labels of the table that was named."""
-    cache = open_cache(cache_path)
+def _opened(
+    cache_path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    settings: FitSettings,
+    say: Callable[[str], None] | None,
+) -> tuple[Cache, tuple[FurtherNetwork, ...]]:
+    """Open the cache, with the labels of the table that was named, and those of further networks."""
+    one = isinstance(cache_path, (str, os.PathLike))
+    caches = [open_cache(cache_path)] if one else open_networks(cache_path)
+    more, cache = join_caches(caches, settings), caches[0]
     if settings.labels is not None:
         cache.items = labelled_items(cache.items, settings.labels, say or ignore)
-    return cache
+    return cache, more
 
 
 def _write_several(folder: Path, run: dict[str, Any], results: list[FitResult], settings: FitSettings) -> None:
@@ -335,6 +345,8 @@ class _Job:
     cache : Cache
     layers : dict of str to ndarray
         The layers to fit on or to choose from, each (rows of the cache, D).
+    more : tuple of FurtherNetwork
+        Other networks whose embeddings of the same rows join them.
     settings : FitSettings
         With task and head chosen, once the target is known.
     say, progress : callable or None
@@ -347,6 +359,7 @@ class _Job:
     folder: Path
     cache: Cache
     layers: dict[str, NDArray[Any]]
+    more: tuple[FurtherNetwork, ...]
     settings: FitSettings
     say: Callable[[str], None] | None = None
     progress: Callable[[int, int], None] | None = None
@@ -419,6 +432,7 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
     """Fit the head, on the layers that the folds choose where there are several."""
     settings, train = job.settings, rows.of("train")
     groups = None if rows.groups is None else rows.groups[train]
+    further = Further(str(job.cache.path), job.more, read_columns(job.cache, rows, settings, job.note))
 
     def fit(embeddings: Any) -> FittedHead:
         with job.timed("read"):
@@ -438,6 +452,7 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
         )
     if (views := choice.fitted.model.views) > 1:
         job.note(f"fitted on {views} views of every image ({views_of_spec(job.cache.spec)}), whose scores are averaged")
+    choice = fit_with_further(choice, further, rows, settings, fit, job.note)
     for text in choice.fitted.warnings:
         job.note(text)
     return choice
@@ -462,10 +477,12 @@ def _measure(job: _Job, rows: Rows, choice: LayerChoice) -> tuple[HeadModel, dic
         temperature = fitted_temperature(rows.task, fitted, rows.y[rows.of("train")]) if settings.calibrate else 1.0
         model = replace(fitted.model, temperature=temperature)
         splits = [split for split in ("test", "val") if len(rows.of(split))]
-        scores = {split: _scores(model, choice.embeddings, rows.index[rows.of(split)]) for split in splits}
+        scores = {split: scores_of_rows(model, choice.embeddings, rows.index[rows.of(split)]) for split in splits}
         results = measure_splits(rows, scores, model, seed=settings.seed, replicates=settings.replicates, fitted=fitted)
     if choice.table:
         results["layers"] = results["metrics"]["layers"] = choice.table
+    if choice.inputs:
+        results["metrics"]["inputs"] = choice.inputs
     return model, results
 
 
@@ -540,11 +557,12 @@ def _advise(job: _Job, rows: Rows, choice: LayerChoice, results: dict[str, Any])
     """Say what would help, from what was measured."""
     model = choice.fitted.model
     layers = [name for name in dict.fromkeys((PENULTIMATE, *job.cache.layers)) if not parts_of(name)[1]]
+    alone = len(choice.layers) == 1 and choice.columns is None and not choice.more
     found = what_would_help(
         rows,
         results,
         layers,
-        linear=model.kind == "linear" and len(choice.layers) == 1,
+        linear=model.kind == "linear" and alone,
         views=(model.views, len(views_of(views_of_spec(job.cache.spec)))),
     )
     results["what_would_help"] = results["metrics"]["what_would_help"] = found
@@ -571,6 +589,8 @@ def _write_run(
                 task=rows.task,
                 layers=choice.layers,
                 pooling=None if pooled is None else pooled.pooling,
+                columns=choice.columns,
+                more=choice.more,
             )
             if pooled is not None and pooled.model is not None:
                 on_means = pooled.model if choice.scale is None else on_raw_features(pooled.model, choice.scale)
@@ -578,6 +598,12 @@ def _write_run(
         write_fit(job.folder, saved, estimator, results, rows, job.cache)
         facts = HeadFacts(head, choice.layers, choice.fitted.chosen, model.temperature)
         run = run_facts(job.cache, rows, settings, facts, job.notes)
+        if choice.columns is not None:
+            run["columns"] = choice.columns.to_json()
+        if choice.more:
+            run["more"] = [
+                facts | {"path": network.path} for facts, network in zip(more_facts(choice.more), job.more, strict=True)
+            ]
         if model.views > 1:
             run["views"] = model.views
         if pooled is not None:
@@ -614,6 +640,8 @@ def _check_names(settings: FitSettings) -> None:
         raise HeadError("--prompts are read by the tower of one layer: name it with --layer, not --layers")
     if settings.layers and settings.head in STREAMED:
         raise HeadError(f"--layers compares scores by folds, which the {settings.head} head has not: use one --layer")
+    if settings.features and settings.prompts is not None:
+        raise HeadError("--prompts are weights of embeddings alone, so they take no --features: leave one out")
     _check_prompts(settings)
     _check_numbers(settings)
     if settings.per is None and settings.pooling != "auto":
@@ -705,9 +733,3 @@ def _options(settings: FitSettings, folds: int, progress: Callable[[int, int], N
         params=settings.params,
         progress=progress,
     )
-
-
-def _scores(model: HeadModel, embeddings: NDArray[Any], index: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return the scores of rows of the cache, which may be more than fit into memory."""
-    blocks = [index[start : start + _SCORED_ROWS] for start in range(0, len(index), _SCORED_ROWS)]
-    return np.concatenate([model.scores(read_rows(embeddings, block)) for block in blocks])

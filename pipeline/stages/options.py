@@ -325,6 +325,13 @@ FIT_HEAD: Options = (
         help="Take labels from TABLE instead of the cache: CSV or Parquet with 'key', and 'label', 'split', 'group', …",
     ),
     click.option(
+        "--features",
+        type=Names(),
+        metavar="COLUMN,COLUMN...",
+        help="Columns of the cache, or of --labels, that join the embeddings: numbers are standardised, other values "
+        "are categories; COLUMN:category or COLUMN:number says otherwise. Reports what they add and reach alone.",
+    ),
+    click.option(
         "--target",
         metavar="COLUMN",
         multiple=True,
@@ -423,7 +430,10 @@ FIT_HEAD: Options = (
 
 PREDICT: Options = (
     click.option(
-        "--weights", metavar="FILE", help="The backbone's weights, when the cache was made with those of a file."
+        "--weights",
+        metavar="FILE",
+        help="The backbone's weights, when the cache was made with those of a file. Of several networks: separated by "
+        "commas, in the order of the fit.",
     ),
     click.option(
         "--trust", is_flag=True, help="Also open a head.joblib, which can run any code: only for files of your own."

@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.cache import is_cache, open_cache
+from pipeline.cache.same_images import rows_of_same_images
 from pipeline.core.callbacks import Progress, Say, ignore
 from pipeline.core.csv_rows import csv_writer
 from pipeline.core.files import replacing
@@ -24,10 +25,12 @@ from pipeline.core.results import Result, read_predictions
 from pipeline.core.spec import check_same_numbers, spec_of_layers
 from pipeline.embedding.embedder import Embedder, reasons_of
 from pipeline.embedding.settings import RunSettings
-from pipeline.errors import PipelineError, SourceError
+from pipeline.errors import HeadError, PipelineError, SourceError
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads import load_head
+from pipeline.heads.blocks import joined_layers
 from pipeline.heads.calibration import load_calibration
+from pipeline.heads.columns import FurtherColumns
 from pipeline.heads.grouped import GroupAnswers, Grouping
 from pipeline.heads.trust import Trust, TrustOptions
 from pipeline.sources import open_source
@@ -133,7 +136,7 @@ class PredictSummary(Result):
 
 def predict(
     run_dir: str | os.PathLike[str],
-    images: str | Source,
+    images: str | Source | list[str],
     output: str | os.PathLike[str] | None,
     settings: RunSettings = RunSettings(),
     *,
@@ -154,14 +157,15 @@ def predict(
     ----------
     run_dir : path
         A run folder, or its ``head.safetensors``.
-    images : str or Source
-        What `pipeline.sources.open_source` takes, or a source; or a cache, whose embeddings are used as they are.
+    images : str, Source or list of str
+        What `pipeline.sources.open_source` takes, or a source; or a cache, whose embeddings are used as they are; for
+        a head on several networks, their caches in the order of its fit.
     output : path or None
         The CSV file; appears when it is whole. None keeps the table in memory.
     settings : RunSettings
         ``precision`` is that of the cache unless given.
     weights : str, optional
-        The backbone's weights, when the cache was made with those of a file.
+        The backbone's weights, when the cache was made with those of a file; of several networks separated by commas.
     trust : bool
         See `pipeline.heads.load_head`.
     doubt : TrustOptions, optional
@@ -183,41 +187,86 @@ def predict(
     head, calibration = load_head(run_dir, trust=trust), load_calibration(run_dir)
     further = Trust(head, calibration, doubt or TrustOptions())
     groups = _groups_of(head, run_dir, per, path)
-    table = _Table(path, head, further, _explaining(explain), groups, stop, progress)
+    table = _Table(path, head, further, _explaining(explain, head), groups, stop, progress)
 
     def embedder() -> Embedder:
-        own = weights or weights_of_run(run_dir)
-        return Embedder.of_spec(head.spec, head.layers, settings, weights=own, alone=True)
+        return _embedder(head, weights or weights_of_run(run_dir), settings)
 
     summary, found = _predict(table, images, embedder, say, started)
     return _explained(summary, table, calibration, found)
 
 
+def _embedder(head: LoadedHead, weights: str | None, settings: RunSettings) -> Embedder:
+    """Return the embedder of the network of a head, or of all its networks."""
+    if not head.more:
+        return Embedder.of_spec(head.spec, head.layers, settings, weights=weights, alone=True)
+    from pipeline.embedding.several import SeveralEmbedders  # few heads take several networks
+
+    files = weights.split(",") if weights else [""] * len(head.networks)
+    if len(files) != len(head.networks):
+        raise HeadError(
+            f"--weights: expected one for each of the {len(head.networks)} networks, separated by commas, found "
+            f"{len(files)}: leave that of a network empty whose weights need no file"
+        )
+    return SeveralEmbedders(  # type: ignore[return-value]  # has what predict calls
+        [
+            Embedder.of_spec(of.spec, of.layers, settings, weights=file.strip() or None, alone=True)
+            for of, file in zip(head.networks, files, strict=True)
+        ]
+    )
+
+
 def _predict(
     table: _Table,
-    images: str | Source,
+    images: str | Source | list[str],
     embedder: Callable[[], Embedder],
     say: Say,
     started: float,
 ) -> tuple[PredictSummary, _Images]:
     """Write the table; return how that went, and what an explanation reads."""
-    if isinstance(images, str) and is_cache(images):
-        cache = open_cache(images)
+    if caches := _caches_of(table.head, images):
+        cache = caches[0]
         _check_explained(table, len(cache))
-        table.groups.open(cache.columns, str(cache.path))
-        return _predict_rows(table, cache, started), _Images(_images_of(cache), embedder, cache)
+        table.open(cache.columns, str(cache.path))
+        return _predict_rows(table, caches, started), _Images(_images_of(cache), embedder, cache)
+    assert not isinstance(images, list)
     source = open_source(images) if isinstance(images, str) else images
     _check_explained(table, len(source))
-    table.groups.open(source.items.columns, source.location)
+    table.open(source.items.columns, source.location)
     opened = embedder()
     return _predict_images(table, source, opened, say, started), _Images(source, lambda: opened, None)
+
+
+def _caches_of(head: LoadedHead, images: str | Source | list[str]) -> list[Cache]:
+    """Return the caches that the images are, one for each network of the head; none where they are no caches.
+
+    Raises
+    ------
+    HeadError
+        Another number of caches.
+    """
+    if isinstance(images, str) and is_cache(images):
+        images = [images]
+    if not isinstance(images, list):
+        return []
+    for path in images:
+        if not is_cache(path):
+            raise HeadError(
+                f"expected one source of images, or caches, found {len(images)} and {path}: name one source"
+            )
+    if len(images) != len(head.networks):
+        raise HeadError(
+            f"expected {len(head.networks)} caches, one of each network of the head in the order of its fit, found "
+            f"{len(images)}: name as many, or images"
+        )
+    return [open_cache(path) for path in images]
 
 
 def _predict_images(table: _Table, source: Source, embedder: Embedder, say: Say, started: float) -> PredictSummary:
     """Predict images through the network."""
     engine = embedder.open_for(source, stop=table.stop, say=say)
     batches = (
-        ([source[row].key for row in batch.rows.tolist()], embeddings, reasons)
+        ([source[row].key for row in batch.rows.tolist()], table.beside(embeddings, batch.rows), reasons)
         for batch, embeddings, reasons in embedder.embed(source, np.arange(len(source)), stop=table.stop)
     )
     try:
@@ -226,7 +275,7 @@ def _predict_images(table: _Table, source: Source, embedder: Embedder, say: Say,
         embedder.close()
     where, seconds = f"{engine.name}, {engine.device}, {engine.precision}", time.perf_counter() - started
     left_out, groups = LeftOut.of(source.skipped), table.groups
-    remarks = (*table.trust.lines(), *groups.lines())
+    remarks = (*table.trust.lines(), *table.columns.lines(), *groups.lines())
     return PredictSummary(
         *(len(source), failed, stopped, seconds, where, table.head.task, text, left_out, remarks), groups.table
     )
@@ -251,9 +300,10 @@ class _Images:
     cache: Cache | None
 
 
-def _explaining(folder: str | os.PathLike[str] | None) -> ExplanationFolder | None:
+def _explaining(folder: str | os.PathLike[str] | None, head: LoadedHead) -> ExplanationFolder | None:
     if folder is None:
         return None
+    head.check_embeddings_alone("--explain")
     from pipeline.stages.explanation import ExplanationFolder  # few predictions are explained
 
     return ExplanationFolder(folder)
@@ -331,7 +381,7 @@ def _groups_of(head: LoadedHead, run_dir: str | os.PathLike[str], per: str | Non
     return _Groups(beside, Grouping.of(head, run_dir, per))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Table:
     """The table to write, and what takes part in it.
 
@@ -347,6 +397,8 @@ class _Table:
         The answers for groups.
     stop, progress
         As in `predict`.
+    columns : FurtherColumns
+        What stands beside the embeddings, once the images are known.
     """
 
     path: Path | None
@@ -356,41 +408,71 @@ class _Table:
     groups: _Groups
     stop: threading.Event
     progress: Progress
+    columns: FurtherColumns = field(default_factory=lambda: FurtherColumns(None, {}, ""))
+
+    def open(self, columns: Mapping[str, NDArray[Any]], where: str) -> None:
+        """Look for what the table needs among the columns of the images."""
+        self.columns = FurtherColumns(self.head.columns, columns, where)
+        self.groups.open(columns, where)
+
+    def beside(self, embeddings: NDArray[Any], rows: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return the features of some of the images from their embeddings."""
+        return self.columns.beside(embeddings, rows)
 
 
-def _predict_rows(table: _Table, cache: Cache, started: float) -> PredictSummary:
-    """Predict the rows of a cache from its embeddings.
+def _predict_rows(table: _Table, caches: list[Cache], started: float) -> PredictSummary:
+    """Predict the rows of a cache from its embeddings, and from those of further networks where the head takes them.
 
     Raises
     ------
     FingerprintError
         The head was fitted on other embeddings.
+    CacheError
+        The caches hold other images.
     """
-    head = table.head
-    found, wanted = (spec_of_layers(spec, head.layers) for spec in (cache.spec, head.spec))
-    check_same_numbers(found, wanted, where=str(cache.path), hint="extract with the network of the head")
-    failed, stopped, text = _write_table(table, _rows_of(cache, head, table.stop), len(cache))
-    seconds, where = time.perf_counter() - started, f"the rows of {cache.path}"
-    groups, remarks = table.groups, (*table.trust.lines(), *table.groups.lines())
+    head, cache = table.head, caches[0]
+    for network, its in zip(head.networks, caches, strict=True):
+        found, wanted = (spec_of_layers(spec, network.layers) for spec in (its.spec, network.spec))
+        check_same_numbers(found, wanted, where=str(its.path), hint="extract with the network of the head")
+    failed, stopped, text = _write_table(table, _rows_of(caches, table), len(cache))
+    seconds, where = time.perf_counter() - started, f"the rows of {', '.join(str(its.path) for its in caches)}"
+    groups = table.groups
+    remarks = (*table.trust.lines(), *table.columns.lines(), *groups.lines())
     return PredictSummary(
         *(len(cache), failed, stopped, seconds, where, head.task, text), remarks=remarks, groups=groups.table
     )
 
 
-def _rows_of(cache: Cache, head: LoadedHead, stop: threading.Event) -> Iterator[_Batch]:
-    """Yield the rows of a cache, with their embeddings or the reason why they have none; none after a stop."""
-    why, status = cache.reasons(), np.asarray(cache.status)
-    names = {int(kind): kind.name.lower().replace("_", " ") for kind in Status}
+def _rows_of(caches: list[Cache], table: _Table) -> Iterator[_Batch]:
+    """Yield the rows of the first cache, with their features or the reason why they have none; none after a stop."""
+    cache, *others = caches
+    orders = [np.arange(len(cache)), *(rows_of_same_images(cache, other) for other in others)]
+    reasons = [_reasons_of(its) for its in caches]
     for start in range(0, len(cache), _BLOCK_ROWS):
-        if stop.is_set():
+        if table.stop.is_set():
             return
         rows = np.arange(start, min(start + _BLOCK_ROWS, len(cache)))
-        embeddings = head.features({name: cache.layer(name)[rows].astype(np.float32) for name in head.layers})
-        reasons = [
-            "" if status[row] == Status.DONE else why.get(row, names.get(int(status[row]), "failed"))
+        parts = [
+            joined_layers(of.layers, {name: its.layer(name)[order[rows]].astype(np.float32) for name in of.layers})
+            for of, its, order in zip(table.head.networks, caches, orders, strict=True)
+        ]
+        embeddings = parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+        why = [
+            next(filter(None, (of(int(order[row])) for of, order in zip(reasons, orders, strict=True))), "")
             for row in rows.tolist()
         ]
-        yield cache.keys_of(rows).tolist(), embeddings, reasons_of(embeddings, reasons)
+        yield cache.keys_of(rows).tolist(), table.beside(embeddings, rows), reasons_of(embeddings, why)
+
+
+def _reasons_of(cache: Cache) -> Callable[[int], str]:
+    """Return a function from a row of a cache to why it has no embedding."""
+    why, status = cache.reasons(), np.asarray(cache.status)
+    names = {int(kind): kind.name.lower().replace("_", " ") for kind in Status}
+
+    def reason(row: int) -> str:
+        return "" if status[row] == Status.DONE else why.get(row, names.get(int(status[row]), "failed"))
+
+    return reason
 
 
 @contextlib.contextmanager

@@ -93,6 +93,7 @@ def _check_installed() -> None:
 def _load_classifier(run_dir: str | os.PathLike[str]) -> tuple[_Classifier, dict[str, Any]]:
     """Return the network with its head, and the metadata for the file."""
     head = load_head(run_dir)
+    head.check_embeddings_alone("ONNX")
     if head.model.kind != "linear" or head.task != "classification":
         raise PipelineError(
             f"expected a linear classifier in {run_dir}, found {head.head} ({head.task}): choose another run"

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save
 from pipeline.errors import HeadError
 from pipeline.evaluation.pooling import Pooling
 from pipeline.heads import LoadedHead, load_head, save_head
+from pipeline.heads.columns import CategoryColumn, ColumnEncoder, NumberColumn
 from pipeline.heads.model import HeadModel
 from pipeline.heads.saved import _pooling
 
@@ -67,6 +68,21 @@ def test_earlier_versions_refuse_only_heads_on_several_layers(tmp_path: Path) ->
         text = (tmp_path / "head").read_bytes()
         assert b'\\"format_version\\": %d' % version in text
         assert (b"layers" in text) == (version == 2)
+
+
+def test_a_head_with_columns_comes_back_whole_and_earlier_versions_refuse_it(tmp_path: Path) -> None:
+    site = CategoryColumn("site", ("a", "b"), False)
+    head = a_head(columns=ColumnEncoder((NumberColumn("age", 40.0, 10.0, False), site)))
+    save_head(tmp_path / "head.safetensors", head)
+    assert b'\\"format_version\\": 3' in (tmp_path / "head.safetensors").read_bytes()
+    loaded = load_head(tmp_path)
+    assert loaded.columns == head.columns
+    columns = {"site": np.array(["b", "c"]), "age": np.array(["30", ""])}
+    features = loaded.features({"penultimate": np.ones((2, 1))}, columns)
+    assert features.tolist() == [[1, -1, 0, 1], [1, 0, 0, 0]]
+    assert loaded.predict(features).shape == (2,)
+    with pytest.raises(HeadError, match=r"finetune: expected a head on embeddings alone, found one with .* age, site"):
+        loaded.check_embeddings_alone("finetune")
 
 
 def test_the_same_head_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -124,7 +140,16 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "no metadata": (bytes(save(GOOD)), "expected a head"),
     "another model's file": (bytes(save(GOOD, metadata={"head": "{}"})), "no head"),
     "doubled key": (raw('{"__metadata__":{"head":"{}"},"__metadata__":{"head":"{}"}}'), "occurs twice"),
-    "future": (file_of(GOOD, format_version=3), "version 1 or 2, found 3"),
+    "wide columns": (
+        file_of(
+            GOOD,
+            format_version=3,
+            columns=[{"kind": "category", "name": "s", "levels": ["a", "b", "c"], "gaps": False}],
+        ),
+        "fewer than 3 encoded columns, found 3",
+    ),
+    "networks": (file_of(GOOD, format_version=4, more=[{"layers": []}]), "layers, spec and fingerprint of each"),
+    "future": (file_of(GOOD, format_version=9), "version 1 or 2 or 3 or 4, found 9"),
     "layers that are no names": (file_of(GOOD, layers=[1]), "layers as a list of names"),
     "a layer twice": (file_of(GOOD, layer="a + a", layers=["a", "a"]), "each once"),
     "other layers": (file_of(GOOD, layers=["a", "b"]), "layers of 'penultimate'"),

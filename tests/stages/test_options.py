@@ -85,6 +85,7 @@ OTHER_VALUES: dict[str, dict[str, Any]] = {
     },
     "fit-head": {
         "head": "ridge", "estimator": "a:B", "set": {"k": 3}, "layer": "l", "layers": "a,b", "labels": "t.csv",
+        "features": "age,site",
         "target": "t", "task": "regression", "sweep": "full", "C": [0.5], "folds": 3, "scoring": "log_loss",
         "scaling": "standard", "balanced": True, "group_duplicates": 0.9, "shots": 4, "test_share": 0.5, "seed": 1,
         "device": "cpu", "report": False, "prompts": "p.csv", "start": "zero-shot", "weights": "w",

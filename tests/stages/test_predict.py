@@ -250,3 +250,35 @@ def test_images_of_a_group_get_one_answer(run_dir: Path, image_folder: Path, tmp
         predict(run_dir, str(tmp_path / "images.csv"), None, per="patent")
     with pytest.raises(PipelineError, match="there are none: name the images by a table"):
         predict(run_dir, str(image_folder), None, per="patient")
+
+
+def test_images_bring_the_columns_that_the_head_takes(run_dir: Path, image_folder: Path, tmp_path: Path) -> None:
+    cache = open_cache(run_dir.parent / "c.h5")
+    keys = cache.keys.tolist()
+    facts = pd.DataFrame({"key": keys, "age": [20 + i % 7 for i in range(24)], "site": ["a", "b"] * 12})
+    facts.to_csv(tmp_path / "facts.csv", index=False)
+    settings = FitSettings(
+        labels=str(tmp_path / "facts.csv"), features=("age", "site"), folds=2, report=False, Cs=(0.1,), replicates=50
+    )
+    fit_head(run_dir.parent / "c.h5", tmp_path / "run", settings)
+    head = load_head(tmp_path / "run")
+    columns = {"age": facts["age"].to_numpy(), "site": facts["site"].to_numpy(dtype=str)}
+    expected = head.predict_proba(head.features(cache.layers, columns))
+
+    images = facts.drop(columns="key").assign(path=[str(image_folder / key) for key in keys])
+    images.to_csv(tmp_path / "images.csv", index=False)
+    found = predict(tmp_path / "run", str(tmp_path / "images.csv"), None).to_pandas()
+    assert np.allclose(found[["p_ant", "p_bee", "p_cat"]].to_numpy(dtype=float), expected, atol=1e-4)
+
+    extract(str(tmp_path / "images.csv"), tmp_path / "new.h5", ExtractSettings(run=RunSettings(precision="float32")))
+    found = predict(tmp_path / "run", str(tmp_path / "new.h5"), None).to_pandas()
+    assert np.allclose(found[["p_ant", "p_bee", "p_cat"]].to_numpy(dtype=float), expected, atol=1e-4)
+
+    images.assign(site="c").to_csv(tmp_path / "other.csv", index=False)
+    other = predict(tmp_path / "run", str(tmp_path / "other.csv"), None)
+    assert "column 'site': 24 images have a value, or a gap, that no training image has" in other.headlines()
+    for given in (str(image_folder), str(run_dir.parent / "c.h5")):
+        with pytest.raises(PipelineError, match="expected the column 'age', which the head was fitted with"):
+            predict(tmp_path / "run", given, None)
+    with pytest.raises(PipelineError, match="--explain: expected a head on embeddings alone"):
+        predict(tmp_path / "run", str(tmp_path / "images.csv"), None, explain=tmp_path / "why")
