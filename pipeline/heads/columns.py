@@ -110,6 +110,10 @@ def _number(text: str) -> float | None:
     return number if np.isfinite(number) else None
 
 
+_LARGEST = 1e9
+"""Standard deviations from the mean; what lies further away would not fit into the features' float32."""
+
+
 @dataclass(frozen=True)
 class NumberColumn:
     """A column of numbers.
@@ -145,7 +149,8 @@ class NumberColumn:
     def encode(self, values: Floats) -> NDArray[np.float32]:
         """Return the encoded columns (N, 1 or 2)."""
         missing = np.isnan(values)
-        scaled = np.where(missing, 0.0, (values - self.mean) / self.scale)
+        with np.errstate(over="ignore"):
+            scaled = np.where(missing, 0.0, (values - self.mean) / self.scale).clip(-_LARGEST, _LARGEST)
         return np.stack([scaled, missing] if self.gaps else [scaled], axis=1).astype(np.float32)
 
     def unknown(self, values: Floats) -> NDArray[np.bool_]:
