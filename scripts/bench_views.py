@@ -2,7 +2,7 @@
 
     python scripts/bench_views.py sample FASHION IMAGES [--train 3000] [--test 2000]   # of make_images.py fashion-mnist
     python scripts/bench_views.py crops PHOTOGRAPHS IMAGES                             # a set of photographs, see below
-    python scripts/bench_views.py run IMAGES OUT [--rows 1000] [--seeds 3] [--backbone efficientnet_lite0]
+    python scripts/bench_views.py run IMAGES OUT [--rows 1000] [--seeds 3] [--backbone efficientnet_lite0] [--head H]
 
 ``crops`` makes a class of every photograph (at most 100, of a folder of any files): 12 crops of its left half to train
 on and 12 of its right half to test on, of random places, sizes and shapes. Every seed of ``run`` draws its own training
@@ -93,7 +93,7 @@ def draw(cache: pipeline.Cache, table: Path, rows: int, seed: int) -> None:
             lines.writerow([key, cache.label_names[labels[row]], split[row]])
 
 
-def run(images: Path, out: Path, rows: int, seeds: int, backbone: str) -> None:
+def run(images: Path, out: Path, rows: int, seeds: int, backbone: str, head: str) -> None:
     """Extract every kind of views, fit heads on it, and print what they reach."""
     out.mkdir(parents=True, exist_ok=True)
     caches = {}
@@ -109,7 +109,7 @@ def run(images: Path, out: Path, rows: int, seeds: int, backbone: str) -> None:
         found = {}
         for kind, cache in caches.items():
             folder = out / f"run-{kind or 'one'}-{seed}"
-            options = {"labels": str(table), "seed": seed, "report": False, "verbose": False}
+            options = {"labels": str(table), "seed": seed, "head": head, "report": False, "verbose": False}
             result = pipeline.fit_head(cache, folder, **options)
             found[kind] = folder
             figures = result.metrics["test"]
@@ -139,13 +139,14 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1000)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--backbone", default="efficientnet_lite0")
+    parser.add_argument("--head", default="logistic")
     asked = parser.parse_args()
     if asked.what == "sample":
         sample(asked.source, asked.target, {"train": asked.train, "test": asked.test})
     elif asked.what == "crops":
         crops(asked.source, asked.target)
     else:
-        run(asked.source, asked.target, asked.rows, asked.seeds, asked.backbone)
+        run(asked.source, asked.target, asked.rows, asked.seeds, asked.backbone, asked.head)
 
 
 if __name__ == "__main__":

@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import hashlib
 import re
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.sources.objects import OBJECT_STORES, is_plain, objects_of
-from pipeline.sources.retries import may_pass
+from pipeline.sources.retries import LEAST_ATTEMPT, may_pass
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -175,7 +176,7 @@ def fetch(fs: Any, protocol: str, wanted: Wanted, timeout: float) -> Answer:
     read = _READS.get(protocol)
     if read is None:
         return _any(fs, wanted, timeout)
-    objects = None
+    objects, started = None, time.monotonic()
     if protocol in OBJECT_STORES and wanted.size:
         bucket, key, named = fs.split_path(wanted.path)
         if not named and is_plain(key):
@@ -185,7 +186,8 @@ def fetch(fs: Any, protocol: str, wanted: Wanted, timeout: float) -> Answer:
             return Answer(*found)
 
     async def limited() -> Answer:
-        return await asyncio.wait_for(read(fs, wanted), timeout)  # ends the request; fsspec's time-out leaves it
+        left = timeout - (time.monotonic() - started)  # another client may have tried
+        return await asyncio.wait_for(read(fs, wanted), max(left, LEAST_ATTEMPT))  # fsspec's time-out leaves a request
 
     from fsspec.asyn import sync  # keeps fsspec out of local runs
 

@@ -27,6 +27,8 @@ READ_TIMEOUT = 45.0
 """Seconds for an image with all its repetitions; below the time limit of an image, which would end its worker."""
 ATTEMPTS_SHARE = 1 / 3
 """Of these seconds, for one attempt: a connection that hangs leaves time for others."""
+LEAST_ATTEMPT = 1.0
+"""Seconds for an attempt that begins when the time is nearly over."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds; each wait is twice as long as the one before."""
 
@@ -123,9 +125,9 @@ class Patience:
         Exception
             Any other error of the attempt, at once.
         """
-        waits, started, tried = self.waits(), time.monotonic(), 0
+        waits, started, tried, left = self.waits(), time.monotonic(), 0, self.timeout
         while True:
-            token = attempt_timeout.set(self.timeout * ATTEMPTS_SHARE)
+            token = attempt_timeout.set(min(self.timeout * ATTEMPTS_SHARE, max(left, LEAST_ATTEMPT)))
             try:
                 tried += 1
                 return attempt()
@@ -133,7 +135,8 @@ class Patience:
                 if not may_pass(error):
                     raise
                 wait = next(waits, None)
-                if wait is None or time.monotonic() - started + wait > self.timeout:
+                left = self.timeout - (time.monotonic() - started) - (wait or 0.0)
+                if wait is None or left < 0:
                     raise OutOfReach(errno.EAGAIN, f"{_reason(error)} (tried {tried} times)") from None
             finally:
                 attempt_timeout.reset(token)

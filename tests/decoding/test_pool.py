@@ -78,15 +78,15 @@ def test_a_crashing_image_is_tried_twice_and_no_more(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_an_image_that_crashes_when_read_ahead_is_the_one_that_is_blamed(tmp_path: Path) -> None:
-    """On slow storage eight images are being read at once when one of them ends the process."""
+    """On slow storage many images are being read at once when one of them ends the process."""
     log = tmp_path / "log"
     bad = {20: "crash", 21: "exit", 40: "raise", 46: "abort"}
     found = run(pool_of(log), [bad.get(i, f"slow {i}") for i in range(64)])
     assert {row for row, (code, _) in found.items() if code == Status.DECODER_CRASHED} == {20, 21, 46}
     assert {row for row, (code, _) in found.items() if code != Status.DONE} == set(bad)
     tries = Counter(log.read_text().splitlines())
-    assert tries["abort"] <= 3  # once beside others, twice alone
-    assert max(tries.values()) <= 4  # 20 and 21 were beside each other, too
+    # All three may have been read beside each other: once for each of them, and twice alone.
+    assert max(tries.values()) <= 5
 
 
 def test_workers_say_once_why_they_are_slower(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

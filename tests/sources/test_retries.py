@@ -18,7 +18,7 @@ from pipeline.cache import open_cache
 from pipeline.core.items import OutOfReach, Status
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
-from pipeline.sources.retries import Patience, PatientReader, has_expired, may_pass
+from pipeline.sources.retries import Patience, PatientReader, attempt_timeout, has_expired, may_pass
 from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
@@ -147,6 +147,21 @@ def test_the_time_for_all_attempts_is_limited(no_waits: list[float], monkeypatch
     monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
     with pytest.raises(OutOfReach, match="tried 3 times"):
         PatientReader(failing([Answer(status=503)] * 9), Patience(retries=8, timeout=45))("x")
+
+
+def test_a_late_attempt_ends_with_the_time_for_all(no_waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the image would be taken for one that hangs, which no later run tries again."""
+    clock, limits = iter([0.0, 20.0, 39.0, 45.0]), list[float]()
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+
+    def attempt() -> None:
+        limits.append(attempt_timeout.get())
+        raise TimeoutError
+
+    with pytest.raises(OutOfReach):
+        Patience(retries=3, timeout=45.0).call(attempt)
+    assert limits[:2] == [15.0, 15.0]
+    assert limits[2] == 6.0 - no_waits[1]
 
 
 def test_a_patient_reader_travels_to_workers() -> None:

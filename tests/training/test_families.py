@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 RUN = RunSettings(engine="torch", precision="float32", workers=1)
 TRAIN = TrainSettings(epochs=1, batch_size=16, precision="float32", device="cpu", lr=3e-3)
 
+SETTINGS = FinetuneSettings(train=TRAIN, run=RUN, replicates=50, mix="none")  # a mix may be the start itself
+
 
 @pytest.fixture(autouse=True)
 def own_cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -77,7 +79,7 @@ def test_a_tuned_network_is_built_again_with_the_numbers_that_were_measured(
     extract(str(images), tmp_path / "c.h5", ExtractSettings(backbone=name, run=RUN))
     fit_head(tmp_path / "c.h5", tmp_path / "run", FitSettings(Cs=(1.0,), learning_curve=False, report=False, folds=2))
     tuned = tmp_path / "tuned"
-    finetune(tmp_path / "c.h5", tmp_path / "run", tuned, FinetuneSettings(train=TRAIN, run=RUN, replicates=50))
+    finetune(tmp_path / "c.h5", tmp_path / "run", tuned, SETTINGS)
     extract(str(images), tmp_path / "tuned.h5", ExtractSettings(weights=str(tuned), run=RUN))
     before, cache, head = open_cache(tmp_path / "c.h5"), open_cache(tmp_path / "tuned.h5"), load_head(tuned)
     assert cache.fingerprint == head.fingerprint != before.fingerprint
