@@ -4,14 +4,13 @@
 
 A small server on the loopback interface answers every request for an object of S3, Google Cloud Storage, Azure or HTTP
 with its bytes and the headers of a version, so that what is measured is the client. Reads are those of
-`pipeline.sources.clients` from so many threads, and obstore's own with the same range and condition. obstore is no
-dependency: pip install obstore.
+`pipeline.sources.clients` from so many threads, and obstore's own with the same range and condition.
+obstore belongs to the extras s3 and azure.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import base64
 import json
 import multiprocessing
@@ -21,13 +20,13 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+from loopback import RequestServer, serve
 from slow_line import slow_line
 
 from pipeline.sources.clients import Wanted, fetch
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from multiprocessing.connection import Connection
 
 TAG = "0123456789abcdef"
 SIZE = 100_000
@@ -35,23 +34,16 @@ GCS_EMPTY = ("client_email", "private_key", "private_key_id")
 KEY = base64.b64encode(b"key").decode()
 
 
-class ObjectServer(asyncio.Protocol):
+class ObjectServer(RequestServer):
     """Answers every GET and HEAD with a piece of the same object; nothing is checked."""
 
     def __init__(self) -> None:
-        self._received, self._data = b"", os.urandom(SIZE)
+        super().__init__()
+        self._data = os.urandom(SIZE)
 
-    def connection_made(self, transport: Any) -> None:
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        self._received += data
-        while b"\r\n\r\n" in self._received:
-            head, _, self._received = self._received.partition(b"\r\n\r\n")
-            self._transport.write(self._answer(head.decode().lower()))
-
-    def _answer(self, request: str) -> bytes:
-        lines = request.split("\r\n")
+    def answer(self, request: str) -> bytes:
+        """Return the piece, with the headers of all stores."""
+        lines = request.lower().split("\r\n")
         fields = dict(line.split(": ", 1) for line in lines[1:])
         asked = fields.get("range") or fields.get("x-ms-range") or f"bytes=0-{SIZE - 1}"
         start, stop = (int(part) for part in asked.removeprefix("bytes=").split("-"))
@@ -63,15 +55,6 @@ class ObjectServer(asyncio.Protocol):
             "x-ms-blob-type: BlockBlob\r\nAccept-Ranges: bytes\r\n\r\n"
         )
         return head.encode() + (b"" if lines[0].startswith("head") else part)
-
-
-def _serve(answer: Connection) -> None:
-    async def run() -> None:
-        server = await asyncio.get_running_loop().create_server(ObjectServer, "127.0.0.1", 0)
-        answer.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(run())
 
 
 def _fsspec(protocol: str, address: str) -> Callable[[int], int]:
@@ -116,7 +99,7 @@ def main() -> None:
     parser.add_argument("--together", type=int, default=64)
     options = parser.parse_args()
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(sender,), daemon=True)
+    server = multiprocessing.get_context("spawn").Process(target=serve, args=(ObjectServer, sender), daemon=True)
     server.start()
     port = receiver.recv()
     sizes = [random.Random(0).randint(30_000, SIZE) for _ in range(options.reads)]

@@ -10,43 +10,31 @@ of all its processes together, in which shared pages count several times.
 from __future__ import annotations
 
 import argparse
-import asyncio
 import multiprocessing
 import os
 import time
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
+from loopback import RequestServer, serve
 from million import write_shards
 from trivial_network import trivial_network
 
 from pipeline.embedding.settings import RunSettings
 from pipeline.stages.extract import ExtractSettings, extract
 
-if TYPE_CHECKING:
-    from multiprocessing.connection import Connection
-
 SHARDS = 10
 
 
-class FileServer(asyncio.Protocol):
-    """HTTP/1.1 for the files of a folder, with ranges and connections that stay open."""
+class FileServer(RequestServer):
+    """Answers with the files of a folder, or ranges of them."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder, self._received = folder, b""
+        super().__init__()
+        self._folder = folder
 
-    def connection_made(self, transport: Any) -> None:
-        """Keep the connection."""
-        self._transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        """Answer the requests that are complete; none has a body."""
-        self._received += data
-        while b"\r\n\r\n" in self._received:
-            head, _, self._received = self._received.partition(b"\r\n\r\n")
-            self._transport.write(self._answer(head.decode()))
-
-    def _answer(self, request: str) -> bytes:
+    def answer(self, request: str) -> bytes:
+        """Return a file or a part of it."""
         lines = request.split("\r\n")
         method, name, _ = lines[0].split(" ")
         fields = {key.lower(): value.strip() for key, _, value in (line.partition(":") for line in lines[1:])}
@@ -69,17 +57,6 @@ class FileServer(asyncio.Protocol):
             return answer.encode() + (b"" if method == "HEAD" else os.pread(data, stop - start, start))
         finally:
             os.close(data)
-
-
-def serve(folder: Path, port: Connection) -> None:
-    """Serve a folder, and send the number of the port."""
-
-    async def run() -> None:
-        server = await asyncio.get_running_loop().create_server(lambda: FileServer(folder), "127.0.0.1", 0)
-        port.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(run())
 
 
 def memory_mib(leave_out: int) -> tuple[float, float]:
@@ -108,7 +85,9 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     write_shards(folder, options.images, SHARDS, 16)
     receiver, sender = multiprocessing.Pipe(duplex=False)
-    server = multiprocessing.get_context("spawn").Process(target=serve, args=(folder, sender), daemon=True)
+    server = multiprocessing.get_context("spawn").Process(
+        target=serve, args=(partial(FileServer, folder), sender), daemon=True
+    )
     server.start()
     address = f"http://127.0.0.1:{receiver.recv()}/shard-{{000..{SHARDS - 1:03d}}}.tar"
     started, due = time.perf_counter(), 0
