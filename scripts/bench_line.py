@@ -55,7 +55,7 @@ GOOGLE = "/storage/v1/b/"
 class StoreServer(FileServer):
     """The files of a folder, as objects of a bucket that is a folder in it; only what clients ask for here."""
 
-    def _answer(self, request: str) -> bytes:
+    def answer(self, request: str) -> bytes:
         line, _, rest = request.partition("\r\n")
         method, target, version = line.split(" ")
         url = urlsplit(target)
@@ -67,7 +67,7 @@ class StoreServer(FileServer):
             return self._list(path.strip("/"), query)
         if not (self._folder / path.lstrip("/")).is_file():
             return MISSING
-        answer = super()._answer(f"{method} {path} {version}\r\n{rest.replace('x-ms-range', 'Range')}")
+        answer = super().answer(f"{method} {path} {version}\r\n{rest.replace('x-ms-range', 'Range')}")
         more = f"Last-Modified: {WHEN_HTTP}\r\nx-ms-blob-type: BlockBlob\r\nx-goog-generation: 1\r\n"
         return answer.replace(b"Accept-Ranges", more.encode() + b"Accept-Ranges", 1)
 
@@ -89,7 +89,7 @@ class StoreServer(FileServer):
             if not path.is_file():
                 return MISSING
             return _whole(json.dumps(about(name, path.stat().st_size)), "application/json")
-        return self._answer(request)
+        return self.answer(request)
 
     def _list(self, bucket: str, query: dict[str, list[str]]) -> bytes:
         files = self._files(bucket, query)
