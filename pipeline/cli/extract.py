@@ -9,6 +9,7 @@ import click
 from pipeline.cli.base import EXIT_SOME_FAILED, announce, cli, progress_line, say
 from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
+from pipeline.core.text import counted
 from pipeline.stages.options import EXTRACT, add_options
 
 
@@ -39,7 +40,7 @@ def extract(images: str, output: str, **options: Any) -> None:
             summary = extract_images(images, output, callbacks=Callbacks(stop, say, line), **options)
         say("\n".join(summary.headlines()))
     if summary.failed:
-        say(f"{summary.failed} images failed: 'pipeline info --failed {summary.path}' lists them")
+        say(f"{counted(summary.failed, 'image')} failed: 'pipeline info --failed {summary.path}' lists them")
     if summary.failed or summary.left_out.lost:
         click.get_current_context().exit(EXIT_SOME_FAILED)
 

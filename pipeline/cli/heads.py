@@ -9,6 +9,7 @@ import click
 from pipeline.cli.base import EXIT_SOME_FAILED, announce, cli, progress_line, say
 from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
+from pipeline.core.text import counted
 from pipeline.stages.options import FIT_HEAD, PREDICT, add_options
 
 
@@ -75,6 +76,6 @@ def predict(run_dir: str, images: tuple[str, ...], output: str, **options: Any) 
             summary = predict_images(run_dir, given, output, callbacks=Callbacks(stop, say, line), **options)
         say("\n".join(summary.headlines()))
     if summary.failed:
-        say(f"{summary.failed} images failed: the column 'error' holds the reasons")
+        say(f"{counted(summary.failed, 'image')} failed: the column 'error' holds the reasons")
     if summary.failed or summary.left_out.lost:
         click.get_current_context().exit(EXIT_SOME_FAILED)

@@ -132,7 +132,8 @@ def _views(fitted: int, held: int) -> dict[str, Any]:
     else:
         text = (
             "Not measured: the cache holds one view of every image; extract --views flip adds its mirror image, in "
-            "twice the time of the network."
+            "twice the time of the network. It can help where a mirrored image stays in its class, as of clothes, and "
+            "not where it does not, as of letters and digits."
         )
     return _advice("more views", text, fitted=fitted, held=held)
 

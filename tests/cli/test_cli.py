@@ -54,7 +54,7 @@ def test_some_failed_is_exit_code_3(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "images" / "notes.txt").write_text("x")
     done = pipeline("extract", tmp_path / "images", "-o", tmp_path / "c.h5", "--precision", "float32")
     assert done.returncode == 3, done.stderr
-    assert "1 images failed" in done.stderr
+    assert "1 image failed" in done.stderr
     assert "left out: 1 not an image (such as notes.txt)" in done.stderr
     listed = run_command("info", "--failed", tmp_path / "c.h5")
     assert listed.stdout.startswith("00.png\tcorrupt: ")

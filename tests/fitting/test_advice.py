@@ -83,6 +83,12 @@ def test_views_that_were_not_compared_have_the_reason(views: tuple[int, int], sa
     assert says in advised(rows_of(50), results(), views=views)["more views"]["text"]
 
 
+def test_a_mirror_image_is_advised_only_for_classes_that_stay_themselves_in_a_mirror() -> None:
+    text = advised(rows_of(50), results())["more views"]["text"]
+    assert "where a mirrored image stays in its class" in text
+    assert "letters and digits" in text
+
+
 @pytest.mark.parametrize(
     ("count", "accuracy", "linear", "says"),
     [
