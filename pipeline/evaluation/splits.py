@@ -93,7 +93,8 @@ def hold_out(
     groups : array-like of shape (N,), optional
         Rows of one group stay together.
     every_class : bool
-        Whether every class has to be on the training side. A class of a single row or group then stays there.
+        Whether every class has to be on the training side. A class of a single row or group then stays there; else
+        such rows are held out in their share of all of them.
 
     Returns
     -------
@@ -105,24 +106,31 @@ def hold_out(
     HeadError
         Where that leaves nothing to hold out.
     """
+    if len(y) < 2:
+        raise HeadError(f"a hold-out needs at least 2 rows, found {len(y)}: add images")
     if not 0.0 < share < 1.0:
         raise HeadError(f"the share held out for the test must lie between 0 and 1, got {share}")
     if groups is None:
-        held = _held_rows(y, share, seed)
+        held = _held_rows(y, share, seed, every_class=every_class)
     else:
         held = _held_groups(y, groups, share, seed, every_class=every_class)
     return np.where(held, "test", "train").astype("<U5")
 
 
-def _held_rows(y: NDArray[np.integer], share: float, seed: int) -> NDArray[np.bool_]:
+def _held_rows(y: NDArray[np.integer], share: float, seed: int, *, every_class: bool) -> NDArray[np.bool_]:
     """Hold out a share of the rows of every class."""
     rng = np.random.default_rng(seed)
     held = np.zeros(len(y), dtype=np.bool_)
+    alone = []
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
         # A class of one row is kept for training; a class of two gives one to the test.
         count = min(max(round(share * len(rows)), 1), len(rows) - 1)
         held[rows[:count]] = True
+        alone += rows.tolist() if len(rows) == 1 else []
+    if not every_class and alone:
+        count = max(int(share * len(alone)), 0 if held.any() else 1)
+        held[rng.permutation(alone)[: min(count, len(y) - int(held.sum()) - 1)]] = True
     return held
 
 

@@ -54,8 +54,8 @@ class Task(ABC):
     measure_is_cost: ClassVar[bool] = False
 
     @abstractmethod
-    def strata(self, y: NDArray[Any]) -> NDArray[np.int64]:
-        """Return what a hold-out keeps in its shares (N,)."""
+    def strata(self, y: NDArray[Any], held: float | None = None) -> NDArray[np.int64]:
+        """Return what a hold-out keeps in its shares (N,); of ``held`` rows in all, where their number is known."""
 
     def temperature(self, scores: Floats, y: NDArray[Any], *, log_probabilities: bool) -> float:
         """Return the temperature of out-of-fold scores (N, K)."""
@@ -123,7 +123,7 @@ class Classification(Task):
     score, score_name = "accuracy", "accuracy"
     measure_name = "accuracy"
 
-    def strata(self, y: NDArray[Any]) -> NDArray[np.int64]:
+    def strata(self, y: NDArray[Any], held: float | None = None) -> NDArray[np.int64]:
         """Return the classes."""
         return np.asarray(y, dtype=np.int64)
 
@@ -180,7 +180,7 @@ class Multilabel(Task):
     score, score_name = "mean_average_precision", "mean average precision"
     measure_name = "subset accuracy"
 
-    def strata(self, y: NDArray[Any]) -> NDArray[np.int64]:
+    def strata(self, y: NDArray[Any], held: float | None = None) -> NDArray[np.int64]:
         """Return each row's rarest label."""
         rarity = np.where(y, y.sum(axis=0), len(y) + 1)
         return np.asarray(np.where(y.any(axis=1), rarity.argmin(axis=1), y.shape[1]), dtype=np.int64)
@@ -248,9 +248,10 @@ class Regression(Task):
     measure_name = "MAE"
     measure_is_cost = True
 
-    def strata(self, y: NDArray[Any]) -> NDArray[np.int64]:
-        """Return tenths of the range."""
-        edges = np.unique(np.quantile(y, np.linspace(0, 1, _STRATA + 1)[1:-1]))
+    def strata(self, y: NDArray[Any], held: float | None = None) -> NDArray[np.int64]:
+        """Return tenths of the range, or fewer parts: each has a row to hold out, and one that is not."""
+        parts = _STRATA if held is None else int(np.clip(min(round(held), len(y) - round(held)), 1, _STRATA))
+        edges = np.unique(np.quantile(y, np.linspace(0, 1, parts + 1)[1:-1]))
         return np.asarray(np.searchsorted(edges, y, side="right"), dtype=np.int64)
 
     def measure(self, y: NDArray[Any], predictions: Floats, names: tuple[str, ...], **bootstrap: Any) -> dict[str, Any]:

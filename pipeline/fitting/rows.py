@@ -163,7 +163,7 @@ def select_rows(
 
 def _with_hold_out(rows: Rows, settings: FitSettings) -> Rows:
     held = splits.hold_out(
-        TASKS[rows.task].strata(rows.y),
+        TASKS[rows.task].strata(rows.y, settings.test_share * len(rows.y)),
         share=settings.test_share,
         seed=settings.seed,
         groups=rows.groups,

@@ -3,10 +3,13 @@ from __future__ import annotations
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipeline.errors import HeadError
 from pipeline.evaluation.splits import ALWAYS_TRAINS, fold_count, fold_numbers, hold_out
+from pipeline.evaluation.tasks import TASKS
 
 CLASSES = st.lists(st.integers(0, 5), min_size=4, max_size=60).map(np.asarray)
 
@@ -43,3 +46,30 @@ def test_a_class_of_one_group_stays_in_training(y: np.ndarray, seed: int) -> Non
     split = hold_out(y, share=0.3, seed=seed, groups=groups)
     assert set(y[split == "train"]) == set(y)
     assert split[-1] == split[0] == "train"
+
+
+@pytest.mark.parametrize("share", [0.1, 0.2, 0.5, 0.9])
+@pytest.mark.parametrize("count", [2, 3, 4, 5, 9, 10, 11, 19, 20, 30, 50, 60])
+def test_a_hold_out_of_numbers_has_its_share_of_few_rows(count: int, share: float) -> None:
+    y = np.random.default_rng(count).normal(size=count)
+    split = hold_out(TASKS["regression"].strata(y, share * count), share=share, seed=0, every_class=False)
+    held = (split == "test").sum()
+    assert 1 <= held < count
+    assert abs(held - share * count) <= max(2, count / 6)  # every part of the range rounds its rows
+    # The hold-out spans the range where it has rows for both halves of it.
+    if held >= 4:
+        assert 0 < (y[split == "test"] > np.median(y)).sum() < held
+
+
+def test_rows_with_a_label_of_their_own_are_held_out_too() -> None:
+    own = np.hstack([np.eye(40, dtype=bool), np.arange(40)[:, None] % 2 == 0])  # such as the name of each image
+    split = hold_out(TASKS["multilabel"].strata(own), share=0.2, seed=0, every_class=False)
+    assert (split == "test").sum() == 8
+    few = np.where(np.arange(50) < 3, np.arange(50) + 1, 0)  # a long tail of three rows changes nothing
+    split = hold_out(few, share=0.2, seed=0, every_class=False)
+    assert set(np.flatnonzero(split == "test")) <= set(range(3, 50))
+
+
+def test_a_single_row_has_no_hold_out() -> None:
+    with pytest.raises(HeadError, match="at least 2 rows, found 1"):
+        hold_out(np.zeros(1, dtype=int), share=0.2, seed=0, every_class=False)
