@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.text import counted
 from pipeline.errors import HeadError, first_line, near_names
 from pipeline.evaluation.calibration import softmax
-from pipeline.evaluation.choice import hits
 from pipeline.evaluation.splits import fold_numbers
 from pipeline.heads.fit import FittedHead, explained, scaled, with_params
 from pipeline.heads.model import HeadModel, two_columns
@@ -51,7 +51,7 @@ class EstimatorModel(HeadModel):
     def _scores(self, X: NDArray[Any]) -> Scores:
         estimator = self.notes["estimator"]
         with explained(estimator):
-            return scores_of(estimator, X, self.link, self.outputs, self.notes["method"])
+            return _finite(scores_of(estimator, X, self.link, self.outputs, self.notes["method"]))
 
 
 METHODS = ("decision_function", "predict_proba", "predict")
@@ -131,10 +131,30 @@ def scoring_method(estimator: Any, X: NDArray[Any], link: str, outputs: int) -> 
             scores = scores_of(estimator, X, link, outputs, method)
         except (ValueError, IndexError):
             continue
-        agree = hits(scores, predicted.astype(np.int64)) if link == "softmax" else (scores > 0) == (predicted > 0)
+        agree = _is_best(scores, predicted.astype(np.int64)) if link == "softmax" else (scores > 0) == (predicted > 0)
         if agree.mean() >= _LEAST_AGREEMENT:
             return method
     return "predict"
+
+
+def _finite(scores: Scores) -> Scores:
+    """Refuse scores (N, K) from which no prediction follows, though the estimator names a class.
+
+    Raises
+    ------
+    ValueError
+        Some are not finite.
+    """
+    without = int((~np.isfinite(scores).all(axis=1)).sum())
+    if without:
+        raise ValueError(f"its scores of {without} of {counted(len(scores), 'row')} are not finite")
+    return scores
+
+
+def _is_best(scores: Scores, predicted: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return whether no score of a row (N, K) is above that of its predicted class: among ties either may be it."""
+    at_predicted = scores[np.arange(len(predicted)), predicted]
+    return np.asarray((at_predicted >= scores.max(axis=1)) & np.isfinite(scores).all(axis=1))
 
 
 def gives_log_probabilities(estimator: Any, method: str, scores: Scores, X: NDArray[Any], link: str) -> bool:
@@ -283,7 +303,7 @@ def _out_of_fold(
         if not out.any() or not kind.possible(y[~out]):
             continue
         part = _fit_with_groups(clone(pinned), X[~out], y[~out], None if groups is None else groups[~out])
-        scores[out] = scores_of(part, X[out], kind.link, kind.outputs, method)
+        scores[out] = _finite(scores_of(part, X[out], kind.link, kind.outputs, method))
     return scores
 
 
@@ -317,7 +337,7 @@ def fit_estimator(
         pinned = _pinned(fitted)
         scores = None
         if options.calibrate and kind.link != "identity":
-            scores = getattr(fitted, "oof_scores_", None)
+            scores = getattr(fitted, "oof_scores_", None) if method != "predict" else None
             if scores is None:
                 scores = _out_of_fold(pinned, X, y, groups, options, kind, method)
     if method == "predict" and kind.link == "softmax":

@@ -102,6 +102,43 @@ def test_an_estimator_without_scores_serves_too() -> None:
     np.testing.assert_array_equal(fitted.model.scores(X).argmax(axis=1), X[:, 3] > 0)
 
 
+@pytest.mark.parametrize("name", ["sklearn.dummy:DummyClassifier", "sklearn.tree:DecisionTreeClassifier"])
+def test_probabilities_that_tie_are_taken_for_what_they_are(name: str) -> None:
+    X, y = np.ones((24, 3), dtype=np.float32), np.arange(24) % 2
+    fitted = estimator_by_name(name, "classification")(X, y, None, FitOptions(folds=3))
+    assert fitted.chosen["scores"] == "predict_proba"
+    assert not fitted.warnings
+    np.testing.assert_allclose(fitted.model.predict_proba(X), 0.5)
+
+
+@pytest.mark.parametrize("head", ["ridge", "lda", "centroid", "knn", "svm"])
+def test_heads_that_cannot_tell_the_classes_apart_keep_their_scores(head: str) -> None:
+    X, y = np.ones((24, 3), dtype=np.float32), np.arange(24) % 2
+    fitted = find_head(head)(X, y, None, FitOptions(folds=3))
+    assert fitted.model.kind != "estimator"
+    np.testing.assert_allclose(fitted.model.predict_proba(X), 0.5, atol=1e-6)
+
+
+class BlindBeyondTheTrainingRows(OnlyPredicts):
+    """A classifier whose probabilities are NaN where a row is far from all it knows, as of a narrow kernel."""
+
+    def predict_proba(self, X: Any) -> Any:
+        share = np.where(np.abs(X[:, :1]) > 100, np.nan, X[:, :1] > 0)
+        return np.hstack([1 - share, share])
+
+
+def test_scores_that_are_not_finite_are_refused() -> None:
+    X, y = blobs(60, n_classes=2)
+    X[7, 0] = 1000.0  # a row that no fold but its own knows
+    fit = estimator_by_name(f"{__name__}:BlindBeyondTheTrainingRows", "classification")
+    with pytest.raises(HeadError, match=r"BlindBeyond.*its scores of 1 of \d+ rows are not finite"):
+        fit(X, y, None, FitOptions(folds=2))
+    model = fit(X, y, None, FitOptions(folds=2, calibrate=False)).model
+    with pytest.raises(HeadError, match="its scores of 1 of 60 rows are not finite"):
+        model.scores(X)
+    assert np.isfinite(model.scores(X[:7])).all()
+
+
 def nested() -> Any:
     from sklearn.ensemble import BaggingClassifier
     from sklearn.linear_model import LogisticRegression
