@@ -94,5 +94,6 @@ def side_by_side(embeddings: Any, networks: Sequence[FurtherNetwork], train: NDA
     train : ndarray of int
         Training rows of the cache.
     """
-    arrays = [embeddings, *(network.embeddings for network in networks)]
+    first = embeddings.parts[0] if isinstance(embeddings, Blocks) else [embeddings]
+    arrays = [*first, *(network.embeddings for network in networks)]
     return Blocks(arrays, [block_scale(read_rows(array, train)) for array in arrays])

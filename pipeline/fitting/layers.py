@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.callbacks import ignore
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.views import layer_of_view, of_first_view, parts_of, views_of, views_of_spec
 from pipeline.errors import HeadError
@@ -21,7 +22,7 @@ from pipeline.evaluation.tasks import TASKS
 from pipeline.fitting.columns import ColumnBlocks
 from pipeline.fitting.measure import fitted_temperature
 from pipeline.fitting.rows import read_rows
-from pipeline.heads.blocks import Blocks, SideBySide, block_scale
+from pipeline.heads.blocks import LEAST_DEVIATION, Blocks, SideBySide, block_scale, deviation
 from pipeline.heads.registry import STREAMED
 
 if TYPE_CHECKING:
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
 
 ALL = "all"
 """What ``--layers`` takes for all layers of the cache."""
+
+_UNIT_ROWS = 1024
+"""Training rows that show, at least, how much a layer varies."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +80,7 @@ class LayerChoice:
 
     @property
     def scale(self) -> Floats | None:
-        """The scale of every feature (D,); None of a single layer, which is taken as it is."""
+        """The scale of every feature (D,); None of a single layer that is taken as it is."""
         return self.embeddings.scale if isinstance(self.embeddings, Blocks) else None
 
 
@@ -145,6 +149,25 @@ def layer_of_duplicates(cache: Cache, settings: FitSettings) -> NDArray[Any]:
     return cache.layer(list(layers_to_fit(cache, settings))[-1])
 
 
+def in_usual_units(embeddings: Any, rows: Rows, settings: FitSettings, note: Callable[[str], None] = ignore) -> Any:
+    """Return a layer (rows of the cache, D) as it is or, where its values hardly vary, divided by their deviation.
+
+    Values such as shares of a thousand classes take penalties far beyond those that heads try. Settings of the user
+    count in units of the layer, and an estimator takes it as it is.
+    """
+    by_user = settings.estimator or settings.params or not isinstance(settings.Cs, str) or settings.prompts
+    if by_user or settings.scaling != "none" or settings.head in STREAMED or isinstance(embeddings, SideBySide):
+        return embeddings
+    train = rows.index[rows.of("train")]
+    found = deviation(read_rows(embeddings, train[:: max(len(train) // _UNIT_ROWS, 1)]))
+    if found >= LEAST_DEVIATION:
+        return embeddings
+    note(
+        f"the features vary by {found:.1g} (root mean square), and are divided by that before the fit, as C counts them"
+    )
+    return Blocks([embeddings], [found])
+
+
 def fit_best_layers(
     layers: Mapping[str, NDArray[Any]], rows: Rows, settings: FitSettings, fit: Callable[[Any], FittedHead]
 ) -> LayerChoice:
@@ -173,7 +196,7 @@ def fit_best_layers(
 
     def side_by_side(names: tuple[str, ...]) -> Any:
         if len(names) == 1:
-            return layers[names[0]]
+            return in_usual_units(layers[names[0]], rows, settings)
         return Blocks([layers[name] for name in names], [scale[name] for name in names])
 
     tried: list[Candidate] = []

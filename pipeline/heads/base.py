@@ -5,6 +5,7 @@ Axes: N rows, D features, K classes.
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pipeline.evaluation.calibration import softmax
+from pipeline.heads.fit import MANY_CLASSES
 from pipeline.heads.model import linear_scores
 
 if TYPE_CHECKING:
@@ -52,7 +54,9 @@ class ClassHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
     def _validate(self, X: ArrayLike, y: ArrayLike) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """Check X and y with scikit-learn's own checks; return the data and the classes as 0 … K−1."""
         data, target = validate_data(self, X, y, dtype=np.float32, order="C")
-        check_classification_targets(target)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", MANY_CLASSES, UserWarning)
+            check_classification_targets(target)
         return np.asarray(data), self._codes(target)
 
     def _codes(self, target: NDArray[Any]) -> NDArray[np.int64]:

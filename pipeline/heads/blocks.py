@@ -47,6 +47,21 @@ def block_scale(X: NDArray[np.floating]) -> float:
     return variance**0.5 if variance > 0 else 1.0
 
 
+LEAST_DEVIATION = 1e-3
+"""Standard deviation of features (root mean square) below which penalties of usual sizes hold every weight near 0."""
+
+
+def deviation(X: NDArray[np.floating]) -> float:
+    """Return the standard deviation of features (N, D), root mean square; 1 where the rows do not vary.
+
+    Examples
+    --------
+    >>> deviation(np.array([[0.0, 1e-4], [2e-4, 1e-4]])) < LEAST_DEVIATION
+    True
+    """
+    return block_scale(X) / X.shape[1] ** 0.5 if np.ptp(X, axis=0).any() else 1.0
+
+
 class SideBySide:
     """Arrays side by side; rows are read when they are asked for.
 

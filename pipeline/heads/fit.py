@@ -27,6 +27,10 @@ if TYPE_CHECKING:
     """
 
 
+MANY_CLASSES = "The number of unique classes is greater than 50% of the number of samples"
+"""How scikit-learn's warning begins that classes of one or two rows may be numbers; here the task is settled."""
+
+
 @dataclass(frozen=True)
 class FitOptions:
     """Options of a fit; a head uses those that apply to it.

@@ -427,12 +427,13 @@ class LogisticSweep(_Logistic):
 
     def _summary(self, c: float, points: list[PathPoint]) -> dict[str, Any]:
         together = _joined(points)
+        measured = [p.held_out for p in points if len(p.held_out.hits)]  # large groups may leave a fold without rows
         return {
             "C": float(c),
             "accuracy": together.accuracy,
             "log_loss": together.log_loss,
-            "accuracy_folds": [p.held_out.accuracy for p in points],
-            "log_loss_folds": [p.held_out.log_loss for p in points],
+            "accuracy_folds": [fold.accuracy for fold in measured],
+            "log_loss_folds": [fold.log_loss for fold in measured],
             "converged": all(p.converged for p in points),
             "gap_estimate": max(min(p.gap_estimate, p.gap_bound) for p in points),
             "gradient_norm": max(p.gradient_norm for p in points),
@@ -585,11 +586,11 @@ def fit_logistic(
         HeadModel("linear", {"coef": coef, "intercept": intercept}, "softmax", len(intercept)),
         oof_scores=estimator.oof_scores_,
         chosen={
-            "C": estimator.C_,
+            "C": float(estimator.C_),
             "converged": bool(estimator.converged_),
-            "gap_estimate": estimator.gap_estimate_,
-            "gradient_norm": estimator.gradient_norm_,
-            "objective": estimator.objective_,
+            "gap_estimate": float(estimator.gap_estimate_),
+            "gradient_norm": float(estimator.gradient_norm_),
+            "objective": float(estimator.objective_),
             "folds": estimator.n_folds_,
         },
         sweep=estimator.sweep_,

@@ -17,7 +17,7 @@ from pipeline.core.text import counted
 from pipeline.errors import HeadError, first_line, near_names
 from pipeline.evaluation.calibration import softmax
 from pipeline.evaluation.splits import fold_numbers
-from pipeline.heads.fit import FittedHead, explained, scaled, with_params
+from pipeline.heads.fit import MANY_CLASSES, FittedHead, explained, scaled, with_params
 from pipeline.heads.model import HeadModel, two_columns
 
 if TYPE_CHECKING:
@@ -400,6 +400,7 @@ def _collect_warnings(into: list[str]) -> Iterator[None]:
     """Collect the warnings of libraries, each message once."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
+        warnings.filterwarnings("ignore", MANY_CLASSES, UserWarning)
         yield
     for warning in caught:
         text = f"{warning.category.__name__}: {first_line(warning.message)}"  # type: ignore[arg-type]

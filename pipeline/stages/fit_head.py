@@ -36,6 +36,7 @@ from pipeline.fitting.layers import (
     LayerChoice,
     fit_best_layers,
     held_out_predictions,
+    in_usual_units,
     layer_of_duplicates,
     layers_to_fit,
     views_to_fit,
@@ -442,7 +443,7 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
             return job.fitter(X, rows.y[train], groups, options)
 
     if len(job.layers) == 1:
-        (embeddings,) = job.layers.values()
+        embeddings = in_usual_units(*job.layers.values(), rows, settings, job.note)
         choice = LayerChoice(tuple(views_to_fit(job.cache, settings)), embeddings, fit(embeddings), [])
     else:
         choice = fit_best_layers(job.layers, rows, settings, fit)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -137,6 +138,17 @@ def test_scores_that_are_not_finite_are_refused() -> None:
     with pytest.raises(HeadError, match="its scores of 1 of 60 rows are not finite"):
         model.scores(X)
     assert np.isfinite(model.scores(X[:7])).all()
+
+
+@pytest.mark.parametrize("head", ["logistic", "svm", "centroid", "lda", "sklearn.svm:SVC"])
+def test_classes_of_one_or_two_rows_are_no_reason_to_warn(head: str) -> None:
+    X, y = blobs(30, n_classes=12)
+    y[:12] = np.arange(12)
+    X, y = np.vstack([X[:12], X[:3]]), np.append(y[:12], y[:3])
+    fit = estimator_by_name(head, "classification") if ":" in head else find_head(head)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not [text for text in fit(X, y, None, FitOptions(folds=2)).warnings if "unique classes" in text]
 
 
 def nested() -> Any:

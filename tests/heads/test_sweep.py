@@ -121,3 +121,14 @@ def test_very_many_classes_choose_c_on_some(monkeypatch: pytest.MonkeyPatch) -> 
     assert sweep.coef_.shape == (40, 6)
     assert np.isfinite(sweep.oof_scores_).all(axis=1).sum() == (sweep.fold_ == 0).sum()
     assert sweep.score(X, y) > 0.3
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_fold_that_large_groups_leave_empty_is_not_measured() -> None:
+    X, y = drawn(0, 3, balanced=True)
+    groups = np.zeros(len(y), dtype=int)
+    groups[np.flatnonzero(y == 1)[:2]] = 1, 2  # all else is one group, and trains always
+    sweep = LogisticSweep(cv=3).fit(X, y, groups)
+    assert min(np.bincount(sweep.fold_[sweep.fold_ >= 0], minlength=sweep.n_folds_)) == 0
+    assert np.isfinite([entry["accuracy_folds"] for entry in sweep.sweep_]).all()
+    assert np.isfinite([entry["log_loss_folds"] for entry in sweep.sweep_]).all()

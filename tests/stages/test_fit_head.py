@@ -561,3 +561,27 @@ def test_layers_that_cannot_be_compared_are_refused(fit: Any) -> None:
         with pytest.raises(PipelineError, match=message) as caught:
             fit(layered(), **settings)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("head", ["logistic", "ridge", "svm", "centroid", "knn"])
+def test_features_that_hardly_vary_make_no_worse_head(fit: Any, tmp_path: Path, head: str) -> None:
+    cache = stand_in()
+    usual = fit(cache, tmp_path / "usual", head=head, **({"Cs": "auto"} if head == "logistic" else {}))
+    small = replace(cache, embeddings=(cache.embeddings * 1e-6).astype(np.float32))
+    result = fit(small, head=head, **({"Cs": "auto"} if head == "logistic" else {}))
+    assert result.metrics["test"]["log_loss"]["value"] < usual.metrics["test"]["log_loss"]["value"] + 0.05
+    assert any("are divided by that before the fit" in note for note in result.notes)
+    with (tmp_path / "run/predictions.csv").open(newline="") as file:
+        line = next(iter(csv.DictReader(file)))
+    row = list(cache.keys).index(line["key"])
+    for trust in (False, True):
+        loaded = load_head(tmp_path / "run", trust=trust)
+        probabilities = loaded.predict_proba(small.embeddings[row : row + 1])[0]
+        assert [float(line[f"p_{n}"]) for n in loaded.class_names] == pytest.approx(probabilities, abs=1e-3)
+
+
+def test_settings_of_the_user_count_in_the_units_of_the_features(fit: Any) -> None:
+    small = stand_in()
+    small = replace(small, embeddings=(small.embeddings * 1e-6).astype(np.float32))
+    for settings in ({"Cs": (1.0,)}, {"estimator": "sklearn.linear_model:RidgeClassifier"}, {"scaling": "standard"}):
+        assert not any("are divided by" in note for note in fit(small, **settings).notes)
