@@ -24,6 +24,20 @@ MISSING_WORDS = frozenset(
 """What programs and people write into a column of numbers where there is none, in lower case."""
 
 
+def number_of(text: str) -> float | None:
+    """Return the number that a text is; None of another text, also of one that only Python reads as a number.
+
+    Examples
+    --------
+    >>> number_of(" 1e3 "), number_of("1_000"), number_of("cat")
+    (1000.0, None, None)
+    """
+    try:
+        return None if "_" in text else float(text)
+    except ValueError:
+        return None
+
+
 def whole_numbers(cells: Sequence[int | None]) -> NDArray[Any]:
     """Return whole numbers, None for missing, in the narrowest type that keeps each: int64, uint64, float64 or text.
 

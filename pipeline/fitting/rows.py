@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import Status, not_finite_error
+from pipeline.core.names import name_form
+from pipeline.core.text import counted
 from pipeline.errors import HeadError
 from pipeline.evaluation import splits
 from pipeline.evaluation.near_duplicates import duplicate_groups, groups_of
@@ -141,7 +143,7 @@ def select_rows(
             note(f"the split column says train only: {settings.test_share:.0%} of its rows are held out instead")
             used, kind = split == "train", "hold-out"
         elif not used.all():
-            note(f"left out: {int((~used).sum())} rows whose split is empty")
+            note(f"left out: {counted(int((~used).sum()), 'row')} whose split is empty")
         index, split = index[used], split[used]
         groups, per = (None if each is None else each[used] for each in (groups, per))
     if per is not None and settings.per is not None:
@@ -156,6 +158,8 @@ def select_rows(
         rows = _group_duplicates(cache, rows, embeddings, settings.group_duplicates, note)
     if kind == "hold-out":
         rows = _with_hold_out(rows, settings)
+    if rows.task != "regression":
+        _note_twins(rows.class_names, note)
     if rows.task == "classification":
         return _known_classes(rows, note)
     return _learnable_labels(rows, note) if rows.task == "multilabel" else _enough_numbers(rows)
@@ -200,9 +204,8 @@ def _note_shared_groups(rows: Rows, note: Callable[[str], None]) -> None:
     assert rows.groups is not None
     shared = np.intersect1d(rows.groups[rows.of("train")], rows.groups[rows.split != "train"])
     if len(shared):
-        note(
-            f"{len(shared)} groups (such as {shared[0]}) lie on both sides of the split column: the figures may flatter"
-        )
+        which = f"{counted(len(shared), 'group')} (such as {shared[0]}) {'lies' if len(shared) == 1 else 'lie'}"
+        note(f"{which} on both sides of the split column: the figures may flatter")
 
 
 def _group_duplicates(
@@ -214,7 +217,7 @@ def _group_duplicates(
     size = np.bincount(duplicates, minlength=len(duplicates))
     several = size[size > 1]
     note(
-        f"near duplicates (cosine from {threshold:g}): {len(several)} groups with {int(several.sum())} of "
+        f"near duplicates (cosine from {threshold:g}): {counted(len(several), 'group')} with {int(several.sum())} of "
         f"{len(duplicates)} rows, the largest of {int(size.max())}"
     )
     if rows.split_kind == "column":
@@ -225,7 +228,8 @@ def _group_duplicates(
                 "raise --group-duplicates, or split otherwise"
             )
         if trained_on.any():
-            note(f"left out: {int(trained_on.sum())} held-out rows with a near duplicate among the training rows")
+            dropped = counted(int(trained_on.sum()), "held-out row")
+            note(f"left out: {dropped} with a near duplicate among the training rows")
             rows, duplicates = rows.kept(~trained_on), duplicates[~trained_on]
     return replace(rows, groups=_joined(duplicates, rows.groups))
 
@@ -255,6 +259,16 @@ def _with_classes(rows: Rows, used: Ints) -> Rows:
     return replace(rows, y=np.searchsorted(used, rows.y).astype(np.int64), class_names=names)
 
 
+def _note_twins(names: tuple[str, ...], note: Callable[[str], None]) -> None:
+    """Report names that a reader takes for one: they differ in case, in blanks, or in how Unicode writes them."""
+    by_form: dict[str, list[str]] = {}
+    for name in names:
+        by_form.setdefault(" ".join(name_form(name).casefold().split()), []).append(name)
+    twins = [" and ".join(map(repr, same)) for same in by_form.values() if len(same) > 1]
+    if twins:
+        note(f"names that differ only in case, blanks or Unicode form: {_some(twins)}: give one name to each class")
+
+
 def _known_classes(rows: Rows, note: Callable[[str], None]) -> Rows:
     """Drop held-out rows of classes that no training row has."""
     known = np.unique(rows.y[rows.of("train")])
@@ -266,7 +280,9 @@ def _known_classes(rows: Rows, note: Callable[[str], None]) -> Rows:
             "no held-out row is of a class that the training rows have: mark other rows in the split column"
         )
     missing = [name for k, name in enumerate(rows.class_names) if k not in known]
-    note(f"left out: {int((~kept).sum())} held-out rows of classes without a training row ({_some(missing)})")
+    note(
+        f"left out: {counted(int((~kept).sum()), 'held-out row')} of classes without a training row ({_some(missing)})"
+    )
     return _with_classes(rows.kept(kept), known)
 
 
@@ -283,7 +299,8 @@ def _learnable_labels(rows: Rows, note: Callable[[str], None]) -> Rows:
         )
     if not kept.all():
         missing = [name for name, keep in zip(rows.class_names, kept, strict=True) if not keep]
-        note(f"left out: {len(missing)} labels that fewer than two training rows have, or lack ({_some(missing)})")
+        dropped = counted(len(missing), "label")
+        note(f"left out: {dropped} that fewer than two training rows have, or lack ({_some(missing)})")
     names = tuple(name for name, keep in zip(rows.class_names, kept, strict=True) if keep)
     return replace(rows, y=rows.y[:, kept], class_names=names)
 
@@ -330,8 +347,8 @@ def possible_folds(rows: Rows, wanted: int, note: Callable[[str], None]) -> int:
     alone = [name for k, name in enumerate(rows.class_names) if _units_of_fewest(y[y == k], _part(groups, y == k)) < 2]
     if alone:
         note(
-            f"trained on, but held out by no fold: {len(alone)} classes with a single training {what} "
-            f"({_some(alone)}): add images of them, or look for a mistyped label"
+            f"trained on, but held out by no fold: {counted(len(alone), 'class', 'classes')} with a single training "
+            f"{what} ({_some(alone)}): add images of them, or look for a mistyped label"
         )
     if count < wanted:
         note(f"{count} folds instead of {wanted}: there are {count} training {what}s to hold out")

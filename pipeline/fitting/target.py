@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pipeline.core.columns import MISSING_WORDS, as_names
-from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
+from pipeline.core.columns import MISSING_WORDS, as_names, number_of
+from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR, counted
 from pipeline.errors import HeadError, near_names
 
 if TYPE_CHECKING:
@@ -82,12 +82,14 @@ def read_target(cache: Cache, settings: FitSettings, note: Callable[[str], None]
         texts, codes = np.asarray(cache.label_names, dtype=np.str_), np.asarray(cache.labels, dtype=np.int64)
     else:
         raise HeadError(f"the cache has no column {name!r}: {near_names(name, [LABELS, *cache.columns])}")
-    task = settings.task if settings.task != "auto" else _likely_task(name, values, texts, note)
+    # Columns, and labels of a table: a class folder may well be called None, or 0.5.
+    from_table = values is not None or cache.source.get("kind") not in (None, "folder")
+    used = texts[np.unique(codes[codes >= 0])] if from_table else texts[:0]
+    task = settings.task if settings.task != "auto" else _likely_task(name, values, used, note)
     if task == "regression":
         return _numbers(name, values, texts, codes)
     known = codes >= 0
-    # Columns, and labels of a table; a class folder may well be called None.
-    if values is not None or cache.source.get("kind") not in (None, "folder"):
+    if from_table:
         known &= ~_empty(name, values, texts, codes, note)[codes]
     if task == "multilabel":
         return _label_sets(name, values, texts, codes, known)
@@ -102,45 +104,52 @@ def _empty(
     note: Callable[[str], None],
 ) -> NDArray[np.bool_]:
     """Return which texts are no value: empty cells, and words for "missing" in a column that else holds numbers."""
+    blank = np.asarray([not text.strip() for text in texts.tolist()], dtype=np.bool_)
     if values is not None and values.dtype.kind == "f":
-        return np.asarray(texts == "")
-    empty = np.asarray(texts == "")
+        return blank
     missing = np.asarray([text.strip().lower() in MISSING_WORDS for text in texts.tolist()], dtype=np.bool_)
-    others = texts[~missing].tolist()
-    if (missing & ~empty).any() and others and all(_is_number(text) for text in others):
-        words = texts[missing & ~empty].tolist()
-        rows = int(np.isin(codes, np.flatnonzero(missing & ~empty)).sum())
-        note(f"column {name!r} holds numbers, so {rows} rows that say {' or '.join(map(repr, words))} have no value")
-        return missing
-    return empty
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    numeric = (~missing).any() and all(number_of(text) is not None for text in texts[~missing].tolist())
+    said = missing & (texts != "") if numeric else missing & ~blank
+    count = int(np.isin(codes, np.flatnonzero(said)).sum())
+    if count:
+        rows, verb = counted(count, "row"), "says" if count == 1 else "say"
+        words = " or ".join(map(repr, texts[said].tolist()))
+        if numeric:
+            have = "has" if count == 1 else "have"
+            note(f"column {name!r} holds numbers, so {rows} that {verb} {words} {have} no value")
+        else:
+            note(f"{name!r}: {rows} {verb} {words}, taken as a name: leave such cells empty where there is none")
+    return missing if numeric else blank
 
 
 def _likely_task(
     name: str, values: NDArray[Any] | None, texts: NDArray[np.str_], note: Callable[[str], None]
 ) -> TaskName:
     """Treat numbers as numbers only where they are clearly continuous, and report the choice."""
-    if values is not None and values.dtype.kind in "fiu":
-        finite = values[np.isfinite(values)]
+    in_texts = values is None or values.dtype.kind == "U"
+    numbers = _numbers_of(texts) if in_texts else values if values is not None and values.dtype.kind in "fiu" else None
+    if numbers is not None:
+        finite = numbers[np.isfinite(numbers)]
         count = len(np.unique(finite))
         whole = bool((finite == np.round(finite)).all())
         if not whole and count > _MANY_VALUES:
             note(f"column {name!r}: {count} distinct numbers, so the task is regression (--task says otherwise)")
             return "regression"
         what = "whole numbers" if whole else "distinct numbers"
-        note(f"column {name!r}: {count} {what}, taken as classes (--task regression takes them as numbers)")
-    elif values is None or values.dtype.kind == "U":
+        if count > _MANY_VALUES or not in_texts:
+            note(f"column {name!r}: {count} {what}, taken as classes (--task regression takes them as numbers)")
+    elif in_texts:
         inside = next((s for s in SEPARATORS if (np.char.find(texts, s) >= 0).any()), None) if len(texts) else None
         if inside:
             note(f"{name!r} has {inside!r} inside names, taken as classes (--task multilabel takes them as label sets)")
     return "classification"
+
+
+def _numbers_of(texts: NDArray[np.str_]) -> NDArray[np.float64] | None:
+    """Return texts that are numbers or say that there is none (NaN); None where one is another text."""
+    known = [text for text in texts.tolist() if text.strip().lower() not in MISSING_WORDS]
+    numbers = [number_of(text) for text in known]
+    return np.array(numbers, dtype=np.float64) if known and None not in numbers else None
 
 
 def _numbers(name: str, values: NDArray[Any] | None, texts: NDArray[np.str_], codes: NDArray[np.int64]) -> Target:
@@ -150,13 +159,13 @@ def _numbers(name: str, values: NDArray[Any] | None, texts: NDArray[np.str_], co
         numbers = np.empty(len(texts) + 1)
         numbers[-1] = np.nan
         for i, text in enumerate(texts.tolist()):
-            try:
-                numbers[i] = np.nan if text.strip().lower() in MISSING_WORDS else float(text)
-            except ValueError:
+            number = np.nan if text.strip().lower() in MISSING_WORDS else number_of(text)
+            if number is None:
                 raise HeadError(
                     f"expected numbers in {name!r} for the task regression, found {text!r}: name another column with "
                     "--target, or another --task"
-                ) from None
+                )
+            numbers[i] = number
         y = numbers[codes]
     return Target("regression", name, y, np.isfinite(y), (name,))
 

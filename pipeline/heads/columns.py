@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, Self
 
 import numpy as np
 
-from pipeline.core.columns import EXACT, MISSING_WORDS
+from pipeline.core.columns import EXACT, MISSING_WORDS, number_of
 from pipeline.errors import HeadError, near_names
 
 if TYPE_CHECKING:
@@ -103,11 +103,8 @@ def _is_gap(text: str) -> bool:
 
 
 def _number(text: str) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if np.isfinite(number) else None
+    number = number_of(text)
+    return number if number is not None and np.isfinite(number) else None
 
 
 _LARGEST = 1e9

@@ -51,10 +51,34 @@ def test_a_word_for_missing_among_numbers_is_no_class(word: str) -> None:
     assert "5 rows that say" in said[0]
 
 
-def test_the_same_word_among_names_is_a_name() -> None:
-    target = read(["NA", "ZA", "AO", "NA"])
+def test_the_same_word_among_names_is_a_name_and_that_is_said() -> None:
+    said: list[str] = []
+    target = read(["NA", "ZA", "AO", "NA"], said=said)
     assert target.known.all()
     assert "NA" in target.names
+    assert said == ["'c': 2 rows say 'NA', taken as a name: leave such cells empty where there is none"]
+
+
+def test_a_cell_of_blanks_is_no_class() -> None:
+    assert read(["cat", " ", "dog", "\t"]).known.tolist() == [True, False, True, False]
+
+
+@pytest.mark.parametrize("kind", ["table", "folder"])
+def test_texts_that_are_numbers_are_learned_as_numbers_alike(kind: str) -> None:
+    texts = [f"{number / 7:.3f}" for number in range(40)]
+    said: list[str] = []
+    assert read([*texts, "n/a"], said=said).task == "regression"
+    assert "--task says otherwise" in said[0]
+    cache = stand_in(40)
+    cache.label_names, cache.labels, cache.source = tuple(texts), np.arange(40), {"kind": kind}
+    task = read_target(cache, FitSettings(), said.append).task
+    assert task == ("regression" if kind == "table" else "classification")  # folders are classes, whatever their names
+
+
+def test_what_only_python_reads_as_a_number_is_none() -> None:
+    assert read(["1_1", "1_2"] * 20).task == "classification"
+    with pytest.raises(HeadError, match="found '1_1'"):
+        read(["1_1", "1_2"] * 20, task="regression")
 
 
 def test_whole_numbers_keep_their_names_beside_an_empty_cell() -> None:

@@ -146,7 +146,7 @@ def test_equal_bytes_are_duplicates_whatever_the_cosine(fit: Any) -> None:
     cache.columns["group"] = np.arange(240) // 2
     notes: list[str] = []
     result = fit(cache, group_duplicates=1.0, say=notes.append)
-    assert notes == ["near duplicates (cosine from 1): 1 groups with 2 of 240 rows, the largest of 2"]
+    assert notes == ["near duplicates (cosine from 1): 1 group with 2 of 240 rows, the largest of 2"]
     assert result.metrics["test"]["rows"] > 30
     with pytest.raises(HeadError, match=r"a cosine in \(0, 1\]"):
         fit(cache, group_duplicates=1.5)
@@ -194,7 +194,7 @@ def test_label_sets_are_learned_and_written(fit: Any, tmp_path: Path) -> None:
     result = fit(
         cache, target="tags", task="multilabel", Cs=(0.1, 1.0), report=True, learning_curve=True, say=notes.append
     )
-    assert notes[0] == "left out: 1 labels that fewer than two training rows have, or lack (once)"
+    assert notes[0] == "left out: 1 label that fewer than two training rows have, or lack (once)"
     test = result.metrics["test"]
     assert test["mean_average_precision"]["low"] > 0.9
     assert [entry["label"] for entry in test["labels"]] == ["big", "old", "red"]
@@ -387,11 +387,21 @@ def test_one_mistyped_label_stops_nothing(fit: Any) -> None:
     notes: list[str] = []
     result = fit(cache, say=notes.append)
     assert notes == [
-        "trained on, but held out by no fold: 1 classes with a single training row (bbe): add images of them, or look "
+        "trained on, but held out by no fold: 1 class with a single training row (bbe): add images of them, or look "
         "for a mistyped label"
     ]
     assert result.metrics["test"]["accuracy"]["value"] > 0.75
     assert load_head(result.run_dir).class_names == ("ant", "bee", "cat", "bbe")
+
+
+def test_classes_that_a_reader_takes_for_one_are_named(fit: Any) -> None:
+    twins = (("Ant", "ant ", "bee"), "'Ant' and 'ant '"), (("caf\u00e9", "cafe\u0301", "tea"), "'caf\u00e9' and")
+    for names, found in twins:
+        notes = fit(replace(stand_in(), label_names=names)).notes
+        assert any(
+            note.startswith(f"names that differ only in case, blanks or Unicode form: {found}") for note in notes
+        )
+    assert not any("differ only" in note for note in fit(stand_in()).notes)
 
 
 def test_one_mistyped_label_in_a_group_stops_nothing(fit: Any) -> None:
