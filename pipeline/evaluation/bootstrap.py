@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 _BOOTSTRAP_WORK = 200_000_000
 _LEAST_REPLICATES = 200
+_LEAST_UNITS = 3
+"""Rows (or groups) below which a figure that no resample changes has no interval, rather than a point."""
 _BLOCK_VALUES = 1 << 14
 """Weights drawn at once: they and what is computed from them stay in the processor's cache."""
 
@@ -138,8 +140,12 @@ def bootstrap_intervals(
         values = np.concatenate([block[name] for block in drawn])
         low, high = np.nanpercentile(values, tails) if np.isfinite(values).any() else (np.nan, np.nan)
         out[name] = Interval(float(at), float(low), float(high))
+    units = n_rows if groups is None else len(np.unique(np.asarray(groups)))
+    if units < _LEAST_UNITS:
+        known = {name: found for name, found in out.items() if found.is_point}
+        out |= {name: Interval(found.value, float("nan"), float("nan")) for name, found in known.items()}
     for name, rows in (shares or {}).items():
-        if out[name].is_point:
+        if out[name].is_point or np.isnan(out[name].low):
             out[name] = Interval(out[name].value, *share_interval(out[name].value, rows, level))
     return out
 

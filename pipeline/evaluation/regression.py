@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.evaluation.bootstrap import Interval, bootstrap_intervals, one_by_one
+from pipeline.evaluation.shares import share_interval
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -84,9 +85,23 @@ def regression_metrics(
             "spearman": _correlation(rank_truth(weight), rank_predicted(weight), weight),
         }
 
-    return bootstrap_intervals(
+    found = bootstrap_intervals(
         one_by_one(measure), len(truth), seed=seed, replicates=replicates, level=level, groups=groups
     )
+    units = len(truth) if groups is None else len(np.unique(np.asarray(groups)))
+    return found | {"spearman": _of_ranks(found["spearman"], units, level)}
+
+
+def _of_ranks(found: Interval, units: int, level: float) -> Interval:
+    """Return the interval of a rank correlation; of one that is perfect, by its pairs of rows, all in order.
+
+    The rows are cut into ``units // 2`` pairs that share none. Were a share p of all pairs in order, the correlation
+    of Kendall would be 2 p - 1.
+    """
+    if not found.is_point or abs(found.value) < 1 or units < 2:
+        return found
+    end = 2 * share_interval(1.0, units // 2, level)[0] - 1
+    return Interval(found.value, *sorted((found.value, float(np.copysign(end, found.value)) if end > 0 else 0.0)))
 
 
 def parts_of_range(truth: Floats, predicted: Floats, *, parts: int = 10) -> list[dict[str, Any]]:

@@ -52,6 +52,9 @@ _COARSE_TOL = 1e-2
 _FINE_TOL = 1e-3
 """Relative gap of the folds around it: enough for held-out scores, at half the passes."""
 
+_DIRECTION_TOL = 1e-6
+"""Relative gap of a fit that a usual one leaves at zero."""
+
 _TOL_OF_MANY_CLASSES = 5e-2
 """The same of the fits with very many classes, whose passes are long; the estimate is 5 to 60 times the true gap."""
 
@@ -107,6 +110,17 @@ def _origin(start: Any, n_classes: int, width: int) -> NDArray[np.float64] | Non
 def _approach(c: float, n_classes: int) -> list[float]:
     shares = _APPROACH if n_classes <= MOST_CLASS_DIRECTIONS else _APPROACH_OF_MANY_CLASSES
     return [_solver_c(share * c, n_classes) for share in shares]
+
+
+def _with_a_direction(path: SoftmaxPath, point: PathPoint, c: float, max_passes: int) -> PathPoint:
+    """Return a solution that tells classes apart, also at a C so small that zero weights are within the tolerance.
+
+    Of classes of the same size every row would tie, though the smallest weights are a direction as good as any.
+    """
+    if point.coef.any() or np.count_nonzero(point.intercept >= point.intercept.max()) < 2:
+        return point
+    ((finer,),) = path.solve([(path.ALL_ROWS, [c])], tol=_DIRECTION_TOL, max_passes=max_passes)
+    return finer if finer.converged else point
 
 
 def _few_classes(codes: NDArray[np.int64], factor: int, n_classes: int, seed: int) -> NDArray[np.int64]:
@@ -211,7 +225,7 @@ class LogisticHead(_Logistic):
         k = len(self.classes_)
         path = _prepared(self, data, codes)
         (points,) = path.solve([(path.ALL_ROWS, _approach(self.C, k))], tol=self.tol, max_passes=self.max_passes)
-        point = points[-1]
+        point = _with_a_direction(path, points[-1], _solver_c(self.C, k), self.max_passes)
         self._set_point(point)
         self.n_iter_ = sum(each.passes for each in points)
         return self
@@ -344,7 +358,7 @@ class LogisticSweep(_Logistic):
             tol=self.tol,
             max_passes=self.max_passes,
         )
-        return point, tried[self.C_]
+        return _with_a_direction(path, point, _solver_c(self.C_, k), self.max_passes), tried[self.C_]
 
     def _fit_many_classes(self, path: SoftmaxPath, k: int) -> tuple[PathPoint, list[PathPoint]]:
         """Return the solution of all rows at the C chosen, and that of one fold, held out for a temperature.

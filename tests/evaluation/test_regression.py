@@ -57,3 +57,21 @@ def test_parts_of_the_range_hold_every_row_once() -> None:
     assert parts[0]["rows"] >= 30
     assert all(a["high"] < b["low"] for a, b in itertools.pairwise(parts))
     assert all(part["bias"] == part["mae"] == 2 for part in parts)
+
+
+def test_one_or_two_rows_have_no_point_for_an_interval() -> None:
+    for rows in (1, 2):
+        found = regression_metrics(np.arange(rows) + 1.0, np.arange(rows) + 1.5, replicates=50)
+        assert np.isnan(found["r2"].low)
+        assert np.isnan(found["mae"].low)
+    found = regression_metrics(np.array([1.0, 2.0]), np.array([1.5, 1.0]), replicates=50)
+    assert (found["mae"].low, found["mae"].high) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_perfect_order_of_a_few_rows_is_no_point(sign: int) -> None:
+    truth = np.arange(10.0)
+    few = regression_metrics(truth, sign * truth, replicates=50)["spearman"]
+    many = regression_metrics(np.arange(100.0), sign * np.arange(100.0), replicates=50)["spearman"]
+    assert few.value == many.value == pytest.approx(sign)
+    assert 0 <= min(sign * few.low, sign * few.high) < 0.5 < min(sign * many.low, sign * many.high) < 1

@@ -285,3 +285,13 @@ def test_scikit_learns_own_checks(head: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SkipTestWarning)
         check_estimator(head)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_the_smallest_c_has_the_direction_of_scikit_learns(n_classes: int) -> None:
+    X, y = blobs(30, n_classes=n_classes)  # classes of one size: zero weights would tie everywhere
+    head = LogisticHead(C=1e-6).fit(X, y)
+    theirs = LogisticRegression(C=1e-6, tol=1e-12).fit(X, y)
+    np.testing.assert_allclose(head.coef_, theirs.coef_, rtol=1e-2, atol=1e-9)
+    assert (head.predict(X) == y).mean() > 1 / n_classes
+    assert not LogisticHead(C=1e-6).fit(np.ones_like(X), y).coef_.any()
