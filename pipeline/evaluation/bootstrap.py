@@ -38,8 +38,8 @@ class Interval:
 
     @property
     def is_point(self) -> bool:
-        """Whether the bootstrap found no spread at all, which a handful of rows cannot show."""
-        return self.low == self.high
+        """Whether the bootstrap found no spread at all, or none is known, which a handful of rows cannot show."""
+        return not self.low < self.high
 
     def as_dict(self) -> dict[str, float]:
         """Return the three numbers by name."""
@@ -145,7 +145,7 @@ def bootstrap_intervals(
         known = {name: found for name, found in out.items() if found.is_point}
         out |= {name: Interval(found.value, float("nan"), float("nan")) for name, found in known.items()}
     for name, rows in (shares or {}).items():
-        if out[name].is_point or np.isnan(out[name].low):
+        if out[name].is_point:
             out[name] = Interval(out[name].value, *share_interval(out[name].value, rows, level))
     return out
 

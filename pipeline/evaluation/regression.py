@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     Floats = NDArray[np.float64]
 
 
+_ROUNDING = 1e-9
+"""Difference of correlations that is none."""
+
+
 def r2(truth: Floats, predicted: Floats, weight: Floats) -> float:
     """Return 1 − squared error / squared deviation from the weighted mean; NaN where the truth does not vary.
 
@@ -98,7 +102,7 @@ def _of_ranks(found: Interval, units: int, level: float) -> Interval:
     The rows are cut into ``units // 2`` pairs that share none. Were a share p of all pairs in order, the correlation
     of Kendall would be 2 p - 1.
     """
-    if not found.is_point or abs(found.value) < 1 or units < 2:
+    if found.high - found.low > _ROUNDING or abs(found.value) < 1 - _ROUNDING or units < 2:
         return found
     end = 2 * share_interval(1.0, units // 2, level)[0] - 1
     return Interval(found.value, *sorted((found.value, float(np.copysign(end, found.value)) if end > 0 else 0.0)))

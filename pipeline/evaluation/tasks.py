@@ -14,7 +14,7 @@ from pipeline.evaluation import bootstrap, calibration, classification, multilab
 from pipeline.evaluation.choice import hits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from numpy.typing import NDArray
 
@@ -170,7 +170,7 @@ class Classification(Task):
 
     def headline(self, figures: dict[str, Any]) -> str:
         """Return accuracy and log loss."""
-        return f"accuracy {_with_interval(figures['accuracy'])}, log loss {figures['log_loss']['value']:.4f}"
+        return f"accuracy {with_interval(figures['accuracy'])}, log loss {figures['log_loss']['value']:.4f}"
 
 
 class Multilabel(Task):
@@ -234,7 +234,7 @@ class Multilabel(Task):
     def headline(self, figures: dict[str, Any]) -> str:
         """Return mean average precision and micro F1."""
         return (
-            f"mean average precision {_with_interval(figures['mean_average_precision'])}, "
+            f"mean average precision {with_interval(figures['mean_average_precision'])}, "
             f"micro F1 {figures['micro_f1']['value']:.4f}"
         )
 
@@ -288,7 +288,7 @@ class Regression(Task):
 
     def headline(self, figures: dict[str, Any]) -> str:
         """Return R² and mean absolute error."""
-        return f"R² {_with_interval(figures['r2'])}, MAE {figures['mae']['value']:.4g}"
+        return f"R² {with_interval(figures['r2'])}, MAE {figures['mae']['value']:.4g}"
 
     def cost(self, labels: Sequence[str], predicted: Sequence[str], hits: Sequence[float]) -> Floats:
         """Return the absolute errors."""
@@ -303,5 +303,18 @@ def _plain(figures: dict[str, bootstrap.Interval]) -> dict[str, Any]:
     return {name: figure.as_dict() for name, figure in figures.items()}
 
 
-def _with_interval(figure: dict[str, float]) -> str:
-    return f"{figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})"
+def with_interval(figure: Mapping[str, float]) -> str:
+    """Write a figure and its interval, also where rows are too few for either.
+
+    Examples
+    --------
+    >>> with_interval({"value": 0.5, "low": 0.4, "high": 0.6})
+    '0.5000 (0.4000 to 0.6000)'
+    >>> nan = float("nan")
+    >>> with_interval({"value": 0.5, "low": nan, "high": nan}), with_interval({"value": nan, "low": nan, "high": nan})
+    ('0.5000 (no interval)', 'not defined')
+    """
+    value, low, high = (figure[name] for name in ("value", "low", "high"))
+    if np.isnan(value):
+        return "not defined"
+    return f"{value:.4f} ({'no interval' if np.isnan(low) else f'{low:.4f} to {high:.4f}'})"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.spec import PENULTIMATE
-from pipeline.evaluation.tasks import TASKS
+from pipeline.evaluation.tasks import TASKS, with_interval
 from pipeline.heads.saved import SEPARATOR
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def _labels(rows: Rows, results: Mapping[str, Any]) -> dict[str, Any]:
     about, curve = "more labels", results.get("learning_curve") or []
     if doubling is not None:
         figures = doubling.as_dict()
-        expected = _with_ends(figures["score"])
+        expected = with_interval(figures["score"])
         if doubling.is_measurable:
             text = f"Twice the training rows ({doubling.rows}) would raise the accuracy by {_change(figures['gain'])}"
         else:
@@ -83,14 +83,14 @@ def _labels(rows: Rows, results: Mapping[str, Any]) -> dict[str, Any]:
             )
         return _advice(about, f"{text}, to {expected}, as the learning curve goes on.", **figures)
     score, name = TASKS[rows.task].score, TASKS[rows.task].score_name
-    if len(curve) > 1:
+    if len(curve) > 1 and np.isfinite([point[score]["value"] for point in curve[-2:]]).all():
         before, now = curve[-2], curve[-1]
         text = (
             f"From {before['rows']} to {now['rows']} training rows the {name} went from {before[score]['value']:.4f} "
-            f"to {_with_ends(now[score])}; only curves of accuracies are extrapolated."
+            f"to {with_interval(now[score])}; only curves of accuracies are extrapolated."
         )
         return _advice(about, text, before=before, now=now)
-    return _advice(about, "Not known: there is no learning curve of two numbers of training rows.")
+    return _advice(about, "Not known: there is no learning curve with figures of two numbers of training rows.")
 
 
 def _layers(results: Mapping[str, Any], layers: list[str]) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def _named(candidate: Mapping[str, Any]) -> str:
 def _measured(candidate: Mapping[str, Any]) -> str:
     """Return what the folds measured of a candidate."""
     loss = f"a loss of {candidate['loss']:.4g}"
-    return f"accuracy {_with_ends(candidate['accuracy'])} and {loss}" if "accuracy" in candidate else loss
+    return f"accuracy {with_interval(candidate['accuracy'])} and {loss}" if "accuracy" in candidate else loss
 
 
 def _views(fitted: int, held: int) -> dict[str, Any]:
@@ -142,11 +142,11 @@ def _network(rows: Rows, results: Mapping[str, Any]) -> dict[str, Any]:
     task = TASKS[rows.task]
     score = results["metrics"][results["held_out"]][task.score]
     left, most = 1.0 - score["value"], 1.0 - score["low"]
-    text = f"Not compared: the {task.score_name} leaves {left:.4f} to gain, by its interval at most {most:.4f}."
+    text = "Not compared"
     if np.isfinite(left):
-        text += " pipeline scout IMAGES compares networks on a sample."
-    else:
-        text = "Not compared. pipeline scout IMAGES compares networks on a sample."
+        ends = f", by its interval at most {most:.4f}" if np.isfinite(most) else ""
+        text = f"{text}: the {task.score_name} leaves {left:.4f} to gain{ends}"
+    text = f"{text}. pipeline scout IMAGES compares networks on a sample."
     return _advice("another network", text, left=left, at_most=most)
 
 
@@ -186,7 +186,3 @@ def _wrong_labels(rows: Rows, held_out: NDArray[np.float64]) -> dict[str, Any]:
 
 def _change(gain: Mapping[str, float]) -> str:
     return f"{gain['value']:+.4f} ({gain['low']:+.4f} to {gain['high']:+.4f})"
-
-
-def _with_ends(figure: Mapping[str, float]) -> str:
-    return f"{figure['value']:.4f} ({figure['low']:.4f} to {figure['high']:.4f})"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.names import shown
+from pipeline.core.text import counted
 from pipeline.evaluation.calibration import LEAST_ROWS_OF_BIN
 from pipeline.evaluation.tasks import TASKS
 from pipeline.heads.saved import SEPARATOR
@@ -128,10 +129,16 @@ def cards(names: dict[str, tuple[str, str]], figures: dict[str, Any]) -> list[di
             "name": title,
             "what": what,
             "value": _figure(figures[name]["value"]),
-            "interval": f"{_figure(figures[name]['low'])} to {_figure(figures[name]['high'])}",
+            "interval": _ends(figures[name]),
         }
         for name, (title, what) in names.items()
     ]
+
+
+def _ends(figure: dict[str, float]) -> str:
+    if np.isnan(figure["low"]):
+        return "no interval from so few rows" if np.isfinite(figure["value"]) else "not defined on these rows"
+    return f"{_figure(figure['low'])} to {_figure(figure['high'])}"
 
 
 def _figure(value: float) -> str:
@@ -168,16 +175,15 @@ def number_cell(value: float, text: str | None = None) -> dict[str, Any]:
 def found(results: dict[str, Any], rows: Rows) -> str:
     """Return the sentence of what was found, with which the page begins."""
     split = results["held_out"]
-    return (
-        f"On {results['metrics'][split]['rows']} {split} rows: {TASKS[rows.task].headline(results['metrics'][split])}."
-    )
+    measured = counted(results["metrics"][split]["rows"], f"{split} row")
+    return f"On {measured}: {TASKS[rows.task].headline(results['metrics'][split])}."
 
 
 def rows_used(rows: Rows, run: dict[str, Any]) -> str:
     """Return a phrase with the numbers of training and of measured rows."""
     how = "the source's own split" if rows.split_kind == "column" else "a stratified hold-out"
     counts, split = run["rows"], rows.held_out
-    return f"{counts['train']} training rows, {counts[split]} {split} rows from {how}"
+    return f"{counted(counts['train'], 'training row')}, {counted(counts[split], f'{split} row')} from {how}"
 
 
 def picture(cache: Cache, number: int, label: str, predicted: str, remark: str) -> dict[str, Any]:

@@ -71,7 +71,7 @@ def write_report(
         path,
         title=f"{what}{run['head']} head on {Path(run['cache']['path']).name}",
         interval_note=(
-            f"Under each figure its 95 % interval over the {measured} {split} rows"
+            f"Under each figure its 95 % interval over the {counted(measured, f'{split} row')}"
             f"{', whole groups resampled together' if rows.groups is not None else ''}."
         ),
         notes=[*run["notes"], *content.remarks, *_unread(content)],

@@ -22,6 +22,7 @@ from pipeline.core.callbacks import ignore
 from pipeline.core.devices import has_cuda
 from pipeline.core.results import Result, figures_of, page_of, read_predictions
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.text import counted
 from pipeline.core.views import parts_of, views_of, views_of_spec
 from pipeline.embedding.text import text_tower_of_spec
 from pipeline.errors import HeadError
@@ -115,7 +116,7 @@ class FitResult(Result):
         lines = []
         for split in (split for split in ("test", "val") if split in self.metrics):
             figures = self.metrics[split]
-            lines.append(f"{split}: {TASKS[self.task].headline(figures)}, on {figures['rows']} rows")
+            lines.append(f"{split}: {TASKS[self.task].headline(figures)}, on {counted(figures['rows'], 'row')}")
             if "per_group" in figures:
                 per = self.metrics["pooling"]["per"]
                 lines.append(f"{split}, {group_headline(self.task, per, figures['per_group'])}")

@@ -65,6 +65,14 @@ def test_runs_that_are_right_on_the_same_few_rows_may_differ_on_others(tmp_path:
     assert 0.1 < second.difference.high < 0.3
 
 
+@pytest.mark.parametrize("rows", [1, 2])
+def test_one_or_two_rows_leave_everything_open(tmp_path: Path, rows: int) -> None:
+    right = np.ones(rows, dtype=bool)
+    _, other = compare_runs([a_run(tmp_path / "one", right), a_run(tmp_path / "other", right)])
+    assert other.difference.low < -0.3
+    assert other.difference.high > 0.3
+
+
 def test_classes_that_tie_are_right_in_equal_parts(tmp_path: Path) -> None:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()

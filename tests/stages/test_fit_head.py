@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -595,3 +596,20 @@ def test_settings_of_the_user_count_in_the_units_of_the_features(fit: Any) -> No
     small = replace(small, embeddings=(small.embeddings * 1e-6).astype(np.float32))
     for settings in ({"Cs": (1.0,)}, {"estimator": "sklearn.linear_model:RidgeClassifier"}, {"scaling": "standard"}):
         assert not any("are divided by" in note for note in fit(small, **settings).notes)
+
+
+@pytest.mark.parametrize("rows", [3, 12])
+def test_figures_that_few_rows_cannot_give_are_named_and_not_nan(fit: Any, tmp_path: Path, rows: int) -> None:
+    values = np.random.default_rng(1).normal(size=rows)
+    few = stand_in(rows, columns={"size": values})
+    result = fit(few, target="size", task="regression", report=True, learning_curve=True)
+    page = (tmp_path / "run/report.html").read_text(encoding="utf-8")
+    said = "not defined" if rows == 3 else "(no interval)"
+    assert said in result.headlines()[0]
+    assert f"On {'1 test row' if rows == 3 else '2 test rows'}: R² " in page
+    for text in (
+        *result.headlines(),
+        *result.advice(),
+        *re.findall(r">([^<]*)<", re.sub("(?s)<script.*?</script>", "", page)),
+    ):
+        assert not re.search(r"\bnan\b", text), text
