@@ -102,10 +102,10 @@ def _of_ranks(found: Interval, units: int, level: float) -> Interval:
     The rows are cut into ``units // 2`` pairs that share none. Were a share p of all pairs in order, the correlation
     of Kendall would be 2 p - 1.
     """
-    if found.high - found.low > _ROUNDING or abs(found.value) < 1 - _ROUNDING or units < 2:
+    if found.high - found.low > _ROUNDING or not abs(found.value) >= 1 - _ROUNDING or units < 2:
         return found
     end = 2 * share_interval(1.0, units // 2, level)[0] - 1
-    return Interval(found.value, *sorted((found.value, float(np.copysign(end, found.value)) if end > 0 else 0.0)))
+    return Interval(found.value, *sorted((found.value, float(np.copysign(1.0, found.value)) * end)))
 
 
 def parts_of_range(truth: Floats, predicted: Floats, *, parts: int = 10) -> list[dict[str, Any]]:

@@ -107,8 +107,12 @@ def _number(text: str) -> float | None:
     return number if number is not None and np.isfinite(number) else None
 
 
-_LARGEST = 1e9
-"""Standard deviations from the mean; what lies further away would not fit into the features' float32."""
+_LARGEST = 100.0
+"""Standard deviations from the mean beyond which a number counts as this far.
+
+It is a slip such as 99999 for none. Held out by a fold, it would get scores without bound, and the one temperature that
+these allow would make every other row unsure.
+"""
 
 
 @dataclass(frozen=True)

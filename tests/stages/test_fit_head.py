@@ -613,3 +613,13 @@ def test_figures_that_few_rows_cannot_give_are_named_and_not_nan(fit: Any, tmp_p
         *re.findall(r">([^<]*)<", re.sub("(?s)<script.*?</script>", "", page)),
     ):
         assert not re.search(r"\bnan\b", text), text
+
+
+def test_one_mistyped_number_does_not_make_every_row_unsure(fit: Any) -> None:
+    age, split = np.arange(240) % 60.0, np.where(np.arange(240) < 200, "train", "test")
+    losses = []
+    for value in (3.0, 1e8):
+        age[3] = value  # a training row
+        columns = {"age": age.copy(), "split": split}
+        losses.append(fit(stand_in(columns=columns), features=("age",)).metrics["test"]["log_loss"]["value"])
+    assert losses[1] < losses[0] + 0.1
