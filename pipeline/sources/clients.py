@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 
 REPLACED = 412
 """HTTP's status for a read of a version that is no more."""
+SILENCE_S = 30
+"""Seconds without an answer after which a request of a listing is given up."""
+_GOOGLE, _AZURE = ("gs", "gcs"), ("az", "abfs", "abfss")
+_LIMITS: dict[str, dict[str, Any]] = {
+    **{name: {"requests_timeout": SILENCE_S} for name in _GOOGLE},
+    **{name: {"connection_timeout": SILENCE_S, "read_timeout": SILENCE_S} for name in _AZURE},
+}
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
 _Result = TypeVar("_Result")
 
@@ -131,6 +138,24 @@ def info_of(fs: Any, protocol: str, path: str, timeout: float) -> Mapping[str, A
 async def _within(question: Callable[[], Coroutine[Any, Any, _Result]], seconds: float) -> _Result:
     """Ask, and give up after a time; fsspec's own time-out leaves the request running."""
     return await asyncio.wait_for(question(), seconds)
+
+
+def settings_of(protocol: str) -> dict[str, Any]:
+    """Return settings by which fsspec's client of a protocol gives up a request that is not answered.
+
+    Reads have a limit of their own. A listing may take long in all, so that each of its requests has one; some clients
+    would wait five minutes for it. What the user has set in fsspec's configuration stays.
+    """
+    from fsspec.config import conf
+
+    users: Mapping[str, Any] = conf.get(protocol, {})
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout  # an extra
+
+        limit = ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+        return {"client_kwargs": {"timeout": limit, **users.get("client_kwargs", {})}}
+    ours = _LIMITS.get(protocol, {})
+    return {name: value for name, value in ours.items() if name not in users}
 
 
 def raise_failed_listings(fs: Any) -> Any:
@@ -298,7 +323,7 @@ def _answer(data: bytes, version: str | None, content_range: str | None, length:
 
 _READS: dict[str, Callable[[Any, Wanted], Coroutine[Any, Any, Answer]]] = {
     **dict.fromkeys(("s3", "s3a"), _s3),
-    **dict.fromkeys(("gs", "gcs"), _google),
-    **dict.fromkeys(("az", "abfs", "abfss"), _azure),
+    **dict.fromkeys(_GOOGLE, _google),
+    **dict.fromkeys(_AZURE, _azure),
     **dict.fromkeys(("http", "https"), _http),
 }

@@ -22,6 +22,7 @@ from pipeline.sources.clients import (
     info_of,
     number_of,
     raise_failed_listings,
+    settings_of,
     version_of,
 )
 from pipeline.sources.range_file import RangeFile
@@ -370,7 +371,7 @@ def _filesystem(url: str) -> Any:
 
     protocol = url.partition("://")[0]
     try:
-        return raise_failed_listings(fsspec.core.url_to_fs(url)[0])
+        return raise_failed_listings(fsspec.core.url_to_fs(url, **settings_of(protocol))[0])
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         hint = f"pip install 'embedding-pipeline[{extra}]'" if extra else "install the package that it names"

@@ -22,6 +22,7 @@ from pipeline.errors import PipelineError
 from pipeline.stages.extract import ExtractSettings, extract
 from scripts.source_variants import make_encoded_hdf5, make_folder, make_parquet, make_tars, make_zip
 from scripts.trivial_network import trivial_network
+from tests.faults.fault_proxy import HANGS
 from tests.faults.stores import NAMES, Faulty, faulty_store
 
 if TYPE_CHECKING:
@@ -133,6 +134,21 @@ def test_every_row_is_right_or_out_of_reach(name: str, kind: str, tmp_path: Path
     right = Rows(str(tmp_path / "local" / KINDS[kind]), tmp_path / "right.h5")
     with faulty_store(name, tmp_path, seed=1) as store:
         store.put(files)
+        counts = disturbed_run(store, kind, right, tmp_path / "c.h5")
+        assert sum(store.proxy.counts.values()) >= 1
+    print(f"\n{name} {kind}: {dict(counts)}; {dict(store.proxy.counts)}")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("kind", ["folder", "tar"])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_store_that_falls_silent_costs_its_time_and_no_more(name: str, kind: str, tmp_path: Path) -> None:
+    content = images(24, 0)
+    files = written(tmp_path / "local", kind, content)
+    right = Rows(str(tmp_path / "local" / KINDS[kind]), tmp_path / "right.h5")
+    with faulty_store(name, tmp_path, seed=4) as store:
+        store.put(files)
+        store.proxy.kinds = HANGS
         counts = disturbed_run(store, kind, right, tmp_path / "c.h5")
         assert sum(store.proxy.counts.values()) >= 1
     print(f"\n{name} {kind}: {dict(counts)}; {dict(store.proxy.counts)}")

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 from fsspec.asyn import get_loop
+from fsspec.config import conf
 
-from pipeline.sources.clients import info_of
+from pipeline.sources.clients import SILENCE_S, info_of, settings_of
 from pipeline.sources.retries import may_pass
 
 
@@ -27,3 +28,14 @@ def test_a_question_that_is_not_answered_ends_and_may_be_asked_again() -> None:
         info_of(files, "az", "box/a.png", 0.01)
     assert may_pass(caught.value)
     assert ended == ["box/a.png"]
+
+
+def test_a_listing_has_limits_where_clients_would_wait_for_minutes(monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = settings_of("https")["client_kwargs"]["timeout"]
+    assert (limit.total, limit.sock_connect, limit.sock_read) == (None, SILENCE_S, SILENCE_S)
+    assert settings_of("gs") == {"requests_timeout": SILENCE_S}
+    assert settings_of("s3") == {}
+    monkeypatch.setitem(conf, "gs", {"requests_timeout": 5, "project": "p"})
+    monkeypatch.setitem(conf, "https", {"client_kwargs": {"timeout": 7, "trust_env": True}})
+    assert settings_of("gs") == {}  # what the user has set
+    assert settings_of("https") == {"client_kwargs": {"timeout": 7, "trust_env": True}}
