@@ -121,7 +121,7 @@ def _held_rows(y: NDArray[np.integer], share: float, seed: int, *, every_class: 
     """Hold out a share of the rows of every class."""
     rng = np.random.default_rng(seed)
     held = np.zeros(len(y), dtype=np.bool_)
-    alone = []
+    alone: list[int] = []
     for label in np.unique(y):
         rows = rng.permutation(np.flatnonzero(y == label))
         # A class of one row is kept for training; a class of two gives one to the test.
