@@ -466,7 +466,9 @@ def _made(name: str, task: str) -> Any:
         raise HeadError(
             f"{name} cannot be made without arguments ({first_line(error)}): name a function that gives the estimator"
         ) from None
-    if not (hasattr(estimator, "fit") and hasattr(estimator, "predict") and hasattr(estimator, "get_params")):
+    # Of its class too: some have a method only once they are fitted, such as a stack of estimators its `predict`.
+    parts = (estimator, type(estimator))
+    if not all(any(hasattr(part, method) for part in parts) for method in ("fit", "predict", "get_params")):
         raise HeadError(f"{name} is not a scikit-learn estimator: it needs fit, predict and get_params")
     if task == "regression" and not is_regressor(estimator):
         raise HeadError(f"{name} is not a regressor: take another estimator, or --task classification")

@@ -151,6 +151,19 @@ def test_classes_of_one_or_two_rows_are_no_reason_to_warn(head: str) -> None:
         assert not [text for text in fit(X, y, None, FitOptions(folds=2)).warnings if "unique classes" in text]
 
 
+def stacked() -> Any:
+    from sklearn.ensemble import StackingClassifier
+    from sklearn.linear_model import LogisticRegression
+
+    return StackingClassifier([("a", LogisticRegression()), ("b", OnlyPredicts())], cv=2)
+
+
+def test_an_estimator_that_predicts_only_once_fitted_is_one() -> None:
+    X, y = blobs(60, n_classes=2)
+    fitted = estimator_by_name(f"{__name__}:stacked", "classification")(X, y, None, FitOptions(folds=2))
+    np.testing.assert_array_equal(fitted.model.scores(X).argmax(axis=1), fitted.estimator.predict(X))
+
+
 def nested() -> Any:
     from sklearn.ensemble import BaggingClassifier
     from sklearn.linear_model import LogisticRegression
