@@ -444,7 +444,8 @@ def _fit_training_rows(job: _Job, rows: Rows, options: FitOptions) -> LayerChoic
             return job.fitter(X, rows.y[train], groups, options)
 
     if len(job.layers) == 1:
-        embeddings = in_usual_units(*job.layers.values(), rows, settings, job.note)
+        (layer,) = job.layers.values()
+        embeddings = in_usual_units(layer, rows, settings, job.note)
         choice = LayerChoice(tuple(views_to_fit(job.cache, settings)), embeddings, fit(embeddings), [])
     else:
         choice = fit_best_layers(job.layers, rows, settings, fit)
