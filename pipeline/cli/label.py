@@ -71,7 +71,7 @@ def label(cache: str, output: str | None, **options: Any) -> None:
 
     if options["merge"] is None:
         check_extra()
-    path = Path(output or f"{cache}.labels.csv")
+    path = Path(f"{cache}.labels.csv") if output is None else Path(output)
     announce(f"label: reading {cache}")
     opened = open_cache(cache)
     with open_session(opened, path, options["task"], layer=options["layer"], say=say) as session:
