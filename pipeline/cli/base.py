@@ -14,6 +14,7 @@ from pipeline.cli.signals import Stopped
 from pipeline.core.names import one_line
 from pipeline.core.progress import ProgressLine
 from pipeline.errors import PipelineError
+from pipeline.stages.option_types import EMPTY_TOO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +29,23 @@ EXIT_SOME_FAILED = 3
 EXIT_TO_DO = 4
 
 
+class _Command(click.Command):
+    """Refuses empty values, which shells make of variables that are not set: they would stand for a default."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Before the values are converted and used: an output is looked at then.
+        given = self.make_parser(ctx).parse_args(args=list(args))[0]
+        for parameter in self.params:
+            value = given.get(parameter.name)
+            if parameter.type is not EMPTY_TOO and (value == "" or (isinstance(value, (list, tuple)) and "" in value)):
+                raise click.BadParameter("expected a value, got an empty one: give one", ctx, parameter)
+        return super().parse_args(ctx, args)
+
+
 class _Commands(click.Group):
     """Turns errors into one line and an exit code."""
+
+    command_class = _Command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

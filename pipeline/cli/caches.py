@@ -10,6 +10,7 @@ import click
 from pipeline.cli.base import EXIT_SOME_FAILED, EXIT_TO_DO, cli, progress_line, say
 from pipeline.core.names import one_line, shown
 from pipeline.core.spec import PENULTIMATE
+from pipeline.stages.option_types import EMPTY_TOO
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -164,6 +165,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
     "--split",
     "splits",
     multiple=True,
+    type=EMPTY_TOO,
     metavar="NAME",
     help="Write only rows of this split. Repeatable.  [default: all]",
 )
@@ -171,6 +173,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
     "--label",
     "labels",
     multiple=True,
+    type=EMPTY_TOO,
     metavar="NAME",
     help="Write only rows of this class. Repeatable.  [default: all]",
 )
