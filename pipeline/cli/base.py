@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.signals import Stopped
-from pipeline.core.names import one_line
+from pipeline.core.names import one_line, shown
 from pipeline.core.progress import ProgressLine
 from pipeline.errors import PipelineError
 from pipeline.stages.option_types import EMPTY_TOO
@@ -23,6 +24,9 @@ _PATIENCE_SECONDS = 0.7
 """The longest wait without a message."""
 
 _announcement: threading.Timer | None = None
+
+CACHE = click.Path(readable=False)
+"""A cache, whose reader says what is wrong about it."""
 
 EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
@@ -76,6 +80,23 @@ def say(text: str) -> None:
     """Print a message for people."""
     _take_back()
     click.echo(text, err=True)
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON that every parser takes: no NaN, and names that are not UTF-8 as escapes."""
+    import json  # keeps --help quick
+
+    click.echo(json.dumps(_valid(data), indent=2, allow_nan=False))
+
+
+def _valid(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {shown(str(name)): _valid(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_valid(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return shown(data) if isinstance(data, str) else data
 
 
 def announce(text: str) -> None:

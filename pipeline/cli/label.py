@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.base import announce, cli, say
+from pipeline.cli.base import CACHE, announce, cli, say
 from pipeline.core.callbacks import Callbacks
 from pipeline.core.spec import PENULTIMATE
 from pipeline.stages.options import TRUST_REMOTE_CODE
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option(
     "-o",
     "--output",

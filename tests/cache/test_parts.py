@@ -7,10 +7,11 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pipeline.cache import parts
 from pipeline.cache.lock import holder_of, lock_path
 from pipeline.cache.parts import State, find_parts, look_at
 from pipeline.core.shards import ShardRecord
@@ -123,3 +124,19 @@ def test_other_files_of_a_folder_are_no_parts(array: Path) -> None:
 def test_a_lock_file_without_a_name_is_nobodys(tmp_path: Path, text: str) -> None:
     lock_path(tmp_path / "c.h5").write_text(text)
     assert holder_of(tmp_path / "c.h5") is None
+
+
+def test_an_update_that_takes_the_place_of_its_cache_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_partial(tmp_path / "c.h5", done=1, to_do=2)
+    update = make_partial(tmp_path / "c.h5.new", done=3)
+    opened = parts.open_cache
+
+    def publish_before(name: Path) -> Any:
+        if name == update and update.exists():
+            update.replace(path)
+        return opened(name)
+
+    monkeypatch.setattr(parts, "open_cache", publish_before)
+    assert [part.done for part in look_at([path]).parts] == [3]
