@@ -22,7 +22,7 @@ from pipeline.core.spec import FORMAT, canonical_json, fingerprint
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import DTypeLike, NDArray
@@ -124,6 +124,25 @@ def create(
         raise CacheError(
             f"cannot write {path.parent}: {_os_reason(error)}: free space, or choose another output"
         ) from None
+
+
+def write_hdf5(path: Path, fill: Callable[[h5py.File], object]) -> None:
+    """Write a new HDF5 file of any content: a full disk is an `OSError`, of which HDF5 by itself crashes.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    fill : callable
+        Called with the open file.
+    """
+    with path.open("x+b", buffering=0) as raw:
+        target = _Target(raw.fileno())
+        try:
+            with h5py.File(target, "w") as file:
+                fill(file)
+        finally:
+            target.raise_any()
 
 
 class _Target:

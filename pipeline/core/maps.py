@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class FileMap(np.memmap):  # type: ignore[type-arg]  # generic since NumPy 2.2
+class FileMap(np.memmap):
     """The bytes of a whole file; ``identity`` says which file it is, whatever stands at its path later."""
 
     identity: tuple[int, int] | None = None

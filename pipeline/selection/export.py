@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.cache.format import write_hdf5
 from pipeline.core.files import replacing
 from pipeline.core.outputs import check_file
 from pipeline.core.spec import PENULTIMATE
@@ -133,7 +134,11 @@ def _write_npy(selection: Selection, layer: str, parts: list[Path], progress: Ca
 
 
 def _write_h5ad(selection: Selection, layer: str, parts: list[Path], progress: Callable[..., None]) -> None:
-    selection.to_anndata(layer).write_h5ad(parts[0])
+    table = selection.to_anndata(layer)
+    table.strings_to_categoricals()
+    from anndata.io import write_elem  # an extra
+
+    write_hdf5(parts[0], lambda file: write_elem(file, "/", table))
     progress(len(selection), 0, len(selection))
 
 
