@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones import load_backbone
+from pipeline.backbones.layers import AUTO
 from pipeline.cache import open_cache
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
@@ -33,7 +34,7 @@ from pipeline.scouting.comparison import (
     compare,
     write_csv,
 )
-from pipeline.scouting.networks import AUTO, DEFAULT, SETS, Network, named_networks, resolve_layers
+from pipeline.scouting.networks import DEFAULT, SETS, Network, named_networks, resolve_layers
 from pipeline.scouting.sample import Sample, common_rows, draw_sample
 from pipeline.sources import Source, open_source, public
 from pipeline.sources.subset import SubsetSource

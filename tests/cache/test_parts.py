@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.cache import parts
+from pipeline.cache import open_cache
 from pipeline.cache.lock import holder_of, lock_path
 from pipeline.cache.parts import State, find_parts, look_at
 from pipeline.core.shards import ShardRecord
@@ -21,6 +21,8 @@ from tests.cli.run import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pipeline.cache import Cache
 
 WRITER = """
 import sys, time
@@ -131,12 +133,11 @@ def test_an_update_that_takes_the_place_of_its_cache_meanwhile_is_no_error(
 ) -> None:
     path = make_partial(tmp_path / "c.h5", done=1, to_do=2)
     update = make_partial(tmp_path / "c.h5.new", done=3)
-    opened = parts.open_cache
 
-    def publish_before(name: Path) -> Any:
+    def publish_before(name: Path) -> Cache:
         if name == update and update.exists():
             update.replace(path)
-        return opened(name)
+        return open_cache(name)
 
-    monkeypatch.setattr(parts, "open_cache", publish_before)
+    monkeypatch.setattr("pipeline.cache.parts.open_cache", publish_before)
     assert [part.done for part in look_at([path]).parts] == [3]
