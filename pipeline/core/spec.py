@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from pipeline.errors import FingerprintError
+from pipeline.errors import CacheError, FingerprintError
 
 FORMAT = "embedding-pipeline"
 """The attribute ``format`` of a cache file."""
@@ -21,6 +21,42 @@ _ORDER = ".order"
 _ELEMENT = re.compile(r"(?P<list>[^\[]+)\[(?P<name>.*)\]\.\w+$", re.DOTALL)
 _MOST_NAMED = 5
 """Differing fields that a message names."""
+
+
+class StatedFacts(dict[str, Any]):
+    """An object of a file's JSON, of which asking for a member that is missing is an error that names it.
+
+    Other programs write caches too, and may leave out what their readers do not need.
+
+    Attributes
+    ----------
+    where : str
+        Which object of which file it is.
+    """
+
+    where: str
+
+    def __missing__(self, name: str) -> Any:
+        raise CacheError(
+            f"expected {name!r} in {self.where}, found none: extract the images again, or let the program that wrote "
+            "it add this fact"
+        )
+
+
+def stated(value: Any, where: str) -> Any:
+    """Return JSON-like data whose objects name what is missing.
+
+    Examples
+    --------
+    >>> spec = stated({"weights": {"name": "a"}}, "the spec of c.h5")
+    >>> spec["weights"]["name"], spec["weights"].get("sha256"), spec["weights"].where
+    ('a', None, 'weights of the spec of c.h5')
+    """
+    if isinstance(value, dict):
+        facts = StatedFacts({name: stated(inner, f"{name} of {where}") for name, inner in value.items()})
+        facts.where = where
+        return facts
+    return [stated(inner, where) for inner in value] if isinstance(value, list) else value
 
 
 def canonical_json(data: Any) -> str:

@@ -210,13 +210,14 @@ def scout(
 
     source = open_source(images, labels=settings.labels) if isinstance(images, str) else images
     sample = draw_sample(source.items, settings.rows, settings.seed, note)
-    folder.mkdir(parents=True, exist_ok=True)
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = _Job(folder, source, sample, networks, settings, callbacks, notes, started)
     _resume(job)
     try:
         for network in networks:
             _resolve(job, network)
+        folder.mkdir(parents=True, exist_ok=True)  # not before all networks are known to be there
+        _save(job)
         lines = _run_rounds(job)
     except _StopRequested:
         return ScoutResult(folder, (), tuple(notes), monotonic() - started, stopped=True)
@@ -306,7 +307,6 @@ def _resume(job: _Job) -> None:
         network.images, network.seconds = int(facts.get("images", 0)), float(facts.get("seconds", 0.0))
         if facts.get("asked") == list(job.asked_layers):
             network.layers = tuple(facts["layers"])
-    _save(job)
 
 
 def _save(job: _Job) -> None:
