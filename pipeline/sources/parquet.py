@@ -18,7 +18,7 @@ from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.archive import key_prefixes
 from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, in_threads, key_array
-from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
+from pipeline.sources.columns import NAMES, column_values, empty_cells, label_texts, without_unfit
 from pipeline.sources.retries import Patience
 from pipeline.sources.store import LocalStore
 from pipeline.sources.table import no_labels
@@ -286,7 +286,7 @@ def _look(store: Store, file: File, column: str | None, location: str) -> _Part:
 def _keys(parquet: pq.ParquetFile, frame: pd.DataFrame, column: str) -> list[bytes]:
     for name in KEY_COLUMNS:
         if name in frame:
-            if missing := int(frame[name].isna().sum()):
+            if missing := len(empty_cells(frame[name])):
                 raise SourceError(
                     f"expected a {name} in every row, found {missing} without: fill them in or remove them"
                 )

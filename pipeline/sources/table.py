@@ -15,7 +15,7 @@ from pipeline.core.names import other_forms
 from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import FileReader, Source, encode_labels, in_threads, key_array, public_names
-from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
+from pipeline.sources.columns import NAMES, column_values, empty_cells, label_texts, without_unfit
 from pipeline.sources.files import relative
 from pipeline.sources.retries import Patience
 from pipeline.sources.store import IN_PROCESS, File, open_store
@@ -160,7 +160,7 @@ def _keys(frame: pd.DataFrame, shown: str) -> list[str]:
 
 
 def _check_filled(frame: pd.DataFrame, column: str, shown: str) -> None:
-    empty = np.flatnonzero(frame[column].isna().to_numpy())
+    empty = empty_cells(frame[column])
     if len(empty):
         raise SourceError(
             f"expected a {column} in every row of {shown}, row {empty[0] + 1} has none ({len(empty)} such rows): "
