@@ -61,7 +61,7 @@ class TableSource(Source):
     def __init__(self, location: str, *, allow_missing: bool = False) -> None:
         self.location, shown = location, public(location)
         frame, unread = read_table(location)
-        _check_paths(frame, shown)
+        _check_paths(frame, unread, shown)
         written = frame["path"].astype(str).tolist()
         self._remote = is_url(location)
         self._folder = os.fsencode(
@@ -142,11 +142,16 @@ class TableSource(Source):
         return found[:, 0].copy(), found[:, 1].copy()
 
 
-def _check_paths(frame: pd.DataFrame, shown: str) -> None:
+def columns_of(frame: pd.DataFrame, unread: Sequence[Skipped]) -> str:
+    """Return the columns of a table for messages, with those that are left out and why."""
+    return "; ".join([few_names(list(frame.columns)) or "no others", *(skip.reason for skip in unread[:3])])
+
+
+def _check_paths(frame: pd.DataFrame, unread: Sequence[Skipped], shown: str) -> None:
     """Refuse a table without paths, or with an empty one."""
     if "path" not in frame.columns:
         raise SourceError(
-            f"expected a column 'path' in {shown}, found {few_names(list(frame.columns))}: rename the column that "
+            f"expected a column 'path' in {shown}, found {columns_of(frame, unread)}: rename the column that "
             "holds the image files"
         )
     if frame.empty:

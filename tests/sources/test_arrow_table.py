@@ -251,3 +251,12 @@ def test_an_empty_text_is_no_key_and_no_path(tmp_path: Path) -> None:
     pq.write_table(pa.table({"path": [""]}), tmp_path / "list.parquet")
     with pytest.raises(SourceError, match="expected a path in every row"):
         open_source(str(tmp_path / "list.parquet"))
+
+
+def test_a_refusal_names_the_columns_that_are_left_out(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([b"x"]).dictionary_encode(), "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"expected a column 'path' .*, found 'n'; column 'image': bytes: "):
+        open_source(str(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"key": ["0"], "label": [b"x"]}), tmp_path / "labels.parquet")
+    with pytest.raises(SourceError, match=r"found 'key'; column 'label': bytes: "):
+        open_source(write(tmp_path / "b.parquet", {"key": ["0"]}), labels=str(tmp_path / "labels.parquet"))
