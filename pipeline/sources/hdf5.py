@@ -209,6 +209,11 @@ def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
                     f"expected a key in every row of {public(file.path)}, found {missing} without: fill them in, or "
                     "rename the data set"
                 )
+            if cut := next((text for texts in sidecar_labels.values() for text in texts if "\0" in text), None):
+                raise SourceError(
+                    f"expected names beside the images in {public(file.path)}, found {cut!r}, which holds a zero byte: "
+                    "write names there"
+                )
             skipped = _unfit_beside(images)
             return _Part(name, len(images), keys, sidecar_labels, skipped)
     except (OSError, RuntimeError, KeyError, ValueError) as error:

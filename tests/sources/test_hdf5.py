@@ -126,3 +126,10 @@ def test_images_may_be_named_by_a_link(tmp_path: Path) -> None:
         source = open_source(f"{path}#{name}")
         assert [source[i].label for i in range(2)] == ([None, None] if "/" in name else ["x", "y"])
         assert source.reader()(source.locator(1)).startswith(b"P6 9 8 255")
+
+
+@pytest.mark.parametrize("name", ["label", "split"])
+def test_a_zero_byte_in_a_name_is_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", **{"images": np.zeros((2, 8, 9, 3), np.uint8), name: np.array([b"a\0b", b"c"])})
+    with pytest.raises(SourceError, match=r"expected names beside the images in .*, found 'a\\x00b'"):
+        open_source(path)
