@@ -12,13 +12,9 @@ extraction with its workers, without the server's.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import base64
 import contextlib
 import csv
 import io
-import json
-import multiprocessing
 import os
 import resource
 import statistics
@@ -26,13 +22,12 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from unittest import mock
-from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from PIL import Image
-from remote_memory import FileServer
 from slow_line import slow_line
 from source_variants import make_tars
+from store_server import clients_at, store_server
 from trivial_network import TrivialBackbone, TrivialEngine
 
 from pipeline.embedding.settings import RunSettings
@@ -41,88 +36,10 @@ from pipeline.stages.extract import ExtractSettings, extract
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from concurrent.futures import Future
-    from multiprocessing.connection import Connection
 
     from numpy.typing import NDArray
 
 DISTINCT = 60
-WHEN, WHEN_HTTP = "2026-01-01T00:00:00.000Z", "Thu, 01 Jan 2026 00:00:00 GMT"
-ACCOUNT, KEY = "account", base64.b64encode(b"key").decode()
-MISSING = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n"
-GOOGLE = "/storage/v1/b/"
-
-
-class StoreServer(FileServer):
-    """The files of a folder, as objects of a bucket that is a folder in it; only what clients ask for here."""
-
-    def answer(self, request: str) -> bytes:
-        line, _, rest = request.partition("\r\n")
-        method, target, version = line.split(" ")
-        url = urlsplit(target)
-        path, query = unquote(url.path.removeprefix(f"/{ACCOUNT}")), parse_qs(url.query)
-        if path.startswith(("/download" + GOOGLE, GOOGLE)):
-            bucket, _, name = path.removeprefix("/download").removeprefix(GOOGLE).partition("/o")
-            return self._google(bucket, name.lstrip("/"), query, f"{method} /{bucket}{name} {version}\r\n{rest}")
-        if "list-type" in query or query.get("comp") == ["list"]:
-            return self._list(path.strip("/"), query)
-        if not (self._folder / path.lstrip("/")).is_file():
-            return MISSING
-        answer = super().answer(f"{method} {path} {version}\r\n{rest.replace('x-ms-range', 'Range')}")
-        more = f"Last-Modified: {WHEN_HTTP}\r\nx-ms-blob-type: BlockBlob\r\nx-goog-generation: 1\r\n"
-        return answer.replace(b"Accept-Ranges", more.encode() + b"Accept-Ranges", 1)
-
-    def _files(self, bucket: str, query: dict[str, list[str]]) -> list[tuple[str, int]]:
-        prefix = query.get("prefix", [""])[0]
-        root = self._folder / bucket
-        names = ((path, str(path.relative_to(root))) for path in sorted(root.rglob("*")) if path.is_file())
-        return [(name, path.stat().st_size) for path, name in names if name.startswith(prefix)]
-
-    def _google(self, bucket: str, name: str, query: dict[str, list[str]], request: str) -> bytes:
-        def about(name: str, size: int) -> dict[str, str]:
-            return {"name": name, "bucket": bucket, "size": str(size), "generation": "1", "updated": WHEN, "etag": "1"}
-
-        if not name:
-            items = [about(*one) for one in self._files(bucket, query)]
-            return _whole(json.dumps({"kind": "storage#objects", "items": items}), "application/json")
-        path = self._folder / bucket / name
-        if query.get("alt") != ["media"]:
-            if not path.is_file():
-                return MISSING
-            return _whole(json.dumps(about(name, path.stat().st_size)), "application/json")
-        return self.answer(request)
-
-    def _list(self, bucket: str, query: dict[str, list[str]]) -> bytes:
-        files = self._files(bucket, query)
-        if "list-type" in query:
-            parts = "".join(
-                f"<Contents><Key>{name}</Key><LastModified>{WHEN}</LastModified><ETag>&quot;1&quot;</ETag>"
-                f"<Size>{size}</Size></Contents>"
-                for name, size in files
-            )
-            count = f"<KeyCount>{len(files)}</KeyCount><IsTruncated>false</IsTruncated>"
-            return _whole(f"<ListBucketResult><Name>{bucket}</Name>{count}{parts}</ListBucketResult>")
-        parts = "".join(
-            f"<Blob><Name>{name}</Name><Properties><Last-Modified>{WHEN_HTTP}</Last-Modified><Etag>1</Etag>"
-            f"<Content-Length>{size}</Content-Length><BlobType>BlockBlob</BlobType></Properties></Blob>"
-            for name, size in files
-        )
-        return _whole(
-            f'<?xml version="1.0" encoding="utf-8"?><EnumerationResults ContainerName="{bucket}"><Blobs>{parts}</Blobs>'
-            "<NextMarker /></EnumerationResults>"
-        )
-
-
-def _whole(text: str, kind: str = "application/xml") -> bytes:
-    return f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
-
-
-def _serve(folder: Path, port: Connection) -> None:
-    async def run() -> None:
-        server = await asyncio.get_running_loop().create_server(lambda: StoreServer(folder), "127.0.0.1", 0)
-        port.send(server.sockets[0].getsockname()[1])
-        await server.serve_forever()
-
-    asyncio.run(run())
 
 
 class PacedEngine(TrivialEngine):
@@ -165,31 +82,12 @@ def write_files(folder: Path, images: dict[str, bytes]) -> None:
 @contextlib.contextmanager
 def places(folder: Path, names: list[str], port: int) -> Iterator[dict[str, str]]:
     """Point every client at the server; yields what to call each kind."""
-    import fsspec
-
     address = f"http://127.0.0.1:{port}"
     with (folder / f"list-{port}.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows(
             [("path", "label"), *((f"{address}/files/folder/{name}", name.split("/")[0]) for name in names)]
         )
-    connection = (
-        f"DefaultEndpointsProtocol=http;AccountName={ACCOUNT};AccountKey={KEY};BlobEndpoint={address}/{ACCOUNT};"
-    )
-    variables = {
-        "AWS_ENDPOINT_URL": address,
-        "AWS_ACCESS_KEY_ID": "nobody",
-        "AWS_SECRET_ACCESS_KEY": "nothing",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "STORAGE_EMULATOR_HOST": address,
-        "AZURE_STORAGE_CONNECTION_STRING": connection,
-        "FSSPEC_GS_TOKEN": "anon",
-    }
-    for protocol in ("s3", "gs", "az", "http"):
-        fsspec.get_filesystem_class(protocol).clear_instance_cache()
-    from pipeline.sources import store
-
-    store._filesystem.cache_clear()
-    with mock.patch.dict(os.environ, variables):
+    with clients_at(port):
         yield {
             "http, table": str(folder / f"list-{port}.csv"),
             "http, tar": f"{address}/files/tars/shard-{{0..3}}.tar",
@@ -234,26 +132,24 @@ def main() -> None:
     os.environ["XDG_CACHE_HOME"] = str(folder / "indexes")
     images = write_images(folder, options.count)
     write_files(folder, images)
-    receiver, sender = multiprocessing.Pipe(duplex=False)
-    server = multiprocessing.get_context("spawn").Process(target=_serve, args=(folder, sender), daemon=True)
-    server.start()
-    port = receiver.recv()
     found: dict[tuple[str, float], list[tuple[float, float]]] = {}
-    for _ in range(options.repeats):
-        for latency in options.latency:
-            with slow_line(port, latency, options.bandwidth) as slow, places(folder, list(images), slow) as kinds:
-                every = {"local folder": str(folder / "files" / "folder"), **kinds}
-                for kind, place in every.items():
-                    if options.kinds and kind not in ("local folder", *options.kinds):
-                        continue
-                    try:
-                        rate, cpu = run(place, folder / "cache.h5", options)
-                    except Exception as error:
-                        print(f"{kind}: {type(error).__name__}: {error}", flush=True)
-                        continue
-                    found.setdefault((kind, latency), []).append((rate, cpu))
-                    print(f"{1000 * latency:4.0f} ms  {kind:14s} {rate:7.1f} images/s  {cpu:6.2f} ms CPU", flush=True)
-    server.terminate()
+    with store_server(folder) as (port, _):
+        for _ in range(options.repeats):
+            for latency in options.latency:
+                with slow_line(port, latency, options.bandwidth) as slow, places(folder, list(images), slow) as kinds:
+                    every = {"local folder": str(folder / "files" / "folder"), **kinds}
+                    for kind, place in every.items():
+                        if options.kinds and kind not in ("local folder", *options.kinds):
+                            continue
+                        try:
+                            rate, cpu = run(place, folder / "cache.h5", options)
+                        except Exception as error:
+                            print(f"{kind}: {type(error).__name__}: {error}", flush=True)
+                            continue
+                        found.setdefault((kind, latency), []).append((rate, cpu))
+                        print(
+                            f"{1000 * latency:4.0f} ms  {kind:14s} {rate:7.1f} images/s  {cpu:6.2f} ms CPU", flush=True
+                        )
     print("\n| source | latency, ms | images/s | against the folder | CPU, ms per image |\n|---|---|---|---|---|")
     for (kind, latency), values in found.items():
         rate, cpu = (statistics.median(one) for one in zip(*values, strict=True))

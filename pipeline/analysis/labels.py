@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.analysis.rows import take, usable_rows
+from pipeline.core.optional import ANALYSIS_EXTRA, optional_part
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 from pipeline.evaluation.calibration import fit_temperature, softmax
@@ -125,13 +126,9 @@ def _issues(
 
 def _cleanlab() -> tuple[Callable[..., Any], Callable[..., Any]]:
     """Return cleanlab's two functions."""
-    try:
+    with optional_part("checking labels needs cleanlab", ANALYSIS_EXTRA, AnalysisError):
         from cleanlab.filter import find_label_issues
         from cleanlab.rank import get_label_quality_scores
-    except ImportError:
-        raise AnalysisError(
-            "checking labels needs cleanlab, which is not installed: pip install 'embedding-pipeline[analysis]'"
-        ) from None
     return find_label_issues, get_label_quality_scores
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from pipeline.analysis.rows import label_texts, take, usable_rows
+from pipeline.core.optional import ANALYSIS_EXTRA, optional_part
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
 from pipeline.selection.frames import frame
@@ -137,13 +138,8 @@ def principal_components(embeddings: NDArray[Any], rows: NDArray[np.int64], coun
 
 
 def _umap() -> Any:
-    try:
+    with optional_part("--method umap needs umap-learn", f"{ANALYSIS_EXTRA}, or take --method pca", AnalysisError):
         import umap
-    except ImportError:
-        raise AnalysisError(
-            "--method umap needs umap-learn, which is not installed: pip install 'embedding-pipeline[analysis]', "
-            "or take --method pca"
-        ) from None
     return umap
 
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import label_texts, take, usable_rows
+from pipeline.core.optional import ANALYSIS_EXTRA, optional_part
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.text import match_names
 from pipeline.core.vectors import unit_rows
@@ -222,13 +223,9 @@ def _nearest_by_graph(
     embeddings: NDArray[Any], vectors: NDArray[np.float32], k: int, rows: NDArray[np.int64], skip: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.float32], float]:
     """Return rows, cosines and recall of a search through faiss."""
-    try:
+    way_out = f"{ANALYSIS_EXTRA}, or leave out --approximate"
+    with optional_part("an approximate search needs faiss", way_out, AnalysisError):
         import faiss
-    except ImportError:
-        raise AnalysisError(
-            "an approximate search needs faiss, which is not installed: pip install 'embedding-pipeline[analysis]', "
-            "or leave out --approximate"
-        ) from None
     graph = faiss.IndexHNSWFlat(embeddings.shape[1], _HNSW_LINKS, faiss.METRIC_INNER_PRODUCT)
     graph.hnsw.efConstruction = _HNSW_BUILD
     for start in range(0, len(rows), 8192):

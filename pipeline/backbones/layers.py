@@ -7,6 +7,8 @@ from dataclasses import dataclass
 AT_PATH = "path"
 """Name of weights that lie at the path in the backbone's name."""
 POOLINGS = ("avg", "max", "gem", "cls", "flatten")
+AUTO = "auto"
+"""What stands for the ends of a network's blocks at several depths, among the layers that are asked for."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.backbones.depth import inner_layers
-from pipeline.backbones.layers import POOLINGS, Layer
+from pipeline.backbones.layers import AUTO, POOLINGS, Layer
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.views import layer_of_view, parts_of, views_of
 from pipeline.errors import BackboneError, near_names
@@ -136,10 +136,6 @@ class EmbeddingNetwork(nn.Module):
                 raise BackboneError(f"{body.name} has no layer {node!r}: {near_names(node, [n for n in modules if n])}")
             # A partial of a method, not a closure: a deep copy of the network then stores into its own dictionary.
             modules[node].register_forward_hook(functools.partial(self._take, node))
-
-    def inner_layers(self) -> tuple[str, ...]:
-        """Return the names of nodes at several depths; see `pipeline.backbones.depth.inner_layers`."""
-        return inner_layers(self.body)
 
     def with_layers(self, layers: tuple[Layer, ...]) -> EmbeddingNetwork:
         """Return a network that shares the body, with some of the outputs."""
@@ -263,16 +259,17 @@ def build_network(body: Body, layer_names: tuple[str, ...] = ()) -> EmbeddingNet
     body : Body
         From a family.
     layer_names : tuple of str
-        Further layers, ``NODE`` (pooling ``avg``) or ``NODE:POOLING``.
+        Further layers: ``NODE`` (pooling ``avg``), ``NODE:POOLING``, or ``auto`` for those of
+        `pipeline.backbones.depth.inner_layers`.
 
     Raises
     ------
     BackboneError
-        A layer is unknown, or its pooling does not fit.
+        A layer is unknown, its pooling does not fit, or ``auto`` finds none.
     """
     body.module.eval().requires_grad_(False)
     asked = [Layer(PENULTIMATE, "", "network", 0)]
-    for name in layer_names:
+    for name in _without_auto(body, layer_names):
         layer = _parse_layer(name)
         if layer.name != PENULTIMATE and layer.name not in {known.name for known in asked}:
             asked.append(layer)
@@ -289,6 +286,14 @@ def build_network(body: Body, layer_names: tuple[str, ...] = ()) -> EmbeddingNet
             raise BackboneError(f"layer {layer.node!r} does not give one output per image: choose a layer around it")
     network.layers = tuple(replace(layer, width=out.shape[1]) for layer, out in zip(asked, outputs, strict=True))
     return network
+
+
+def _without_auto(body: Body, names: tuple[str, ...]) -> list[str]:
+    """Return the names of layers, with those of the network's blocks in the place of ``auto``."""
+    found = inner_layers(body.module) if AUTO in names else ()
+    if AUTO in names and not found:
+        raise BackboneError(f"{body.name} has no row of blocks whose ends {AUTO} could take: name the layers")
+    return [layer for name in names for layer in (found if name == AUTO else (name,))]
 
 
 def _parse_layer(name: str) -> Layer:

@@ -22,7 +22,7 @@ from pipeline.core.spec import FORMAT, canonical_json, fingerprint
 from pipeline.errors import CacheError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from numpy.typing import DTypeLike, NDArray
@@ -73,7 +73,7 @@ class Extent:
     @property
     def nbytes(self) -> int:
         """Bytes of all rows."""
-        return self.shape[0] * self.row_bytes
+        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
 
 
 def create(
@@ -124,6 +124,25 @@ def create(
         raise CacheError(
             f"cannot write {path.parent}: {_os_reason(error)}: free space, or choose another output"
         ) from None
+
+
+def write_hdf5(path: Path, fill: Callable[[h5py.File], object]) -> None:
+    """Write a new HDF5 file of any content: a full disk is an `OSError`, of which HDF5 by itself crashes.
+
+    Parameters
+    ----------
+    path : Path
+        Must not exist.
+    fill : callable
+        Called with the open file.
+    """
+    with path.open("x+b", buffering=0) as raw:
+        target = _Target(raw.fileno())
+        try:
+            with h5py.File(target, "w") as file:
+                fill(file)
+        finally:
+            target.raise_any()
 
 
 class _Target:
@@ -274,6 +293,27 @@ def not_a_cache(path: Path, error: Exception | str) -> CacheError:
     """Return the error for a file that is something else."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
     return CacheError(f"expected a cache at {path}, found something else ({reason}): check the path")
+
+
+def damaged(path: Path, what: str) -> CacheError:
+    """Return the error for a cache whose content is not as it was written."""
+    return CacheError(f"{path} is damaged: {what}: restore it from a copy, or extract again into a new file")
+
+
+def check_is_file(path: Path) -> None:
+    """Refuse a path where no file is.
+
+    Raises
+    ------
+    CacheError
+        Nothing is there, or a folder, a device or a pipe.
+    """
+    if path.is_dir():
+        raise CacheError(f"expected a cache at {path}, found a folder: name a file in it")
+    if path.exists() and not path.is_file():
+        raise CacheError(f"expected a cache at {path}, found something that is no file: check the path")
+    if not path.is_file():
+        raise CacheError(f"expected a cache at {path}, found nothing: run pipeline extract first, or check the path")
 
 
 def check_format(path: Path, attributes: Mapping[str, Any]) -> None:

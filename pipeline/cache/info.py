@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.cache.concat import open_cache
-from pipeline.core.items import Status
+from pipeline.core.items import Status, status_name
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     -------
     dict
         JSON-like: counts by status, layers and widths, labels, columns, backbone, weights, preprocessing, decoding,
-        versions.
+        versions. What another program left out of the file is left out here.
 
     Raises
     ------
@@ -38,19 +41,14 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
         "cache": str(cache.path),
         "images": len(cache),
         **({"shard": f"{cache.shard} of {cache.shard.total} images"} if cache.shard else {}),
-        "status": {
-            Status(code).name.lower(): int(count) for code, count in enumerate(counts) if count or code == Status.DONE
-        },
+        "status": {status_name(code): int(count) for code, count in enumerate(counts) if count or code == Status.DONE},
         "layers": {layer["name"]: layer["width"] for layer in spec["layers"]},
         "dtype": spec["dtype"],
-        "precision": spec["precision"],
+        **_known(spec, "precision"),
         "labels": {name: int(count) for name, count in zip(cache.label_names, labels, strict=True)},
         "columns": list(cache.columns),
-        "source": {name: cache.source[name] for name in ("kind", "location")},
-        "backbone": spec["backbone"],
-        "weights": spec["weights"],
-        "preprocess": spec["preprocess"],
-        "decode": spec["decode"],
+        "source": _known(cache.source, "kind", "location"),
+        **_known(spec, "backbone", "weights", "preprocess", "decode"),
         "fingerprint": cache.fingerprint,
         "versions": cache.versions,
         "self_check": cache.self_check,
@@ -58,12 +56,16 @@ def describe(path: str | os.PathLike[str]) -> dict[str, Any]:
     }
 
 
+def _known(facts: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: facts[name] for name in names if name in facts}
+
+
 def describe_failures(path: str | os.PathLike[str]) -> list[tuple[str, str]]:
     """Return (key, reason) of every failed row, in the order of rows."""
     cache = open_cache(path)
     reasons = cache.reasons()
     rows = np.flatnonzero(cache.status > Status.DONE).tolist()
-    names = {row: Status(int(cache.status[row])).name.lower().replace("_", " ") for row in rows}
+    names = {row: status_name(int(cache.status[row])).replace("_", " ") for row in rows}
     return [
         (os.fsdecode(bytes(cache.items.keys[row])), f"{names[row]}: {reasons[row]}" if row in reasons else names[row])
         for row in rows

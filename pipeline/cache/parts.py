@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from pipeline.cache.holder import Holder
+    from pipeline.cache.reader import Cache
     from pipeline.core.shards import ShardRecord
 
 
@@ -207,8 +208,7 @@ def _look_at(path: Path, now: datetime) -> Part:
     running = holder is not None and holder.alive is not False
     if not path.exists():
         return Part(path, State.RUNNING if running else State.DIED, holder=holder)
-    update = unfinished_path(path)
-    cache = open_cache(update if update.exists() else path)
+    cache = _newest(path)
     counts = np.bincount(np.asarray(cache.status), minlength=2)
     to_do, done, failed = int(counts[Status.TODO]), int(counts[Status.DONE]), int(counts[Status.DONE + 1 :].sum())
     rate = None
@@ -219,6 +219,18 @@ def _look_at(path: Path, now: datetime) -> Part:
     else:
         state = State.FAILED if failed else State.DONE
     return Part(path, state, open_cache(path).shard, done, failed, to_do, rate, holder)
+
+
+def _newest(path: Path) -> Cache:
+    """Open the update of a cache, or the cache itself where it has none: the update may take its place meanwhile."""
+    update = unfinished_path(path)
+    if update.exists():
+        try:
+            return open_cache(update)
+        except CacheError:
+            if update.exists():
+                raise
+    return open_cache(path)
 
 
 def _rate(holder: Holder | None, ready: int, now: datetime) -> float | None:

@@ -13,9 +13,12 @@ import numpy as np
 
 from pipeline.cache import format as fmt
 from pipeline.cache.failures import read_reasons
+from pipeline.cache.structure import JSON_ATTRIBUTES, structural_faults
+from pipeline.core.files import file_identity
 from pipeline.core.items import ItemTable
+from pipeline.core.maps import map_file
 from pipeline.core.shards import ShardRecord
-from pipeline.core.spec import FORMAT, PENULTIMATE
+from pipeline.core.spec import FORMAT, PENULTIMATE, stated
 from pipeline.errors import CacheError, near_names
 
 if TYPE_CHECKING:
@@ -25,6 +28,8 @@ if TYPE_CHECKING:
 
     from pipeline.cache.format import Extent
 
+_NAMED = 5
+"""Faults that an error names."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
@@ -86,37 +91,18 @@ class Cache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise CacheError(
-                f"expected a cache at {self.path}, found nothing: run pipeline extract first, or check the path"
-            )
-        self._extents: dict[str, Extent] = {}
-        try:
-            with fmt.open_hdf5(self.path) as file:
-                attributes = {name: _plain(value) for name, value in file.attrs.items()}
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise fmt.not_a_cache(self.path, error) from None
-        fmt.check_format(self.path, attributes)
-        self._extents = fmt.read_extents(self.path)
-        try:
-            self.fingerprint = str(attributes["fingerprint"])
-            self.spec: dict[str, Any] = json.loads(attributes["spec"])
-            self.versions: dict[str, str] = json.loads(attributes["versions"])
-            self.self_check: dict[str, Any] = json.loads(attributes["self_check"])
-            self.source: dict[str, str] = json.loads(attributes["source"])
-            record = attributes.get("shard")
-            self.shard: ShardRecord | None = None if record is None else ShardRecord.from_json(record)
-            counts = {
-                self._extents[name].shape[0] for name in (fmt.EMBEDDINGS, fmt.STATUS, fmt.CRC, fmt.KEYS, fmt.LABELS)
-            }
-        except (KeyError, ValueError) as error:
-            raise CacheError(
-                f"expected a whole cache at {self.path}, found it damaged ({error!r}): restore it from a copy"
-            ) from None
-        if len(counts) != 1:
-            raise CacheError(
-                f"expected as many rows everywhere in {self.path}, found {sorted(counts)}: restore it from a copy"
-            )
+        fmt.check_is_file(self.path)
+        attributes, self._extents, self._bytes = _mapped(self.path)
+        if faults := structural_faults(attributes, self._extents):
+            raise fmt.damaged(self.path, "; ".join(faults[:_NAMED]))
+        parsed = {name: json.loads(attributes[name]) for name in JSON_ATTRIBUTES}
+        self.fingerprint = str(attributes["fingerprint"])
+        self.spec: dict[str, Any] = stated(parsed["spec"], f"the spec of {self.path}")
+        self.versions: dict[str, str] = parsed["versions"]
+        self.self_check: dict[str, Any] = parsed["self_check"]
+        self.source: dict[str, str] = stated(parsed["source"], f"the source of {self.path}")
+        record = attributes.get("shard")
+        self.shard: ShardRecord | None = None if record is None else ShardRecord.from_json(record)
 
     def __len__(self) -> int:
         return self._extents[fmt.EMBEDDINGS].shape[0]
@@ -189,11 +175,23 @@ class Cache:
 
     @cached_property
     def items(self) -> ItemTable:
-        """The item list, its keys as bytes."""
+        """The item list, its keys as bytes.
+
+        Raises
+        ------
+        CacheError
+            A label has no name, or two classes have the same one.
+        """
+        labels, names = self._map(fmt.LABELS), tuple(texts(self._map(fmt.LABEL_NAMES)).tolist())
+        # A label of -2 would be taken for the last class but one.
+        if len(labels) and not -1 <= labels.min() <= labels.max() < len(names):
+            raise fmt.damaged(self.path, f"it has labels from {labels.min()} to {labels.max()} of {len(names)} classes")
+        if len(set(names)) < len(names):
+            raise fmt.damaged(self.path, "two of its classes have the same name")
         return ItemTable(
             keys=self._map(fmt.KEYS),
-            labels=self._map(fmt.LABELS),
-            label_names=tuple(texts(self._map(fmt.LABEL_NAMES)).tolist()),
+            labels=labels,
+            label_names=names,
             sizes=self._map(fmt.SIZES),
             mtimes_ns=self._map(fmt.MTIMES),
             columns=LazyArrays(
@@ -261,7 +259,29 @@ class Cache:
         extent = self._extents[name]
         if extent.nbytes == 0:
             return np.zeros(extent.shape, extent.dtype)
-        return np.memmap(self.path, dtype=extent.dtype, mode="r", offset=extent.offset, shape=extent.shape)
+        return self._bytes[extent.offset : extent.offset + extent.nbytes].view(extent.dtype).reshape(extent.shape)
+
+
+def _mapped(path: Path) -> tuple[dict[str, Any], dict[str, Extent], NDArray[np.uint8]]:
+    """Return the attributes of a file, where its datasets lie, and a map of the very file that these belong to.
+
+    All arrays come from this one map: an update may put another file in the place of this one at any moment, whose
+    rows would be taken for those of the list that was read before.
+    """
+    while True:
+        try:
+            with path.open("rb") as file:
+                with fmt.open_hdf5(path) as opened:
+                    attributes = {name: _plain(value) for name, value in opened.attrs.items()}
+                fmt.check_format(path, attributes)
+                extents = fmt.read_extents(path)
+                mapped = map_file(file)
+                if file_identity(path.stat()) == file_identity(os.fstat(file.fileno())):
+                    return attributes, extents, mapped
+        except PermissionError as error:
+            raise CacheError(f"cannot read {path} ({error.strerror}): change its permissions") from None
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+            raise fmt.not_a_cache(path, error) from None
 
 
 def is_cache(path: str | os.PathLike[str]) -> bool:

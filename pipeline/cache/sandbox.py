@@ -62,9 +62,7 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
     CacheError
         It is no regular file, no HDF5 file or no cache, or HDF5 crashes, hangs or runs out of memory on it.
     """
-    if not path.is_file():
-        found = "something that is no file" if path.exists() else "nothing"
-        raise CacheError(f"expected a cache at {path}, found {found}: check the path")
+    fmt.check_is_file(path)
     try:
         with path.open("rb") as raw:
             head = raw.read(len(SIGNATURE))
@@ -85,7 +83,7 @@ def probe(path: Path, *, seconds: float = SECONDS, memory: int = MEMORY) -> Layo
             },
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, f"its structure makes no sense ({error})") from None
+        raise fmt.damaged(path, f"its structure makes no sense ({error})") from None
 
 
 def _ask_child(path: Path, seconds: float, memory: int) -> bytes:
@@ -110,9 +108,9 @@ def _ask_child(path: Path, seconds: float, memory: int) -> bytes:
             answer, _ = child.communicate(f"{memory}\n".encode(), timeout=seconds)
         except subprocess.TimeoutExpired:
             child.kill()
-            raise _damaged(path, f"reading its structure takes longer than {seconds:g} s") from None
+            raise fmt.damaged(path, f"reading its structure takes longer than {seconds:g} s") from None
     if child.returncode:
-        raise _damaged(path, f"HDF5 crashes on its structure ({child.returncode})")
+        raise fmt.damaged(path, f"HDF5 crashes on its structure ({child.returncode})")
     return answer
 
 
@@ -146,7 +144,3 @@ def _dtype(name: str) -> np.dtype[Any]:
     if name not in _DTYPES and not (name.startswith("|S") and name[2:].isdecimal()):
         raise ValueError(f"data of type {name}")
     return np.dtype(name)
-
-
-def _damaged(path: Path, what: str) -> CacheError:
-    return CacheError(f"{path} is damaged: {what}: restore it from a copy, or extract again into a new file")

@@ -22,9 +22,9 @@ from pipeline.cache.copy import chunks
 from pipeline.cache.format import Extent, ledger_crcs, row_crcs
 from pipeline.cache.reader import Cache
 from pipeline.cache.sandbox import Layout, probe
+from pipeline.cache.structure import structural_faults
 from pipeline.core.files import file_identity
-from pipeline.core.items import HASH_BYTES, Status
-from pipeline.core.shards import ShardRecord
+from pipeline.core.items import Status
 from pipeline.core.spec import fingerprint
 from pipeline.errors import CacheError
 
@@ -133,60 +133,17 @@ def _check_structure(path: Path, layout: Layout) -> dict[str, Extent]:
     attributes, extents = layout.attributes, layout.extents
     fmt.check_format(path, attributes)
     damage = _Damage(path)
-    rows = extents[fmt.STATUS].shape[:1] if fmt.STATUS in extents else ()
-    for name, (shape, kinds) in _expected(attributes, rows, damage).items():
-        extent = extents.get(name)
-        if extent is None:
-            damage.add(f"/{name} is missing")
-        elif len(extent.shape) != len(shape) or any(
-            w not in (None, s) for w, s in zip(shape, extent.shape, strict=True)
-        ):
-            damage.add(f"/{name} has shape {extent.shape}, not {shape}")
-        elif extent.dtype.str.lstrip("|<") not in kinds and extent.dtype.kind not in kinds:
-            damage.add(f"/{name} has type {extent.dtype.str}")
-    for name, extent in extents.items():
-        if name.startswith(fmt.COLUMNS + "/") and extent.shape != rows:
-            damage.add(f"/{name} has shape {extent.shape}, not {rows}")
+    for fault in structural_faults(attributes, extents):
+        damage.add(fault)
+    damage.raise_any()
+    if attributes["fingerprint"] != fingerprint(json.loads(attributes["spec"])):
+        damage.add("its fingerprint is not that of its spec")
     placed = sorted((e.offset, e.offset + e.nbytes, name) for name, e in extents.items() if e.nbytes)
     for (_, stop, one), (start, _, other) in itertools.pairwise(placed):
         if start < stop:
             damage.add(f"/{one} and /{other} overlap")
     damage.raise_any()
     return extents
-
-
-def _expected(
-    attributes: Mapping[str, Any], rows: tuple[int, ...], damage: _Damage
-) -> dict[str, tuple[tuple[int | None, ...], tuple[str, ...]]]:
-    """Return shape (None for any length) and types of the datasets that the attributes call for."""
-    try:
-        spec = json.loads(attributes["spec"])
-        for name in ("versions", "self_check", "source"):
-            json.loads(attributes[name])
-        if "shard" in attributes:
-            ShardRecord.from_json(attributes["shard"])
-        widths = [(layer["name"], int(layer["width"])) for layer in spec["layers"]]
-        kind = {"float32": "f4", "float16": "f2"}[spec["dtype"]]
-        if attributes["fingerprint"] != fingerprint(spec):
-            damage.add("its fingerprint is not that of its spec")
-    except (KeyError, ValueError, TypeError) as error:
-        damage.add(f"its attributes make no sense ({error!r})")
-        return {}
-    main, *others = widths or [("", 0)]
-    return {
-        fmt.EMBEDDINGS: ((*rows, main[1]), (kind,)),
-        **{f"{fmt.LAYERS}/{name}": ((*rows, width), (kind,)) for name, width in others},
-        fmt.STATUS: (rows or (None,), ("u1",)),
-        fmt.CRC: (rows, ("u4",)),
-        fmt.LEDGER_CRC: (rows, ("u4",)),
-        fmt.CONTENT_HASH: ((*rows, HASH_BYTES), ("u1",)),
-        fmt.STATIC_SHA256: ((32,), ("u1",)),
-        fmt.KEYS: (rows, ("S",)),
-        fmt.LABELS: (rows, ("i4",)),
-        fmt.LABEL_NAMES: ((None,), ("S",)),
-        fmt.SIZES: (rows, ("i8",)),
-        fmt.MTIMES: (rows, ("i8",)),
-    }
 
 
 class _RowReader:
@@ -277,7 +234,4 @@ class _Damage:
     def raise_any(self) -> None:
         if self._count:
             more = f", and {self._count - len(self._named)} more places" if self._count > len(self._named) else ""
-            raise CacheError(
-                f"{self._path} is damaged: {'; '.join(self._named)}{more}: restore it from a copy, or "
-                "extract again into a new file"
-            )
+            raise fmt.damaged(self._path, f"{'; '.join(self._named)}{more}")

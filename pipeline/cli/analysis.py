@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import announce, cli, say
+from pipeline.cli.base import CACHE, announce, cli, print_json, say
 from pipeline.core.names import SHOWN
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import AnalysisError
@@ -78,7 +78,7 @@ def _give_page(page: str | None, write: Callable[..., int], opened: Any, found: 
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.argument("queries", nargs=-1, metavar="[QUERY]...")
 @click.option(
     "--text", "texts", multiple=True, help="Search for a text, in a cache of a dual encoder such as CLIP. Repeatable."
@@ -137,7 +137,7 @@ def search(
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option(
     "--threshold",
     type=Number(0, 1, min_open=True),
@@ -195,7 +195,7 @@ def duplicates(
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option(
     "--threshold",
     default=3.5,
@@ -237,7 +237,7 @@ def outliers(
 
 
 @cli.command("check-labels")
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option(
     "--C", "cs", type=Number(0, min_open=True), multiple=True,
     help="Value of C to choose from. Repeatable.  [default: 0.001, 0.01, 0.1]",
@@ -271,7 +271,7 @@ def check_labels(
 
 
 @cli.command("map")
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option(
     "--method", default="umap", show_default=True, type=click.Choice(["pca", "umap", "tsne"]), help="The projection."
 )
@@ -315,7 +315,7 @@ def map_(
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option("-k", "k", default=100, show_default=True, type=click.IntRange(1), help="Number of images.")
 @click.option(
     "--method",
@@ -354,7 +354,7 @@ def select(
 
 
 @cli.command("compare-caches")
-@click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="A.h5 [B.h5...]")
+@click.argument("caches", nargs=-1, required=True, type=CACHE, metavar="A.h5 [B.h5...]")
 @click.option("--layer", "layers", multiple=True, help="Compare only this layer. Repeatable.  [default: all]")
 @click.option("-k", "k", default=10, show_default=True, type=click.IntRange(1), help="Number of neighbours to compare.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
@@ -375,7 +375,7 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
 
         tables = {"separation": found.separation, "pairs": found.pairs}
         entries = {name: json.loads(table.to_json(orient="records")) for name, table in tables.items()}
-        click.echo(json.dumps({"rows": found.rows, "asked": found.asked, **entries}, indent=2))
+        print_json({"rows": found.rows, "asked": found.asked, **entries})
         return
     for table in (found.separation, found.pairs):
         if len(table):
@@ -386,7 +386,7 @@ def compare_caches(caches: tuple[str, ...], layers: tuple[str, ...], k: int, as_
 
 
 @cli.command(context_settings={"ignore_unknown_options": True})
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.argument("options", nargs=-1, type=click.UNPROCESSED, metavar="[-- OPTIONS]")
 @click.option(
     "-o",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from pipeline.cli.signals import Stopped
-from pipeline.core.names import one_line
+from pipeline.core.names import one_line, shown
 from pipeline.core.progress import ProgressLine
 from pipeline.errors import PipelineError
+from pipeline.stages.option_types import EMPTY_TOO
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +25,31 @@ _PATIENCE_SECONDS = 0.7
 
 _announcement: threading.Timer | None = None
 
+CACHE = click.Path(readable=False)
+"""A cache, whose reader says what is wrong about it."""
+
 EXIT_ERROR = 1
 EXIT_SOME_FAILED = 3
 EXIT_TO_DO = 4
 
 
+class _Command(click.Command):
+    """Refuses empty values, which shells make of variables that are not set: they would stand for a default."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Before the values are converted and used: an output is looked at then.
+        given = self.make_parser(ctx).parse_args(args=list(args))[0]
+        for parameter in self.params:
+            value = given.get(parameter.name)
+            if parameter.type is not EMPTY_TOO and (value == "" or (isinstance(value, (list, tuple)) and "" in value)):
+                raise click.BadParameter("expected a value, got an empty one: give one", ctx, parameter)
+        return super().parse_args(ctx, args)
+
+
 class _Commands(click.Group):
     """Turns errors into one line and an exit code."""
+
+    command_class = _Command
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -60,6 +80,23 @@ def say(text: str) -> None:
     """Print a message for people."""
     _take_back()
     click.echo(text, err=True)
+
+
+def print_json(data: Any) -> None:
+    """Print data as JSON that every parser takes: no NaN, and names that are not UTF-8 as escapes."""
+    import json  # keeps --help quick
+
+    click.echo(json.dumps(_valid(data), indent=2, allow_nan=False))
+
+
+def _valid(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {shown(str(name)): _valid(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [_valid(value) for value in data]
+    if isinstance(data, float) and not math.isfinite(data):
+        return None
+    return shown(data) if isinstance(data, str) else data
 
 
 def announce(text: str) -> None:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, EXIT_TO_DO, cli, progress_line, say
+from pipeline.cli.base import CACHE, EXIT_SOME_FAILED, EXIT_TO_DO, cli, print_json, progress_line, say
 from pipeline.core.names import one_line, shown
 from pipeline.core.spec import PENULTIMATE
+from pipeline.stages.option_types import EMPTY_TOO
 
 if TYPE_CHECKING:
     from pipeline.cache import Cache
@@ -19,7 +20,7 @@ _WATCH_EVERY_S = 3.0
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option("--failed", is_flag=True, help="Print only the failed images, one per line: key, tab, reason.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def info(cache: str, failed: bool, as_json: bool) -> None:
@@ -32,9 +33,7 @@ def info(cache: str, failed: bool, as_json: bool) -> None:
         return
     facts = describe(cache)
     if as_json:
-        import json
-
-        click.echo(json.dumps(facts, indent=2))
+        print_json(facts)
         return
     width = max(len(name) for name in facts)
     for name, value in facts.items():
@@ -75,10 +74,7 @@ def status(caches: tuple[str, ...], watch: bool, as_json: bool, idle_shards: boo
         if idle_shards:
             click.echo(",".join(map(str, parts.idle_shards)))
         elif as_json:
-            import json
-
-            facts = {"parts": [part.to_json() for part in parts.parts], "missing_shards": list(parts.missing)}
-            click.echo(json.dumps(facts, indent=2))
+            print_json({"parts": [part.to_json() for part in parts.parts], "missing_shards": list(parts.missing)})
         else:
             click.echo("\n".join([*(one_line(shown(str(part))) for part in parts.parts), parts.total()]))
         if parts.complete or not watch:
@@ -90,7 +86,7 @@ def status(caches: tuple[str, ...], watch: bool, as_json: bool, idle_shards: boo
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option("--images", is_flag=True, help="Compare the image files with the cache too. Reads all images.")
 def verify(cache: str, images: bool) -> None:
     """Check every byte of a cache.
@@ -130,7 +126,7 @@ def _hashes_of_images(cache: Cache) -> HashItems:
 
 
 @cli.command()
-@click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="A.h5 B.h5...")
+@click.argument("caches", nargs=-1, required=True, type=CACHE, metavar="A.h5 B.h5...")
 @click.option("-o", "--output", required=True, metavar="C.h5", help="The cache to write. It must not exist.")
 @click.option(
     "--on-duplicate", default="refuse", show_default=True, type=click.Choice(["refuse", "first", "last"]),
@@ -151,7 +147,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option(
     "--to",
     "kind",
@@ -164,6 +160,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
     "--split",
     "splits",
     multiple=True,
+    type=EMPTY_TOO,
     metavar="NAME",
     help="Write only rows of this split. Repeatable.  [default: all]",
 )
@@ -171,6 +168,7 @@ def merge(caches: tuple[str, ...], output: str, on_duplicate: Literal["refuse", 
     "--label",
     "labels",
     multiple=True,
+    type=EMPTY_TOO,
     metavar="NAME",
     help="Write only rows of this class. Repeatable.  [default: all]",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from pipeline.cli.base import EXIT_ERROR, announce, cli
+from pipeline.cli.base import EXIT_ERROR, announce, cli, print_json
 
 
 @cli.command()
@@ -25,8 +25,6 @@ def doctor(cache_folder: str, stores: tuple[str, ...], as_json: bool) -> None:
     announce("doctor: looking at this machine")
     found = diagnose(cache_folder, stores, found=lambda finding: None if as_json else click.echo(str(finding)))
     if as_json:
-        import json
-
-        click.echo(json.dumps(found.to_json(), indent=2))
+        print_json(found.to_json())
     if not found.healthy:
         click.get_current_context().exit(EXIT_ERROR)

@@ -6,15 +6,15 @@ from typing import Any
 
 import click
 
-from pipeline.cli.base import announce, cli, progress_line, say
+from pipeline.cli.base import CACHE, announce, cli, progress_line, say
 from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
 from pipeline.stages.options import FINETUNE, add_options
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
-@click.argument("probe", metavar="RUN/", type=click.Path())
+@click.argument("cache", type=CACHE)
+@click.argument("probe", metavar="RUN/", type=CACHE)
 @click.option(
     "-o", "--output", required=True, metavar="RUN2/", help="The run folder to write. An existing run is replaced."
 )

@@ -6,14 +6,14 @@ from typing import Any
 
 import click
 
-from pipeline.cli.base import EXIT_SOME_FAILED, announce, cli, progress_line, say
+from pipeline.cli.base import CACHE, EXIT_SOME_FAILED, announce, cli, progress_line, say
 from pipeline.cli.signals import stop_on_signal
 from pipeline.core.callbacks import Callbacks
 from pipeline.stages.options import FIT_HEAD, PREDICT, add_options
 
 
 @cli.command("fit-head")
-@click.argument("caches", nargs=-1, required=True, type=click.Path(), metavar="CACHE...")
+@click.argument("caches", nargs=-1, required=True, type=CACHE, metavar="CACHE...")
 @click.option(
     "-o", "--output", required=True, metavar="RUN/", help="The run folder to write. An earlier run there is replaced."
 )
@@ -33,7 +33,7 @@ def fit_head(caches: tuple[str, ...], output: str, **options: Any) -> None:
 
 
 @cli.command()
-@click.argument("runs", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", nargs=-1, required=True, type=CACHE)
 @click.option(
     "--split", type=click.Choice(["test", "val"]), default="test", show_default=True, help="The rows to compare on."
 )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pipeline.cli.base import announce, cli, say
+from pipeline.cli.base import CACHE, announce, cli, say
 from pipeline.core.callbacks import Callbacks
 from pipeline.core.spec import PENULTIMATE
 from pipeline.stages.options import TRUST_REMOTE_CODE
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @cli.command()
-@click.argument("cache", type=click.Path())
+@click.argument("cache", type=CACHE)
 @click.option(
     "-o",
     "--output",
@@ -71,7 +71,7 @@ def label(cache: str, output: str | None, **options: Any) -> None:
 
     if options["merge"] is None:
         check_extra()
-    path = Path(output or f"{cache}.labels.csv")
+    path = Path(f"{cache}.labels.csv") if output is None else Path(output)
     announce(f"label: reading {cache}")
     opened = open_cache(cache)
     with open_session(opened, path, options["task"], layer=options["layer"], say=say) as session:

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -81,6 +82,8 @@ def replacing(
 
 def put_in_place(finished: Path, path: Path) -> None:
     """Rename a finished file to ``path``, durably and atomically; raises `OSError`."""
+    with contextlib.suppress(OSError):  # who may read and write stays as it was
+        finished.chmod(stat.S_IMODE(path.stat().st_mode))
     # Before the rename: after a power cut the name could otherwise belong to a file without its bytes.
     _sync(finished, os.O_RDWR)
     finished.replace(path)
@@ -125,8 +128,14 @@ def _swap(part: Path, path: Path) -> None:
     former = part.with_name(part.name.removesuffix(PART) + ".old")
     if path.exists():
         path.rename(former)
-    part.rename(path)
-    shutil.rmtree(former, ignore_errors=True)
+    try:
+        part.rename(path)
+    except OSError:
+        if not path.exists() and former.exists():  # where it exists, another process was first
+            former.rename(path)
+        raise
+    finally:
+        shutil.rmtree(former, ignore_errors=True)
     _sync(path.parent, os.O_RDONLY)
 
 

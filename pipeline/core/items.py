@@ -74,6 +74,19 @@ class Status(IntEnum):
     CHANGED = 12
 
 
+def status_name(code: int) -> str:
+    """Return the name of a status; a number that only a newer program knows is its own name.
+
+    Examples
+    --------
+    >>> status_name(9), status_name(77)
+    ('out_of_memory', 'status_77')
+    """
+    return Status(code).name.lower() if code in _STATUS_CODES else f"status_{code}"
+
+
+_STATUS_CODES = frozenset(map(int, Status))
+
 AGAIN = (Status.OUT_OF_REACH, Status.CHANGED)
 """Failures that the next run tries again without being asked to."""
 

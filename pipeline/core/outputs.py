@@ -9,15 +9,12 @@ import contextlib
 import csv
 import os
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from pipeline.core.ending import unfinished
 from pipeline.core.files import followed, part_path
 from pipeline.core.shards import PLACEHOLDER
 from pipeline.errors import PipelineError, first_line
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 GENERATOR = "embedding-pipeline"
 """What a page, a Parquet file or a model names as its program."""
@@ -96,7 +93,9 @@ def check_folder(path: str | os.PathLike[str], error: type[PipelineError] = Pipe
     PipelineError
         Of the type given.
     """
-    path = _place(path, error)
+    name, path = os.fspath(path), _place(path, error)
+    if path.name in ("", ".."):
+        raise error(f"expected the name of a folder for the output, found {name}: name one that can be replaced")
     check_writable(path, error)
     return path
 
@@ -125,10 +124,16 @@ def check_writable(path: Path, error: type[PipelineError] = PipelineError) -> No
                 with contextlib.suppress(OSError):
                     probe.unlink()
     except OSError as reason:
-        raise error(
-            f"cannot write {path} ({reason.strerror or first_line(reason)}): change the permissions of {folder}, free "
-            "space, or choose another output"
-        ) from None
+        raise _cannot_write(path, reason, error, f"the permissions of {folder}, free space") from None
+
+
+def _cannot_write(
+    path: str | os.PathLike[str], reason: OSError, error: type[PipelineError], what: str
+) -> PipelineError:
+    return error(
+        f"cannot write {os.fspath(path)} ({reason.strerror or first_line(reason)}): change {what}, or choose another "
+        "output"
+    )
 
 
 def is_own(path: Path) -> bool:
@@ -172,12 +177,23 @@ def _has_group(path: Path) -> bool:
 
 def _place(path: str | os.PathLike[str], error: type[PipelineError]) -> Path:
     name = os.fspath(path)
+    if not name:
+        raise error("expected a name for the output, found an empty one: name it")
+    home = name.partition("/")[0]
+    if home.startswith("~") and not Path(home).is_dir():
+        raise error(
+            f"expected a path for the output, found {home} in {name}, which no shell replaced: write it in full"
+        )
     if PLACEHOLDER in name:
         raise error(f"expected --shard with {PLACEHOLDER} in {name}, found none: add --shard I/N, or name the file")
     if "://" in name:
         raise error(f"expected a file of this machine for the output, found {name}: write it here, then upload it")
-    place = followed(path)
-    if place.is_symlink():
+    try:
+        place = followed(path)
+        leads_nowhere = place.is_symlink()
+    except OSError as reason:  # such as a name that is too long
+        raise _cannot_write(name, reason, error, f"the name or the permissions of {Path(name).parent}") from None
+    if leads_nowhere:
         raise error(f"expected a file for the output, found a link that leads nowhere at {name}: remove the link")
     return place
 

@@ -8,6 +8,7 @@ import mmap
 import os
 import platform
 import signal
+import zlib
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -42,6 +43,12 @@ def cache_folder() -> Path:
     """Return the user's cache folder: ``$XDG_CACHE_HOME/embedding-pipeline``, by default in ``~/.cache``."""
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")  # noqa: PTH111, PTH118
     return Path(base) / DISTRIBUTION
+
+
+def package_stamp() -> int:
+    """Return a number that differs once a module of this package was replaced, as by an upgrade."""
+    files = (file.stat() for file in Path(__file__).parent.parent.rglob("*.py"))
+    return zlib.crc32(repr(sorted((file.st_mtime_ns, file.st_size) for file in files)).encode())
 
 
 def child_environment() -> dict[str, str]:

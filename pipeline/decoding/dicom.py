@@ -36,7 +36,7 @@ def read_dicom(data: bytes, max_pixels: int) -> Image.Image:
     """
     try:
         import pydicom  # an extra
-    except ImportError:
+    except ModuleNotFoundError:
         raise unsupported(
             "DICOM image: pip install 'embedding-pipeline[dicom]' and extract with --retry-failed, or export it as PNG"
         ) from None

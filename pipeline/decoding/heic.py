@@ -20,7 +20,7 @@ def read_heic(data: bytes, max_pixels: int) -> Image.Image:
     """
     try:
         import pillow_heif  # an extra
-    except ImportError:
+    except ModuleNotFoundError:
         raise unsupported(
             "HEIC image: pip install 'embedding-pipeline[heic]' and extract with --retry-failed, or convert it to JPEG"
         ) from None

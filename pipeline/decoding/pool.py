@@ -23,7 +23,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.items import HASH_BYTES, Status
-from pipeline.core.system import child_environment, child_signals_held
+from pipeline.core.system import child_environment, child_signals_held, package_stamp
 from pipeline.decoding.read_ahead import InFlight
 from pipeline.decoding.worker import (
     IDLE,
@@ -31,6 +31,7 @@ from pipeline.decoding.worker import (
     READING,
     ROW,
     SINCE,
+    STAMP,
     TASK_IMAGES,
     Outcome,
     Setup,
@@ -349,6 +350,11 @@ class DecodePool:
         self._worker_status[number, SINCE] = IDLE
 
     def _start(self, number: int) -> None:
+        if package_stamp() != STAMP:
+            raise PipelineError(
+                "the files of this package were replaced while it ran, and new decode workers would be of another "
+                "version: run the same command again; everything before is committed"
+            )
         ours, theirs = Pipe()
         with child_signals_held():
             process = subprocess.Popen(
@@ -388,7 +394,7 @@ class DecodePool:
     ) -> None:
         """Replace a dead worker and record which image it was decoding."""
         _end(worker)
-        if not worker.ready and worker.process.returncode >= 0:
+        if not worker.ready and worker.process.returncode >= 0 and package_stamp() == STAMP:
             raise PipelineError(
                 f"expected decode workers to start, but one ended with exit code {worker.process.returncode}: its "
                 "message is above: check that the installation is complete"

@@ -21,7 +21,7 @@ import numpy as np
 from PIL import Image
 
 from pipeline.core.items import HASH_BYTES, Changed, OutOfReach, Status, content_hash
-from pipeline.core.system import limit_memory, memory_limit_lifted
+from pipeline.core.system import limit_memory, memory_limit_lifted, package_stamp
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.image import GPU, GPU_BYTES, DecodePolicy, decode_image, is_plain_jpeg
 from pipeline.decoding.jpeg import decode_plain, why_pillow
@@ -40,6 +40,8 @@ TASK_IMAGES = 8
 AHEAD_IMAGES = 256
 """Images that a worker may be reading at a time."""
 NO_ROW, IDLE = -1, 0
+STAMP = package_stamp()
+"""Of the code that this process runs."""
 ROW, SINCE, READING = 0, 1, slice(2, 2 + AHEAD_IMAGES)
 """Columns of the worker status: the row in progress, its start in monotonic nanoseconds, the prefetched rows."""
 ORPHAN_AFTER = 2
@@ -185,6 +187,8 @@ def _work(
     except MemoryError:
         status, reason = Status.OUT_OF_MEMORY, "not enough memory to prepare it"
     except Exception as error:  # as above
+        if package_stamp() != STAMP:  # a module that was imported just now may be another version's
+            raise
         status, reason = Status.CORRUPT, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read, left)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones import load_backbone, request_of_spec
@@ -66,7 +66,8 @@ def decode_of_spec(spec: Mapping[str, Any], *, where: str = "the spec") -> Decod
     Raises
     ------
     FingerprintError
-        JPEGs were decoded at a reduced size, which version 0.1.0 could do.
+        JPEGs were decoded at a reduced size, which version 0.1.0 could do, or images in a way that this version does
+        not know.
     """
     fields = {**spec["decode"], "formats": tuple(spec["decode"]["formats"])}
     if (scale := fields.pop("jpeg_scale", FULL_SIZE)) != FULL_SIZE:
@@ -74,7 +75,15 @@ def decode_of_spec(spec: Mapping[str, Any], *, where: str = "the spec") -> Decod
             f"{where}: expected JPEGs decoded at {FULL_SIZE} size, got decode.jpeg_scale {scale}, which was removed "
             "after 0.1.0: extract again into another output; what is in the cache stays readable"
         )
-    return DecodePolicy(**fields)
+    known = {field.name for field in dataclasses.fields(DecodePolicy)}
+    policy = DecodePolicy(**{name: value for name, value in fields.items() if name in known})
+    check_same_numbers(
+        {"decode": {"jpeg_scale": FULL_SIZE, **spec["decode"]}},
+        {"decode": spec_of_decode(policy)},
+        where=where,
+        hint="use the version of this program that made it",
+    )
+    return policy
 
 
 def spec_of_decode(decode: DecodePolicy) -> dict[str, Any]:
@@ -83,7 +92,7 @@ def spec_of_decode(decode: DecodePolicy) -> dict[str, Any]:
     A JPEG decoder other than Pillow is named. Pillow is not, and the full size is, so that older caches keep their
     fingerprint.
     """
-    spec = {**asdict(decode), "formats": list(decode.formats), "jpeg_scale": FULL_SIZE}
+    spec = {**dataclasses.asdict(decode), "formats": list(decode.formats), "jpeg_scale": FULL_SIZE}
     if decode.jpeg_decoder == PILLOW:
         del spec["jpeg_decoder"]
     return spec

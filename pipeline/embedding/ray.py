@@ -24,6 +24,7 @@ import numpy as np
 
 from pipeline.core.callbacks import ignore
 from pipeline.core.items import HASH_BYTES, Reader, Status
+from pipeline.core.optional import optional_part
 from pipeline.decoding.image import GPU
 from pipeline.decoding.worker import Outcome
 from pipeline.embedding.choose import choose_engine, sample_rows
@@ -454,13 +455,9 @@ def _import_ray() -> Any:
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
-    try:
+    with optional_part("--ray needs Ray", "pip install 'embedding-pipeline[ray]'", EngineError):
         import ray
         import ray.data
-    except ImportError:
-        raise EngineError(
-            "expected Ray for --ray, found it not installed: pip install 'embedding-pipeline[ray]'"
-        ) from None
     return ray
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from pipeline.core.devices import device_precisions, is_cpu, pick_devices
+from pipeline.core.optional import optional_part
 from pipeline.engines.base import PRECISIONS, Embeddings, Engine
 from pipeline.engines.multi_device import MultiEngine
 from pipeline.errors import EngineError
@@ -56,16 +57,7 @@ def open_engine(
         raise EngineError(f"OpenVINO runs on the CPU, found --device {device}: leave one of the two out")
     if engine == "openvino" or (engine == "auto" and on_cpu):
         try:
-            # Not at the top: OpenVINO may not be installed.
-            from pipeline.engines.openvino import DEFAULT_BATCH, OpenVinoEngine
-
-            return OpenVinoEngine(
-                backbone,
-                precision=precision,
-                batch_size=batch_size or max(DEFAULT_BATCH // backbone.preprocess.view_count, 1),
-            )
-        except ImportError:
-            problem = EngineError("OpenVINO is not installed: pip install openvino, or use --engine torch")
+            return _open_openvino(backbone, precision, batch_size)
         except EngineError as error:
             problem = error
         if engine == "openvino" or precision == "mixed":
@@ -74,6 +66,14 @@ def open_engine(
     if precision == "mixed":
         raise EngineError("--precision mixed is OpenVINO's on a CPU: leave --engine and --device out")
     return _open_torch(backbone, device, precision, batch_size)
+
+
+def _open_openvino(backbone: Backbone, precision: str, batch_size: int) -> Engine:
+    with optional_part("this needs OpenVINO", "pip install openvino, or use --engine torch", EngineError):
+        from pipeline.engines.openvino import DEFAULT_BATCH, OpenVinoEngine  # it may not be installed
+
+        images = batch_size or max(DEFAULT_BATCH // backbone.preprocess.view_count, 1)
+        return OpenVinoEngine(backbone, precision=precision, batch_size=images)
 
 
 def _open_torch(backbone: Backbone, device: str, precision: str, batch_size: int) -> Engine:

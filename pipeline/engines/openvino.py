@@ -20,6 +20,7 @@ from pipeline.core.ending import unfinished
 from pipeline.core.system import DISTRIBUTION, cache_folder, give_memory_back, processor_count, versions_of
 from pipeline.engines.base import Embeddings, Engine, Probes
 from pipeline.engines.openvino_quiet import ov
+from pipeline.engines.openvino_trial import crash_of
 from pipeline.errors import EngineError, PipelineError, first_line
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 # Small batches stay in the processor's caches; measured in docs/performance.md.
 DEFAULT_BATCH = 4
 NETWORK_FILE, REFERENCE_FILE = "network.xml", "reference.npz"
-_LAYOUT = 2
+_LAYOUT = 3
 """Of a folder of converted networks: a change leaves older ones unused."""
 _CONVERTED_BY = (DISTRIBUTION, "torch", "torchvision", "timm", "openvino")
 """Packages whose versions a converted network depends on."""
@@ -172,6 +173,10 @@ def _convert(backbone: Backbone, folder: Path, *, mixed: bool) -> Path:
     from pipeline.engines.openvino_convert import save_converted, save_reference  # imports torch
 
     save_converted(backbone, folder / NETWORK_FILE, mixed=mixed)
+    named = ("mixed",) if mixed else {*supported_precisions()} - {"mixed"}
+    shape = (DEFAULT_BATCH, *backbone.preprocess.shape)
+    if crash := crash_of(folder / NETWORK_FILE, shape, (_PRECISIONS[name] for name in named)):
+        raise EngineError(f"OpenVINO cannot run {backbone.name} (its process ends by {crash}): use --engine torch")
     if not mixed:
         save_reference(backbone, folder / REFERENCE_FILE)
     return folder

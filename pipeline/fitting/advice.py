@@ -108,9 +108,7 @@ def _layers(results: Mapping[str, Any], layers: list[str]) -> dict[str, Any]:
     if len(layers) > 1:
         text = f"Not compared: the cache holds {len(layers)} layers, which fit-head --layers all compares by the folds."
     else:
-        text = (
-            "Not compared: the cache holds one layer; extract --layer keeps more, and scout compares them on a sample."
-        )
+        text = "Not compared: the cache holds one layer; extract --layer auto keeps four, and scout compares them."
     return _advice(about, text, layers=len(layers))
 
 

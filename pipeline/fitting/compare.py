@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pipeline.errors import HeadError
+from pipeline.errors import HeadError, first_line
 from pipeline.evaluation import bootstrap
 from pipeline.evaluation.shares import effective_rows, share_interval
 from pipeline.evaluation.tasks import TASKS
@@ -239,9 +239,8 @@ def predictions_of(run: Path, split: str) -> dict[str, Prediction]:
         with file.open(encoding="utf-8", errors="surrogateescape", newline="") as lines:
             table = {row["key"]: Prediction.of(row) for row in csv.DictReader(lines) if row["split"] == split}
     except (OSError, KeyError, csv.Error) as error:
-        raise HeadError(
-            f"cannot read the predictions of {run} ({error}): give folders that pipeline fit-head wrote"
-        ) from None
+        reason = (error.strerror if isinstance(error, OSError) else None) or first_line(error)
+        raise HeadError(f"cannot read {file} ({reason}): give folders that pipeline fit-head wrote") from None
     if not table:
         raise HeadError(f"{run} has no predictions on the {split} split: fit with a split that has one")
     return table

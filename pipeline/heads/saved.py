@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pipeline.core.spec import stated
 from pipeline.errors import HeadError
 from pipeline.evaluation.pooling import POOLINGS, Pooling
 from pipeline.evaluation.tasks import TASKS
@@ -360,7 +361,7 @@ def _build(facts: dict[str, Any], arrays: dict[str, NDArray[Any]]) -> LoadedHead
         raise HeadError("a class name occurs twice")
     if not isinstance(temperature, (int, float)) or isinstance(temperature, bool) or not 0 < temperature < 1e9:
         raise HeadError(f"expected a positive temperature, found {temperature!r}")
-    spec = facts["spec"]
+    spec = stated(facts["spec"], "the spec of the head")
     if not isinstance(spec, dict):
         raise HeadError("expected the cache's spec as a JSON object")
     for field in ("layer", "fingerprint", "head", "task"):
@@ -435,7 +436,10 @@ def _more(facts: dict[str, Any]) -> tuple[FurtherEmbeddings, ...]:
         fits = isinstance(layers, list) and layers and all(isinstance(name, str) for name in layers)
         if not fits or not isinstance(entry.get("spec"), dict) or not isinstance(entry.get("fingerprint"), str):
             raise HeadError("expected layers, spec and fingerprint of each further network")
-    return tuple(FurtherEmbeddings(tuple(of["layers"]), of["spec"], of["fingerprint"]) for of in found)
+    return tuple(
+        FurtherEmbeddings(tuple(of["layers"]), stated(of["spec"], "the spec of the head"), of["fingerprint"])
+        for of in found
+    )
 
 
 def _views(facts: dict[str, Any], layers: tuple[str, ...]) -> int:

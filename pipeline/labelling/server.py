@@ -7,6 +7,7 @@ import ipaddress
 import socket
 from typing import TYPE_CHECKING, Any
 
+from pipeline.core.optional import optional_part
 from pipeline.labelling.journal import LabelError
 
 if TYPE_CHECKING:
@@ -25,13 +26,11 @@ def check_extra() -> None:
     LabelError
         One is missing.
     """
-    try:
+    way_out = "pip install 'embedding-pipeline[label]'"
+    with optional_part("pipeline label needs starlette", way_out, LabelError):
         import starlette  # noqa: F401  # an extra
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise LabelError(
-            f"pipeline label needs {error.name}, which is not installed: pip install 'embedding-pipeline[label]'"
-        ) from None
+    with optional_part("pipeline label needs uvicorn", way_out, LabelError):
+        import uvicorn  # noqa: F401  # as above
 
 
 def listen(host: str, port: int) -> socket.socket:

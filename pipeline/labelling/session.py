@@ -17,7 +17,6 @@ import numpy as np
 
 from pipeline.cache.lock import write_lock
 from pipeline.core.callbacks import Say, ignore
-from pipeline.core.files import followed
 from pipeline.core.outputs import check_file
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.text import valid_text
@@ -518,7 +517,7 @@ def open_session(
     LabelError
         As for `Session`.
     """
-    path = check_file(followed(path), LabelError, replaceable=False)
+    path = check_file(path, LabelError, replaceable=False)
     with write_lock(path):
         session = Session(cache, path, task, layer=layer, say=say)
         try:

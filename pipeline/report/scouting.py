@@ -62,8 +62,7 @@ def write_scout_page(path: Path, lines: Sequence[Line], *, notes: Sequence[str],
         {
             "id": "candidates",
             "title": "Candidates",
-            "hint": "Differences to the best are measured on the same images, resampled in pairs. Click a heading to "
-            "sort.",
+            "hint": _HINT_OF_TABLE + (_ON_MORE if facts["images in all"] >= _MANY_TIMES * best.rows else ""),
             "columns": _COLUMNS,
             "rows": [_row(line) for line in lines],
         }
@@ -91,6 +90,13 @@ _HINT = (
     "Of a logistic head on images that its folds held out, with 95 % intervals. Orange: recommended. Intervals of "
     "single candidates may overlap where the difference, measured in pairs, is clear."
 )
+_HINT_OF_TABLE = "Differences to the best are measured on the same images, resampled in pairs. Click a heading to sort."
+_ON_MORE = (
+    " Candidates with many features gain more from further images than those with few: before one with few is taken "
+    "for all images, compare with more --rows."
+)
+_MANY_TIMES = 4
+"""Images of the archive for each that was compared, from which on that is said (docs/results-heads.md, Scout)."""
 _COST_HINT = "Up and to the right is better: more accurate, and more images per second on this machine."
 
 

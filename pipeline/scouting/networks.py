@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.backbones import DEFAULT_BACKBONE, load_backbone
+from pipeline.backbones.layers import AUTO
 from pipeline.core.spec import PENULTIMATE
 from pipeline.errors import BackboneError, OptionError
 
@@ -38,9 +39,6 @@ SETS: dict[str, tuple[str, ...]] = {
     ),
 }
 """Lists that one word stands for. Their weights are downloaded, except those of the bundled network."""
-
-AUTO = "auto"
-"""What stands for the ends of a network's blocks at several depths, instead of named layers."""
 
 CONCAT = "concat"
 
@@ -146,19 +144,16 @@ def resolve_layers(
     BackboneError
         The network cannot be built.
     """
-    built = load_backbone(network.backbone, network.weights, trust_remote_code=trust_remote_code).network
-    if tuple(asked) == (AUTO,):
-        wanted = built.inner_layers()
-    else:
+    wanted = tuple(asked)
+    if wanted != (AUTO,):
+        built = load_backbone(network.backbone, network.weights, trust_remote_code=trust_remote_code).network
         nodes = {name for name, _ in built.body.named_modules()}
         wanted = tuple(layer for layer in asked if layer.partition(":")[0] in nodes)
-    if not wanted:
-        return (PENULTIMATE,)
     try:
         found = load_backbone(network.backbone, network.weights, wanted, trust_remote_code=trust_remote_code).layers
     except BackboneError as error:
-        if tuple(asked) != (AUTO,):
+        if wanted != (AUTO,):
             raise
-        note(f"{network.name}: compared by its penultimate layer alone, since its blocks cannot be pooled ({error})")
+        note(f"{network.name}: compared by its penultimate layer alone ({error})")
         return (PENULTIMATE,)
     return (*(layer.name for layer in found if layer.name != PENULTIMATE), PENULTIMATE)

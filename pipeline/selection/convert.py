@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.core.items import DONE, Status
+from pipeline.core.optional import ANALYSIS_EXTRA, optional_part
 from pipeline.core.outputs import GENERATOR
 from pipeline.core.spec import PENULTIMATE, canonical_json
 from pipeline.core.text import free_name, valid_text
-from pipeline.errors import PipelineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -169,12 +169,8 @@ class Convertible(ABC):
         PipelineError
             anndata is not installed, or the cache has no such layer.
         """
-        try:
+        with optional_part("this needs anndata", ANALYSIS_EXTRA):
             import anndata
-        except ImportError:
-            raise PipelineError(
-                "this needs anndata, which is not installed: pip install 'embedding-pipeline[analysis]'"
-            ) from None
         import pandas as pd
 
         width = self.layer_width(layer)

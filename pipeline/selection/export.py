@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from pipeline.cache.format import write_hdf5
 from pipeline.core.files import replacing
 from pipeline.core.outputs import check_file
 from pipeline.core.spec import PENULTIMATE
@@ -69,10 +70,12 @@ def export(
         raise PipelineError(f"expected a kind of {', '.join(KINDS)}, found {kind!r}: choose one of them")
     if not len(selection):
         raise PipelineError(f"expected rows to export, found none among the {len(selection.cache)} of {selection.path}")
+    check_file(output)
     path = Path(output)
-    outputs = [path.with_name(path.name + ".csv"), path] if kind == "npy" else [path]
-    for file in outputs:
-        check_file(file)
+    outputs = [path]
+    if kind == "npy":
+        outputs.insert(0, path.with_name(path.name + ".csv"))
+        check_file(outputs[0])
     with ExitStack() as stack:
         parts = [stack.enter_context(replacing(file)) for file in outputs]
         _WRITERS[kind](selection, layer, parts, progress)
@@ -89,12 +92,13 @@ def _write_parquet(selection: Selection, layer: str, parts: list[Path], progress
     import pyarrow.parquet as pq
 
     with ExitStack() as stack:
+        file = stack.enter_context(parts[0].open("wb"))  # Arrow takes no names that are not UTF-8
         writer: _Sink | None = None
         for table, ready in _tables(selection, layer, progress):
             if writer is None:
                 # Embeddings hardly repeat: a dictionary of them would only cost time.
                 names = [name for name in table.column_names if name != "embedding"]
-                writer = stack.enter_context(pq.ParquetWriter(parts[0], table.schema, use_dictionary=names))
+                writer = stack.enter_context(pq.ParquetWriter(file, table.schema, use_dictionary=names))
             writer.write_table(table)
             progress(ready, 0, len(selection))
 
@@ -103,11 +107,12 @@ def _write_csv(selection: Selection, layer: str | None, parts: list[Path], progr
     import pyarrow.csv as pc
 
     with ExitStack() as stack:
+        file = stack.enter_context(parts[0].open("wb"))  # as above
         writer: _Sink | None = None
         for table, ready in _tables(selection, layer, progress):
             flat = _flat(table, 0 if layer is None else selection.layer_width(layer))
             if writer is None:
-                writer = stack.enter_context(pc.CSVWriter(parts[0], flat.schema))
+                writer = stack.enter_context(pc.CSVWriter(file, flat.schema))
             writer.write_table(flat)
             progress(ready, 0, len(selection))
 
@@ -129,7 +134,11 @@ def _write_npy(selection: Selection, layer: str, parts: list[Path], progress: Ca
 
 
 def _write_h5ad(selection: Selection, layer: str, parts: list[Path], progress: Callable[..., None]) -> None:
-    selection.to_anndata(layer).write_h5ad(parts[0])
+    table = selection.to_anndata(layer)
+    table.strings_to_categoricals()
+    from anndata.io import write_elem  # an extra
+
+    write_hdf5(parts[0], lambda file: write_elem(file, "/", table))
     progress(len(selection), 0, len(selection))
 
 

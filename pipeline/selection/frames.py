@@ -88,4 +88,5 @@ def _write_parquet(table: pd.DataFrame, path: Path) -> None:
     texts = [name for name in table.columns if table[name].dtype == object]
     table = table.assign(**{name: valid_text(table[name]) for name in texts})
     found = pa.Table.from_pandas(table, preserve_index=False)
-    pq.write_table(found.replace_schema_metadata({**(found.schema.metadata or {}), "generator": GENERATOR}), path)
+    with path.open("wb") as file:  # Arrow takes no names that are not UTF-8
+        pq.write_table(found.replace_schema_metadata({**(found.schema.metadata or {}), "generator": GENERATOR}), file)

@@ -12,7 +12,7 @@ import hashlib
 import re
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.sources.objects import OBJECT_STORES, is_plain, objects_of
 from pipeline.sources.retries import LEAST_ATTEMPT, may_pass
@@ -22,7 +22,15 @@ if TYPE_CHECKING:
 
 REPLACED = 412
 """HTTP's status for a read of a version that is no more."""
+SILENCE_S = 30
+"""Seconds without an answer after which a request of a listing is given up."""
+_GOOGLE, _AZURE = ("gs", "gcs"), ("az", "abfs", "abfss")
+_LIMITS: dict[str, dict[str, Any]] = {
+    **{name: {"requests_timeout": SILENCE_S} for name in _GOOGLE},
+    **{name: {"connection_timeout": SILENCE_S, "read_timeout": SILENCE_S} for name in _AZURE},
+}
 _RANGE = re.compile(r"bytes (\d+)-\d+/(\d+)")
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,29 +105,57 @@ def number_of(version: str) -> int:
     return int.from_bytes(hashlib.blake2b(version.encode(), digest_size=8).digest(), "little") >> 1
 
 
-def info_of(fs: Any, protocol: str, path: str) -> Mapping[str, Any]:
-    """Return what a store says of a file; raises whatever the client raises.
+def info_of(fs: Any, protocol: str, path: str, timeout: float) -> Mapping[str, Any]:
+    """Return within ``timeout`` seconds what a store says of a file; raises whatever the client raises.
 
-    Over HTTP, fsspec takes the headers of a download where a question for the headers alone failed, and those tell less
-    of what is wrong with it.
+    Some clients would repeat the question by themselves, and wait longer. Over HTTP, fsspec takes the headers of a
+    download where a question for the headers alone failed, and those tell less of what is wrong with it.
     """
+    found: Mapping[str, Any]
+    if not getattr(fs, "async_impl", False):
+        found = fs.info(path)
+        return found
+    from fsspec.asyn import sync  # keeps fsspec out of local runs
+
     if protocol in ("http", "https"):
-        from fsspec.asyn import sync
         from fsspec.implementations.http import _file_info
 
         async def ask() -> dict[str, Any]:
             session = await fs.set_session()
-            found: dict[str, Any] = await _file_info(fs.encode_url(path), session, size_policy="head", **fs.kwargs)
-            return found
+            headers: dict[str, Any] = await _file_info(fs.encode_url(path), session, size_policy="head", **fs.kwargs)
+            return headers
 
         try:
-            return {"name": path, "size": None, "type": "file", **sync(fs.loop, ask)}
+            return {"name": path, "size": None, "type": "file", **sync(fs.loop, _within, ask, timeout)}
         except Exception as error:
             if may_pass(error):
                 raise
             # A server that does not answer such questions, or has no such file.
-    found: Mapping[str, Any] = fs.info(path)
+    found = sync(fs.loop, _within, lambda: fs._info(path), timeout)
     return found
+
+
+async def _within(question: Callable[[], Coroutine[Any, Any, _Result]], seconds: float) -> _Result:
+    """Ask, and give up after a time; fsspec's own time-out leaves the request running."""
+    return await asyncio.wait_for(question(), seconds)
+
+
+def settings_of(protocol: str) -> dict[str, Any]:
+    """Return settings by which fsspec's client of a protocol gives up a request that is not answered.
+
+    Reads have a limit of their own. A listing may take long in all, so that each of its requests has one; some clients
+    would wait five minutes for it. What the user has set in fsspec's configuration stays.
+    """
+    from fsspec.config import conf
+
+    users: Mapping[str, Any] = conf.get(protocol, {})
+    if protocol in ("http", "https"):
+        from aiohttp import ClientTimeout  # an extra
+
+        limit = ClientTimeout(total=None, sock_connect=SILENCE_S, sock_read=SILENCE_S)
+        return {"client_kwargs": {"timeout": limit, **users.get("client_kwargs", {})}}
+    ours = _LIMITS.get(protocol, {})
+    return {name: value for name, value in ours.items() if name not in users}
 
 
 def raise_failed_listings(fs: Any) -> Any:
@@ -185,13 +221,10 @@ def fetch(fs: Any, protocol: str, wanted: Wanted, timeout: float) -> Answer:
         if found:
             return Answer(*found)
 
-    async def limited() -> Answer:
-        left = timeout - (time.monotonic() - started)  # another client may have tried
-        return await asyncio.wait_for(read(fs, wanted), max(left, LEAST_ATTEMPT))  # fsspec's time-out leaves a request
+    from fsspec.asyn import sync  # as above
 
-    from fsspec.asyn import sync  # keeps fsspec out of local runs
-
-    answer: Answer = sync(fs.loop, limited)
+    left = timeout - (time.monotonic() - started)  # another client may have tried
+    answer: Answer = sync(fs.loop, _within, lambda: read(fs, wanted), max(left, LEAST_ATTEMPT))
     if objects is not None:
         objects.served_otherwise()
     return answer
@@ -290,7 +323,7 @@ def _answer(data: bytes, version: str | None, content_range: str | None, length:
 
 _READS: dict[str, Callable[[Any, Wanted], Coroutine[Any, Any, Answer]]] = {
     **dict.fromkeys(("s3", "s3a"), _s3),
-    **dict.fromkeys(("gs", "gcs"), _google),
-    **dict.fromkeys(("az", "abfs", "abfss"), _azure),
+    **dict.fromkeys(_GOOGLE, _google),
+    **dict.fromkeys(_AZURE, _azure),
     **dict.fromkeys(("http", "https"), _http),
 }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from pipeline.core.items import content_hash
-from pipeline.errors import SourceError
+from pipeline.errors import CacheError, SourceError
 from pipeline.sources.base import FileReader, Source
 from pipeline.sources.opening import open_source
 from pipeline.sources.table import PathReader
@@ -82,10 +82,11 @@ class ReopenedSource(Source):
     def __init__(
         self, described: Mapping[str, str], items: ItemTable, near: str | os.PathLike[str] | None = None
     ) -> None:
+        is_table = described["kind"] == "table"
         described = where_now(described, items, near)
         self.location = described["location"]
         self.items = items
-        self._reader, self._locator = _reader_and_locator(described, items.keys)
+        self._reader, self._locator = _reader_and_locator(described, items.keys, is_table=is_table)
 
     def locator(self, i: int) -> Any:
         """Return what the reader needs to find row ``i``.
@@ -160,8 +161,8 @@ def image_bytes(cache: HasImages, row: int) -> bytes | None:
 def _image_reader(cache: HasImages) -> Callable[[int], bytes]:
     try:
         source = reopen_source(cache.source, cache.items, os.path.dirname(cache.path))
-    except SourceError as error:
-        gone = error
+    except (SourceError, CacheError) as error:  # also of a cache that does not say where its images were
+        gone = SourceError(str(error))
 
         def raise_gone(row: int) -> bytes:  # so that a missing source is tried only once
             raise gone
@@ -180,14 +181,16 @@ def _image_reader(cache: HasImages) -> Callable[[int], bytes]:
     return read_moved
 
 
-def _reader_and_locator(described: Mapping[str, str], keys: NDArray[np.bytes_]) -> tuple[Reader, Callable[[int], Any]]:
+def _reader_and_locator(
+    described: Mapping[str, str], keys: NDArray[np.bytes_], *, is_table: bool
+) -> tuple[Reader, Callable[[int], Any]]:
     """Return the reader of a cache's images, and from row to locator.
 
     The locator raises `FileNotFoundError` where the archive holds no such image any more.
     """
     if "root" in described:
         root = os.fsencode(described["root"])
-        reader = PathReader(root) if described["kind"] == "table" else FileReader(root)
+        reader = PathReader(root) if is_table else FileReader(root)
         return reader, lambda row: bytes(keys[row])
     if "address" not in described:
         raise SourceError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import errno
+import math
 import random
 import time
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ READ_TIMEOUT = 45.0
 """Seconds for an image with all its repetitions; below the time limit of an image, which would end its worker."""
 ATTEMPTS_SHARE = 1 / 3
 """Of these seconds, for one attempt: a connection that hangs leaves time for others."""
-LEAST_ATTEMPT = 1.0
+LEAST_ATTEMPT = 1
 """Seconds for an attempt that begins when the time is nearly over."""
 FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 """Seconds; each wait is twice as long as the one before."""
@@ -91,8 +92,18 @@ _EXPIRED_CODES = (
 )
 
 _Result = TypeVar("_Result")
-attempt_timeout: contextvars.ContextVar[float] = contextvars.ContextVar("attempt_timeout", default=READ_TIMEOUT)
-"""Seconds after which a client gives up one attempt."""
+_ends: contextvars.ContextVar[float | None] = contextvars.ContextVar("ends", default=None)
+"""When the attempt that is being made is given up, by the monotonic clock; None outside of attempts."""
+
+
+def attempt_left() -> int:
+    """Return the seconds after which a client gives up, so that all requests of an attempt end in its time.
+
+    They are whole, since clients are kept by their time-out.
+    """
+    ends = _ends.get()
+    left = READ_TIMEOUT if ends is None else ends - time.monotonic()
+    return max(math.ceil(left), LEAST_ATTEMPT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +138,7 @@ class Patience:
         """
         waits, started, tried, left = self.waits(), time.monotonic(), 0, self.timeout
         while True:
-            token = attempt_timeout.set(min(self.timeout * ATTEMPTS_SHARE, max(left, LEAST_ATTEMPT)))
+            token = _ends.set(time.monotonic() + min(self.timeout * ATTEMPTS_SHARE, max(left, LEAST_ATTEMPT)))
             try:
                 tried += 1
                 return attempt()
@@ -139,7 +150,7 @@ class Patience:
                 if wait is None or left < 0:
                     raise OutOfReach(errno.EAGAIN, f"{_reason(error)} (tried {tried} times)") from None
             finally:
-                attempt_timeout.reset(token)
+                _ends.reset(token)
             time.sleep(wait)
 
 

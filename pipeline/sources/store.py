@@ -22,11 +22,12 @@ from pipeline.sources.clients import (
     info_of,
     number_of,
     raise_failed_listings,
+    settings_of,
     version_of,
 )
 from pipeline.sources.local_glob import files_like
 from pipeline.sources.range_file import RangeFile
-from pipeline.sources.retries import Patience, attempt_timeout, has_expired, has_status, may_pass
+from pipeline.sources.retries import Patience, attempt_left, has_expired, has_status, may_pass
 from pipeline.sources.urls import is_url, public
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ class RemoteStore(Store):
 
     def look(self, path: str) -> File:
         """Return size and stamp."""
-        return _file(path, self._ask(path, lambda fs: info_of(fs, self.protocol, path)))
+        return _file(path, self._ask(path, lambda fs: info_of(fs, self.protocol, path, attempt_left())))
 
     def is_folder(self, path: str) -> bool:
         """Return whether the path has any files below it."""
@@ -282,9 +283,8 @@ class RemoteStore(Store):
             Of a number that may pass where the bytes are fewer or more than they must be.
         """
         wanted = Wanted(file.path, file.version, offset, size)
-        limit = attempt_timeout.get()
         try:
-            answer = self._once(file.path, lambda fs: fetch(fs, self.protocol, wanted, limit), listed=True)
+            answer = self._once(file.path, lambda fs: fetch(fs, self.protocol, wanted, attempt_left()), listed=True)
         except Changed:
             raise
         except OSError as error:
@@ -317,7 +317,7 @@ class RemoteStore(Store):
 
     def _now(self, file: File) -> File:
         path = file.path
-        return self._once(path, lambda fs: _file(path, info_of(fs, self.protocol, path)), listed=True)
+        return self._once(path, lambda fs: _file(path, info_of(fs, self.protocol, path, attempt_left())), listed=True)
 
     def address(self, path: str) -> str:
         """Return the URL without credentials."""
@@ -370,7 +370,7 @@ def _filesystem(url: str) -> Any:
 
     protocol = url.partition("://")[0]
     try:
-        return raise_failed_listings(fsspec.core.url_to_fs(url)[0])
+        return raise_failed_listings(fsspec.core.url_to_fs(url, **settings_of(protocol))[0])
     except ImportError as error:
         extra = EXTRAS.get(protocol)
         hint = f"pip install 'embedding-pipeline[{extra}]'" if extra else "install the package that it names"

@@ -243,7 +243,7 @@ def _combinations() -> Iterator[tuple[str, str, str]]:
         from pipeline.engines.openvino import supported_precisions  # OpenVINO may not be installed
 
         yield from (("openvino", "cpu", precision) for precision in supported_precisions())
-    except ImportError:
+    except ModuleNotFoundError:
         pass
     yield "torch", "cpu", "float32"
     if has_cuda():

@@ -26,7 +26,7 @@ from pipeline.cache.shard import check_same_shard
 from pipeline.cache.update import open_update
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
-from pipeline.core.items import AGAIN, ALL, LeftOut, Status
+from pipeline.core.items import AGAIN, ALL, LeftOut, Status, status_name
 from pipeline.core.limits import count_limit
 from pipeline.core.outputs import check_file
 from pipeline.core.results import Result
@@ -558,7 +558,7 @@ def _write_run(path: Path, summary: Summary, settings: ExtractSettings) -> None:
 def _summarise(path: Path, already: int) -> Summary:
     status = open_cache(path).status
     failed = status[status > Status.DONE]
-    names = Counter(Status(code).name.lower() for code in failed.tolist())
+    names = Counter(map(status_name, failed.tolist()))
     return Summary(
         path,
         total=len(status),

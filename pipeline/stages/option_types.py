@@ -13,6 +13,10 @@ SEED = click.IntRange(0, 2**32 - 1)
 """The range that every random number generator accepts."""
 
 
+EMPTY_TOO = click.types.StringParamType()
+"""Text that may be empty on the command line too, such as the value of a column in rows without one."""
+
+
 class CountOrAuto(click.IntRange):
     """A number from 1 to a maximum, or ``auto``."""
 

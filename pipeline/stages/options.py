@@ -117,8 +117,9 @@ EXTRACT: Options = (
     click.option(
         "--layer",
         multiple=True,
-        metavar="NODE[:POOLING]",
-        help="Store another layer besides 'penultimate'. POOLING is avg, max, gem, cls or flatten. Repeatable.",
+        metavar="NODE[:POOLING]|auto",
+        help="Store another layer besides 'penultimate'. POOLING is avg, max, gem, cls or flatten. auto: three layers, "
+        "the ends of its blocks at several depths. Repeatable.",
     ),
     click.option(
         "--size",

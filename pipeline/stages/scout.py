@@ -14,6 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from pipeline.backbones import load_backbone
+from pipeline.backbones.layers import AUTO
 from pipeline.cache import open_cache
 from pipeline.core.callbacks import Callbacks, Progress, Say, ignore
 from pipeline.core.files import replacing
@@ -33,7 +34,7 @@ from pipeline.scouting.comparison import (
     compare,
     write_csv,
 )
-from pipeline.scouting.networks import AUTO, DEFAULT, SETS, Network, named_networks, resolve_layers
+from pipeline.scouting.networks import DEFAULT, SETS, Network, named_networks, resolve_layers
 from pipeline.scouting.sample import Sample, common_rows, draw_sample
 from pipeline.sources import Source, open_source, public
 from pipeline.sources.subset import SubsetSource
@@ -209,13 +210,14 @@ def scout(
 
     source = open_source(images, labels=settings.labels) if isinstance(images, str) else images
     sample = draw_sample(source.items, settings.rows, settings.seed, note)
-    folder.mkdir(parents=True, exist_ok=True)
     callbacks = Callbacks(stop or threading.Event(), say, progress)
     job = _Job(folder, source, sample, networks, settings, callbacks, notes, started)
     _resume(job)
     try:
         for network in networks:
             _resolve(job, network)
+        folder.mkdir(parents=True, exist_ok=True)  # not before all networks are known to be there
+        _save(job)
         lines = _run_rounds(job)
     except _StopRequested:
         return ScoutResult(folder, (), tuple(notes), monotonic() - started, stopped=True)
@@ -305,7 +307,6 @@ def _resume(job: _Job) -> None:
         network.images, network.seconds = int(facts.get("images", 0)), float(facts.get("seconds", 0.0))
         if facts.get("asked") == list(job.asked_layers):
             network.layers = tuple(facts["layers"])
-    _save(job)
 
 
 def _save(job: _Job) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from pipeline.core.devices import has_cuda
+from pipeline.core.optional import optional_part
 from pipeline.errors import EngineError
 
 if TYPE_CHECKING:
@@ -21,14 +22,10 @@ def make_accelerator(settings: TrainSettings) -> Any:
     EngineError
         accelerate is not installed, or there is no such device.
     """
-    try:
+    with optional_part("fine-tuning needs accelerate", "pip install 'embedding-pipeline[finetune]'", EngineError):
         from accelerate import Accelerator  # an extra
         from accelerate.state import AcceleratorState
         from accelerate.utils import DistributedDataParallelKwargs
-    except ImportError:
-        raise EngineError(
-            "fine-tuning needs the package accelerate: pip install 'embedding-pipeline[finetune]'"
-        ) from None
     if settings.device not in ("auto", "cpu", "cuda"):
         raise EngineError(f"expected --device auto, cpu or cuda for training, found {settings.device!r}: correct it")
     if settings.device == "cuda" and not has_cuda():

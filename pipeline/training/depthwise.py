@@ -7,6 +7,7 @@ kernel is larger than 3 × 3 (docs/results.md). These two are computed in float3
 
 from __future__ import annotations
 
+import contextlib
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
 
 _SMALL_KERNEL = 9
 """Weights of a kernel (3 × 3) up to which their gradient is fast in bfloat16."""
+
+
+def gradient_mode(device: torch.device, precision: str) -> contextlib.AbstractContextManager[Any]:
+    """Return what ``backward()`` runs within: `FastDepthwiseGradients` where it helps.
+
+    It sees every operation, which costs as much again as launching it on a GPU does.
+
+    Parameters
+    ----------
+    device : torch.device
+    precision : str
+        As accelerate names it: ``bf16``, ``fp16`` or ``no``.
+    """
+    slow = device.type == "cpu" and precision == "bf16"
+    return FastDepthwiseGradients() if slow else contextlib.nullcontext()
 
 
 class FastDepthwiseGradients(TorchDispatchMode):  # type: ignore[no-untyped-call, unused-ignore]

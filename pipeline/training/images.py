@@ -120,21 +120,31 @@ def augmentation(name: str, size: tuple[int, int]) -> Callable[[NDArray[np.uint8
     ----------
     .. [1] Müller, Hutter: TrivialAugment: tuning-free yet state-of-the-art data augmentation. ICCV 2021.
     """
+    if name == "none":
+        return _copy
+    if name == "flip":
+        return _flip_half
     from torchvision.transforms import v2
 
-    steps: list[Any] = []
-    if name in ("standard", "strong"):
-        steps.append(v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True))
-    if name != "none":
-        steps.append(v2.RandomHorizontalFlip())
+    steps: list[Any] = [v2.RandomResizedCrop(size, scale=(0.6, 1.0), antialias=True), v2.RandomHorizontalFlip()]
     if name == "strong":
         steps.append(v2.TrivialAugmentWide())
-    change = v2.Compose(steps) if steps else None
+    change = v2.Compose(steps)
 
     def augment(images: NDArray[np.uint8]) -> Tensor:
-        batch = torch.from_numpy(np.array(images))
-        if change is None:
-            return batch
+        batch = _copy(images)
         return torch.stack([change(image) for image in batch.permute(0, 3, 1, 2)]).permute(0, 2, 3, 1)
 
     return augment
+
+
+def _copy(images: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.array(images))
+
+
+def _flip_half(images: NDArray[np.uint8]) -> Tensor:
+    """Mirror images at random, all at once: one by one they cost a GPU's training a sixth of its time."""
+    batch = _copy(images)
+    mirrored = torch.rand(len(batch)) < 0.5
+    batch[mirrored] = batch[mirrored].flip(2)
+    return batch

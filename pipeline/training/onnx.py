@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import warnings
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.backbones.finetuned import weights_of_run
 from pipeline.core.files import replacing
+from pipeline.core.optional import optional_part
 from pipeline.core.outputs import check_file
 from pipeline.embedding.from_spec import backbone_of_spec
 from pipeline.errors import PipelineError
@@ -80,14 +82,10 @@ def export_onnx(run_dir: str | os.PathLike[str], output: str | os.PathLike[str])
 
 
 def _check_installed() -> None:
-    try:
-        import onnx  # noqa: F401  # an extra
-        import onnxruntime  # noqa: F401  # an extra
-        import onnxscript  # noqa: F401  # an extra, which torch.onnx exports with
-    except ImportError as error:
-        raise PipelineError(
-            f"exporting to ONNX needs the package {error.name}: pip install 'embedding-pipeline[finetune]'"
-        ) from None
+    # torch.onnx exports with the last.
+    for package in ("onnx", "onnxruntime", "onnxscript"):
+        with optional_part(f"exporting to ONNX needs {package}", "pip install 'embedding-pipeline[finetune]'"):
+            importlib.import_module(package)
 
 
 def _load_classifier(run_dir: str | os.PathLike[str]) -> tuple[_Classifier, dict[str, Any]]:
@@ -140,7 +138,8 @@ def _check_against_torch(path: Path, images: Tensor, expected: NDArray[np.float3
     """
     import onnxruntime  # an extra
 
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    # As bytes: it takes no names that are not UTF-8.
+    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
     (found,) = session.run(None, {"images": images.numpy()})
     single = session.run(None, {"images": images.numpy()[:1]})[0]
     worst = max(float(np.abs(found - expected).max()), float(np.abs(single - expected[:1]).max()))

@@ -21,7 +21,7 @@ from pipeline.core.callbacks import Callbacks
 from pipeline.errors import EngineError, PipelineError
 from pipeline.training import schedule
 from pipeline.training.checkpoint import load_checkpoint, random_state, save_checkpoint, set_random_state
-from pipeline.training.depthwise import FastDepthwiseGradients
+from pipeline.training.depthwise import gradient_mode
 from pipeline.training.images import augmentation
 from pipeline.training.network import freeze_statistics
 from pipeline.training.optim import class_weights, moving_average, new_optimizer, new_scheduler, rates_by_depth
@@ -173,7 +173,7 @@ class Trainer:
         )
         self._state = _State(micro_batch=settings.micro_batch or settings.batch_size)
         self._best: dict[str, Tensor] = {}
-        self._gradient_mode = FastDepthwiseGradients()
+        self._gradient_mode = gradient_mode(accelerator.device, accelerator.mixed_precision)
 
     # ---- the run ----
 

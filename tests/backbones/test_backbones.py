@@ -145,6 +145,20 @@ def test_layers_are_taken_in_one_pass_and_pooled() -> None:
     assert (outputs["blocks.3:max"] >= outputs["blocks.3:avg"]).all()
 
 
+def test_auto_stands_for_the_ends_of_blocks() -> None:
+    found = [layer.name for layer in load_backbone(layers=("auto", "blocks.5:max")).layers]
+    assert found == ["penultimate", "blocks.3:avg", "blocks.5:avg", "blocks.6:avg", "blocks.5:max"]
+    named = [layer.name for layer in load_backbone(layers=("blocks.3", "auto")).layers]
+    assert named == ["penultimate", "blocks.3:avg", "blocks.5:avg", "blocks.6:avg"]
+
+
+def test_auto_needs_a_row_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.backbones.network.inner_layers", lambda body: ())
+    monkeypatch.setattr("pipeline.backbones.known.recall", lambda asked: None)  # else found by another test
+    with pytest.raises(BackboneError, match="no row of blocks"):
+        load_backbone("timm/test_resnet", "random", ("auto",))
+
+
 def test_pooling_by_its_definition() -> None:
     x = torch.rand(2, 3, 4, 5)
     torch.testing.assert_close(pool(x, "avg"), x.mean((2, 3)))

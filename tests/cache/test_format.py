@@ -142,3 +142,26 @@ def test_a_whole_cache_verifies_whatever_its_shape(tmp_path: Path) -> None:
     for count, width, layers in ((1, 1, ()), (1, 1, (1,)), (4097, 1, ()), (3, 5000, (2, 1))):
         path = synthetic.make_full(tmp_path / f"{count}-{width}.h5", count, synthetic.make_spec(width, layers=layers))
         assert verify(path).complete
+
+
+def test_a_file_of_any_content_on_a_full_disk_is_an_error_and_no_crash(tmp_path: Path) -> None:
+    """In a process of its own: HDF5 by itself ends the process."""
+    code = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+from pipeline.cache.format import write_hdf5
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (30000, 30000))
+def fill(file):
+    for i in range(40):
+        file[f"group{i}/x"] = np.arange(1000)
+try:
+    write_hdf5(Path(sys.argv[1]), fill)
+except OSError as error:
+    print(error.strerror)
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.h5")], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "File too large\n", "")

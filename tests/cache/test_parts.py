@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from pipeline.cache import open_cache
 from pipeline.cache.lock import holder_of, lock_path
 from pipeline.cache.parts import State, find_parts, look_at
 from pipeline.core.shards import ShardRecord
@@ -20,6 +21,8 @@ from tests.cli.run import run_command
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from pipeline.cache import Cache
 
 WRITER = """
 import sys, time
@@ -123,3 +126,18 @@ def test_other_files_of_a_folder_are_no_parts(array: Path) -> None:
 def test_a_lock_file_without_a_name_is_nobodys(tmp_path: Path, text: str) -> None:
     lock_path(tmp_path / "c.h5").write_text(text)
     assert holder_of(tmp_path / "c.h5") is None
+
+
+def test_an_update_that_takes_the_place_of_its_cache_meanwhile_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_partial(tmp_path / "c.h5", done=1, to_do=2)
+    update = make_partial(tmp_path / "c.h5.new", done=3)
+
+    def publish_before(name: Path) -> Cache:
+        if name == update and update.exists():
+            update.replace(path)
+        return open_cache(name)
+
+    monkeypatch.setattr("pipeline.cache.parts.open_cache", publish_before)
+    assert [part.done for part in look_at([path]).parts] == [3]

@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
+from pipeline.cache import format as fmt
 from pipeline.cache import open_cache, write_lock
 from pipeline.errors import CacheError
 from tests.cache import synthetic
@@ -61,9 +62,42 @@ def test_a_cache_stays_open_over_an_update(tmp_path: Path) -> None:
     assert len(open_cache(path)) == 1
 
 
+def test_arrays_that_are_read_late_are_those_of_the_file_that_was_opened(tmp_path: Path) -> None:
+    """A command reads columns and labels long after it was started; an update may be through by then."""
+    from pipeline.cache.replace import publish
+
+    labels = ["a", "b"] * 10
+    path = synthetic.make_full(tmp_path / "c.h5", synthetic.make_items([f"{i}" for i in range(20)], labels=labels))
+    reading = open_cache(path)
+    publish(synthetic.make_full(tmp_path / "other.h5", synthetic.make_items(list("zyx"), labels=list("xyz"))), path)
+    assert [reading.label_names[label] for label in reading.labels] == labels
+    assert reading.keys.tolist() == [f"{i}" for i in range(20)]
+    assert reading.column("weight").tolist() == list(range(20))
+    assert reading.status.tolist() == [1] * 20
+
+
+def test_a_file_that_is_replaced_while_it_is_opened_is_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = synthetic.make_full(tmp_path / "c.h5", 20)
+    other = synthetic.make_full(tmp_path / "other.h5", 3)
+    read = fmt.read_extents
+
+    def replaced_meanwhile(name: Path) -> dict[str, fmt.Extent]:
+        found = read(name)
+        if other.exists():
+            other.replace(name)
+        return found
+
+    monkeypatch.setattr(fmt, "read_extents", replaced_meanwhile)
+    assert open_cache(path).keys.tolist() == [name.decode() for name in synthetic.make_items(3).keys.tolist()]
+
+
 def test_what_is_no_cache_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="found nothing"):
         open_cache(tmp_path / "none.h5")
+    with pytest.raises(CacheError, match="found a folder"):
+        open_cache(tmp_path)
     (tmp_path / "text.h5").write_text("hello")
     with pytest.raises(CacheError, match="found something else"):
         open_cache(tmp_path / "text.h5")

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import errno
+from pathlib import Path
 
 import pytest
 
-from pipeline.core.files import replacing, replacing_folder
+from pipeline.core.files import PART, replacing, replacing_folder
 from pipeline.errors import CacheError, PipelineError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def half_written(file: Path) -> None:
@@ -63,3 +61,36 @@ def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path: Path) -> 
         half_written(part / "file")
     assert [folder.name for folder in tmp_path.iterdir()] == ["run"]
     assert not list(path.iterdir())
+
+
+def test_who_may_read_a_file_stays_when_it_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("old")
+    path.chmod(0o660)
+    with replacing(path) as part:
+        part.write_text("new")
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("new", 0o660)
+
+
+@pytest.mark.parametrize("other_came_first", [False, True])
+def test_a_folder_that_cannot_be_put_in_place_loses_nothing(
+    other_came_first: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "old").touch()
+    rename = Path.rename
+
+    def fail(path: Path, to: Path) -> Path:
+        if path.name.endswith(PART):
+            if other_came_first:
+                to.mkdir()
+                (to / "other").touch()
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(PipelineError, match="Input/output error"), replacing_folder(run) as part:
+        (part / "new").touch()
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*"))
+    assert left == ["run", "run/other" if other_came_first else "run/old"]

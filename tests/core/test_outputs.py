@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -19,6 +20,9 @@ from pipeline.errors import AnalysisError, PipelineError
 from pipeline.selection.export import KINDS, export
 from pipeline.selection.frames import write_table
 from tests.cache import synthetic
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 FOREIGN = {
     "labels.csv": b"path,label\na.png,cat\n",
@@ -228,3 +232,49 @@ def test_the_array_of_an_export_is_known_by_the_table_beside_it(tmp_path: Path) 
     assert not is_own(tmp_path / "a.npy")
     (tmp_path / "a.npy.csv").write_text("key,label\n")
     assert is_own(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize("check", [check_file, check_folder])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("", "found an empty one"),
+        ("~/mine", "found ~ in ~/mine, which no shell replaced"),
+        ("x" * 300, "File name too long"),
+        ("x" * 250, "File name too long"),
+        ("/", "expected"),
+        (".", "expected"),
+        ("..", "expected"),
+    ],
+)
+def test_a_name_that_no_output_can_have_is_refused(
+    check: Callable[[str], Path], name: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(PipelineError, match=said):
+        check(name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_named_by_a_tilde_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("~").mkdir()
+    assert check_file("~/a.csv") == Path("~/a.csv")
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npy"])
+def test_an_output_may_have_a_name_that_is_not_utf8(kind: str, tmp_path: Path) -> None:
+    cache = synthetic.make_full(tmp_path / "c.h5", 3)
+    path = tmp_path / os.fsdecode(b"caf\xe9." + kind.encode())
+    export(cache, path, kind)
+    assert path.stat().st_size
+    if kind == "parquet":
+        write_table(pd.DataFrame({"key": ["a"]}), path)
+        assert is_own(path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "/"])
+def test_an_export_of_two_files_refuses_what_is_no_name_of_one(name: str, tmp_path: Path) -> None:
+    cache = synthetic.make_full(tmp_path / "c.h5", 3)
+    with pytest.raises(PipelineError, match="expected a"):
+        export(cache, name, "npy")

@@ -74,7 +74,8 @@ def test_one_changed_field_changes_the_fingerprint_and_is_named(path: tuple[Any,
     assert fingerprint(spec) != fingerprint(SPEC)
     with pytest.raises(FingerprintError) as caught:
         check_same_numbers(spec, SPEC, where="c.h5", hint="use the same settings")
-    assert str([step for step in path if isinstance(step, str)][-1]) in str(caught.value)
+    named = "layers" if path[-1] == "name" else [step for step in path if isinstance(step, str)][-1]
+    assert named in str(caught.value)
 
 
 @given(path=st.sampled_from(LEAVES))
@@ -97,3 +98,21 @@ def test_the_order_of_layers_counts_and_that_of_names_does_not() -> None:
 def test_the_message_gives_both_values() -> None:
     with pytest.raises(FingerprintError, match=r"expected layers\[layer3:gem\].pooling gem, got max"):
         check_same_numbers(changed(("layers", 1, "pooling"), "max"), SPEC, where="c.h5", hint="x")
+
+
+def test_layers_of_one_side_are_named_once() -> None:
+    fewer = {**SPEC, "layers": SPEC["layers"][:1]}
+    with pytest.raises(FingerprintError) as caught:
+        check_same_numbers(SPEC, fewer, where="c.h5", hint="x")
+    assert str(caught.value) == "c.h5: expected layers penultimate, got penultimate, layer3:gem: x"
+
+
+def test_a_message_names_few_fields() -> None:
+    other = {
+        **SPEC,
+        "backbone": "timm/vit",
+        "preprocess": {name: [1] for name in SPEC["preprocess"]},
+        "dtype": "float16",
+    }
+    with pytest.raises(FingerprintError, match=r"expected backbone timm/resnet50.*; and 2 further fields: x"):
+        check_same_numbers(other, SPEC, where="c.h5", hint="x")

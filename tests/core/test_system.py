@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pipeline.core.system import child_environment, has_local_locks
+from pipeline.core import system
+from pipeline.core.system import child_environment, has_local_locks, package_stamp
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -82,3 +83,16 @@ def test_locks_that_other_machines_do_not_see(tmp_path: Path, mount: str, option
     )
     assert has_local_locks(tmp_path, mounts) == is_local
     assert not has_local_locks(tmp_path, tmp_path / "none")
+
+
+def test_the_stamp_of_the_package_tells_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "pipeline" / "core"
+    folder.mkdir(parents=True)
+    (folder / "a.py").write_text("a = 1\n")
+    monkeypatch.setattr(system, "__file__", str(folder / "system.py"))
+    before = package_stamp()
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "a.cpython-311.pyc").write_bytes(b"compiled")
+    assert package_stamp() == before
+    (folder / "a.py").write_text("a = 22\n")
+    assert package_stamp() != before

@@ -8,7 +8,7 @@ import random
 import signal
 import threading
 import time
-from collections import Counter
+from collections import Counter, deque
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ import pytest
 
 from pipeline.core.items import Status
 from pipeline.decoding.image import DecodePolicy
-from pipeline.decoding.pool import DecodePool, Limits
+from pipeline.decoding.pool import Batch, DecodePool, Limits
 from pipeline.decoding.preprocess import Preprocess
 from pipeline.errors import PipelineError
 from tests.faulty_reader import FaultyReader
@@ -183,6 +183,26 @@ def test_workers_that_never_live_long_are_an_error_and_no_endless_loop(
     monkeypatch.setattr(pool_module, "CRASHES_TO_BLAME", 100)
     with pytest.raises(PipelineError, match="3 ended one after the other"):
         run(pool_of(tmp_path / "log"), mostly_good({}))
+
+
+def test_a_package_that_was_replaced_ends_the_run_and_blames_no_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that starts now would be of another version: its errors would be written down as those of images."""
+    locators = mostly_good({30: "crash"})
+    statuses: set[int] = set()
+
+    def take(batch: Batch) -> None:
+        statuses.update(outcome.status for outcome in batch.outcomes)
+        batch.release()
+
+    with pool_of(tmp_path / "log") as pool:
+        batches = pool.batches(np.arange(len(locators)), locators.__getitem__)
+        take(next(batches))
+        monkeypatch.setattr("pipeline.decoding.pool.package_stamp", lambda: 0)
+        with pytest.raises(PipelineError, match=r"replaced while it ran.*run the same command again"):
+            deque(map(take, batches))
+    assert statuses == {Status.DONE}
 
 
 def test_workers_that_do_not_start_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

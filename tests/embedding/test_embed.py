@@ -160,6 +160,10 @@ def test_a_spec_gives_its_backbone_back(backbone: Backbone) -> None:
     again = backbone_of_spec(spec)
     assert again.to_spec() == layered.to_spec()
     assert decode_of_spec(spec) == decode
+    with pytest.raises(FingerprintError, match=r"mine: expected decode\.gamma absent, got 2: "):
+        decode_of_spec({"decode": {**spec["decode"], "gamma": 2}}, where="mine")
+    with pytest.raises(FingerprintError, match=r"expected decode\.frame first, got absent"):
+        decode_of_spec({"decode": {name: value for name, value in spec["decode"].items() if name != "frame"}})
     assert spec["decode"]["jpeg_scale"] == "full"  # caches of 0.1.0 keep their fingerprint
     with pytest.raises(FingerprintError, match=r"weights\.sha256"):
         backbone_of_spec({**spec, "weights": {**spec["weights"], "sha256": "0" * 64}})

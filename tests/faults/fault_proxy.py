@@ -20,10 +20,14 @@ if TYPE_CHECKING:
 ANY_REQUEST = ("503", "503 with Retry-After", "429", "reset", "delay", "expired")
 DATA = ("reset inside", "cut off", "cut off, length fits", "cut off, no length", "too long", "other range", "no length")
 """Faults of answers that hold the bytes of a file."""
+HANGS = ("silence", "silence inside")
+"""The connection stays open, and nothing comes: before the answer, or inside its body."""
 _HOP = ("connection", "transfer-encoding", "content-length", "keep-alive", "date", "server")
 _RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
 DELAY_S = 0.2
 LONGEST_BURST = 4
+LONGEST_SILENCE_S = 120.0
+"""Unless the client goes away before."""
 
 Expired = tuple[int, dict[str, str], bytes]
 
@@ -116,12 +120,12 @@ class _Answers(BaseHTTPRequestHandler):
             self._send(*proxy.expired())
             return
         kind = proxy.choose(self.path)
-        if kind in ANY_REQUEST:
+        if kind in ANY_REQUEST or kind == "silence":
             proxy.count(kind)
             if self._disturb(kind):
                 return
         status, headers, data, is_data = self._ask_upstream(asked)
-        if kind not in DATA:
+        if kind not in (*DATA, *HANGS):
             self._send(status, headers, data)
         elif not is_data or len(data) < 2:
             if kind == "reset inside" and self.command == "GET" and data:
@@ -138,7 +142,9 @@ class _Answers(BaseHTTPRequestHandler):
         if kind == "delay":
             time.sleep(DELAY_S)
             return False
-        if kind == "reset":
+        if kind == "silence":
+            self._wait_for_the_end()
+        elif kind == "reset":
             self._reset()
         elif kind == "expired":
             self.proxy.expire()
@@ -177,6 +183,9 @@ class _Answers(BaseHTTPRequestHandler):
         span = _RANGE.fullmatch(headers.get("Content-Range", ""))
         if kind == "reset inside":
             self._break_off(status, headers, data)
+        elif kind == "silence inside":
+            self._send(status, headers, part, length=len(data))
+            self._wait_for_the_end()
         elif kind == "cut off":
             self._send(status, headers, part, length=len(data))
         elif kind == "cut off, length fits" or (kind == "other range" and span is None):
@@ -206,6 +215,12 @@ class _Answers(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(data)
             self.wfile.flush()
+
+    def _wait_for_the_end(self) -> None:
+        self.close_connection = True
+        self.connection.settimeout(LONGEST_SILENCE_S)
+        with contextlib.suppress(OSError):
+            self.connection.recv(1)
 
     def _reset(self) -> None:
         self.close_connection = True

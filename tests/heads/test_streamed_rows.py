@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.cache.concat import ConcatenatedRows
+from pipeline.core.maps import map_file
 from pipeline.errors import HeadError
 from pipeline.heads import streamed_rows
 from pipeline.heads.streamed_rows import StreamedRows
@@ -116,3 +117,16 @@ def test_a_file_cut_short_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "short").replace(tmp_path / "rows")
     with pytest.raises(OSError, match="ends before"):
         list(StreamedRows(view).chunks())
+
+
+def test_rows_are_those_of_the_mapped_file_where_another_takes_its_name(tmp_path: Path) -> None:
+    path, other = tmp_path / "rows", tmp_path / "other"
+    rows = np.arange(12, dtype=np.float32).reshape(6, 2)
+    path.write_bytes(rows.tobytes())
+    other.write_bytes((rows + 50).tobytes())
+    with path.open("rb") as file:
+        streamed = StreamedRows(map_file(file).view(np.float32).reshape(6, 2), np.array([1, 4]))
+    other.replace(path)
+    np.testing.assert_array_equal(streamed.held().array, rows[[1, 4]])
+    path.unlink()
+    np.testing.assert_array_equal(streamed.held().array, rows[[1, 4]])

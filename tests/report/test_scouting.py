@@ -61,6 +61,13 @@ def test_what_was_dropped_is_in_the_table_and_in_no_figure(page: Path) -> None:
     assert [series["y"] for series in drawn["cost"]["series"]] == [[0.95, 0.8]]
 
 
+def test_a_small_sample_of_an_archive_is_named_as_one(page: Path, tmp_path: Path) -> None:
+    warning = "gain more from further images"
+    assert warning not in page.read_text()  # 2000 of 5000 images
+    write_scout_page(tmp_path / "large.html", LINES, notes=[], facts=FACTS | {"images in all": 8000})
+    assert warning in (tmp_path / "large.html").read_text()
+
+
 def test_of_one_network_the_layers_alone_are_named(tmp_path: Path) -> None:
     lines = [
         a_line("a", recommended=True, standing=BEST),

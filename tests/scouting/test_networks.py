@@ -66,6 +66,7 @@ def test_layers_are_taken_where_a_network_has_them() -> None:
 def test_blocks_that_cannot_be_pooled_leave_the_penultimate_layer(monkeypatch: pytest.MonkeyPatch) -> None:
     notes: list[str] = []
     monkeypatch.setattr("pipeline.backbones.network.inner_layers", lambda body: ("blocks.99",))
+    monkeypatch.setattr("pipeline.backbones.known.recall", lambda asked: None)  # else found by an earlier test
     assert resolve_layers(tiny(), ("auto",), notes.append) == ("penultimate",)
     assert "penultimate layer alone" in notes[0]
 

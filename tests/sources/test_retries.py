@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import math
 import pickle
 import threading
 import time
@@ -18,7 +19,7 @@ from pipeline.cache import open_cache
 from pipeline.core.items import OutOfReach, Status
 from pipeline.embedding.settings import RunSettings
 from pipeline.errors import PipelineError
-from pipeline.sources.retries import Patience, PatientReader, attempt_timeout, has_expired, may_pass
+from pipeline.sources.retries import READ_TIMEOUT, Patience, PatientReader, attempt_left, has_expired, may_pass
 from pipeline.stages.extract import ExtractSettings, extract
 
 if TYPE_CHECKING:
@@ -142,26 +143,53 @@ def test_a_final_error_is_raised_at_once(no_waits: list[float]) -> None:
     assert no_waits == []
 
 
-def test_the_time_for_all_attempts_is_limited(no_waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter(range(0, 1000, 20))
-    monkeypatch.setattr(time, "monotonic", lambda: float(next(clock)))
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Return a function that lets seconds pass, without any passing."""
+    now = [1000.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    def pass_(seconds: float) -> None:
+        now[0] += seconds
+
+    return pass_
+
+
+def test_the_time_for_all_attempts_is_limited(no_waits: list[float], passes: Callable[[float], None]) -> None:
+    def attempt() -> None:
+        passes(20)
+        raise TimeoutError
+
     with pytest.raises(OutOfReach, match="tried 3 times"):
-        PatientReader(failing([Answer(status=503)] * 9), Patience(retries=8, timeout=45))("x")
+        Patience(retries=8, timeout=45).call(attempt)
 
 
-def test_a_late_attempt_ends_with_the_time_for_all(no_waits: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_late_attempt_ends_with_the_time_for_all(no_waits: list[float], passes: Callable[[float], None]) -> None:
     """Else the image would be taken for one that hangs, which no later run tries again."""
-    clock, limits = iter([0.0, 20.0, 39.0, 45.0]), list[float]()
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    limits: list[int] = []
 
     def attempt() -> None:
-        limits.append(attempt_timeout.get())
+        limits.append(attempt_left())
+        passes(20)
         raise TimeoutError
 
     with pytest.raises(OutOfReach):
         Patience(retries=3, timeout=45.0).call(attempt)
-    assert limits[:2] == [15.0, 15.0]
-    assert limits[2] == 6.0 - no_waits[1]
+    assert limits == [15, 15, math.ceil(5.0 - no_waits[1])]
+
+
+def test_all_requests_of_an_attempt_share_its_time(passes: Callable[[float], None]) -> None:
+    """A check whether a file has changed may not wait as long again, by the client's own patience."""
+    limits: list[int] = []
+
+    def attempt() -> None:
+        for seconds in (9.5, 9.5):
+            limits.append(attempt_left())
+            passes(seconds)
+
+    Patience(timeout=30.0).call(attempt)
+    assert limits == [10, 1]
+    assert attempt_left() == READ_TIMEOUT
 
 
 def test_a_patient_reader_travels_to_workers() -> None:

@@ -274,6 +274,7 @@ def test_what_cannot_be_is_refused_before_anything_is_embedded(images: Path, tmp
             scout(str(source), tmp_path / output, settings)
         assert "\n" not in str(caught.value)
         assert not list(tmp_path.rglob("*.h5"))
+        assert not (tmp_path / "s").exists()
 
 
 def test_other_layers_want_another_folder(images: Path, tmp_path: Path) -> None:

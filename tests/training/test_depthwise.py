@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import conv2d
 
-from pipeline.training.depthwise import FastDepthwiseGradients
+from pipeline.training.depthwise import FastDepthwiseGradients, gradient_mode
 
 
 def gradients(
@@ -52,3 +52,12 @@ def test_float32_is_left_alone() -> None:
         found = gradients(x, weight, dout, 2, 8)
     for here, there in zip(found, plain, strict=True):
         torch.testing.assert_close(here, there, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("device", "precision", "there"), [("cpu", "bf16", True), ("cpu", "no", False), ("cuda", "bf16", False)]
+)
+def test_it_is_there_only_where_it_helps(device: str, precision: str, there: bool) -> None:
+    """It costs Python code at every operation, which halves the rate of a GPU."""
+    mode = gradient_mode(torch.device(device), precision)
+    assert isinstance(mode, FastDepthwiseGradients) == there

@@ -229,3 +229,11 @@ def test_augmentation_keeps_shape_and_follows_the_generator(name: str) -> None:
     assert first.shape == (4, 32, 24, 3)
     assert first.dtype == torch.uint8
     assert torch.equal(first, torch.from_numpy(images)) == (name == "none")
+
+
+def test_half_of_the_images_are_mirrored() -> None:
+    images = np.random.default_rng(0).integers(0, 255, (400, 4, 3, 3)).astype(np.uint8)
+    found = augmentation("flip", (4, 3))(images).numpy()
+    mirrored = (found == images[:, :, ::-1]).all((1, 2, 3))
+    assert (mirrored | (found == images).all((1, 2, 3))).all()
+    assert 150 < mirrored.sum() < 250
