@@ -27,7 +27,7 @@ from pipeline.sources.base import (
     labels_from_folders,
     public_names,
 )
-from pipeline.sources.sidecars import BAD_LABELS, BESIDE, OF_NONE, TEXT, UNREADABLE, Sidecars, is_class_name
+from pipeline.sources.sidecars import BAD_LABELS, BESIDE, OF_NONE, TEXT, UNREADABLE, Sidecars, is_class_name, is_sidecar
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -119,6 +119,7 @@ class Listing:
         place = self._last.get(normal(target))
         if place is None:
             self.add(name, NOT_A_FILE)
+            self._link_sidecar(len(self._names) - 1, normal(target))
         else:
             self.add(name, IMAGE, **{column: values[place] for column, values in self._numbers.items()})
 
@@ -134,6 +135,12 @@ class Listing:
         self.add(name, NOT_AN_IMAGE)
         if self._reasons[-1] == NOT_AN_IMAGE:
             self._sidecars.add(len(self._names) - 1, self._names[-1], data)
+
+    def _link_sidecar(self, place: int, target: bytes) -> None:
+        """Take a link for a sidecar where it leads to one."""
+        name = self._names[place]
+        if is_sidecar(name) and self._reasons[place] == NOT_A_FILE and self._sidecars.add_link(place, name, target):
+            self._reasons[place] = NOT_AN_IMAGE
 
     def columns(self) -> Columns:
         """Return all as arrays of equal length: ``name``, ``reason``, the numbers, and the sidecar labels."""
@@ -167,7 +174,9 @@ class Listing:
             end: int | None = link
             for _ in range(MAX_LINKS):
                 end = place.get(self._symbolic[end]) if end in self._symbolic else end
-            if end is not None and end not in self._symbolic and self._reasons[end] == IMAGE:
+            if end is None:
+                self._link_sidecar(link, self._symbolic[link])
+            elif end not in self._symbolic and self._reasons[end] == IMAGE:
                 self._reasons[link] = IMAGE
                 for values in self._numbers.values():
                     values[link] = values[end]
@@ -188,6 +197,19 @@ def normal(name: bytes) -> bytes:
     while name.startswith(b"./"):
         name = name[2:].lstrip(b"/")
     return name
+
+
+def unpacked_name(name: bytes) -> bytes:
+    """Return a name without the parts that name no folder of the unpacked archive; classes are not called by them.
+
+    Examples
+    --------
+    >>> unpacked_name(b"/abs/1.png"), unpacked_name(b"../up//1.png"), unpacked_name(b"cat/1.png")
+    (b'abs/1.png', b'up/1.png', b'cat/1.png')
+    """
+    if b"/" not in name or not (name[:1] in b"/." or b"//" in name or b"/." in name):
+        return name
+    return b"/".join(part for part in name.split(b"/") if part not in (b"", b".", b".."))
 
 
 def _is_hidden(name: bytes) -> bool:
@@ -295,7 +317,9 @@ def _labels_and_columns(
     if texts is not None:
         labels, label_names = encode_labels([text or None for text in texts])
     else:
-        labels, label_names, columns = labels_from_folders(below_shared_folders(np.concatenate(names).tolist()))
+        labels, label_names, columns = labels_from_folders(
+            below_shared_folders([unpacked_name(name) for name in np.concatenate(names).tolist()])
+        )
     return labels, label_names, {**columns, **{what: np.array(texts) for what, texts in sidecar_labels.items()}}
 
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Columns = dict[str, "NDArray[Any]"]
 
-INDEX_VERSION = 4
+INDEX_VERSION = 5
 OF = "of"
 """The array that identifies the file, with size, time and version, that the index describes."""
 

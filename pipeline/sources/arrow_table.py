@@ -152,6 +152,8 @@ def _series(name: str, column: pa.ChunkedArray, names: list[str] | None) -> pd.S
         names = None
     if plain and names is None and (column.null_count == 0 or types.is_floating(kind)):
         return pd.Series(column.to_numpy(), name=name)
+    if types.is_time64(kind) and kind.unit == "ns":  # Python's times end at microseconds
+        column = column.cast(pa.string())
     cells = column.to_pylist()
     if names is not None:
         cells = [_named(name, cell, names) for cell in cells]
@@ -175,6 +177,10 @@ def _named(column: str, cell: Any, names: list[str]) -> Any:
         raise SourceError(
             f"expected class labels from 0 to {len(names) - 1} in column {column!r}, as its metadata name them, found "
             f"{cell}: write the table again"
+        )
+    if not names[int(cell)]:
+        raise SourceError(
+            f"expected a name for every class of column {column!r}, found an empty one for {cell}: name that class"
         )
     return names[int(cell)]
 

@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def label_texts(series: pd.Series[Any]) -> list[str | None]:
-    """Return class names; see `cell_texts`.
+    """Return class names, None also for an empty text, which names no class; see `cell_texts`.
 
     Raises
     ------
@@ -127,7 +127,12 @@ def label_texts(series: pd.Series[Any]) -> list[str | None]:
         if isinstance(cell, (dict, bytes)) or (isinstance(cell, str) and "\0" in cell):
             found = "a text with a zero byte" if isinstance(cell, str) else type(cell).__name__
             raise SourceError(f"expected names in column {series.name!r}, found {found}: write names there")
-    return cell_texts(series)
+    return [text or None for text in cell_texts(series)]
+
+
+def empty_cells(series: pd.Series[Any]) -> NDArray[np.int64]:
+    """Return the rows of a column of names that hold none: a missing value, or an empty text."""
+    return np.flatnonzero((series.isna() | (series == "")).to_numpy(dtype=np.bool_))
 
 
 def column_values(series: pd.Series[Any], *, text: bool) -> NDArray[Any]:

@@ -204,6 +204,16 @@ def _look(store: Store, file: File, asked: str | None, location: str) -> _Part:
                 if (found := next((n for n in names if _goes_with(beside.get(n), images)), None))
             }
             keys = [os.fsencode(text) for text in sidecar_labels.pop("key", [])]
+            if missing := keys.count(b""):
+                raise SourceError(
+                    f"expected a key in every row of {public(file.path)}, found {missing} without: fill them in, or "
+                    "rename the data set"
+                )
+            if cut := next((text for texts in sidecar_labels.values() for text in texts if "\0" in text), None):
+                raise SourceError(
+                    f"expected names beside the images in {public(file.path)}, found {cut!r}, which holds a zero byte: "
+                    "write names there"
+                )
             skipped = _unfit_beside(images)
             return _Part(name, len(images), keys, sidecar_labels, skipped)
     except (OSError, RuntimeError, KeyError, ValueError) as error:
@@ -236,6 +246,8 @@ def _choose(opened: h5py.File, asked: str | None, location: str) -> str:
                 others[name] = shown + (", one picture" if _is_one_picture(member) else "")
 
     opened.visititems(visit)
+    if asked is not None and hasattr(opened.get(asked), "shape"):
+        visit(asked.strip("/"), opened[asked])  # it may be a link, or another name of what was visited
     if asked is not None and asked.strip("/") in there:
         return asked.strip("/")
     if asked is None and len(there) == 1:
@@ -276,8 +288,12 @@ def _holds_images(dataset: h5py.Dataset) -> bool:
 
 
 def _goes_with(beside: Any, images: h5py.Dataset) -> bool:
-    """Return whether a data set has one value for each image."""
-    if not hasattr(beside, "shape") or beside.dtype.kind not in "OSiufb":
+    """Return whether a data set has one value for each image; lists and references, as MATLAB's texts are, are none."""
+    import h5py
+
+    if not hasattr(beside, "shape") or not (
+        beside.dtype.kind in "Siufb" or h5py.check_string_dtype(beside.dtype) is not None
+    ):
         return False
     return beside.shape in (images.shape[:1], (images.shape[0], 1))
 

@@ -11,10 +11,10 @@ import numpy as np
 from pipeline.core.columns import spread
 from pipeline.core.items import ItemTable, LeftOut, Skipped
 from pipeline.core.text import match_names
-from pipeline.errors import SourceError, few_names
+from pipeline.errors import SourceError
 from pipeline.sources.base import encode_labels, public_names
 from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
-from pipeline.sources.table import read_table
+from pipeline.sources.table import columns_of, read_table
 from pipeline.sources.urls import public
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def with_labels(items: ItemTable, table: str) -> tuple[ItemTable, list[Skipped]]
     shown = public(table)
     if "key" not in frame.columns or len(frame.columns) < 2:
         raise SourceError(
-            f"expected a column 'key' and others in {shown}, found {few_names(list(frame.columns))}: rename the "
+            f"expected a column 'key' and others in {shown}, found {columns_of(frame, unread)}: rename the "
             "column that holds the keys ('pipeline info' and the cache's /keys show them)"
         )
     rows, keys = _rows_of(items, frame, shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import posixpath
 import re
@@ -143,7 +144,19 @@ def _split_name(store: Store, path: str) -> tuple[str, str | None]:
 def _names_files(store: Store, pattern: str) -> bool:
     if isinstance(store, LocalStore) and os.path.isfile(pattern):
         return True
-    return any(store.glob(one) for one in expand_braces(pattern))
+    folder, rest = _written_folder(store, pattern)
+    return any(store.glob(glob.escape(folder) + one) for one in expand_braces(rest))
+
+
+def _written_folder(store: Store, pattern: str) -> tuple[str, str]:
+    """Split the folder off a pattern that exists on this machine as written, whatever signs its name holds."""
+    if not isinstance(store, LocalStore):
+        return "", pattern
+    folder = posixpath.dirname(pattern)
+    while folder.strip("/") and not os.path.isdir(folder):
+        folder = posixpath.dirname(folder)
+    at = len(folder) + 1 if folder.strip("/") else 0
+    return pattern[:at], pattern[at:]
 
 
 def _names_nothing(location: str, name: str, found: str) -> SourceError:
@@ -165,14 +178,15 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
                 )
             file = store.look(path)
             return [file], posixpath.dirname(file.path), False
-    patterns = expand_braces(path)
+    folder, rest = _written_folder(store, path)
+    patterns = expand_braces(rest)
     magic = "*[" if store.protocol in ("http", "https") else "*?["
     found: list[str] = []
     for pattern in patterns:
         if not any(sign in pattern for sign in magic):
-            found.append(pattern)
-        elif not (matches := store.glob(pattern)):
-            raise SourceError(f"expected files that match {public(pattern)}, found none: correct the pattern")
+            found.append(folder + pattern)
+        elif not (matches := store.glob(glob.escape(folder) + pattern)):
+            raise SourceError(f"expected files that match {public(folder + pattern)}, found none: correct the pattern")
         else:
             found += matches
     if isinstance(store, RemoteStore) and len(found) == 1 and found[0] == path and store.is_folder(path):
@@ -190,7 +204,7 @@ def _find(store: Store, path: str, location: str) -> tuple[list[File], str, bool
             raise SourceError(f"cannot read {shown}: {reason}: check the path") from None
 
     unique = list(dict.fromkeys(found))
-    root = re.split("[*?[{]", path, maxsplit=1)[0].rpartition("/")[0]
+    root = (folder + re.split("[*?[{]", rest, maxsplit=1)[0]).rpartition("/")[0]
     if isinstance(store, LocalStore) and not os.path.isabs(path):
         root = os.path.join(os.getcwd(), root)
     return list(in_threads(look, unique)), root, False

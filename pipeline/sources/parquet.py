@@ -9,6 +9,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.archive import key_prefixes
 from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import MAX_MEMBER_BYTES, Source, encode_labels, in_threads, key_array
-from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
+from pipeline.sources.columns import NAMES, column_values, empty_cells, label_texts, without_unfit
 from pipeline.sources.retries import Patience
 from pipeline.sources.store import LocalStore
 from pipeline.sources.table import no_labels
@@ -44,13 +45,16 @@ KEPT_BYTES = BATCHES_KEPT * BATCH_BYTES
 FILES_KEPT = 2
 """Number of files whose batches a process keeps: at the end of a file, threads read from two."""
 KEY_COLUMNS = ("key", "__key__")
+NO_PARTITION = "__HIVE_DEFAULT_PARTITION__"
+"""Value of a partition whose rows have none."""
 
 
 class ParquetSource(Source):
     """The images in a column of one or more Parquet files; every row is an item.
 
     A key is the column ``key`` where there is one, else the path that the image column holds where every row has its
-    own, else the row's number; with several files the file's name goes before it. ``label`` (by name where Hugging
+    own, else the row's number; with several files the file's name goes before it. Folders such as ``label=cat`` that
+    differ between the files are columns, where the files have none of that name. ``label`` (by name where Hugging
     Face's metadata give names), ``split``, ``group`` and further columns are kept in their types, as
     `pipeline.sources.arrow_table` and `pipeline.sources.columns` state; what is left out is named.
 
@@ -89,6 +93,8 @@ class ParquetSource(Source):
         if not total:
             raise SourceError(f"expected images in {public(location)}, found no rows: name another file")
         prefixes = key_prefixes([file.path for file in files])
+        for prefix, part in zip(prefixes, parts, strict=True):
+            _add_columns(part.frame, partition_values(os.fsdecode(prefix)))
         skips = {skip.key: skip for part in parts for skip in part.skipped}
         self.skipped = list(skips.values())
         if any("label" in part.frame for part in parts):
@@ -286,7 +292,7 @@ def _look(store: Store, file: File, column: str | None, location: str) -> _Part:
 def _keys(parquet: pq.ParquetFile, frame: pd.DataFrame, column: str) -> list[bytes]:
     for name in KEY_COLUMNS:
         if name in frame:
-            if missing := int(frame[name].isna().sum()):
+            if missing := len(empty_cells(frame[name])):
                 raise SourceError(
                     f"expected a {name} in every row, found {missing} without: fill them in or remove them"
                 )
@@ -298,6 +304,28 @@ def _keys(parquet: pq.ParquetFile, frame: pd.DataFrame, column: str) -> list[byt
         if all(paths) and len(set(paths)) == count:
             return [os.fsencode(path) for path in paths]
     return [b"%08d" % row for row in range(count)]
+
+
+def partition_values(prefix: str) -> dict[str, str | None]:
+    """Return the columns that folders of a partitioned table name, as Spark, Hive and Arrow write them.
+
+    Examples
+    --------
+    >>> partition_values("split=test/label=sea%20otter/0.parquet/"), partition_values("cat/a=b.parquet/")
+    ({'split': 'test', 'label': 'sea otter'}, {})
+    """
+    folders = [folder.partition("=") for folder in prefix.split("/")[:-2]]
+    found = {unquote(name): unquote(value) for name, sign, value in folders if sign and name}
+    return {name: None if value == NO_PARTITION else value for name, value in found.items() if name not in KEY_COLUMNS}
+
+
+def _add_columns(frame: pd.DataFrame, values: dict[str, str | None]) -> None:
+    """Add a column for each value that a table has no column of."""
+    import pandas as pd
+
+    for name, value in values.items():
+        if name not in frame:
+            frame[name] = pd.Series([value] * len(frame), index=frame.index, dtype=object)
 
 
 def image_columns(schema: pa.Schema) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
@@ -97,10 +97,23 @@ class Sidecars:
         stem, _, ending = name.rpartition(b".")
         ending = b"." + ending.lower()
         values, reason = ({}, LARGE) if data is None else _read(ending, data, name)
+        self._keep(stem, ending, _Sidecar(place, values, reason))
+
+    def _keep(self, stem: bytes, ending: bytes, sidecar: _Sidecar) -> None:
         kinds = self._by_stem.setdefault(stem, {})
         if ending in kinds:
             self._replaced.append(kinds[ending].place)
-        kinds[ending] = _Sidecar(place, values, reason)
+        kinds[ending] = sidecar
+
+    def add_link(self, place: int, name: bytes, target: bytes) -> bool:
+        """Add a sidecar that is another one once more, of the same ending; return whether there is such a one."""
+        stem, _, ending = target.rpartition(b".")
+        own_stem, _, own_ending = name.rpartition(b".")
+        earlier = self._by_stem.get(stem, {}).get(b"." + ending.lower())
+        if earlier is None or own_ending.lower() != ending.lower():
+            return False
+        self._keep(own_stem, b"." + ending.lower(), replace(earlier, place=place))
+        return True
 
     def of_images(self, names: Mapping[int, bytes]) -> Found:
         """Return what they say about images, given by place and name."""

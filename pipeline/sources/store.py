@@ -25,6 +25,7 @@ from pipeline.sources.clients import (
     settings_of,
     version_of,
 )
+from pipeline.sources.local_glob import files_like
 from pipeline.sources.range_file import RangeFile
 from pipeline.sources.retries import Patience, attempt_left, has_expired, has_status, may_pass
 from pipeline.sources.urls import is_url, public
@@ -122,10 +123,8 @@ class LocalStore(Store):
         return os.path.isdir(path)
 
     def glob(self, pattern: str) -> list[str]:
-        """Return the files that match; ``**`` goes through folders, hidden ones excepted."""
-        import glob
-
-        return sorted(path for path in glob.iglob(pattern, recursive=True) if os.path.isfile(path))
+        """Return the files that match, as `pipeline.sources.local_glob` finds them."""
+        return sorted(files_like(pattern))
 
     def open(self, file: File, patience: Patience | None = None) -> BinaryIO:
         """Open the file; a FIFO or device is refused, not waited for."""

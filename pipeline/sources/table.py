@@ -15,7 +15,7 @@ from pipeline.core.names import other_forms
 from pipeline.errors import SourceError, few_names, first_line
 from pipeline.sources.arrow_table import choose_columns, frame_of
 from pipeline.sources.base import FileReader, Source, encode_labels, in_threads, key_array, public_names
-from pipeline.sources.columns import NAMES, column_values, label_texts, without_unfit
+from pipeline.sources.columns import NAMES, column_values, empty_cells, label_texts, without_unfit
 from pipeline.sources.files import relative
 from pipeline.sources.retries import Patience
 from pipeline.sources.store import IN_PROCESS, File, open_store
@@ -61,7 +61,7 @@ class TableSource(Source):
     def __init__(self, location: str, *, allow_missing: bool = False) -> None:
         self.location, shown = location, public(location)
         frame, unread = read_table(location)
-        _check_paths(frame, shown)
+        _check_paths(frame, unread, shown)
         written = frame["path"].astype(str).tolist()
         self._remote = is_url(location)
         self._folder = os.fsencode(
@@ -142,11 +142,16 @@ class TableSource(Source):
         return found[:, 0].copy(), found[:, 1].copy()
 
 
-def _check_paths(frame: pd.DataFrame, shown: str) -> None:
+def columns_of(frame: pd.DataFrame, unread: Sequence[Skipped]) -> str:
+    """Return the columns of a table for messages, with those that are left out and why."""
+    return "; ".join([few_names(list(frame.columns)) or "no others", *(skip.reason for skip in unread[:3])])
+
+
+def _check_paths(frame: pd.DataFrame, unread: Sequence[Skipped], shown: str) -> None:
     """Refuse a table without paths, or with an empty one."""
     if "path" not in frame.columns:
         raise SourceError(
-            f"expected a column 'path' in {shown}, found {few_names(list(frame.columns))}: rename the column that "
+            f"expected a column 'path' in {shown}, found {columns_of(frame, unread)}: rename the column that "
             "holds the image files"
         )
     if frame.empty:
@@ -160,7 +165,7 @@ def _keys(frame: pd.DataFrame, shown: str) -> list[str]:
 
 
 def _check_filled(frame: pd.DataFrame, column: str, shown: str) -> None:
-    empty = np.flatnonzero(frame[column].isna().to_numpy())
+    empty = empty_cells(frame[column])
     if len(empty):
         raise SourceError(
             f"expected a {column} in every row of {shown}, row {empty[0] + 1} has none ({len(empty)} such rows): "

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import SourceError, few_names
+from pipeline.sources.base import MAX_TEXT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -273,6 +274,8 @@ def _values(words: dict[str, str]) -> dict[str, Any] | None:
     missing: dict[str, Any] = dict.fromkeys(words.keys() - numbers.keys())
     if not numbers:
         return None
+    if max(map(len, numbers.values())) > MAX_TEXT:
+        return None  # digits for their own sake, such as a bitmap; Python refuses to read thousands of them
     if all(_WHOLE.fullmatch(word) for word in numbers.values()):
         return {**{cell: int(word) for cell, word in numbers.items()}, **missing}
     if all(_is_decimal(word) for word in numbers.values()):
@@ -295,7 +298,7 @@ def _is_decimal(word: str) -> bool:
     if "." in word and len(word.lstrip("-0.")) <= MOST_DIGITS:  # nearly all, and cheaper than what follows
         return math.isfinite(float(word))
     if _WHOLE.fullmatch(word):
-        return int(word) == int(float(word)) if len(word) < 300 else False
+        return int(word) == int(float(word))
     digits = re.sub("[eE].*|[-.]", "", word).strip("0")
     return len(digits) <= MOST_DIGITS and (math.isfinite(float(word)) or word.endswith("inf"))
 

@@ -373,3 +373,28 @@ def test_an_image_alone_is_a_source(tmp_path: Path) -> None:
     source = open_source(str(tmp_path / "1.png"))
     assert keys(source) == ["1.png"]
     assert read_all(source) == [PNG]
+
+
+@both
+def test_parts_of_a_name_that_are_no_folder_are_no_class(write: Callable[[Path, Members], str], tmp_path: Path) -> None:
+    names = ["/1.png", "/cat/2.png", "../up/3.png", "dog//4.png", "./dog/./5.png"]
+    source = open_source(write(tmp_path / "a", [(name, PNG) for name in names]))
+    assert keys(source)[:4] == names[:4]
+    assert [source[i].label for i in range(5)] == [None, "cat", "up", "dog", "dog"]
+
+
+def test_a_link_to_a_sidecar_is_that_label_once_more(tmp_path: Path) -> None:
+    with tarfile.open(path := tmp_path / "a.tar", "w") as archive:
+        for name, data in (("1.png", PNG), ("1.cls", b"cat"), ("2.png", PNG), ("3.png", PNG), ("4.png", PNG)):
+            add_to_tar(archive, name, data)
+        for name, kind, target in (
+            ("2.cls", tarfile.LNKTYPE, "1.cls"),
+            ("3.cls", tarfile.SYMTYPE, "./1.cls"),
+            ("4.cls", tarfile.SYMTYPE, "gone.cls"),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            archive.addfile(member)
+    source = open_source(str(path))
+    assert [source[i].label for i in range(4)] == ["cat", "cat", "cat", None]
+    assert [(skip.key, skip.reason) for skip in source.skipped] == [("4.cls", "not a regular file")]

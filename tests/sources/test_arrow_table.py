@@ -47,6 +47,7 @@ D = decimal.Decimal
         ([datetime.datetime(2020, 2, 29, 1, 2, 3, 4), None], pa.timestamp("us"), ["2020-02-29 01:02:03.000004", ""]),
         ([datetime.timedelta(seconds=90)], pa.duration("ms"), ["0:01:30"]),
         ([datetime.time(1, 2, 3)], pa.time64("us"), ["01:02:03"]),
+        ([1, 2, None], pa.time64("ns"), ["00:00:00.000000001", "00:00:00.000000002", ""]),
         ([["a", "b"], None], pa.list_(pa.string()), ["a|b", ""]),
         ([[1, 2], []], pa.large_list(pa.int16()), ["1|2", "|"]),
         ([["a", "b"]], pa.list_(pa.string(), 2), ["a|b"]),
@@ -234,3 +235,28 @@ def test_a_frame_of_pandas_is_checked_too() -> None:
     assert [skip.key for skip in out] == ["b"]
     assert column_values(kept["x"], text=False).tolist() == [1.1, 2.0]
     assert column_values(kept["when"], text=False).tolist() == ["2020-01-01 00:00:00"] * 2
+
+
+def test_an_empty_text_names_no_class(tmp_path: Path) -> None:
+    assert labels(write(tmp_path / "a.parquet", {"label": ["", "b", None]})) == [None, "b", None]
+    feature = {"label": {"_type": "ClassLabel", "names": ["", "y"]}}
+    with pytest.raises(SourceError, match="expected a name for every class of column 'label', found an empty one"):
+        open_source(write(tmp_path / "b.parquet", {"label": [0, 1, 1]}, feature))
+    assert labels(write(tmp_path / "c.parquet", {"label": [1, 1, -1]}, feature)) == ["y", "y", None]
+
+
+def test_an_empty_text_is_no_key_and_no_path(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="expected a key in every row, found 1 without"):
+        open_source(write(tmp_path / "a.parquet", {"key": ["a", "", "b"]}))
+    pq.write_table(pa.table({"path": [""]}), tmp_path / "list.parquet")
+    with pytest.raises(SourceError, match="expected a path in every row"):
+        open_source(str(tmp_path / "list.parquet"))
+
+
+def test_a_refusal_names_the_columns_that_are_left_out(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"image": pa.array([b"x"]).dictionary_encode(), "n": [1]}), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match=r"expected a column 'path' .*, found 'n'; column 'image': bytes: "):
+        open_source(str(tmp_path / "a.parquet"))
+    pq.write_table(pa.table({"key": ["0"], "label": [b"x"]}), tmp_path / "labels.parquet")
+    with pytest.raises(SourceError, match=r"found 'key'; column 'label': bytes: "):
+        open_source(write(tmp_path / "b.parquet", {"key": ["0"]}), labels=str(tmp_path / "labels.parquet"))

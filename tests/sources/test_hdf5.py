@@ -94,3 +94,42 @@ def test_a_file_behind_a_block_of_its_user_is_known(tmp_path: Path) -> None:
     with (tmp_path / "a.mat").open("r+b") as raw:
         raw.write(b"MATLAB 7.3 MAT-file")
     assert len(open_source(str(tmp_path / "a.mat"))) == 2
+
+
+def test_references_and_lists_are_no_labels(tmp_path: Path) -> None:
+    """MATLAB writes a cell array of texts as references to them."""
+    with h5py.File(path := tmp_path / "a.h5", "w") as file:
+        file["images"] = np.zeros((2, 8, 9, 3), np.uint8)
+        file["text"] = np.frombuffer(b"cat", np.uint8)
+        file["label"] = np.array([file["text"].ref] * 2, dtype=h5py.ref_dtype)
+        file.create_dataset("split", (2,), h5py.vlen_dtype(np.int64))
+    source = open_source(str(path))
+    assert [source[i].label for i in range(2)] == [None, None]
+    assert "split" not in source.items.columns
+    assert sorted(skip.key for skip in source.skipped) == ["label", "split"]
+    assert all("not one value for each image" in skip.reason for skip in source.skipped)
+
+
+def test_an_empty_key_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", images=np.zeros((2, 8, 9, 3), np.uint8), key=["a", ""])
+    with pytest.raises(SourceError, match=r"expected a key in every row of .*a.h5, found 1 without"):
+        open_source(path)
+
+
+def test_images_may_be_named_by_a_link(tmp_path: Path) -> None:
+    with h5py.File(path := tmp_path / "a.h5", "w") as file:
+        file["entry/data"] = np.ones((2, 8, 9, 3), np.uint8)
+        file["soft"] = h5py.SoftLink("/entry/data")
+        file["hard"] = file["entry/data"]
+        file["label"] = ["x", "y"]
+    for name in ("soft", "hard", "entry/data"):
+        source = open_source(f"{path}#{name}")
+        assert [source[i].label for i in range(2)] == ([None, None] if "/" in name else ["x", "y"])
+        assert source.reader()(source.locator(1)).startswith(b"P6 9 8 255")
+
+
+@pytest.mark.parametrize("name", ["label", "split"])
+def test_a_zero_byte_in_a_name_is_refused(name: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "a.h5", **{"images": np.zeros((2, 8, 9, 3), np.uint8), name: np.array([b"a\0b", b"c"])})
+    with pytest.raises(SourceError, match=r"expected names beside the images in .*, found 'a\\x00b'"):
+        open_source(path)

@@ -57,6 +57,19 @@ def test_a_file_that_is_called_like_a_pattern_is_taken_as_it_is(tmp_path: Path) 
     assert len(open_source(str(tmp_path / "odd[1]{2}#3.zip"))) == 6
 
 
+def test_a_folder_that_is_called_like_a_pattern_is_taken_as_it_is(tmp_path: Path) -> None:
+    folders = {"set[1]": "a.png", "set1": "b.png", "x{1,2}": "c.png", "deep/a*[b]": "d/e.png"}
+    for folder, name in folders.items():
+        make_folder(tmp_path / folder, {name: picture(0)})
+    for pattern, key in (("set[1]/*.png", b"a.png"), ("x{1,2}/*.png", b"c.png"), ("deep/a*[b]/*/*.png", b"d/e.png")):
+        source = open_source(str(tmp_path / pattern))
+        assert source.items.keys.tolist() == [key]
+        assert source.reader()(source.locator(0)) == picture(0)
+    assert len(open_source(str(tmp_path / "set[0-9]/*.png"))) == 1
+    with pytest.raises(SourceError, match=r"expected files that match .*set\[1\]/\*.gif, found none"):
+        open_source(str(tmp_path / "set[1]/*.gif"))
+
+
 def test_a_column_or_data_set_may_be_named(tmp_path: Path) -> None:
     import h5py
     import pyarrow as pa

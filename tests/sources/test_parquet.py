@@ -60,3 +60,22 @@ def test_memory_that_runs_out_is_said_as_such(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(parquet._Batches, "row", row)
     with pytest.raises(MemoryError):
         source.reader()(source.locator(0))
+
+
+def test_folders_of_a_partitioned_table_are_columns(tmp_path: Path) -> None:
+    for folder, rows in (("label=sea%20otter/year=2020", 2), ("label=__HIVE_DEFAULT_PARTITION__/year=007", 1)):
+        (tmp_path / folder).mkdir(parents=True)
+        write(tmp_path / folder / "0.parquet", 10, rows)
+    source = open_source(f"{tmp_path}/**/*.parquet")
+    assert [source[i].label for i in range(3)] == [None, "sea otter", "sea otter"]
+    assert source.items.columns["year"].tolist() == ["007", "2020", "2020"]
+
+
+def test_a_column_of_the_files_counts_before_their_folders(tmp_path: Path) -> None:
+    for label in "ab":
+        (tmp_path / f"label={label}").mkdir()
+        pq.write_table(
+            pa.table({"image": [b"x"], "label": [f"own {label}"]}), tmp_path / f"label={label}" / "0.parquet"
+        )
+    source = open_source(f"{tmp_path}/*/*.parquet")
+    assert [source[i].label for i in range(2)] == ["own a", "own b"]

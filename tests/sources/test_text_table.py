@@ -163,3 +163,9 @@ def test_the_header_tells_a_table_from_a_file_with_the_same_first_bytes() -> Non
         assert looks_like_a_table(f"path;{first}\na.png;1\n".encode("utf-16"), NAMES)
     for other in (b"P1 2 2\n0 1 1 0\n", b"P3 path 1\n", b"BM\0\0path,label", b"GIF89a path,\0", b""):
         assert not looks_like_a_table(other, NAMES)
+
+
+@pytest.mark.parametrize("long", ["1" * 5000, "1" * 5000 + ".5", "10" * 200])
+def test_thousands_of_digits_are_text(long: str) -> None:
+    """Python refuses to read whole numbers of so many digits."""
+    assert read(f"path,n\na.png,{long}\nb.png,2\n")["n"] == [long, "2"]
