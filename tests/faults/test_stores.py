@@ -26,7 +26,7 @@ from tests.faults.fault_proxy import HANGS
 from tests.faults.stores import NAMES, Faulty, faulty_store
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
 SETTINGS = ExtractSettings(run=RunSettings(workers=2), retries=3, read_timeout=30, allow_removed="100%")
@@ -125,33 +125,31 @@ def disturbed_run(store: Faulty, kind: str, right: Rows, cache: Path) -> Counter
     return counts
 
 
+def run_of_few(name: str, kind: str, tmp_path: Path, *, seed: int, faults: Sequence[str] = ()) -> None:
+    """Extract 24 images from a store that fails, by faults of some kinds or of all that end at once."""
+    content = images(24, 0)
+    files = written(tmp_path / "local", kind, content)
+    right = Rows(str(tmp_path / "local" / KINDS[kind]), tmp_path / "right.h5")
+    with faulty_store(name, tmp_path, seed=seed) as store:
+        store.put(files)
+        store.proxy.kinds = faults or store.proxy.kinds
+        counts = disturbed_run(store, kind, right, tmp_path / "c.h5")
+        assert sum(store.proxy.counts.values()) >= 1
+    print(f"\n{name} {kind}: {dict(counts)}; {dict(store.proxy.counts)}")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["folder", "parquet"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_row_is_right_or_out_of_reach(name: str, kind: str, tmp_path: Path) -> None:
-    content = images(24, 0)
-    files = written(tmp_path / "local", kind, content)
-    right = Rows(str(tmp_path / "local" / KINDS[kind]), tmp_path / "right.h5")
-    with faulty_store(name, tmp_path, seed=1) as store:
-        store.put(files)
-        counts = disturbed_run(store, kind, right, tmp_path / "c.h5")
-        assert sum(store.proxy.counts.values()) >= 1
-    print(f"\n{name} {kind}: {dict(counts)}; {dict(store.proxy.counts)}")
+    run_of_few(name, kind, tmp_path, seed=1)
 
 
 @pytest.mark.faults
 @pytest.mark.parametrize("kind", ["folder", "tar"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_store_that_falls_silent_costs_its_time_and_no_more(name: str, kind: str, tmp_path: Path) -> None:
-    content = images(24, 0)
-    files = written(tmp_path / "local", kind, content)
-    right = Rows(str(tmp_path / "local" / KINDS[kind]), tmp_path / "right.h5")
-    with faulty_store(name, tmp_path, seed=4) as store:
-        store.put(files)
-        store.proxy.kinds = HANGS
-        counts = disturbed_run(store, kind, right, tmp_path / "c.h5")
-        assert sum(store.proxy.counts.values()) >= 1
-    print(f"\n{name} {kind}: {dict(counts)}; {dict(store.proxy.counts)}")
+    run_of_few(name, kind, tmp_path, seed=4, faults=HANGS)
 
 
 @pytest.mark.faults
