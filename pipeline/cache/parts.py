@@ -14,6 +14,7 @@ import numpy as np
 
 from pipeline.cache.concat import open_cache
 from pipeline.cache.lock import LOCK, holder_of, lock_path
+from pipeline.cache.reader import may_be_damaged
 from pipeline.cache.removed import REMOVED
 from pipeline.cache.replace import unfinished_path
 from pipeline.core.items import Status
@@ -35,6 +36,7 @@ class State(StrEnum):
     RUNNING = "running"
     DIED = "died"
     TO_DO = "to do"
+    UNREADABLE = "unreadable"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +55,8 @@ class Part:
         Images/s since the writer began to compute.
     holder : Holder or None
         Who wrote the lock file.
+    reason : str
+        Why the file cannot be read; empty where it can.
     """
 
     path: Path
@@ -63,6 +67,7 @@ class Part:
     to_do: int = 0
     rate: float | None = None
     holder: Holder | None = None
+    reason: str = ""
 
     @property
     def seconds_left(self) -> float | None:
@@ -79,6 +84,8 @@ class Part:
             cells.append(f"{duration(self.seconds_left)} left")
         if self.holder:
             cells.append(str(self.holder))
+        if self.reason:
+            cells.append(self.reason)
         return "  ".join(cells)
 
     def to_json(self) -> dict[str, Any]:
@@ -98,6 +105,7 @@ class Part:
                 "host": self.holder.host,
                 "since": self.holder.since.isoformat(),
             },
+            "reason": self.reason or None,
         }
 
 
@@ -161,7 +169,7 @@ def find_parts(names: Iterable[str]) -> list[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            those = [*filter(_is_cache, path.glob("*.h5")), *path.glob(f"*.h5{LOCK}")]
+            those = [*filter(_is_part, path.glob("*.h5")), *path.glob(f"*.h5{LOCK}")]
         elif path.exists() or lock_path(path).exists():
             those = [path]
         else:
@@ -172,14 +180,14 @@ def find_parts(names: Iterable[str]) -> list[Path]:
     return list(found)
 
 
-def _is_cache(path: Path) -> bool:
-    """Tell caches from other HDF5 files, and from what is kept of removed rows."""
+def _is_part(path: Path) -> bool:
+    """Tell caches, damaged ones too, from other HDF5 files, and from what is kept of removed rows."""
     if path.name.endswith(REMOVED):
         return False
     try:
         open_cache(path)
     except CacheError:
-        return False
+        return may_be_damaged(path)
     return True
 
 
@@ -196,7 +204,7 @@ def look_at(paths: Sequence[Path], now: datetime | None = None) -> Parts:
     Raises
     ------
     CacheError
-        A file is not a cache.
+        A file is not a cache, and no damaged one either.
     """
     parts = [_look_at(path, now or datetime.now(UTC)) for path in paths]
     parts.sort(key=lambda part: (part.shard.number if part.shard else 0, part.path))
@@ -208,7 +216,12 @@ def _look_at(path: Path, now: datetime) -> Part:
     running = holder is not None and holder.alive is not False
     if not path.exists():
         return Part(path, State.RUNNING if running else State.DIED, holder=holder)
-    cache = _newest(path)
+    try:
+        cache = _newest(path)
+    except CacheError as error:
+        if not may_be_damaged(path):
+            raise
+        return Part(path, State.UNREADABLE, holder=holder, reason=str(error))
     counts = np.bincount(np.asarray(cache.status), minlength=2)
     to_do, done, failed = int(counts[Status.TODO]), int(counts[Status.DONE]), int(counts[Status.DONE + 1 :].sum())
     rate = None

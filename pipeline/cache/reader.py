@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 _NAMED = 5
 """Faults that an error names."""
 _HDF5 = b"\x89HDF\r\n\x1a\n"
+_UNREADABLE = (OSError, RuntimeError, ValueError, KeyError, TypeError)
+"""What h5py raises of a file that it cannot read."""
 
 
 class LazyArrays(Mapping[str, "NDArray[Any]"]):
@@ -280,20 +282,37 @@ def _mapped(path: Path) -> tuple[dict[str, Any], dict[str, Extent], NDArray[np.u
                     return attributes, extents, mapped
         except PermissionError as error:
             raise CacheError(f"cannot read {path} ({error.strerror}): change its permissions") from None
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        except _UNREADABLE as error:
             raise fmt.not_a_cache(path, error) from None
 
 
 def is_cache(path: str | os.PathLike[str]) -> bool:
     """Tell whether a file says that it is a cache; of a file of another kind only the first bytes are read."""
     try:
-        with Path(path).open("rb") as file:
-            if file.read(len(_HDF5)) != _HDF5:
-                return False
-        with fmt.open_hdf5(Path(path)) as opened:
-            return bool(_plain(opened.attrs.get("format")) == FORMAT)
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError):
+        return _begins_as_hdf5(path) and _says_cache(Path(path))
+    except _UNREADABLE:
         return False
+
+
+def may_be_damaged(path: str | os.PathLike[str]) -> bool:
+    """Tell whether a file that cannot be opened as a cache may have been one: HDF5 cannot read it, or it says so."""
+    try:
+        return _begins_as_hdf5(path) and _says_cache(Path(path))
+    except _UNREADABLE:
+        return True
+
+
+def _begins_as_hdf5(path: str | os.PathLike[str]) -> bool:
+    try:
+        with Path(path).open("rb") as file:
+            return file.read(len(_HDF5)) == _HDF5
+    except OSError:
+        return False
+
+
+def _says_cache(path: Path) -> bool:
+    with fmt.open_hdf5(path) as opened:
+        return bool(_plain(opened.attrs.get("format")) == FORMAT)
 
 
 def _reopen(path: str, static_sha256: bytes) -> Cache:

@@ -122,6 +122,20 @@ def test_other_files_of_a_folder_are_no_parts(array: Path) -> None:
         find_parts(["nothing-*.h5"])
 
 
+def test_a_damaged_part_is_one_and_does_not_hide_the_others(array: Path) -> None:
+    file = array / "photos-1.h5"
+    file.write_bytes(file.read_bytes()[:600])
+    found = look_at(find_parts([str(array)]))
+    assert {part.path.name: part.state for part in found.parts} == {
+        "photos-1.h5": State.UNREADABLE, "photos-2.h5": State.FAILED, "photos-3.h5": State.TO_DO,
+    }  # fmt: skip
+    assert not found.complete
+    assert "1 unreadable" in found.total()
+    (damaged,) = (part for part in found.parts if part.state == State.UNREADABLE)
+    assert f"{file}  unreadable  expected a cache" in str(damaged)
+    assert json.loads(run_command("status", str(array), "--json").stdout)["parts"][0]["reason"] == damaged.reason
+
+
 @pytest.mark.parametrize("text", ["", "process of an older version", "process 1 on host since yesterday"])
 def test_a_lock_file_without_a_name_is_nobodys(tmp_path: Path, text: str) -> None:
     lock_path(tmp_path / "c.h5").write_text(text)
