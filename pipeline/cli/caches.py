@@ -63,7 +63,7 @@ def status(caches: tuple[str, ...], watch: bool, as_json: bool, idle_shards: boo
 
     FILE is a cache, a pattern such as 'photos-*.h5' or a folder of caches. A line for each gives what is done, failed
     and to do, its rate, the process that writes it, and the time left. "died" is a part whose process ended without
-    finishing.
+    finishing, "unreadable" one whose file is damaged.
 
     Exit code 0: all done. 3: all done, but some images failed. 4: some are still to do.
     """
