@@ -135,7 +135,7 @@ def match_rows(frame: pd.DataFrame, on: str, own: NDArray[Any], path: Path) -> M
     if lines.has_duplicates:
         twice = lines[lines.duplicated()]
         raise SourceError(
-            f"expected every {on} once in the table to join, found {twice[0]!r} more than once "
+            f"expected every {on} once in the table to join, found {str(twice[0])!r} more than once "
             f"({twice.nunique()} such): remove the duplicates"
         )
     line_of = lines.get_indexer(pd.Index(own.tolist(), dtype=object if own.dtype.kind == "U" else None))

@@ -113,7 +113,10 @@ class Selection(Convertible):
         """Choose by position, as NumPy does: a slice, an array of booleans or of integers."""
         if isinstance(index, slice):
             return self._narrowed(np.arange(*index.indices(len(self))))
-        return self._narrowed(np.atleast_1d(np.arange(len(self))[np.asarray(index)]))
+        wanted = np.asarray(index)
+        if wanted.size == 0 and wanted.dtype != np.bool_:  # of an empty list NumPy makes floats
+            wanted = wanted.astype(np.int64)
+        return self._narrowed(np.atleast_1d(np.arange(len(self))[wanted]))
 
     @property
     def path(self) -> Path:

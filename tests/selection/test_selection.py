@@ -72,6 +72,14 @@ def test_only_done_rows_unless_asked(path: Path) -> None:
     assert done.select(status="failed").select(label="ant").rows.tolist() == [0, 21]
 
 
+def test_nothing_can_be_chosen(path: Path) -> None:
+    for none in ([], np.array([]), np.zeros(24, dtype=bool), slice(0)):
+        chosen = pipeline.open(path)[none]
+        assert len(chosen) == 0
+        assert chosen.embeddings.shape == (0, 5)
+        assert chosen.to_pandas().shape[0] == chosen.to_arrow().num_rows == 0
+
+
 def test_rows_that_follow_each_other_are_not_copied(path: Path, whole: Path) -> None:
     selection = pipeline.open(whole)
     for rows in (selection, selection[3:9], selection.select(rows=range(4, 8)), selection[np.arange(30) > 20]):
@@ -198,7 +206,7 @@ def test_join_refuses_what_would_be_wrong(path: Path, tmp_path: Path) -> None:
     selection = pipeline.open(path)
     keys = selection.keys[:2].tolist()
     for table, said in (
-        (pd.DataFrame({"key": [keys[0], keys[0]], "a": 1}), "more than once"),
+        (pd.DataFrame({"key": [keys[0], keys[0]], "a": 1}), r"found 'class\d/.*' more than once"),
         (pd.DataFrame({"name": keys}), "expected a column 'key'"),
         (pd.DataFrame({"key": keys, "weight": 1}), "'weight', which is taken"),
         (pd.DataFrame({"key": keys, "label": 1}), "'label', which is taken"),
