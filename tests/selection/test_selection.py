@@ -73,7 +73,8 @@ def test_only_done_rows_unless_asked(path: Path) -> None:
 
 
 def test_nothing_can_be_chosen(path: Path) -> None:
-    for none in ([], np.array([]), np.zeros(24, dtype=bool), slice(0)):
+    choices: list[Any] = [[], np.array([]), np.zeros(24, dtype=bool), slice(0)]
+    for none in choices:
         chosen = pipeline.open(path)[none]
         assert len(chosen) == 0
         assert chosen.embeddings.shape == (0, 5)
