@@ -291,6 +291,18 @@ def test_what_is_pickled_is_where_it_lies(path: Path, tmp_path: Path) -> None:
         pickle.loads(data)
 
 
+def test_what_is_pickled_in_another_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthetic.make_full(tmp_path / "a.h5", synthetic.make_items(["a", "b"]))
+    synthetic.make_full(tmp_path / "b.h5", synthetic.make_items(["c"]))
+    monkeypatch.chdir(tmp_path)
+    selections = [pipeline.open("a.h5"), pipeline.open("?.h5")[::-1]]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for selection in selections:
+        again: Selection = pickle.loads(pickle.dumps(selection))
+        np.testing.assert_array_equal(again.embeddings, selection.embeddings)
+
+
 def test_joined_columns_of_long_texts_are_left_out(path: Path) -> None:
     selection = pipeline.open(path)
     table = pd.DataFrame({"key": selection.keys, "caption": ["x" * 257] + ["y"] * 23, "age": 3})
