@@ -258,7 +258,7 @@ class Selection(Convertible):
             say(f"left out: {'; '.join(left_out)}")
         say(
             f"{joined.unmatched.rows} of {len(self)} rows have no line in the table, {joined.unmatched.lines} of its "
-            f"{len(match.lines)} lines no row"
+            f"{len(match.frame)} lines no row"
         )
         return joined
 
@@ -360,7 +360,7 @@ def _has_status(status: NDArray[np.uint8], wanted: str) -> NDArray[np.bool_]:
     if wanted == FAILED:
         return status > Status.DONE
     codes = {code.name.lower(): code for code in Status}
-    name = _known([wanted], [DONE, TODO, FAILED, ALL, *codes], "status")[0]
+    name = _known([wanted], dict.fromkeys([DONE, TODO, FAILED, ALL, *codes]), "status")[0]
     return np.asarray(status == codes[name], dtype=np.bool_)
 
 
