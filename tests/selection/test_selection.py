@@ -75,15 +75,6 @@ def test_only_done_rows_unless_asked(path: Path) -> None:
     assert done.select(status="failed").select(label="ant").rows.tolist() == [0, 21]
 
 
-def test_nothing_can_be_chosen(path: Path) -> None:
-    choices: list[Any] = [[], np.array([]), np.zeros(24, dtype=bool), slice(0)]
-    for none in choices:
-        chosen = pipeline.open(path)[none]
-        assert len(chosen) == 0
-        assert chosen.embeddings.shape == (0, 5)
-        assert chosen.to_pandas().shape[0] == chosen.to_arrow().num_rows == 0
-
-
 def test_rows_that_follow_each_other_are_not_copied(path: Path, whole: Path) -> None:
     selection = pipeline.open(whole)
     for rows in (selection, selection[3:9], selection.select(rows=range(4, 8)), selection[np.arange(30) > 20]):
@@ -269,8 +260,10 @@ def test_columns_are_asked_for_in_any_way(path: Path) -> None:
 
 def test_an_empty_list_chooses_nothing(path: Path) -> None:
     selection = pipeline.open(path)
-    for nothing in ([], np.array([]), pd.Index([])):
+    choices: list[Any] = [[], np.array([]), pd.Index([]), np.zeros(24, dtype=bool), slice(0)]
+    for nothing in choices:
         assert selection[nothing].embeddings.shape == (0, 5)
+        assert selection[nothing].to_pandas().shape[0] == selection[nothing].to_arrow().num_rows == 0
     with pytest.raises(IndexError):
         selection[[0.5]]
 
