@@ -78,8 +78,6 @@ def concatenated(parts: Sequence[NDArray[Any] | None], lengths: Sequence[int]) -
     --------
     >>> concatenated([np.array([2**60 + 1]), None], [1, 1]).tolist()
     ['1152921504606846977', '']
-    >>> concatenated([np.array([7, np.nan]), np.array(["A7"])], [2, 1]).tolist()
-    ['7', '', 'A7']
     """
     filled = [part for part in parts if part is not None and len(part)]
     gaps = any(part is None and length for part, length in zip(parts, lengths, strict=True))
@@ -147,5 +145,5 @@ def _fits_float(column: NDArray[Any]) -> bool:
 
 
 def _as(values: NDArray[Any], kind: np.dtype[Any], *, missing: NDArray[np.bool_] | None = None) -> NDArray[Any]:
-    converted = as_names(values) if kind.kind == "U" else values.astype(kind, copy=False)
+    converted = as_text(values) if kind.kind == "U" else values.astype(kind, copy=False)
     return converted if missing is None else np.where(missing, _missing(kind), converted)
