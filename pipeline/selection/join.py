@@ -16,7 +16,7 @@ from pipeline.core.text import match_names
 from pipeline.errors import SourceError, few_names, near_names
 from pipeline.sources.arrow_table import class_names, frame_of
 from pipeline.sources.base import MAX_TEXT
-from pipeline.sources.columns import column_values, empty_cells, without_unfit
+from pipeline.sources.columns import cell_texts, column_values, empty_cells, without_unfit
 from pipeline.sources.table import TEXT_COLUMNS, read_table
 
 if TYPE_CHECKING:
@@ -144,7 +144,11 @@ def match_rows(frame: pd.DataFrame, on: str, own: NDArray[Any], path: Path) -> M
 
     named = np.setdiff1d(np.arange(len(frame)), empty_cells(frame[on]))
     # As Python objects, which compare exactly: of int64 and float64 pandas would round one to the other.
-    lines = pd.Index(frame[on].iloc[named].tolist(), dtype=object)
+    cells = frame[on].iloc[named]
+    values = cells.tolist()
+    if any(isinstance(value, (list, dict, np.ndarray)) for value in values):  # label sets, which a cache holds as text
+        values = cell_texts(cells)
+    lines = pd.Index(values, dtype=object)
     if lines.has_duplicates:
         twice = lines[lines.duplicated()]
         raise SourceError(

@@ -306,7 +306,7 @@ class Selection(Convertible):
         return _rebuild(self.cache, self.wanted_status, self._candidates[positions], joined, self.unmatched)
 
 
-def open_selection(path: str | os.PathLike[str], status: str = DONE) -> Selection:
+def open_selection(path: str | bytes | os.PathLike[str], status: str = DONE) -> Selection:
     """Open a cache for analysis: `pipeline.open`.
 
     Parameters

@@ -251,6 +251,12 @@ def test_whole_numbers_are_matched_exactly(tmp_path: Path, kind: str) -> None:
     np.testing.assert_array_equal(joined.columns["age"], [7, np.nan, np.nan])
 
 
+def test_lists_of_a_table_are_the_label_sets_of_a_column(tmp_path: Path) -> None:
+    selection = with_columns(tmp_path / "c.h5", ["a", "b"], tags=np.array(["x|y", "x"]))
+    joined = selection.join(pd.DataFrame({"tags": [["x"], ["x", "y"]], "age": [1, 2]}), on="tags")
+    assert joined.columns["age"].tolist() == [2, 1]
+
+
 def test_columns_are_asked_for_in_any_way(path: Path) -> None:
     selection = pipeline.open(path)
     table = pd.DataFrame({"key": selection.keys, "age": 1})
