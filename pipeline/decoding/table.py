@@ -62,8 +62,11 @@ TABLE = (
     Mode("HEIC, HEIF", "every mode", "the primary picture, upright, reduced to 8 bits by libheif"),
     Mode("DICOM", "MONOCHROME1, MONOCHROME2", "rescaled; the first window or VOI table; 1 inverted"),
     Mode("DICOM", "the same without window or table", "the range of the stored bits"),
+    Mode("DICOM", "a window of no width", "ignored"),
     Mode("DICOM", "RGB, YBR, PALETTE COLOR", "RGB"),
-    Mode("DICOM", "several frames", "the first"),
+    Mode("DICOM", "several frames", "the first, by its own functional groups"),
+    Mode("DICOM", "no preamble, no header", "read by the encoding of its data set"),
+    Mode("DICOM", "samples in the high bits of their words", "unsupported"),
     Mode("DICOM", "above 16 bits, floating-point", "unsupported"),
 )
 
