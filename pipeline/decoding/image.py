@@ -21,7 +21,7 @@ from pipeline.decoding.formats import DICOM, HEIC, SNIFF_BYTES, kind_of_image, u
 from pipeline.decoding.heic import read_heic
 from pipeline.decoding.jpeg2000 import deep_jpeg2000
 from pipeline.decoding.orientation import TURNS, orientation_of, turned, upright
-from pipeline.decoding.png import check_standard_png, deep_png, without_long_texts
+from pipeline.decoding.png import check_standard_png, deep_png, without_side_data
 from pipeline.decoding.resample import MOST_RESIZED
 from pipeline.decoding.samples import Samples
 from pipeline.decoding.tiff import check_read_by_pillow, read_tiff
@@ -249,7 +249,7 @@ def _read_gif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image
 
 def _read_png(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     check_standard_png(data)
-    data = without_long_texts(data)
+    data = without_side_data(data)
     image = Image.open(io.BytesIO(data), formats=policy.formats)
     check_size(image.size, policy.max_pixels)
     deep = deep_png(data)

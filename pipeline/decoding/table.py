@@ -36,6 +36,7 @@ TABLE = (
     Mode("JPEG", "CMYK without Adobe's marker, or with one of three bands", "unsupported"),
     Mode("JPEG", "12 bits, JPEG-LS, 2 bands", "unsupported"),
     Mode("PNG, APNG", "every depth and colour type", "read; of APNG the default picture"),
+    Mode("PNG", "damaged chunks that decide neither pixels nor orientation", "ignored"),
     Mode("PNG", "CgBI, as Apple's tools make it for iPhones", "unsupported"),
     Mode("GIF, WebP", "every mode", "read"),
     Mode("GIF", "a first frame that is a part of the picture", "over white"),

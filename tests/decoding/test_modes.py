@@ -390,6 +390,38 @@ def test_large_side_data_of_a_png_is_no_damage(name: bytes) -> None:
         check(png(at_depth(RGB, bits), bits, chunk(name, content)), RGB)
 
 
+def test_damaged_side_data_of_a_png_are_no_damage_to_the_picture() -> None:
+    spoilt = bytearray(chunk(b"tEXt", b"history\0edited"))
+    spoilt[-1] ^= 255
+    further = [
+        bytes(spoilt),
+        chunk(b"zTXt", b"history\0\1packed otherwise"),
+        *(chunk(name, b"") for name in (b"iCCP", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"eXIf", b"acTL")),
+        *[chunk(b"tEXt", b"history\0" + bytes(1_000_000))] * 70,  # more than Pillow takes in all
+    ]
+    for bits in (8, 16):
+        check(png(at_depth(RGB, bits), bits, *further), RGB)
+    key = bytearray(chunk(b"tRNS", bytes(6)))
+    key[-1] ^= 255  # this one decides pixels
+    with pytest.raises(DecodeError):
+        decode(png(RGB, 8, bytes(key)))
+
+
+@pytest.mark.parametrize("name", [b"tEXt", b"zTXt", b"iTXt"])
+def test_the_orientation_in_each_kind_of_text_of_a_png_counts(name: bytes) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    digits = exif.tobytes().hex()
+    start = {b"tEXt": b"\0", b"zTXt": b"\0\0", b"iTXt": bytes(5)}[name]
+    for keyword, text in (
+        (b"XML:com.adobe.xmp", b'<x tiff:Orientation="6"/>'),
+        (b"Raw profile type exif", f"\nexif\n{len(digits) // 2}\n{digits}\n".encode()),
+    ):
+        content = keyword + start + (zlib.compress(text) if name == b"zTXt" else text)
+        check(png(RGB, 8, chunk(name, content)), np.rot90(RGB, -1))
+        check(png(RGB, 8, chunk(name, content)[:-1] + b"?"), RGB)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_the_orientation_in_a_long_packet_of_a_png_counts(packed: bool) -> None:
     text = b'<x tiff:Orientation="6"/>' + b"<edit/>" * 300_000
