@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.items import Status
+from pipeline.decoding.bmp import without_runs
 from pipeline.decoding.dicom import read_dicom
 from pipeline.decoding.errors import DecodeError, check_size, first_words, unsupported
 from pipeline.decoding.formats import DICOM, HEIC, SNIFF_BYTES, kind_of_image, unread_kind, what_it_is
@@ -282,6 +283,7 @@ def _read_avif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Imag
 _READERS: dict[str, Callable[[bytes, DecodePolicy, int | None], Image.Image]] = {
     "PNG": _read_png,
     "GIF": _read_gif,
+    "BMP": lambda data, policy, thumbnail: _by_pillow(without_runs(data, policy.max_pixels), policy, thumbnail),
     "TIFF": _read_tiff,
     "JPEG2000": _read_jpeg2000,
     "AVIF": _read_avif,

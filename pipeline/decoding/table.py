@@ -42,6 +42,7 @@ TABLE = (
     Mode("GIF", "a first frame that is a part of the picture", "over white"),
     Mode("BMP", "1, 4, 8, 16 (555, 565), 24, 32 bits; RLE; top-down", "read"),
     Mode("BMP", "32 bits whose alpha is 0 everywhere", "opaque"),
+    Mode("BMP", "runs that leave pixels out", "the first colour of the palette there"),
     Mode("BMP", "other masks, embedded JPEG or PNG", "unsupported"),
     Mode("PPM, PGM, PBM", "any range to 65535, binary or text", "scaled by the range that the file states"),
     Mode("AVIF", "any brand of the file, 8 to 12 bits", "read, reduced to 8 bits by libavif"),
