@@ -6,6 +6,7 @@ so that a missing picture needs no guess.
 
 from __future__ import annotations
 
+import re
 import struct
 from dataclasses import dataclass
 
@@ -153,6 +154,14 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
 )
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIC_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"hevm", b"hevs", b"mif1", b"msf1"}
+_BARE_DICOM = re.compile(
+    rb"\x02\0[\0\x01\x02\x10]\0(?:UL|OB|UI)"  # the header alone; or the data set alone, with types or without
+    rb"|\x08\0[\0\x01\x05\x08\x16]\0(?:UL|CS|UI)"
+    rb"|\x08\0[\x05\x08\x16]\0[\x02-\x40]\0\0\0(?:ISO|ORIG|DERI|1\.2\.)"
+    rb"|\x08\0\0\0\x04\0\0\0....\x08\0",
+    re.DOTALL,
+)
+"""How a DICOM file without its mark begins, in little endian."""
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
 _WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<body")
 _OTHERS = (
@@ -243,6 +252,8 @@ def _kind_by_structure(head: bytes) -> Kind | None:
         return _NAMED["BMP"]
     if len(head) < 4:
         return None
+    if _BARE_DICOM.match(head):
+        return _NAMED[DICOM]
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#":
         return _NAMED["PPM"] if head[2:3] == b"#" or head[3:4] in b"0123456789# \t\r\n" else None
     if head[:4] == b"\0\0\1\0" and 0 < int.from_bytes(head[4:6], "little") <= 64 and head[9:10] == b"\0":

@@ -15,13 +15,14 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from pipeline.core.items import Status
+from pipeline.decoding.bmp import without_runs
 from pipeline.decoding.dicom import read_dicom
 from pipeline.decoding.errors import DecodeError, check_size, first_words, unsupported
 from pipeline.decoding.formats import DICOM, HEIC, SNIFF_BYTES, kind_of_image, unread_kind, what_it_is
 from pipeline.decoding.heic import read_heic
 from pipeline.decoding.jpeg2000 import deep_jpeg2000
 from pipeline.decoding.orientation import TURNS, orientation_of, turned, upright
-from pipeline.decoding.png import check_standard_png, deep_png, without_long_texts
+from pipeline.decoding.png import check_standard_png, deep_png, without_side_data
 from pipeline.decoding.resample import MOST_RESIZED
 from pipeline.decoding.samples import Samples
 from pipeline.decoding.tiff import check_read_by_pillow, read_tiff
@@ -249,7 +250,7 @@ def _read_gif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image
 
 def _read_png(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Image.Image:
     check_standard_png(data)
-    data = without_long_texts(data)
+    data = without_side_data(data)
     image = Image.open(io.BytesIO(data), formats=policy.formats)
     check_size(image.size, policy.max_pixels)
     deep = deep_png(data)
@@ -282,6 +283,7 @@ def _read_avif(data: bytes, policy: DecodePolicy, thumbnail: int | None) -> Imag
 _READERS: dict[str, Callable[[bytes, DecodePolicy, int | None], Image.Image]] = {
     "PNG": _read_png,
     "GIF": _read_gif,
+    "BMP": lambda data, policy, thumbnail: _by_pillow(without_runs(data, policy.max_pixels), policy, thumbnail),
     "TIFF": _read_tiff,
     "JPEG2000": _read_jpeg2000,
     "AVIF": _read_avif,

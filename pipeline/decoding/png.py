@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _SIGNATURE = 8
-_TEXT = (b"tEXt", b"zTXt", b"iTXt", b"iCCP")
-_XMP = b"XML:com.adobe.xmp\0"
-_SMALL = 1000
-"""A text of fewer bytes stays below Pillow's limit of 1 MiB, also when it is unpacked: deflate packs to 1/1032."""
-MOST_TEXT = 1 << 20
-_MOST_TEXTS = 32 << 20
-"""Pillow refuses PNGs with longer texts, or more text in all; its own limits are these and 64 MiB."""
+_TEXT = (b"tEXt", b"zTXt", b"iTXt")
+_OF_PIXELS = (b"tRNS", b"eXIf")
+"""The ancillary chunks that decide what is seen."""
+_XMP, _RAW_EXIF = b"XML:com.adobe.xmp", b"Raw profile type exif"
+"""Keywords of the texts that may state an orientation."""
+_MOST_TEXT = 1 << 20
+"""Pillow refuses longer texts."""
 _MOST_XMP = 64 << 20
 
 
@@ -36,20 +36,24 @@ def check_standard_png(data: bytes) -> None:
         raise unsupported("PNG of Apple's tools for iPhones (CgBI): save it as an ordinary PNG")
 
 
-def without_long_texts(data: bytes) -> bytes:
-    """Return a PNG without texts and profiles that Pillow refuses to read; an orientation in them is kept."""
-    kept, total, start = [], 0, 0
+def without_side_data(data: bytes) -> bytes:
+    """Return a PNG without the chunks that decide neither pixels nor orientation, which Pillow refuses if damaged.
+
+    Texts, profiles, dates and further frames go, whatever their length; so does EXIF with a wrong checksum.
+    """
+    kept: list[bytes | memoryview] = [data[:_SIGNATURE]]
+    whole = memoryview(data)
+    start, is_changed = _SIGNATURE, False
     for at, name, length in _chunks(data):
-        if name not in _TEXT or length < _SMALL:
-            continue
-        content = memoryview(data)[at + 8 : at + 8 + length]
-        size = _unpacked(name, content)
-        total += size
-        if size <= MOST_TEXT and total <= _MOST_TEXTS:
-            continue
-        kept += [data[start:at], _orientation_chunk(bytes(content))]
         start = at + 12 + length
-    return b"".join([*kept, data[start:]]) if kept else data
+        if name[:1].islower() and (name not in _OF_PIXELS or (name == b"eXIf" and not _is_intact(whole[at:start]))):
+            kept.append(_orientation_alone(whole[at:start]))
+            is_changed = True
+        else:
+            kept.append(whole[at:start])
+        if name == b"IEND":
+            break
+    return b"".join([*kept, whole[start:]]) if is_changed else data
 
 
 def deep_png(data: bytes) -> Samples | None:
@@ -85,38 +89,36 @@ def _chunks(data: bytes) -> Iterator[tuple[int, bytes, int]]:
         at += 12 + length
 
 
-def _unpacked(name: bytes, content: memoryview) -> int:
-    """Return the length of a text, no further than `MOST_TEXT` says: enough to see that it is too long."""
-    packed = _packed_part(name, bytes(content))
-    if packed is None:
-        return len(content)
-    try:
-        return len(zlib.decompressobj().decompress(packed, MOST_TEXT + 1))
-    except zlib.error:
-        return len(content)  # Pillow decides
+def _is_intact(chunk: memoryview) -> bool:
+    return zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], "big")
 
 
-def _packed_part(name: bytes, content: bytes) -> bytes | None:
-    _keyword, _, rest = content.partition(b"\0")
-    if name in (b"zTXt", b"iCCP"):
-        return rest[1:]
-    if name == b"iTXt" and rest[:1] == b"\1":
-        parts = rest[2:].split(b"\0", 2)
-        return parts[2] if len(parts) == 3 else None
-    return None
-
-
-def _orientation_chunk(content: bytes) -> bytes:
-    """Return a short chunk with the orientation that a long XMP packet states, or nothing."""
-    if not content.startswith(_XMP):
+def _orientation_alone(chunk: memoryview) -> bytes | memoryview:
+    """Return what remains of a chunk that may state an orientation, or nothing."""
+    name, content = bytes(chunk[4:8]), bytes(chunk[8:-4])
+    keyword = content.partition(b"\0")[0]
+    if name not in _TEXT or keyword not in (_XMP, _RAW_EXIF) or not _is_intact(chunk):
         return b""
-    packed = _packed_part(b"iTXt", content)
-    try:
-        text = content if packed is None else zlib.decompressobj().decompress(packed, _MOST_XMP)
-    except zlib.error:
+    text = _text(name, content, _MOST_XMP)
+    if text is None:
         return b""
-    orientation = orientation_in_xmp(text)
-    if orientation == 1:
-        return b""
-    body = b"iTXt" + _XMP + b'\0\0\0\0tiff:Orientation="%d"' % orientation
+    if keyword == _RAW_EXIF:
+        return chunk if len(text) <= _MOST_TEXT else b""
+    body = b"iTXt" + _XMP + b'\0\0\0\0\0tiff:Orientation="%d"' % orientation_in_xmp(text)
     return struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+
+
+def _text(name: bytes, content: bytes, most: int) -> bytes | None:
+    """Return the beginning of a text, unpacked, or None if it is damaged."""
+    rest = content.partition(b"\0")[2]
+    flag, method, text = {
+        b"tEXt": (b"\0", b"", rest),
+        b"zTXt": (b"\1", rest[:1], rest[1:]),
+        b"iTXt": (rest[:1], rest[1:2], rest[2:].split(b"\0", 2)[-1]),
+    }[name]
+    if flag == b"\0":
+        return text
+    try:
+        return zlib.decompressobj().decompress(text, most) if method == b"\0" else None
+    except zlib.error:
+        return None

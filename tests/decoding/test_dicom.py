@@ -90,6 +90,102 @@ def test_colours_and_frames() -> None:
     assert np.array_equal(grey(dicom(frames, NumberOfFrames=2)), frames[0])
 
 
+def item(**tags: Any) -> Any:
+    """Return a sequence of one item."""
+    made = pydicom.Dataset()
+    for name, value in tags.items():
+        setattr(made, name, value)
+    return pydicom.Sequence([made])
+
+
+def lookup(entries: Array, bits: int) -> Any:
+    table = item(LUTDescriptor=[len(entries), 0, bits])
+    table[0].add_new(0x00283006, "OW", entries.astype("<u2").tobytes())
+    return table
+
+
+@pytest.mark.parametrize("groups", ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"])
+def test_enhanced_objects_state_their_window_in_functional_groups(groups: str) -> None:
+    stored = _random.integers(0, 4096, (7, 9)).astype(np.uint16)
+    window: dict[str, Any] = {"WindowCenter": "40", "WindowWidth": "400"}
+    rescale: dict[str, Any] = {"RescaleSlope": "1", "RescaleIntercept": "-1024"}
+    group = item(FrameVOILUTSequence=item(**window), PixelValueTransformationSequence=item(**rescale))
+    assert np.array_equal(grey(dicom(stored, **{groups: group})), grey(dicom(stored, **window, **rescale)))
+
+
+@pytest.mark.parametrize("function", ["LINEAR", "LINEAR_EXACT", "SIGMOID"])
+@pytest.mark.parametrize("width", ["0", "-100"])
+def test_a_window_of_no_width_counts_as_none(function: str, width: str) -> None:
+    stored = _random.integers(0, 4096, (7, 9)).astype(np.uint16)
+    window: dict[str, Any] = {"WindowCenter": "2000", "WindowWidth": width, "VOILUTFunction": function}
+    assert np.array_equal(grey(dicom(stored, stored=12, **window)), grey(dicom(stored, stored=12)))
+
+
+def test_tables_of_values() -> None:
+    stored = _random.integers(0, 4096, (7, 9)).astype(np.uint16)
+    up = np.arange(4096)
+    for entries, bits in ((up // 16, 8), (up, 12), (up * 16, 16)):  # more entries than 8 bits count
+        expected = np.rint(entries[stored] * (255 / ((1 << bits) - 1)))
+        assert np.array_equal(grey(dicom(stored, stored=12, VOILUTSequence=lookup(entries, bits))), expected)
+        assert np.array_equal(grey(dicom(stored, stored=12, ModalityLUTSequence=lookup(entries, bits))), expected)
+    short = lookup(up, 16)
+    short[0].LUTData = short[0].LUTData[:8000]
+    with pytest.raises(DecodeError, match="a table of 4096 entries has 4000") as caught:
+        decode(dicom(stored, stored=12, VOILUTSequence=short))
+    assert caught.value.status == Status.CORRUPT
+
+
+@pytest.mark.parametrize(("bits", "kind", "scale"), [(8, "u1", 1), (8, "<u2", 1), (8, "<u2", 257), (16, "<u2", 257)])
+def test_palettes_of_each_width(bits: int, kind: str, scale: int) -> None:
+    colours = _random.integers(0, 256, (256, 3))
+    indices = _random.integers(0, 256, (7, 9)).astype(np.uint8)
+    tags: dict[str, Any] = {}
+    for band, name in enumerate(("Red", "Green", "Blue")):
+        tags[f"{name}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
+        tags[f"{name}PaletteColorLookupTableData"] = (colours[:, band] * scale).astype(kind).tobytes()
+    assert np.array_equal(decode(dicom(indices, "PALETTE COLOR", **tags)), colours[indices])
+
+
+def test_samples_in_the_high_bits_are_refused() -> None:
+    ten = _random.integers(0, 1024, (7, 9)).astype(np.uint16)
+    with pytest.raises(DecodeError, match="10-bit samples end at bit 15") as caught:
+        decode(dicom(ten << 6, stored=10, HighBit=15))
+    assert caught.value.status == Status.UNSUPPORTED
+    assert np.array_equal(grey(dicom(ten, stored=10, HighBit=15)), grey(dicom(ten, stored=10)))
+
+
+@pytest.mark.parametrize("is_implicit", [False, True])
+def test_files_without_preamble_or_header_are_read(is_implicit: bool) -> None:
+    eight = _random.integers(0, 256, (7, 9)).astype(np.uint8)
+    whole = dicom(eight, SpecificCharacterSet="ISO_IR 100")
+    assert np.array_equal(grey(whole[132:]), eight)
+    out = io.BytesIO()
+    pydicom.dcmwrite(
+        out,
+        pydicom.Dataset(pydicom.dcmread(io.BytesIO(whole))),
+        implicit_vr=is_implicit,
+        little_endian=True,
+        enforce_file_format=False,
+    )
+    assert out.getvalue()[128:132] != b"DICM"
+    for start in (b"", bytes(128) + b"DICM"):
+        assert np.array_equal(grey(start + out.getvalue()), eight)
+
+
+def test_a_file_that_is_cut_off_is_corrupt() -> None:
+    eight = _random.integers(0, 256, (7, 9)).astype(np.uint8)
+    whole = dicom(eight)
+    packed = io.BytesIO()
+    file = pydicom.dcmread(io.BytesIO(whole))
+    file.compress(pydicom.uid.RLELossless)
+    file.save_as(packed)
+    at = whole.index(b"\xe0\x7f\x10\0")
+    for data in (whole[:-20], whole[:at], packed.getvalue()[:-30]):
+        with pytest.raises(DecodeError) as caught:
+            decode(data)
+        assert caught.value.status == Status.CORRUPT
+
+
 def test_what_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     wide = dicom(np.zeros((7, 9), np.uint32))
     for data, status, words in (

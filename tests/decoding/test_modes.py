@@ -306,6 +306,35 @@ def test_bmp_variants() -> None:
     refused(bmp(packed, 16, (0xF00, 0xF0, 0xF)), "Unsupported BMP")
 
 
+def in_runs(runs: bytes, bits: int, size: tuple[int, int], colours: Array) -> bytes:
+    """Return a run-length encoded BMP."""
+    palette = np.pad(colours[:, ::-1], ((0, 0), (0, 1))).astype(np.uint8).tobytes()
+    dib = struct.pack("<IiiHHIIiiII", 40, *size, 1, bits, 1 if bits == 8 else 2, len(runs), 0, 0, len(colours), 0)
+    start = 14 + len(dib) + len(palette)
+    return struct.pack("<2sIHHI", b"BM", start + len(runs), 0, 0, start) + dib + palette + runs
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_bmp_of_runs_that_leave_pixels_out(bits: int) -> None:
+    colours = _random.integers(0, 256, (16, 3))
+    five = 0x55 if bits == 4 else 5
+    as_they_are = b"\0\3" + (b"\x12\x10" if bits == 4 else b"\1\2\1\0")
+    for size in ((20, 9), (7, 300)):  # rows from the bottom up
+        for runs, pixels in (
+            (bytes((4, five, 0, 0)), {0: [5] * 4}),
+            (bytes((4, five, 0, 2, 1, 3, 2, five)), {0: [5] * 4, 3: [0] * 5 + [5] * 2}),
+            (as_they_are + bytes((0, 0, 2, five)), {0: [1, 2, 1], 1: [5, 5]}),
+            (bytes((2, five, 0, 0, 0, 0, 255, five)), {0: [5] * 2, 2: [5] * size[0]}),
+        ):
+            indices = np.zeros((size[1], size[0]), int)
+            for row, values in pixels.items():
+                indices[-1 - row, : len(values)] = values
+            check(in_runs(runs + b"\0\1", bits, size, colours), colours[indices])
+            with pytest.raises(DecodeError) as caught:
+                decode(in_runs(runs, bits, size, colours))
+            assert caught.value.status == Status.CORRUPT
+
+
 def test_animations_give_their_first_frame() -> None:
     first, other = Image.fromarray(RGB), Image.fromarray(RGB[::-1])
     for kind in ("PNG", "WEBP"):
@@ -388,6 +417,38 @@ def test_large_side_data_of_a_png_is_no_damage(name: bytes) -> None:
     }[name]
     for bits in (8, 16):
         check(png(at_depth(RGB, bits), bits, chunk(name, content)), RGB)
+
+
+def test_damaged_side_data_of_a_png_are_no_damage_to_the_picture() -> None:
+    spoilt = bytearray(chunk(b"tEXt", b"history\0edited"))
+    spoilt[-1] ^= 255
+    further = [
+        bytes(spoilt),
+        chunk(b"zTXt", b"history\0\1packed otherwise"),
+        *(chunk(name, b"") for name in (b"iCCP", b"pHYs", b"gAMA", b"sRGB", b"cHRM", b"eXIf", b"acTL")),
+        *[chunk(b"tEXt", b"history\0" + bytes(1_000_000))] * 70,  # more than Pillow takes in all
+    ]
+    for bits in (8, 16):
+        check(png(at_depth(RGB, bits), bits, *further), RGB)
+    key = bytearray(chunk(b"tRNS", bytes(6)))
+    key[-1] ^= 255  # this one decides pixels
+    with pytest.raises(DecodeError):
+        decode(png(RGB, 8, bytes(key)))
+
+
+@pytest.mark.parametrize("name", [b"tEXt", b"zTXt", b"iTXt"])
+def test_the_orientation_in_each_kind_of_text_of_a_png_counts(name: bytes) -> None:
+    exif = Image.Exif()
+    exif[274] = 6
+    digits = exif.tobytes().hex()
+    start = {b"tEXt": b"\0", b"zTXt": b"\0\0", b"iTXt": bytes(5)}[name]
+    for keyword, text in (
+        (b"XML:com.adobe.xmp", b'<x tiff:Orientation="6"/>'),
+        (b"Raw profile type exif", f"\nexif\n{len(digits) // 2}\n{digits}\n".encode()),
+    ):
+        content = keyword + start + (zlib.compress(text) if name == b"zTXt" else text)
+        check(png(RGB, 8, chunk(name, content)), np.rot90(RGB, -1))
+        check(png(RGB, 8, chunk(name, content)[:-1] + b"?"), RGB)
 
 
 @pytest.mark.parametrize("packed", [False, True])
