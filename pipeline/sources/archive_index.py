@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import threading
 import zipfile
 import zlib
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ Columns = dict[str, "NDArray[Any]"]
 INDEX_VERSION = 5
 OF = "of"
 """The array that identifies the file, with size, time and version, that the index describes."""
+_loading = threading.Lock()
+"""NumPy parses the arrays' headers by `ast`, which CPython 3.11 lets fail at random in threads beside each other."""
 
 
 def index_folder() -> Path:
@@ -77,7 +80,7 @@ def _load(path: Path, of: NDArray[np.int64], needed: Collection[str]) -> Columns
     """
     try:
         # Opened here: np.load leaves a file open that it cannot read.
-        with path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
+        with _loading, path.open("rb") as raw, np.load(raw, allow_pickle=False) as arrays:
             if not np.array_equal(arrays[OF], of) or not set(needed) <= set(arrays.files):
                 return None
             return {name: arrays[name] for name in arrays.files if name != OF}
