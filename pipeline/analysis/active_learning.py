@@ -69,7 +69,7 @@ def select(
     cache : Cache
         An open cache.
     k : int
-        How many; all candidates where there are fewer.
+        How many, 1 or more; all candidates where there are fewer.
     method : {"k-centre", "typicality"}
         ``typicality`` for the first hundred labels or so, ``k-centre`` when there are many: Hacohen et al. (below)
         found that few labels are spent best on typical images and many on unusual ones.
@@ -84,7 +84,7 @@ def select(
     Raises
     ------
     AnalysisError
-        Every row has a label already.
+        Every row has a label already, or ``k`` is below 1.
 
     References
     ----------
@@ -94,6 +94,8 @@ def select(
     Hacohen, Dekel and Weinshall, "Active learning on a budget: opposite strategies suit high and low budgets", ICML
     2022 (TypiClust).
     """
+    if k < 1:
+        raise AnalysisError(f"expected k of 1 or more, found {k}: ask for at least one image")
     embeddings = cache.layer(layer)
     rows = usable_rows(cache, embeddings)
     labelled = np.zeros(len(rows), np.bool_) if among_all else np.asarray(cache.labels)[rows] >= 0

@@ -14,7 +14,7 @@ import numpy as np
 
 from pipeline.analysis.nearest import nearest
 from pipeline.analysis.rows import take, usable_rows
-from pipeline.errors import AnalysisError
+from pipeline.errors import AnalysisError, near_names
 from pipeline.evaluation.bootstrap import bootstrap_intervals, weighted_means
 from pipeline.selection.frames import frame
 
@@ -70,7 +70,7 @@ def compare_caches(
     layers : sequence of str
         Only these layers; a cache that lacks one goes without it. All layers where none is named.
     k : int
-        Neighbours whose overlap is counted.
+        Neighbours whose overlap is counted, 1 or more.
     most_asked : int
         Randomly drawn rows whose neighbours are searched among all common rows.
     replicates : int
@@ -81,13 +81,15 @@ def compare_caches(
     Raises
     ------
     AnalysisError
-        Fewer than two embeddings, or than 3 common rows.
+        Fewer than two embeddings, or than 3 common rows; a layer that no cache has; or ``k`` is below 1.
 
     References
     ----------
     CKA: linear centred kernel alignment, Kornblith, Norouzi, Lee and Hinton, "Similarity of
     neural network representations revisited", ICML 2019. It is 1 for embeddings equal up to rotation and scale.
     """
+    if k < 1:
+        raise AnalysisError(f"expected k of 1 or more, found {k}: compare at least one neighbour")
     named = _named(caches, layers)
     keys, rows = _common_rows(caches, named)
     rng = np.random.default_rng(seed)
@@ -216,6 +218,9 @@ class _View:
 
 def _named(caches: Sequence[Any], layers: Sequence[str]) -> list[tuple[str, int, NDArray[Any]]]:
     """Return (name, number of its cache, map) of every embedding."""
+    known = list(dict.fromkeys(name for cache in caches for name in cache.layers))
+    if unknown := [name for name in layers if name not in known]:
+        raise AnalysisError(f"no cache to compare has a layer {unknown[0]!r}: {near_names(unknown[0], known)}")
     out = []
     for number, cache in enumerate(caches):
         for name in layers or cache.layers:

@@ -13,6 +13,7 @@ import numpy as np
 from pipeline.analysis.pixels import pixel_similarity, small_copies
 from pipeline.analysis.projection import principal_components
 from pipeline.analysis.rows import label_texts, usable_rows
+from pipeline.core.columns import as_names
 from pipeline.core.spec import PENULTIMATE
 from pipeline.core.vectors import unit_rows
 from pipeline.errors import AnalysisError, near_names
@@ -153,7 +154,7 @@ def values_of(cache: Cache, column: str) -> NDArray[np.object_]:
     if column not in cache.columns:
         raise AnalysisError(f"{cache.path} has no column {column!r}: {near_names(column, ['label', *cache.columns])}")
     values = np.asarray(cache.columns[column])
-    return np.asarray(named_split(values) if column == "split" else values.astype(str), dtype=object)
+    return np.asarray(named_split(values) if column == "split" else as_names(values), dtype=object)
 
 
 def duplicates_across(found: Duplicates, cache: Cache, column: str) -> Duplicates:

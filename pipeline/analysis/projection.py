@@ -152,12 +152,16 @@ def _by_umap(components: Floats, n_neighbors: int, min_dist: float, n_epochs: in
     # Exact neighbours cost seconds at 50 columns, less than UMAP's own approximate ones, and do not depend on the seed.
     search = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(components)
     distance, neighbours = search.kneighbors(components)
+    start = _start(components, 10.0)
+    # UMAP divides by the range of each axis: without one, as of rows that are all equal, its map would be all NaN.
+    flat = np.ptp(start, axis=0) == 0
+    start[:, flat] = np.random.default_rng(seed).normal(size=(len(start), int(flat.sum())))
     reducer = _umap().UMAP(
         n_neighbors=k,
         min_dist=min_dist,
         n_epochs=n_epochs,
         random_state=seed,
-        init=_start(components, 10.0),
+        init=start,
         precomputed_knn=(neighbours, distance, None),
         force_approximation_algorithm=True,
         n_jobs=1,

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAGIC = frozenset("*?[")
 
 
-def open_cache(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Cache:
+def open_cache(path: str | bytes | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> Cache:
     """Open a cache for reading, or several as one.
 
     Parameters
@@ -45,6 +45,8 @@ def open_cache(path: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) 
     CacheError
         One of them is missing or is not a cache, no file fits the pattern, or they do not belong together.
     """
+    if isinstance(path, bytes):
+        path = os.fsdecode(path)
     if not isinstance(path, (str, os.PathLike)):
         several = [Path(one) for one in path]
         if not several:

@@ -86,6 +86,8 @@ def merge(
         The output exists or cannot be written, an input is damaged, the caches disagree on an image, or shards are
         missing, given twice or of different lists.
     """
+    if not paths:
+        raise CacheError("expected caches to merge, found an empty list: name at least one file")
     output = check_file(output, CacheError, replaceable=False)
     if output.exists():
         raise CacheError(f"expected no file at {output}, found one: remove it, or choose another output")
@@ -193,7 +195,7 @@ def _choose(items: ItemTable, caches: Sequence[Cache], on_duplicate: OnDuplicate
                     f"{os.fsdecode(bytes(items.keys[one[pair]]))!r} ({int(differing.sum())} such rows): pass "
                     "--on-duplicate first or last to choose"
                 )
-    winner = np.empty(int(key.max()) + 1, dtype=np.int64)
+    winner = np.empty(int(best.sum()), dtype=np.int64)
     winner[key[order[best]]] = order[best]
     _, appearance = np.unique(key, return_index=True)
     return winner[np.argsort(appearance)]

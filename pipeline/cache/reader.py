@@ -93,6 +93,7 @@ class Cache:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
+        self._absolute = self.path.absolute()  # the process may change its folder before this is pickled
         fmt.check_is_file(self.path)
         attributes, self._extents, self._bytes = _mapped(self.path)
         if faults := structural_faults(attributes, self._extents):
@@ -111,7 +112,7 @@ class Cache:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the path, not the rows: another process, such as a data loader's, maps the file itself."""
-        return _reopen, (str(self.path.absolute()), self._map(fmt.STATIC_SHA256).tobytes())
+        return _reopen, (str(self._absolute), self._map(fmt.STATIC_SHA256).tobytes())
 
     def __repr__(self) -> str:
         return f"<Cache {self.path}: {len(self)} × {self.width}, {self.spec.get('backbone')}>"

@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from pipeline.cli.base import CACHE, announce, cli, print_json, say
+from pipeline.core.items import Status
 from pipeline.core.names import SHOWN
 from pipeline.core.spec import PENULTIMATE
+from pipeline.core.text import counted
 from pipeline.errors import AnalysisError
 from pipeline.stages.option_types import SEED, Number
 from pipeline.stages.options import RUN, add_options
@@ -129,7 +131,9 @@ def search(
     )
     _give(found.columns, output)
     recall = "" if found.recall is None else f", recall {found.recall:.3f} against an exact search"
-    say(f"{len(found.queries)} queries among {len(opened)} rows in {time.perf_counter() - started:.2f} s{recall}")
+    asked = counted(len(found.queries), "query", "queries")
+    among = counted(int((opened.status == Status.DONE).sum()), "row")
+    say(f"{asked} among {among} in {time.perf_counter() - started:.2f} s{recall}")
     if page is not None:
         from pipeline.report.galleries import write_search_page
 

@@ -107,11 +107,11 @@ def as_names(values: NDArray[Any]) -> NDArray[np.str_]:
     (['3', ''], ['0.5', ''])
     """
     if values.dtype.kind == "f":
-        known = np.isfinite(values)
-        finite = values[known]
-        if len(finite) and (finite == np.round(finite)).all() and np.abs(finite).max() < EXACT:
+        known = ~np.isnan(values)
+        numbers = values[known]
+        if len(numbers) and (numbers == np.round(numbers)).all() and np.abs(numbers).max() < EXACT:
             names = np.full(len(values), "", dtype="<U20")
-            names[known] = finite.astype(np.int64).astype(str)
+            names[known] = numbers.astype(np.int64).astype(str)
             return names
     return as_text(values)
 

@@ -170,7 +170,8 @@ class _Table:
     def of_values(self, values: Any) -> NDArray[np.uint16]:
         """Return the entries of values; those outside the table have its first or last."""
         at = np.subtract(values, self.first, dtype=np.float64)
-        return self.entries[np.clip(at, 0, len(self.entries) - 1).astype(np.intp)]
+        found: NDArray[np.uint16] = self.entries[np.clip(at, 0, len(self.entries) - 1).astype(np.intp)]
+        return found
 
 
 def _grey_levels(stored: Any, dataset: Any) -> NDArray[np.uint8]:

@@ -65,6 +65,8 @@ ALL_FAILED = 5
 SEGMENT_ROWS = 1 << 19
 """Rows given to Ray Data at a time: it holds all of them, with their locators, from the beginning."""
 NO_NODE_SAY_S, NO_NODE_END_S = 60.0, 3600.0
+IDLE_END_S = 120.0
+"""After so long with rows to do and no processor in use, what has not returned is given out again."""
 """Seconds without a node that lends anything: until a line says so, and until the run ends."""
 DATA_SETTINGS = {"enable_progress_bars": False, "max_errored_blocks": -1, "max_consecutive_actor_init_deaths": 3}
 """Of Ray Data: no bars, lost chunks do not end the run, and nodes may leave while actors start on them."""
@@ -248,7 +250,8 @@ class RayExecutor(Executor):
                 try:
                     result = ready.get(timeout=STOP_CHECK_S)
                 except queue.Empty:
-                    nodes.check()
+                    if nodes.all_idle():
+                        return
                     continue
                 nodes.seen()
                 if isinstance(result, self._ray.exceptions.RayError):
@@ -512,11 +515,13 @@ class _NodeWatch:
         self.seen()
 
     def seen(self) -> None:
-        """Note that a node is there."""
-        self._since = self._asked = time.monotonic()
+        """Note that a node computes."""
+        self._since = self._asked = self._idle_since = time.monotonic()
 
-    def check(self) -> None:
-        """Look, now and then, whether a node lends anything.
+    def all_idle(self) -> bool:
+        """Look, now and then, whether a node lends anything; return whether all of it is idle for `IDLE_END_S`.
+
+        Ray Data may start no actor on a node that comes after all others have gone, and would wait for ever.
 
         Raises
         ------
@@ -525,18 +530,24 @@ class _NodeWatch:
         """
         now = time.monotonic()
         if now - self._asked < NO_NODE_SAY_S / 4:
-            return
+            return False
         self._asked = now
-        if any(node["Alive"] and node["Resources"].get("CPU", 0) for node in self._ray.nodes()):
-            self.seen()
-        elif now - self._since > NO_NODE_END_S:
+        lent = sum(node["Resources"].get("CPU", 0) for node in self._ray.nodes() if node["Alive"])
+        if lent:
+            self._since = now
+            if self._ray.available_resources().get("CPU", 0) < lent:
+                self._idle_since = now
+            return now - self._idle_since > IDLE_END_S
+        self._idle_since = now
+        if now - self._since > NO_NODE_END_S:
             raise EngineError(
                 f"no node of the cluster has lent a processor for {NO_NODE_END_S / 60:.0f} minutes: finished rows are "
                 "kept; start nodes, then run the same command again"
             )
-        elif now - self._since > NO_NODE_SAY_S and not self._said:
+        if now - self._since > NO_NODE_SAY_S and not self._said:
             self._said = True
             self._say("no node of the cluster lends a processor now: waiting for one")
+        return False
 
 
 def _actor_resources(ray: Any, device: str) -> ActorResources:

@@ -63,7 +63,7 @@ class ClassHead(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         """Learn the classes; return those of the rows as 0 … K−1."""
         self.classes_, codes = np.unique(target, return_inverse=True)
         if len(self.classes_) < 2:
-            raise ValueError(f"expected rows of at least 2 classes, found one class: {self.classes_[0]!r}")
+            raise ValueError(f"expected rows of at least 2 classes, found one class: {self.classes_.tolist()[0]!r}")
         return codes
 
     def _row_weight(self, codes: NDArray[np.int64], class_weight: Any) -> NDArray[np.float64] | None:

@@ -74,7 +74,8 @@ def merge_labels(session: Session, path: str) -> Merged:
     other = _by_own_keys(session, read_labels(path, session.task))
     if not other.labels:
         raise LabelError(
-            f"expected keys of the cache in {path}, such as {session.keys[0]!r}, found none: correct the column 'key'"
+            f"expected keys of the cache in {path}, such as {str(session.keys[0])!r}, found none: correct the column "
+            "'key'"
         )
     own = session.labels.values
     both = [key for key in other.labels if key in own]

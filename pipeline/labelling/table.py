@@ -13,7 +13,7 @@ from pipeline.core.names import SHOWN
 from pipeline.core.text import OTHER_SET_SEPARATOR, SET_SEPARATOR
 from pipeline.labelling.journal import LabelError
 from pipeline.labelling.state import NUMBERS, SETS
-from pipeline.sources.columns import label_texts
+from pipeline.sources.columns import empty_cells, label_texts
 from pipeline.sources.table import read_table
 
 if TYPE_CHECKING:
@@ -93,6 +93,7 @@ def read_labels(path: str, task: str) -> dict[str, Value]:
     missing = [name for name in ("key", "label") if name not in frame.columns]
     if missing:
         raise LabelError(f"expected the columns 'key' and 'label' in {path}, found no {missing[0]!r}: rename a column")
+    frame = frame.drop(index=frame.index[empty_cells(frame["key"])])  # the text of None may be an image's name
     keys = frame["key"].astype(str).tolist()
     if len(set(keys)) < len(keys):
         twice = next(key for key in keys if keys.count(key) > 1)

@@ -50,22 +50,16 @@ def write_search_page(path: str | os.PathLike[str], cache: Cache, found: Search)
     """Write a page with the images found for each query; return how many of its pictures cannot be read."""
     page = _Pictures(cache)
     groups: list[dict[str, Any]] = []
-    by_query: dict[str, list[Any]] = {}
-    for line in found.table.itertuples():
-        by_query.setdefault(line.query, []).append(line)
+    lines = found.table.itertuples()  # in the order of queries and ranks; a text may be called as a key is
     first_text = len(found.queries) - found.texts
     for number, (query, own) in enumerate(zip(found.queries, found.query_rows.tolist(), strict=True)):
         rows = found.rows[number]
         pictures: list[Any] = []
         if number < first_text:
             pictures = [page.item(own, query, [("", "asked for")], asked=True)] if own >= 0 else _outside(query)
-        there = rows[rows >= 0]
-        by_key = dict(zip(cache.keys[there].tolist(), there.tolist(), strict=True))
-        for line in by_query.get(query, ()):
+        for row, line in zip(rows[rows >= 0].tolist(), lines, strict=False):
             facts = [("", line.label)] if line.label else []
-            pictures.append(
-                page.item(by_key[line.key], line.key, [*facts, ("cosine", f"{line.cosine:.4f}")], line.label)
-            )
+            pictures.append(page.item(row, line.key, [*facts, ("cosine", f"{line.cosine:.4f}")], line.label))
         groups.append({"title": valid_text([query])[0], "pictures": pictures})
     lead = f"{counted(len(groups), 'query', 'queries')} to {Path(cache.path).name}"
     if len(found.table):

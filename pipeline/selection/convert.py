@@ -29,6 +29,10 @@ OWN_NAMES = ("key", "label", "status", "embedding")
 """Reserved names in tables, besides ``e0``, ``e1``, …; a column of this name becomes ``column_NAME``."""
 
 
+_PATHS_OF_ANNDATA = ("_index", ".")
+"""Names of columns that in its files are the index and the table itself."""
+
+
 class Convertible(ABC):
     """The conversions of a selection, based on its properties.
 
@@ -161,8 +165,8 @@ class Convertible(ABC):
         -------
         AnnData
             ``X`` (n, D) the embeddings, over the map of the file where the rows follow each other; ``obs`` the label
-            and the further columns, named by key; ``obsm`` the other layers; ``uns`` the spec as JSON and the
-            fingerprint.
+            and the further columns, named by key, with ``_`` for the ``/`` of a column's name; ``obsm`` the other
+            layers; ``uns`` the spec as JSON and the fingerprint.
 
         Raises
         ------
@@ -177,7 +181,7 @@ class Convertible(ABC):
         names = [f"e{i}" for i in range(width)]
         return anndata.AnnData(
             X=np.asarray(self.layers[layer]),  # anndata writes no subclass of ndarray, such as a map; this is a view
-            obs=self.to_pandas(None).rename_axis(None),
+            obs=_writable_names(self.to_pandas(None).rename_axis(None)),
             var=pd.DataFrame({"feature": _texts(names)}).set_axis(pd.Index(map(str, range(width)), dtype=object)),
             obsm={name: np.asarray(self.layers[name]) for name in self.layers if name != layer},
             uns={"spec": canonical_json(self.spec), "fingerprint": self.fingerprint},
@@ -218,6 +222,17 @@ class Convertible(ABC):
 
         self.layer_width(layer)
         return EmbeddingDataset(self.cache, self.rows, self.labels, layer)
+
+
+def _writable_names(table: pd.DataFrame) -> pd.DataFrame:
+    """Rename the columns that anndata does not write, or writes over others: paths in HDF5, and its own name."""
+    taken = {*_PATHS_OF_ANNDATA, *table.columns}
+    renamed = {}
+    for name in table.columns:
+        if "/" in name or name in _PATHS_OF_ANNDATA:
+            renamed[name] = free_name(name.replace("/", "_"), taken)
+            taken.add(renamed[name])
+    return table.rename(columns=renamed)
 
 
 def _texts(values: Sequence[str]) -> pd.Series[Any]:

@@ -81,12 +81,16 @@ def _cells(values: NDArray[Any]) -> list[Any]:
     return cells
 
 
+def _texts_or_none(cells: pd.Series[Any]) -> list[str | None]:
+    return [None if none else text for text, none in zip(valid_text(cells), cells.isna(), strict=True)]
+
+
 def _write_parquet(table: pd.DataFrame, path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     texts = [name for name in table.columns if table[name].dtype == object]
-    table = table.assign(**{name: valid_text(table[name]) for name in texts})
+    table = table.assign(**{name: _texts_or_none(table[name]) for name in texts})
     found = pa.Table.from_pandas(table, preserve_index=False)
     with path.open("wb") as file:  # Arrow takes no names that are not UTF-8
         pq.write_table(found.replace_schema_metadata({**(found.schema.metadata or {}), "generator": GENERATOR}), file)

@@ -16,11 +16,11 @@ from pipeline.core.text import match_names
 from pipeline.errors import SourceError, few_names, near_names
 from pipeline.sources.arrow_table import class_names, frame_of
 from pipeline.sources.base import MAX_TEXT
-from pipeline.sources.columns import column_values, without_unfit
+from pipeline.sources.columns import cell_texts, column_values, empty_cells, without_unfit
 from pipeline.sources.table import TEXT_COLUMNS, read_table
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterable, Sequence
     from pathlib import Path
 
     import pandas as pd
@@ -39,24 +39,18 @@ class Match:
     frame : DataFrame
     on : str
         The column that rows and lines share.
-    lines : (m,) Index
-        Its values in the table, each once.
-    own : (n,) array
-        Its values in the selection.
     line_of : (n,) int64
         The line of each row; -1 for none.
     """
 
     frame: pd.DataFrame
     on: str
-    lines: Any
-    own: NDArray[Any]
     line_of: NDArray[np.int64]
 
     def unmatched(self, shown: NDArray[np.int64] | None) -> tuple[int, int]:
         """Count the rows without a line, among those shown, and the lines without a row."""
         found = self.line_of if shown is None else self.line_of[shown]
-        return int((found < 0).sum()), len(self.lines) - len(np.unique(self.line_of[self.line_of >= 0]))
+        return int((found < 0).sum()), len(self.frame) - len(np.unique(self.line_of[self.line_of >= 0]))
 
 
 def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -> tuple[pd.DataFrame, list[str]]:
@@ -65,7 +59,7 @@ def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -
     Raises
     ------
     SourceError
-        It cannot be read, or has no such column.
+        It cannot be read, has no such column, or two columns of one name.
     """
     import pandas as pd  # takes half a second: only where tables are joined
 
@@ -74,6 +68,7 @@ def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -
         frame, skipped = read_table(os.fspath(table), text=(on, *TEXT_COLUMNS))
         unread = [skip.reason for skip in skipped]
     else:
+        _check_names_differ(table.columns if isinstance(table, pd.DataFrame) else table.column_names)
         frame = table if isinstance(table, pd.DataFrame) else frame_of(table, class_names(table.schema))
     frame = frame.reset_index() if on not in frame.columns and frame.index.name == on else frame
     if on not in frame.columns:
@@ -84,9 +79,25 @@ def as_frame(table: pd.DataFrame | pa.Table | str | os.PathLike[str], on: str) -
     return frame, unread
 
 
+def _check_names_differ(columns: Iterable[object]) -> None:
+    names = list(map(str, columns))  # a cache's names are texts: the number 1 would take the place of the text
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise SourceError(
+            f"expected columns of different names in the table to join, found {twice!r} twice: rename one"
+        )
+
+
 def key_column(frame: pd.DataFrame, on: str, columns: Container[str]) -> tuple[pd.DataFrame, str]:
-    """Return the table and the column to match by: ``on`` where the selection has it too, else its keys."""
+    """Return the table and the column to match by: ``on`` where the selection has it too, else its keys.
+
+    Raises
+    ------
+    SourceError
+        The table has another column of the keys' name.
+    """
     if on != KEY and on not in columns:
+        if KEY in frame.columns:
+            raise SourceError(f"the table to join has {KEY!r} besides {on!r}: leave on= out, or rename {KEY!r}")
         return frame.rename(columns={on: KEY}), KEY
     return frame, on
 
@@ -103,7 +114,7 @@ def choose_columns(frame: pd.DataFrame, on: str, columns: Sequence[str]) -> pd.D
     if absent:
         known = near_names(absent[0], map(str, frame.columns))
         raise SourceError(f"the table to join has no column {absent[0]!r}: {known}")
-    return frame[[on, *columns]]
+    return frame[list(dict.fromkeys([on, *columns]))]
 
 
 def check_names_free(frame: pd.DataFrame, on: str, taken: set[str]) -> None:
@@ -122,7 +133,7 @@ def check_names_free(frame: pd.DataFrame, on: str, taken: set[str]) -> None:
 
 
 def match_rows(frame: pd.DataFrame, on: str, own: NDArray[Any], path: Path) -> Match:
-    """Find the line of each row.
+    """Find the line of each row; a missing value is none that a row and a line could share.
 
     Raises
     ------
@@ -131,24 +142,30 @@ def match_rows(frame: pd.DataFrame, on: str, own: NDArray[Any], path: Path) -> M
     """
     import pandas as pd  # as above
 
-    lines = pd.Index(frame[on])
+    named = np.setdiff1d(np.arange(len(frame)), empty_cells(frame[on]))
+    # As Python objects, which compare exactly: of int64 and float64 pandas would round one to the other.
+    cells = frame[on].iloc[named]
+    values = cells.tolist()
+    if any(isinstance(value, (list, dict, np.ndarray)) for value in values):  # label sets, which a cache holds as text
+        values = cell_texts(cells)
+    lines = pd.Index(values, dtype=object)
     if lines.has_duplicates:
         twice = lines[lines.duplicated()]
         raise SourceError(
-            f"expected every {on} once in the table to join, found {twice[0]!r} more than once "
+            f"expected every {on} once in the table to join, found {str(twice[0])!r} more than once "
             f"({twice.nunique()} such): remove the duplicates"
         )
-    line_of = lines.get_indexer(pd.Index(own.tolist(), dtype=object if own.dtype.kind == "U" else None))
-    if on == KEY and (line_of < 0).any():
-        line_of = match_names(own.tolist(), list(map(str, lines)))
-    if not (line_of >= 0).any():
+    found = lines.get_indexer(pd.Index(own.tolist(), dtype=object))
+    if on == KEY and (found < 0).any():
+        found = match_names(own.tolist(), list(map(str, lines)))
+    if not (found >= 0).any():
         raise SourceError(
             f"no {on} of the table to join is one of {path}, where they look like {str(own[0])!r} and in the "
             f"table like {str(lines[0])!r}: correct the column"
             if len(own) and len(lines)
             else "expected rows on both sides of a join, found none"
         )
-    return Match(frame, on, lines, own, line_of)
+    return Match(frame, on, np.append(named, -1)[found])
 
 
 def aligned_columns(match: Match, *, asked: bool) -> tuple[dict[str, NDArray[Any]], list[str]]:

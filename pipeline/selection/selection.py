@@ -113,7 +113,10 @@ class Selection(Convertible):
         """Choose by position, as NumPy does: a slice, an array of booleans or of integers."""
         if isinstance(index, slice):
             return self._narrowed(np.arange(*index.indices(len(self))))
-        return self._narrowed(np.atleast_1d(np.arange(len(self))[np.asarray(index)]))
+        wanted = np.asarray(index)
+        if wanted.size == 0 and wanted.dtype != np.bool_:  # of an empty list NumPy makes floats
+            wanted = wanted.astype(np.int64)
+        return self._narrowed(np.atleast_1d(np.arange(len(self))[wanted]))
 
     @property
     def path(self) -> Path:
@@ -255,7 +258,7 @@ class Selection(Convertible):
             say(f"left out: {'; '.join(left_out)}")
         say(
             f"{joined.unmatched.rows} of {len(self)} rows have no line in the table, {joined.unmatched.lines} of its "
-            f"{len(match.lines)} lines no row"
+            f"{len(match.frame)} lines no row"
         )
         return joined
 
@@ -303,7 +306,7 @@ class Selection(Convertible):
         return _rebuild(self.cache, self.wanted_status, self._candidates[positions], joined, self.unmatched)
 
 
-def open_selection(path: str | os.PathLike[str], status: str = DONE) -> Selection:
+def open_selection(path: str | bytes | os.PathLike[str], status: str = DONE) -> Selection:
     """Open a cache for analysis: `pipeline.open`.
 
     Parameters
@@ -357,7 +360,7 @@ def _has_status(status: NDArray[np.uint8], wanted: str) -> NDArray[np.bool_]:
     if wanted == FAILED:
         return status > Status.DONE
     codes = {code.name.lower(): code for code in Status}
-    name = _known([wanted], [DONE, TODO, FAILED, ALL, *codes], "status")[0]
+    name = _known([wanted], dict.fromkeys([DONE, TODO, FAILED, ALL, *codes]), "status")[0]
     return np.asarray(status == codes[name], dtype=np.bool_)
 
 

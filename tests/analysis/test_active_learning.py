@@ -46,6 +46,8 @@ def test_only_rows_without_a_label_are_chosen() -> None:
     with pytest.raises(AnalysisError, match="--all"):
         select(cache)
     cache.labels[::3] = -1
+    with pytest.raises(AnalysisError, match="found 0"):
+        select(cache, 0)
     for method in ("k-centre", "typicality"):
         found = select(cache, 100, method)
         assert sorted(found.rows.tolist()) == list(range(0, 60, 3))

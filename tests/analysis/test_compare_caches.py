@@ -50,6 +50,10 @@ def test_layers_of_one_cache() -> None:
     assert len(compare_caches([cache], layers=("other", "third"), replicates=200).separation) == 2
     with pytest.raises(AnalysisError, match="at least 2 embeddings"):
         compare_caches([cache], layers=("other",))
+    with pytest.raises(AnalysisError, match="a layer 'thrid': did you mean third"):
+        compare_caches([cache], layers=("other", "third", "thrid"))
+    with pytest.raises(AnalysisError, match="k of 1 or more, found 0"):
+        compare_caches([cache], k=0)
 
 
 def test_nothing_in_common_is_one_line() -> None:

@@ -135,5 +135,7 @@ def test_across_a_split_only_what_both_sides_share_is_kept() -> None:
     by_group = duplicates.duplicates_across(found, cache, "group")
     assert sorted(set(by_group.rows.tolist())) == [0, 2, 4, 6, 8]
     assert by_group.table["group"].tolist() == [1, 1, 1, 2, 2]
+    cache.columns["age"] = np.array([np.nan, 1, 2, 3, 4, 5, np.nan, *[7] * 5])
+    assert sorted(duplicates.duplicates_across(found, cache, "age").rows.tolist()) == [0, 1, 4, 5, 8]
     with pytest.raises(AnalysisError, match="no column 'splits': did you mean split"):
         duplicates.duplicates_across(found, cache, "splits")

@@ -46,6 +46,15 @@ def test_umap_keeps_neighbours_and_repeats() -> None:
     assert map_cache(cache, "umap", n_epochs=100).table.equals(found.table)
 
 
+@pytest.mark.parametrize("features", [0, 1])
+def test_umap_of_rows_that_differ_in_few_directions_is_finite(features: int) -> None:
+    pytest.importorskip("umap")
+    cache = archive(8, images=False)
+    cache.embeddings[:, features:] = 1
+    found = map_cache(cache, "umap", n_epochs=5).table
+    assert np.isfinite(found[["x", "y"]].to_numpy()).all()
+
+
 def test_what_cannot_be_laid_out_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AnalysisError, match="at least 3 rows"):
         map_cache(archive(2, n_classes=2, images=False), "pca")

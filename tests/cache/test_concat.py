@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +67,11 @@ def test_a_list_of_files_and_a_single_one(files: list[Path], tmp_path: Path) -> 
     assert not isinstance(open_cache(tmp_path / "part-[0].h5"), ConcatCache)
     strange = files[0].rename(tmp_path / "part-[x].h5")  # a name that looks like a pattern
     assert open_cache(strange).keys.tolist() == ["a", "b", "c"]
+
+
+def test_a_path_may_be_bytes(files: list[Path]) -> None:
+    assert open_cache(os.fsencode(files[0])).keys.tolist() == ["a", "b", "c"]
+    assert len(open_cache(os.fsencode(files[0].parent / "part-*.h5"))) == 6
 
 
 def test_what_does_not_belong_together_is_refused(files: list[Path], tmp_path: Path) -> None:

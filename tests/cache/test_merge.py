@@ -42,6 +42,15 @@ def test_rows_labels_and_columns_come_together(tmp_path: Path) -> None:
     assert verify(cache.path).complete
 
 
+def test_empty_caches_are_merged_and_no_cache_is_refused(tmp_path: Path) -> None:
+    empty, full = part(tmp_path / "a.h5", []), part(tmp_path / "b.h5", ["1"], age=[1 << 60])
+    assert merge([empty, empty], tmp_path / "c.h5").rows == 0
+    assert merge([empty, full, empty], tmp_path / "d.h5").rows == 1
+    assert open_cache(tmp_path / "d.h5").columns["age"].tolist() == [1 << 60]
+    with pytest.raises(CacheError, match="an empty list"):
+        merge([], tmp_path / "e.h5")
+
+
 def test_equal_duplicates_are_resolved(tmp_path: Path) -> None:
     a, b = part(tmp_path / "a.h5", ["1", "2", "3"]), part(tmp_path / "b.h5", ["3", "0", "1"])
     made = merge([a, b], tmp_path / "c.h5")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.core.columns import as_text, concatenated, spread, whole_numbers
+from pipeline.core.columns import as_names, as_text, concatenated, spread, whole_numbers
 
 ANY = st.one_of(
     st.lists(st.booleans(), min_size=1).map(np.array),
@@ -74,3 +74,7 @@ def test_whole_numbers_take_the_narrowest_type_that_keeps_them(cells: list[int |
 
 def test_a_missing_number_is_no_text() -> None:
     assert as_text(np.array([1.5, np.nan])).tolist() == ["1.5", ""]
+
+
+def test_infinity_is_a_name_among_whole_numbers() -> None:
+    assert as_names(np.array([3.0, np.inf, np.nan])).tolist() == ["3.0", "inf", ""]

@@ -220,6 +220,7 @@ def test_a_node_that_leaves_and_returns_costs_nothing(
 ) -> None:
     """Both nodes leave, so that for a while nothing can be computed."""
     monkeypatch.setattr(ray_module, "NO_NODE_SAY_S", 2.0)
+    monkeypatch.setattr(ray_module, "IDLE_END_S", 20.0)
     made, both = nodes
     said: list[str] = []
 
@@ -246,25 +247,52 @@ def test_chunks_and_starts_without_a_chunk_are_counted() -> None:
     assert attempts.start()
 
 
+class OtherRay:
+    """A cluster that says what a test wants."""
+
+    def __init__(self) -> None:
+        self.lent: tuple[dict[str, Any], ...] = (
+            {"Alive": True, "Resources": {}}, {"Alive": False, "Resources": {"CPU": 4}},
+        )  # fmt: skip
+        self.idle = 0.0
+
+    def nodes(self) -> Any:
+        return self.lent
+
+    def available_resources(self) -> dict[str, float]:
+        return {"CPU": self.idle} if self.idle else {}
+
+
 def test_without_a_node_the_run_ends_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Ray:
-        lent: tuple[dict[str, Any], ...] = ({"Alive": True, "Resources": {}}, {"Alive": False, "Resources": {"CPU": 4}})
-
-        def nodes(self) -> Any:
-            return self.lent
-
-    now, said, ray = [0.0], list[str](), Ray()
+    now, said, ray = [0.0], list[str](), OtherRay()
     monkeypatch.setattr("time.monotonic", lambda: now[0])
     watch = ray_module._NodeWatch(ray, said.append)
     for minute in range(60):
         now[0] = 60.0 * minute
-        watch.check()
+        assert not watch.all_idle()
     assert len(said) == 1
     now[0] = 3700.0
     with pytest.raises(EngineError, match=r"no node of the cluster has lent a processor for 60 minutes.*rows are kept"):
-        watch.check()
+        watch.all_idle()
     ray.lent = ({"Alive": True, "Resources": {"CPU": 4}},)
-    watch.check()
+    assert not watch.all_idle()
+
+
+def test_a_cluster_that_computes_nothing_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where Ray Data starts no actor on a node that came back."""
+    now, ray = [0.0], OtherRay()
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    ray.lent = ({"Alive": True, "Resources": {"CPU": 4}},)
+    watch = ray_module._NodeWatch(ray, print)
+
+    def idle_at(seconds: float, processors: float) -> bool:
+        now[0], ray.idle = seconds, processors
+        return watch.all_idle()
+
+    assert not idle_at(100, 4)
+    assert not idle_at(200, 3)  # an actor is there
+    assert not idle_at(310, 4)
+    assert idle_at(400, 4)
 
 
 def _actors() -> list[int]:

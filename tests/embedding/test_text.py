@@ -132,7 +132,7 @@ def test_the_command_searches_for_texts(home: Path, tmp_path: Path) -> None:
     assert [line.split(",")[:2] for line in done.stdout.splitlines()] == [
         ["query", "rank"], [TEXTS[0], "1"], [TEXTS[0], "2"],
     ]  # fmt: skip
-    assert "1 queries among 24 rows" in done.stderr
+    assert "1 query among 24 rows" in done.stderr
     assert TEXTS[0] in page.read_text(encoding="utf-8")
     assert "asked for" not in page.read_text(encoding="utf-8")
     nothing = run_command("search", str(home / "c.h5"))

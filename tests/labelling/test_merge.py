@@ -3,12 +3,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from pipeline.cache import open_cache
 from pipeline.labelling.journal import LabelError
 from pipeline.labelling.merge import agreement, give, labels_of_cache, merge_labels
 from pipeline.labelling.session import open_session
+from pipeline.labelling.table import read_labels
 from tests.labelling.sample import make_digits, targets
 
 if TYPE_CHECKING:
@@ -56,6 +58,12 @@ def test_labels_of_another_table_are_added_and_own_ones_stay(session: Session, t
     assert "kappa" in text
     session.act({"do": "undo"}, seen=session.labels.actions)
     assert len(session.labels.values) == 3
+
+
+def test_a_line_without_a_key_is_of_no_image(tmp_path: Path) -> None:
+    table = pd.DataFrame({"key": [None, "a", None], "label": ["x", "y", "z"]})
+    table.to_parquet(tmp_path / "t.parquet")
+    assert read_labels(str(tmp_path / "t.parquet"), "classification") == {"a": "y"}
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pipeline.analysis.duplicates import find_duplicates
 from pipeline.analysis.labels import LabelCheck
 from pipeline.analysis.outliers import find_outliers
 from pipeline.analysis.projection import map_cache
-from pipeline.analysis.search import search
+from pipeline.analysis.search import Search, search
 from pipeline.report import galleries
 from pipeline.selection.frames import frame
 from tests.analysis.archive import Archive, archive
@@ -101,6 +101,17 @@ def test_a_page_says_how_many_images_it_cannot_show(written: dict[str, Path]) ->
 def test_a_page_begins_with_what_was_found(name: str, begins: str, written: dict[str, Path]) -> None:
     (lead,) = re.findall(r'<p class="lead">(.*?)</p>', written[name].read_text(encoding="utf-8"), re.DOTALL)
     assert re.match(begins, lead), lead
+
+
+def test_a_text_called_as_a_key_has_its_own_images(tmp_path: Path) -> None:
+    made: Any = archive(12, images=True)
+    both = search(made, [made.keys[0], made.keys[1]], k=3)
+    columns = both.columns | {"query": np.full(6, made.keys[0], dtype=object)}
+    row = both.query_rows[:1].tolist()
+    found = Search(columns, both.rows, (made.keys[0],) * 2, np.array([*row, -1]), texts=1)
+    galleries.write_search_page(tmp_path / "both.html", made, found)
+    page = (tmp_path / "both.html").read_text(encoding="utf-8")
+    assert re.findall(r"cosine <b>(.*?)</b>", page) == [f"{value:.4f}" for value in columns["cosine"]]
 
 
 def test_no_duplicates_and_one_query_are_said_plainly(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import pickle
 import sys
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -153,6 +154,19 @@ def test_columns_called_as_the_tables_own_are_renamed(tmp_path: Path) -> None:
     assert len(set(frame.columns)) == len(frame.columns)
     export(path, tmp_path / "x.csv", "csv")
     np.testing.assert_allclose(pd.read_csv(tmp_path / "x.csv")["e0"], selection.embeddings[:, 0], rtol=1e-5)
+
+
+def test_anndata_writes_columns_of_any_name(tmp_path: Path) -> None:
+    anndata = pytest.importorskip("anndata")
+    names = ["a", "a/b", "a_b", "_index", "index", "."]
+    columns = {name: np.arange(3) + 10 * i for i, name in enumerate(names)}
+    path = synthetic.make_full(tmp_path / "c.h5", replace(synthetic.make_items(3), columns=columns))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(path, tmp_path / "a.h5ad", "h5ad")
+    found = anndata.read_h5ad(tmp_path / "a.h5ad").obs
+    shown = {"a/b": "column_a_b", "_index": "column__index", ".": "column_."}
+    assert [found[shown.get(name, name)].tolist() for name in names] == [columns[name].tolist() for name in names]
 
 
 def test_anndata_writes_texts_of_pandas_3(selection: Selection, tmp_path: Path) -> None:

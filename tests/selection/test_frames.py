@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 
-from pipeline.selection.frames import frame, write_csv
+from pipeline.selection.frames import frame, write_csv, write_table
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 COLUMNS: dict[str, Any] = {
     "key": np.array(["a,b", 'say "x"', "two\nlines", ""], dtype=object),
@@ -30,6 +34,11 @@ def written(table: Any) -> str:
 
 def test_columns_are_written_as_pandas_writes_them() -> None:
     assert written(COLUMNS) == frame(COLUMNS).to_csv(index=False)
+
+
+def test_parquet_keeps_what_is_missing(tmp_path: Path) -> None:
+    write_table({"label": ["cat", None, "", np.nan], "n": np.arange(4)}, tmp_path / "t.parquet")
+    assert pq.read_table(tmp_path / "t.parquet").to_pydict() == {"label": ["cat", None, "", None], "n": [0, 1, 2, 3]}
 
 
 def test_a_data_frame_is_written_as_its_columns() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,8 @@ from tests.cache import synthetic
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 COUNT = 30
 
@@ -198,16 +201,77 @@ def test_join_refuses_what_would_be_wrong(path: Path, tmp_path: Path) -> None:
     selection = pipeline.open(path)
     keys = selection.keys[:2].tolist()
     for table, said in (
-        (pd.DataFrame({"key": [keys[0], keys[0]], "a": 1}), "more than once"),
+        (pd.DataFrame({"key": [keys[0], keys[0]], "a": 1}), r"found 'class\d/.*' more than once"),
         (pd.DataFrame({"name": keys}), "expected a column 'key'"),
         (pd.DataFrame({"key": keys, "weight": 1}), "'weight', which is taken"),
         (pd.DataFrame({"key": keys, "label": 1}), "'label', which is taken"),
         (pd.DataFrame({"key": [1, 2], "a": 1}), "look like 'class0/000000.png' and in the table like '1'"),
+        (pd.DataFrame([[keys[0], 1, 2]], columns=["key", "a", "a"]), "found 'a' twice"),
+        (pd.DataFrame({"key": keys, 1: 1, "1": 2}), "found '1' twice"),
+        (pa.table([[keys[0]], [1], [2]], names=["key", "a", "a"]), "found 'a' twice"),
         (tmp_path / "none.csv", "cannot read the table"),
     ):
         with pytest.raises(SourceError, match=said) as caught:
             selection.join(table)
         assert "\n" not in str(caught.value)
+    with pytest.raises(SourceError, match="'key' besides 'path'"):
+        selection.join(pd.DataFrame({"path": keys, "key": 1}), on="path")
+
+
+def with_columns(path: Path, names: list[str], **columns: NDArray[Any]) -> Selection:
+    """Open a complete cache of these keys and columns."""
+    items = dataclasses.replace(synthetic.make_items(names), columns=columns)
+    return pipeline.open(synthetic.make_full(path, items))
+
+
+@pytest.mark.parametrize("missing", [None, np.nan, pd.NA, ""])
+def test_a_missing_key_is_no_image(tmp_path: Path, missing: object) -> None:
+    selection = with_columns(tmp_path / "c.h5", ["nan", "None", "<NA>", "a"])
+    joined = selection.join(pd.DataFrame({"key": [missing, "a", missing], "age": [1.0, 2.0, 3.0]}))
+    assert joined.unmatched == Unmatched(rows=3, lines=2)
+    assert joined.columns["age"].tolist()[3] == 2
+    assert np.isnan(joined.columns["age"][:3]).all()
+
+
+def test_missing_values_of_a_column_match_none(tmp_path: Path) -> None:
+    groups, sites = np.array([3.0, np.nan, 4.0]), np.array(["x", "", "y"])
+    selection = with_columns(tmp_path / "c.h5", ["a", "b", "c"], group=groups, site=sites)
+    by_group = selection.join(pd.DataFrame({"group": [np.nan, 4, 3], "age": [1, 2, 3]}), on="group")
+    by_site = selection.join(pd.DataFrame({"site": ["", "y", "x"], "age": [1, 2, 3]}), on="site")
+    for joined in (by_group, by_site):
+        assert joined.unmatched == Unmatched(rows=1, lines=1)
+        np.testing.assert_array_equal(joined.columns["age"], [3, np.nan, 2])
+
+
+@pytest.mark.parametrize("kind", ["int64", "uint64"])
+def test_whole_numbers_are_matched_exactly(tmp_path: Path, kind: str) -> None:
+    numbers = (1 << 62) + np.arange(3, dtype=kind)
+    selection = with_columns(tmp_path / "c.h5", ["a", "b", "c"], post=numbers)
+    joined = selection.join(pd.DataFrame({"post": [float(1 << 62)], "age": [7]}), on="post")
+    np.testing.assert_array_equal(joined.columns["age"], [7, np.nan, np.nan])
+
+
+def test_lists_of_a_table_are_the_label_sets_of_a_column(tmp_path: Path) -> None:
+    selection = with_columns(tmp_path / "c.h5", ["a", "b"], tags=np.array(["x|y", "x"]))
+    joined = selection.join(pd.DataFrame({"tags": [["x"], ["x", "y"]], "age": [1, 2]}), on="tags")
+    assert joined.columns["age"].tolist() == [2, 1]
+
+
+def test_columns_are_asked_for_in_any_way(path: Path) -> None:
+    selection = pipeline.open(path)
+    table = pd.DataFrame({"key": selection.keys, "age": 1})
+    for columns in (["key", "age"], ["age", "age"]):
+        assert selection.join(table, columns=columns).columns["age"].tolist() == [1] * 24
+
+
+def test_an_empty_list_chooses_nothing(path: Path) -> None:
+    selection = pipeline.open(path)
+    choices: list[Any] = [[], np.array([]), pd.Index([]), np.zeros(24, dtype=bool), slice(0)]
+    for nothing in choices:
+        assert selection[nothing].embeddings.shape == (0, 5)
+        assert selection[nothing].to_pandas().shape[0] == selection[nothing].to_arrow().num_rows == 0
+    with pytest.raises(IndexError):
+        selection[[0.5]]
 
 
 def test_blocks_are_the_selection_in_pieces(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +297,18 @@ def test_what_is_pickled_is_where_it_lies(path: Path, tmp_path: Path) -> None:
     synthetic.make_full(copy, 40)
     with pytest.raises(CacheError, match="another in its place"):
         pickle.loads(data)
+
+
+def test_what_is_pickled_in_another_folder_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synthetic.make_full(tmp_path / "a.h5", synthetic.make_items(["a", "b"]))
+    synthetic.make_full(tmp_path / "b.h5", synthetic.make_items(["c"]))
+    monkeypatch.chdir(tmp_path)
+    selections = [pipeline.open("a.h5"), pipeline.open("?.h5")[::-1]]
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    for selection in selections:
+        again: Selection = pickle.loads(pickle.dumps(selection))
+        np.testing.assert_array_equal(again.embeddings, selection.embeddings)
 
 
 def test_joined_columns_of_long_texts_are_left_out(path: Path) -> None:
