@@ -46,8 +46,11 @@ def cache_folder() -> Path:
 
 
 def package_stamp() -> int:
-    """Return a number that differs once a module of this package was replaced, as by an upgrade."""
-    files = (file.stat() for file in Path(__file__).parent.parent.rglob("*.py"))
+    """Return a number that differs once a module of this package was replaced, as by an upgrade; 0 meanwhile."""
+    try:
+        files = [file.stat() for file in Path(__file__).parent.parent.rglob("*.py")]
+    except OSError:  # a file was removed just now
+        return 0
     return zlib.crc32(repr(sorted((file.st_mtime_ns, file.st_size) for file in files)).encode())
 
 

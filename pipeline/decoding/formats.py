@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import struct
+import zlib
 from dataclasses import dataclass
 
 SNIFF_BYTES = 256
@@ -44,7 +45,7 @@ _READ = (
     Kind("JPEG", "jpg jpeg jpe jfif mpo"),
     Kind("PNG", "png apng"),
     Kind("GIF", "gif"),
-    Kind("BMP", "bmp dib"),
+    Kind("BMP", "bmp"),
     Kind("WEBP", "webp"),
     Kind(TIFF, "tif tiff btf tf8 lsm svs ndpi"),
     Kind("PPM", "ppm pgm pbm pnm"),
@@ -76,6 +77,9 @@ _PCX = Kind("PCX image", "pcx", _EXPORT)
 _SGI = Kind("SGI image", "sgi", _EXPORT)
 _SUN = Kind("Sun raster image", "ras", _EXPORT)
 _XPM = Kind("X pixmap", "xpm xbm", _EXPORT)
+_DIB = Kind("bitmap without its file header", "dib", "save it as BMP or PNG")
+_DPX = Kind("DPX or Cineon film scan", "dpx cin", "map its values to 8 or 16 bit and save them as PNG or TIFF")
+_KTX = Kind("KTX texture", "ktx ktx2", _EXPORT)
 _METAFILE = Kind("Windows metafile", "wmf emf", "render it to PNG")
 _JXR = Kind("JPEG XR image", "jxr wdp hdp", _EXPORT)
 _JLS = Kind("JPEG-LS image", "jls", _EXPORT)
@@ -91,7 +95,7 @@ _VIDEO = Kind(
 )
 KINDS = (
     *_READ, RAW, _SVG, _PDF, _POSTSCRIPT, _JXL, _EXR, _HDR, _PFM, _PAM, _PSD, _XCF, _ICON, _DDS, _QOI, _TGA, _PCX, _SGI,
-    _SUN, _XPM, _METAFILE, _JXR, _JLS, _BPG, _FLIF, _DJVU, _MNG, _FITS, _VOLUME, _MICROSCOPE, _VIDEO,
+    _SUN, _XPM, _DIB, _DPX, _KTX, _METAFILE, _JXR, _JLS, _BPG, _FLIF, _DJVU, _MNG, _FITS, _VOLUME, _MICROSCOPE, _VIDEO,
 )  # fmt: skip
 
 NO_PICTURES = {kind.name: kind.remedy for kind in KINDS if not kind.is_picture}
@@ -130,6 +134,8 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"#?RGBE", _HDR),
     (b"PF\n", _PFM),
     (b"Pf\n", _PFM),
+    (b"PF\r\n", _PFM),
+    (b"Pf\r\n", _PFM),
     (b"P7\n", _PAM),
     (b"8BPS\0", _PSD),
     (b"gimp xcf ", _XCF),
@@ -138,6 +144,11 @@ _MAGIC: tuple[tuple[bytes, Kind], ...] = (
     (b"qoif", _QOI),
     (b"\x59\xa6\x6a\x95", _SUN),
     (b"/* XPM */", _XPM),
+    (b"SDPX\0", _DPX),
+    (b"XPDS\0", _DPX),
+    (b"\x80\x2a\x5f\xd7\0\0", _DPX),
+    (b"\xd7\x5f\x2a\x80", _DPX),
+    (b"\xabKTX ", _KTX),
     (b"\xd7\xcd\xc6\x9a\0\0", _METAFILE),
     (b"II\xbc\x01", _JXR),
     (b"BPG\xfb", _BPG),
@@ -163,6 +174,8 @@ _BARE_DICOM = re.compile(
 )
 """How a DICOM file without its mark begins, in little endian."""
 _BMP_HEADERS = (12, 16, 40, 52, 56, 64, 108, 124)
+_XBM_SIZE = re.compile(rb"(?:/\*.*?\*/\s*)?#define\s+\S*_(?:width|height)\s", re.DOTALL)
+_BARE_METAFILE = re.compile(rb"[\1\2]\0\x09\0\0[\1\3]")
 _WEB_PAGE = (b"<!doctype html", b"<html", b"<head", b"<body")
 _OTHERS = (
     (b"\x1f\x8b", "a gzip file"),
@@ -206,11 +219,43 @@ def named_like_an_image(name: bytes) -> bool:
 
 
 def unread_kind(data: bytes) -> Kind | None:
-    """Return the kind of an image that only more than its first `SNIFF_BYTES` bytes show; none of these is read."""
-    text = _start_of_text(data[: 16 * SNIFF_BYTES])
+    """Return the kind of a file that has a row, by signs that are too weak to find images by; none of these is read."""
+    start = data[: 16 * SNIFF_BYTES]
+    plain = _plain(start)
+    text = _start_of_text(plain)
     if text.startswith(b"<") and b"<svg" in text and not text.startswith(_WEB_PAGE):
         return _SVG
-    return _TGA if data.endswith(b"TRUEVISION-XFILE.\0") else None
+    if _XBM_SIZE.match(text):
+        return _XPM
+    if text.startswith((b"objecttype = image", b"ndims =")) or plain[344:348] in (b"n+1\0", b"ni1\0"):
+        return _VOLUME
+    if _BARE_METAFILE.match(start):
+        return _METAFILE
+    if len(start) >= 40 and struct.unpack_from("<I", start)[0] in _BMP_HEADERS[2:] and start[12:14] == b"\1\0":
+        return _DIB
+    return _TGA if _is_targa(start) or data.endswith(b"TRUEVISION-XFILE.\0") else None
+
+
+def _plain(start: bytes) -> bytes:
+    """Return the start of a text that is packed by gzip, or in UTF-16, as it would be without."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return start.decode("utf-16", "ignore").encode()
+    try:
+        return zlib.decompressobj(zlib.MAX_WBITS | 16).decompress(start, len(start))
+    except zlib.error:
+        return start
+
+
+def _is_targa(start: bytes) -> bool:
+    """Return whether a header of 18 bytes is that of a Targa image of the first version, which has no mark."""
+    if len(start) < 18:
+        return False
+    _, has_colours, kind, first, colours, bits, _, _, width, height, depth, flags = struct.unpack(
+        "<BBBHHBHHHHBB", start[:18]
+    )
+    table_fits = (colours > first and bits in (15, 16, 24, 32)) if has_colours else (first, colours, bits) == (0, 0, 0)
+    kind_fits = kind in ((1, 9) if has_colours else (2, 3, 10, 11)) and depth in (8, 15, 16, 24, 32)
+    return has_colours < 2 and table_fits and kind_fits and width * height > 0 and flags < 64
 
 
 def what_it_is(data: bytes) -> str:
@@ -256,7 +301,7 @@ def _kind_by_structure(head: bytes) -> Kind | None:
         return _NAMED[DICOM]
     if head[:1] == b"P" and head[1:2] in b"123456" and head[2:3] in b" \t\r\n#":
         return _NAMED["PPM"] if head[2:3] == b"#" or head[3:4] in b"0123456789# \t\r\n" else None
-    if head[:4] == b"\0\0\1\0" and 0 < int.from_bytes(head[4:6], "little") <= 64 and head[9:10] == b"\0":
+    if head[:4] in (b"\0\0\1\0", b"\0\0\2\0") and 0 < int.from_bytes(head[4:6], "little") <= 64 and head[9:10] == b"\0":
         return _ICON
     if head[:2] == b"\x01\xda" and head[2:3] in (b"\0", b"\1") and head[3:4] in (b"\1", b"\2"):
         return _SGI

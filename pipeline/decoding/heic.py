@@ -24,7 +24,12 @@ def read_heic(data: bytes, max_pixels: int) -> Image.Image:
         raise unsupported(
             "HEIC image: pip install 'embedding-pipeline[heic]' and extract with --retry-failed, or convert it to JPEG"
         ) from None
-    file = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
+    try:
+        file = pillow_heif.open_heif(data, convert_hdr_to_8bit=True)
+    except ValueError:
+        if b"meta" not in data and b"moov" in data:
+            raise unsupported("HEIC film without a still picture: save a frame of it as PNG") from None
+        raise
     check_size(file.size, max_pixels)
     image: Image.Image = file.to_pillow()
     return image

@@ -142,7 +142,7 @@ def decode_image(data: bytes, policy: DecodePolicy, *, thumbnail: int | None = N
     except MemoryError:
         raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
     except Exception as error:  # on damaged files the libraries raise many kinds of errors
-        raise DecodeError(_status_of(error), first_words(error)) from None
+        raise _failure(error) from None
 
 
 def is_plain_jpeg(data: bytes, policy: DecodePolicy, resize_short: int) -> bool:
@@ -195,7 +195,7 @@ def upright_rgb(image: Image.Image, policy: DecodePolicy) -> Image.Image:
     except MemoryError:
         raise DecodeError(Status.OUT_OF_MEMORY, "not enough memory to decode it") from None
     except Exception as error:  # Pillow reads the pixels now, see decode_image
-        raise DecodeError(_status_of(error), first_words(error)) from None
+        raise _failure(error) from None
 
 
 def _kind_of(data: bytes, policy: DecodePolicy) -> str:
@@ -293,21 +293,26 @@ _READERS: dict[str, Callable[[bytes, DecodePolicy, int | None], Image.Image]] = 
 """Formats with a reader of their own; all others are Pillow's."""
 
 
-def _status_of(error: Exception) -> Status:
-    """Distinguish files that a library does not read from damaged ones, by what the library says."""
-    return Status.UNSUPPORTED if _UNREAD.search(str(error)) else Status.CORRUPT
+def _failure(error: Exception) -> DecodeError:
+    """Distinguish what a library does not read, and a library that is not there, from damaged files."""
+    text = first_words(error)
+    if isinstance(error, ImportError):
+        return unsupported(f"{text}: repair the installation, and extract with --retry-failed")
+    return unsupported(f"{text}: save it again as PNG") if _UNREAD.search(text) else DecodeError(Status.CORRUPT, text)
 
 
 def _unread_variant(kind: str, data: bytes) -> str:
     """Return the reason for a sound JPEG of a rare variant, whose header Pillow takes for damaged; or nothing."""
     if kind != "JPEG":
         return ""
-    frame = re.search(rb"\xff([\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7])..(.)....(.)", data, re.DOTALL)
+    frame = re.search(rb"\xff([\xc0-\xc3\xc5-\xc7\xc9-\xcb\xcd-\xcf\xf7])..(.)(..)..(.)", data, re.DOTALL)
     if frame is None:
         return ""
-    bits, bands = frame[2][0], frame[3][0]
+    bits, bands = frame[2][0], frame[4][0]
     if frame[1] == b"\xf7":
         return "JPEG-LS image: save it as PNG or TIFF"
+    if frame[3] == b"\0\0":
+        return "JPEG that states its height behind its pixels: save it as PNG or TIFF"
     return "" if bits == 8 and bands in (1, 3, 4) else f"JPEG of {bands} × {bits} bits: save it as PNG or TIFF"
 
 

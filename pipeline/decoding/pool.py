@@ -275,7 +275,8 @@ class DecodePool:
                 except (EOFError, OSError):
                     self._replace_dead_worker(worker, filling, pending, crashes)
                     continue
-                if outcomes is None:
+                if isinstance(outcomes, int):
+                    _check_stamp(outcomes)
                     worker.ready = True
                 elif isinstance(outcomes, str):
                     self.notes[outcomes] = None
@@ -350,11 +351,7 @@ class DecodePool:
         self._worker_status[number, SINCE] = IDLE
 
     def _start(self, number: int) -> None:
-        if package_stamp() != STAMP:
-            raise PipelineError(
-                "the files of this package were replaced while it ran, and new decode workers would be of another "
-                "version: run the same command again; everything before is committed"
-            )
+        _check_stamp(package_stamp())
         ours, theirs = Pipe()
         with child_signals_held():
             process = subprocess.Popen(
@@ -456,6 +453,15 @@ class DecodePool:
         self.replaced += 1
         self._clear_line(worker.number)
         self._start(worker.number)
+
+
+def _check_stamp(stamp: int) -> None:
+    """Refuse decode workers of another version, whose errors would be written down as those of images."""
+    if stamp != STAMP:
+        raise PipelineError(
+            "the files of this package were replaced while it ran, and new decode workers would be of another "
+            "version: run the same command again; everything before is committed"
+        )
 
 
 def _end(worker: _Worker) -> None:

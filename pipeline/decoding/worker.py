@@ -189,7 +189,8 @@ def _work(
     except Exception as error:  # as above
         if package_stamp() != STAMP:  # a module that was imported just now may be another version's
             raise
-        status, reason = Status.CORRUPT, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        # The image was decoded, and is not to blame.
+        status, reason = Status.DECODER_CRASHED, f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
     return Outcome(position, status, reason, digest, read - started, time.perf_counter() - read, left)
 
 
@@ -215,7 +216,7 @@ def main(connection_fd: int, memory_fd: int) -> None:
     limit_memory(setup.memory_limit)
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
-    connection.send(None)  # ready
+    connection.send(STAMP)  # ready
     sent: set[str] = set()
     queued: deque[Task] = deque()
 

@@ -96,3 +96,5 @@ def test_the_stamp_of_the_package_tells_its_files(tmp_path: Path, monkeypatch: p
     assert package_stamp() == before
     (folder / "a.py").write_text("a = 22\n")
     assert package_stamp() != before
+    (folder / "b.py").symlink_to("removed.py")
+    assert package_stamp() == 0

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 from pathlib import Path
@@ -65,19 +66,30 @@ UNREAD = {
         b'<svg width="2">',
         b'\xef\xbb\xbf<?xml version="1.0"?>\n<svg>',
         b"<!-- " + b"x" * 2000 + b" --><svg>",
+        gzip.compress(b"<svg/>"),
+        "<svg/>".encode("utf-16"),
     ],
     "PDF document": [b"%PDF-1.7\n"],
     "PostScript document": [b"%!PS-Adobe-3.0 EPSF"],
     "JPEG XL image": [b"\xff\x0a\0\0", b"\0\0\0\x0cJXL \r\n\x87\n"],
     "OpenEXR image": [b"\x76\x2f\x31\x01\2\0\0\0"],
     "Radiance HDR image": [b"#?RADIANCE\n"],
-    "floating-point PFM image": [b"PF\n2 2\n-1.0\n"],
+    "floating-point PFM image": [b"PF\n2 2\n-1.0\n", b"Pf\r\n2 2\r\n-1.0\r\n"],
     "Photoshop document": [b"8BPS\0\1"],
-    "icon with several pictures": [b"\0\0\1\0\1\0\x10\x10\0\0\1\0", b"icns\0\0\0\x20"],
+    "icon with several pictures": [b"\0\0\1\0\1\0\x10\x10\0\0\1\0", b"\0\0\2\0\1\0\x10\x10\0\0\1\0", b"icns\0\0\0\x20"],
     "DDS texture": [b"DDS |\0\0\0"],
     "FITS image": [b"SIMPLE  =                    T"],
     "JPEG XR image": [b"II\xbc\x01"],
-    "medical volume": [b"NRRD0004\n"],
+    "medical volume": [
+        b"NRRD0004\n",
+        b"ObjectType = Image\nNDims = 3\n",
+        struct.pack("<I", 348) + bytes(340) + b"n+1\0",
+    ],
+    "Windows metafile": [b"\1\0\x09\0\0\3", b"\xd7\xcd\xc6\x9a\0\0"],
+    "X pixmap": [b"/* XPM */", b"#define dot_width 8\n", b"/* made by hand */\n#define dot_width 8\n"],
+    "bitmap without its file header": [struct.pack("<IiiHHII", 40, 2, 2, 1, 24, 0, 16).ljust(40, b"\0")],
+    "DPX or Cineon film scan": [b"SDPX\0\0", b"XPDS\0\x20", b"\x80\x2a\x5f\xd7\0\0"],
+    "KTX texture": [b"\xabKTX 20\xbb\r\n\x1a\n"],
     "video": [b"RIFF\0\0\0\0AVI LIST", b"\x1aE\xdf\xa3", box(b"mp42")],
 }
 
@@ -89,11 +101,15 @@ def test_kinds_that_are_not_read_say_what_to_do(name: str) -> None:
         assert outcome(start.ljust(600, b" ")) == (Status.UNSUPPORTED, f"{name}: {remedy}")
 
 
-def test_targa_is_known_by_its_end() -> None:
+@pytest.mark.parametrize("compression", [None, "tga_rle"])
+@pytest.mark.parametrize("mode", ["L", "P", "RGB", "RGBA"])
+def test_targa_is_known_by_its_end_or_its_header(mode: str, compression: str | None) -> None:
     out = io.BytesIO()
-    Image.new("RGB", (3, 2)).save(out, "TGA")
-    status, reason = outcome(out.getvalue())
-    assert (status, "Targa" in reason) == (Status.UNSUPPORTED, True)
+    Image.linear_gradient("L").convert(mode).save(out, "TGA", compression=compression)
+    whole, mark = out.getvalue(), b"TRUEVISION-XFILE.\0"
+    for data in (whole, whole.removesuffix(mark), b"words" + mark):
+        status, reason = outcome(data)
+        assert (status, "Targa" in reason) == (Status.UNSUPPORTED, True)
 
 
 @pytest.mark.parametrize(

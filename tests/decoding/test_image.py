@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from pipeline.core.items import Status
 from pipeline.decoding.errors import DecodeError
 from pipeline.decoding.formats import SNIFF_BYTES, is_image
 from pipeline.decoding.image import DecodePolicy, decode, decode_image, upright_rgb
-from tests.decoding.writers import Page, tiff
+from tests.decoding.writers import Page, png, tiff
 
 
 def encode(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
@@ -137,6 +138,30 @@ def test_the_pixel_limit_is_checked_before_decoding() -> None:
     assert decode(encode(Image.new("L", (10, 10))), DecodePolicy(max_pixels=100)).shape == (10, 10, 3)
     with pytest.raises(DecodeError):
         decode(encode(Image.new("L", (101, 1))), DecodePolicy(max_pixels=100))
+
+
+@pytest.mark.parametrize("library", ["imagecodecs", "tifffile"])
+def test_a_library_that_is_not_there_is_no_damage(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = np.full((2, 3, 3), 257, np.uint16)
+    data = tiff(Page(wide, 16)) if library == "tifffile" else png(wide, 16)
+    monkeypatch.setitem(sys.modules, library, None)
+    with pytest.raises(DecodeError, match=f"{library}.*repair the installation") as caught:
+        decode(data)
+    assert caught.value.status == Status.UNSUPPORTED
+
+
+def test_what_a_library_does_not_read_says_what_to_do() -> None:
+    rle24 = struct.pack("<2sIHHIIiiHHIIiiII", b"BM", 0, 0, 0, 54, 40, 2, 2, 1, 24, 4, 0, 0, 0, 0, 0) + bytes(16)
+    with pytest.raises(DecodeError, match=r"Unsupported BMP compression \(4\): save it again as PNG") as caught:
+        decode(rle24)
+    assert caught.value.status == Status.UNSUPPORTED
+
+
+def test_a_jpeg_that_states_its_height_at_its_end_is_no_damaged_one(small: Image.Image) -> None:
+    height, width = struct.pack(">H", small.height), struct.pack(">H", small.width)
+    with pytest.raises(DecodeError, match="height behind its pixels") as caught:
+        decode(encode(small, "JPEG").replace(b"\x08" + height + width, b"\x08\0\0" + width, 1))
+    assert caught.value.status == Status.UNSUPPORTED
 
 
 def test_a_truncated_file_fails(photographs: list[Image.Image]) -> None:

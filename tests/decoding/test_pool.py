@@ -205,6 +205,16 @@ def test_a_package_that_was_replaced_ends_the_run_and_blames_no_image(
     assert statuses == {Status.DONE}
 
 
+def test_a_worker_of_another_version_than_the_main_process_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files may be replaced between the check and the worker's import of them."""
+    monkeypatch.setattr("pipeline.decoding.pool.STAMP", 5)
+    monkeypatch.setattr("pipeline.decoding.pool.package_stamp", lambda: 5)
+    with pytest.raises(PipelineError, match=r"replaced while it ran.*run the same command again"):
+        run(pool_of(tmp_path / "log"), mostly_good({}))
+
+
 def test_workers_that_do_not_start_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     from pipeline.decoding import pool as pool_module
